@@ -1,0 +1,1 @@
+"""dfer: distributed training for facial expression recognition in video with vision-language models."""

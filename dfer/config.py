@@ -1,0 +1,225 @@
+"""Dataclasses <-> YAML <-> `a.b=c` on the command line, with messages that name the key and the remedy.
+
+Every room owns the dataclass of what it needs; `dfer.run.RunConfig` composes them. A YAML file says only what differs
+from the defaults, and may name another file as `base:`. A field typed as a union of dataclasses is chosen by `name:`.
+"""
+
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+
+from dfer.errors import UsageError, did_you_mean, message
+
+T = TypeVar("T")
+MAX_BASES = 8
+
+
+class ConfigProblem(UsageError):
+    """One or more things wrong in a configuration, each with its key."""
+
+
+def load(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file (and its bases), apply `a.b=c` overrides, build `kind`.
+
+    Raises:
+        ConfigProblem: unknown key, wrong type, missing value; all problems of the file at once.
+    """
+    plain = read_yaml(path)
+    for text in overrides:
+        plain = merged(plain, _override(text))
+    try:
+        return from_plain(kind, plain)
+    except ConfigProblem as problem:
+        raise ConfigProblem(f"{path}: {problem}") from problem
+
+
+def read_yaml(path: Path, _depth: int = 0) -> dict[str, Any]:
+    """A YAML mapping with its `base:` files merged below it. `base` is relative to the file that names it."""
+    if _depth > MAX_BASES:
+        raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigProblem(f"{path}: cannot be read ({error}). Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigProblem(f"{path}: not valid YAML ({error}).".replace("\n", " ")) from error
+    if not isinstance(plain, dict):
+        raise ConfigProblem(message(path, expected="a mapping of keys", got=type(plain).__name__, do="See configs/."))
+    base = plain.pop("base", None)
+    if base is None:
+        return plain
+    return merged(read_yaml(path.parent / str(base), _depth + 1), plain)
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, mappings merged key by key; a mapping with another `name:` replaces the one below."""
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
+            value = merged(old, value)
+        out[key] = value
+    return out
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigProblem(message("override", expected="key.sub=value", got=repr(text), do="Write it as seed=2."))
+    try:
+        plain: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigProblem(message(key, expected="a YAML value", got=repr(value), do="Put it in quotes.")) from error
+    for part in reversed(key.split(".")):
+        plain = {part: plain}
+    return typing.cast(dict[str, Any], plain)
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML text; reads back to the same value."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
+def to_plain(config: Any) -> Any:
+    """Plain dicts, lists and scalars of a dataclass instance."""
+    return _plain(asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
+    """Build dataclass `kind` from plain values, strictly typed.
+
+    Raises:
+        ConfigProblem: with every problem found, one sentence each.
+    """
+    problems: list[str] = []
+    value = _build(kind, plain, where, problems)
+    if problems:
+        raise ConfigProblem("; ".join(problems))
+    return typing.cast(T, value)
+
+
+def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
+    origin = get_origin(kind)
+    if is_dataclass(kind):
+        return _dataclass(kind, plain, where, problems)
+    if origin in (typing.Union, types.UnionType):
+        return _union(kind, plain, where, problems)
+    if origin is Literal:
+        return _checked(plain, plain in get_args(kind) and not isinstance(plain, bool), where, problems,
+                        expected=" or ".join(repr(a) for a in get_args(kind)))  # fmt: skip
+    if origin is tuple:
+        if isinstance(plain, list) and get_args(kind)[0] is int and all(type(x) is int for x in plain):
+            return tuple(plain)  # a shard index holds a million of them
+        ok = isinstance(plain, list | tuple)
+        items = _checked(plain, ok, where, problems, expected="a list") if not ok else plain
+        return tuple(_build(get_args(kind)[0], x, f"{where}[{i}]", problems) for i, x in enumerate(items if ok else ()))
+    if origin is dict:
+        if not isinstance(plain, Mapping):
+            return _checked(plain, False, where, problems, expected="a mapping")
+        return {str(k): _build(get_args(kind)[1], v, _join(where, str(k)), problems) for k, v in plain.items()}
+    return _scalar(kind, plain, where, problems)
+
+
+def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(plain, Mapping):
+        return _checked(plain, False, where, problems, expected=f"a mapping ({kind.__name__})")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in fields(kind) if f.init}
+    for key in plain:
+        if key not in known:
+            problems.append(f"{_join(where, str(key))}: unknown key. {did_you_mean(str(key), known)}")
+    before = len(problems)
+    values = {}
+    for name, f in known.items():
+        if name in plain:
+            values[name] = _build(hints[name], plain[name], _join(where, name), problems)
+        elif f.default is MISSING and f.default_factory is MISSING:
+            problems.append(f"{_join(where, name)}: required, but missing. Add it to the file or as {name}=VALUE")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**values)
+    except ConfigProblem as problem:
+        problems.append(str(problem) if not where else f"{where}: {problem}")
+    return None
+
+
+def _union(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
+    options = get_args(kind)
+    if type(None) in options:
+        rest = [o for o in options if o is not type(None)]
+        if plain is None:
+            return None
+        return _build(rest[0] if len(rest) == 1 else typing.Union[tuple(rest)], plain, where, problems)  # noqa: UP007
+    by_name = {get_args(typing.get_type_hints(o)["name"])[0]: o for o in options if is_dataclass(o)}
+    if not by_name:
+        fitting = [o for o in options if _fits(o, plain)]
+        return _checked(plain, bool(fitting), where, problems, expected=" or ".join(o.__name__ for o in options))
+    name = plain.get("name") if isinstance(plain, Mapping) else None
+    if name not in by_name:
+        problems.append(f"{_join(where, 'name')}: unknown {name!r}. {did_you_mean(str(name), by_name)}")
+        return None
+    return _dataclass(by_name[name], plain, where, problems)
+
+
+def _scalar(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
+    if kind is Any:
+        return plain
+    fits = _fits(kind, plain)
+    _checked(plain, fits, where, problems, expected=_NAMES.get(kind, getattr(kind, "__name__", str(kind))))
+    return float(plain) if kind is float and fits else plain
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _fits(kind: Any, plain: Any) -> bool:
+    if kind is float:
+        return isinstance(plain, int | float) and not isinstance(plain, bool) and math.isfinite(plain)
+    if kind is int:
+        return isinstance(plain, int) and not isinstance(plain, bool)
+    return isinstance(plain, kind)
+
+
+def _checked(plain: Any, ok: bool, where: str, problems: list[str], *, expected: str) -> Any:
+    if not ok:
+        hint = ""
+        if isinstance(plain, str) and expected == _NAMES[float] and _is_number(plain):
+            hint = f". YAML reads {plain} as text: write it with a point, {_with_point(plain)}, and no quotes"
+        problems.append(f"{where or 'top level'}: expected {expected}, got {plain!r} ({type(plain).__name__}){hint}")
+    return plain
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _with_point(text: str) -> str:
+    mantissa, e, exponent = text.lower().partition("e")
+    point = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{point}{e}{exponent}"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

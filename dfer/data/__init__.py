@@ -1,0 +1,1 @@
+"""From shards to batches: format, order, sampling, store, decode, augmentation, loader."""

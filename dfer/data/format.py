@@ -1,0 +1,227 @@
+"""The shard folder: manifest, per-shard index, member names. Shared by the builder and the reader; needs no torch.
+
+    OUT/manifest.json                 written last; a folder without it is refused
+    OUT/fold_1/00000.tar              members `key.000.jpg key.001.jpg ... key.json`, one clip after another
+    OUT/fold_1/00000.index.json       where each clip's frames lie in that tar
+
+A clip's members are consecutive and every header is one 512-byte USTAR block, so the first frame's offset and the
+frame sizes give every other offset. `docs/shard_format.md` describes all fields.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from dfer.config import ConfigProblem, from_plain
+from dfer.errors import DataError, message
+
+T = TypeVar("T")
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+BLOCK = 512
+KEY = re.compile(r"[A-Za-z0-9_-]{1,40}(/[A-Za-z0-9_-]{1,40}){0,3}")
+PARTITION = re.compile(r"[a-z0-9_]{1,40}")
+MAX_FRAMES = 10_000
+MAX_FRAME_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEntry:
+    """One clip in a shard. offset: byte of the first frame's data; sizes: bytes of each frame, in time order."""
+
+    key: str
+    label: int
+    offset: int
+    sizes: tuple[int, ...]
+    subject: str | None = None
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.sizes)
+
+    def frame_spans(self) -> list[tuple[int, int]]:
+        """(offset, size) in bytes of every frame's JPEG in the tar."""
+        spans, at = [], self.offset
+        for size in self.sizes:
+            spans.append((at, size))
+            at += -(-size // BLOCK) * BLOCK + BLOCK
+        return spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """Contents of one `*.index.json`: the clips of one tar in order."""
+
+    version: int = FORMAT_VERSION
+    shard: str
+    clips: tuple[ClipEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar as the manifest lists it. Paths are relative to the manifest; sizes in bytes."""
+
+    path: str
+    partition: str
+    clips: int
+    frames: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_path(self) -> str:
+        return self.path.removesuffix(".tar") + ".index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSettings:
+    """How frames were stored. Frames at most `max_side` pixels long are kept byte for byte, others re-encoded."""
+
+    max_side: int
+    quality: int
+    kept: int
+    encoded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """A clip the split files name that is not in the shards, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is in a shard folder. counts: clips per class of each partition, in class order."""
+
+    version: int = FORMAT_VERSION
+    dataset: str
+    classes: tuple[str, ...]
+    builder: str
+    frames: FrameSettings
+    counts: dict[str, tuple[int, ...]]
+    excluded: tuple[Excluded, ...] = ()
+    shards: tuple[ShardInfo, ...]
+    options: dict[str, str] = field(default_factory=dict)
+
+    def partitions(self) -> list[str]:
+        return sorted({shard.partition for shard in self.shards})
+
+    def shards_of(self, partitions: Sequence[str]) -> list[ShardInfo]:
+        """The shards of these partitions, in manifest order. Raises DataError for a partition that is not there."""
+        missing = [p for p in partitions if p not in self.partitions()]
+        if missing:
+            raise DataError(
+                message(
+                    "manifest",
+                    expected=f"partitions out of {', '.join(self.partitions())}",
+                    got=", ".join(missing),
+                    do="Correct the partition or fold, or build the missing shards.",
+                )
+            )
+        return [shard for shard in self.shards if shard.partition in partitions]
+
+
+def to_json(value: Manifest | ShardIndex) -> bytes:
+    """Stable bytes: same value, same text, whatever the machine."""
+    plain = asdict(value)
+    return (json.dumps(plain, indent=1 if isinstance(value, Manifest) else None, sort_keys=True) + "\n").encode()
+
+
+def read_manifest(data: bytes, *, where: str) -> Manifest:
+    """Parse and check a manifest. Raises DataError naming `where`, the field and the remedy."""
+    manifest = _parse(data, Manifest, where)
+    bad = [s.path for s in manifest.shards if not safe_path(s.path) or not PARTITION.fullmatch(s.partition)]
+    if bad:
+        raise DataError(
+            message(where, expected="relative shard paths below the folder", got=bad[0], do="Build the shards again.")
+        )
+    wrong = [p for p in manifest.partitions() if len(manifest.counts.get(p, ())) != len(manifest.classes)]
+    if wrong:
+        raise DataError(
+            message(
+                where,
+                expected=f"{len(manifest.classes)} class counts for every partition",
+                got=f"{len(manifest.counts.get(wrong[0], ()))} for {wrong[0]}",
+                do="Build the shards again.",
+            )
+        )
+    return manifest
+
+
+def read_index(data: bytes, *, where: str, shard: ShardInfo, num_classes: int) -> ShardIndex:
+    """Parse a shard's index and check it against the manifest's hash and bounds. Raises DataError."""
+    check_sha256(data, shard.index_sha256, where=where)
+    index = _parse(data, ShardIndex, where)
+    for clip in index.clips:
+        _check_clip(clip, where=where, shard_bytes=shard.bytes, num_classes=num_classes)
+    if len(index.clips) != shard.clips:
+        raise DataError(
+            message(where, expected=f"{shard.clips} clips", got=str(len(index.clips)), do="Build the shards again.")
+        )
+    return index
+
+
+def _check_clip(clip: ClipEntry, *, where: str, shard_bytes: int, num_classes: int) -> None:
+    spans = clip.frame_spans()
+    if not KEY.fullmatch(clip.key) or not 0 < len(spans) <= MAX_FRAMES:
+        raise DataError(message(where, expected="a plain key and 1..10,000 frames", got=f"{clip.key[:60]!r} with "
+                                f"{len(spans)} frames", do="Build the shards again."))  # fmt: skip
+    inside = clip.offset >= BLOCK and all(0 < size <= MAX_FRAME_BYTES for size in clip.sizes)
+    if not inside or sum(spans[-1]) > shard_bytes:
+        raise DataError(message(f"{where}, clip {clip.key}", expected=f"frames inside the {shard_bytes} bytes of the "
+                                "shard", got=f"a frame at {spans[-1]}", do="Build the shards again."))  # fmt: skip
+    if not 0 <= clip.label < num_classes:
+        raise DataError(message(f"{where}, clip {clip.key}", expected=f"a label in 0..{num_classes - 1}",
+                                got=str(clip.label), do="Build the shards again."))  # fmt: skip
+
+
+def check_sha256(data: bytes | memoryview, expected: str, *, where: str) -> None:
+    """Raise DataError when the data's SHA-256 is not the one the manifest gives."""
+    got = hashlib.sha256(data).hexdigest()
+    if got != expected:
+        raise DataError(
+            message(
+                where,
+                expected=f"sha256 {expected[:12]}...",
+                got=f"{got[:12]}...",
+                do="The file was changed or damaged after the build; copy it again or run `dfer-shards build` again.",
+            )
+        )
+
+
+def safe_path(path: str) -> bool:
+    """True for a relative path that stays below its folder and has no scheme."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", path)) and ".." not in path.split("/")
+
+
+def frame_name(key: str, position: int) -> str:
+    """Member name of a clip's frame: `00001.000.jpg`. webdataset reads everything before the first dot as the key."""
+    return f"{key}.{position:03d}.jpg"
+
+
+def _parse(data: bytes, kind: type[T], where: str) -> T:
+    try:
+        plain: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(message(where, expected="JSON", got=str(error), do="Build the shards again.")) from error
+    version = plain.get("version") if isinstance(plain, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            message(
+                where,
+                expected=f"format version {FORMAT_VERSION}",
+                got=repr(version)[:40],
+                do="Build the shards again with this version of dfer, or install the one that wrote them.",
+            )
+        )
+    try:
+        return from_plain(kind, plain)
+    except ConfigProblem as problem:
+        raise DataError(f"{where}: {problem}. Build the shards again.") from problem

@@ -1,0 +1,118 @@
+"""Who am I among how many: the environment is read once into a `World`, which is passed on as a value."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dfer.errors import UsageError, message
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all. Built from the environment by `from_environment`, or by hand in tests."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise UsageError(
+                message("RANK", expected=f"0..{self.size - 1}", got=str(self.rank), do="Start all ranks with torchrun.")
+            )
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one process that writes files and prints."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process: its own GPU where there is one, else the CPU."""
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device("cpu")
+
+
+def from_environment() -> World:
+    """The world as torchrun, submitit or Ray describe it in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
+    size = _number("WORLD_SIZE", 1)
+    return World(
+        rank=_number("RANK", 0),
+        size=size,
+        local_rank=_number("LOCAL_RANK", 0),
+        local_size=_number("LOCAL_WORLD_SIZE", size),
+    )
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise UsageError(message(name, expected="a whole number", got=repr(text), do="Unset it or use torchrun."))
+    return int(text)
+
+
+@contextmanager
+def process_group(world: World, *, timeout_s: int = 600) -> Iterator[None]:
+    """Join the other ranks for the length of the block; uses the group that exists (Ray makes its own).
+
+    A single process makes a group of its own in memory (DeepSpeed wants one) and opens no port for it.
+    """
+    ours = not dist.is_initialized()
+    if ours:
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)
+        store = dist.HashStore() if world.size == 1 else None  # type: ignore[attr-defined]
+        dist.init_process_group(
+            backend, store=store, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
+        )
+    try:
+        yield
+    finally:
+        if ours and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The element-wise sum of `x` over all ranks, as a new tensor of the same shape and type."""
+    total = x.clone()
+    if _several():
+        dist.all_reduce(total)
+    return total
+
+
+def gather_objects(obj: Any) -> list[Any]:
+    """Every rank's small object in rank order, on every rank (numbers and strings, not tensors of size)."""
+    if not _several():
+        return [obj]
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, obj)
+    return out
+
+
+def from_first(obj: Any) -> Any:
+    """The first rank's small object, on every rank."""
+    if not _several():
+        return obj
+    box = [obj]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if _several():
+        dist.barrier()
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,57 @@
+"""Errors a user can mend. Each carries its exit code; the command line prints the message without a traceback.
+
+A message says where it happened, what was expected, what came and what to do; `message` puts the four in one shape.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DferError(Exception):
+    """Base of all errors shown to users as a plain message."""
+
+    exit_code = 1
+
+
+class UsageError(DferError):
+    """Wrong arguments or a wrong configuration."""
+
+    exit_code = 2
+
+
+class DataError(DferError):
+    """Raw data, shards or images that are not what they should be."""
+
+    exit_code = 3
+
+
+class NonFiniteLossError(DferError):
+    """The loss became NaN or infinite; nothing was updated with it."""
+
+    exit_code = 4
+
+
+class CheckpointError(DferError):
+    """A checkpoint or run folder that cannot be used."""
+
+    exit_code = 5
+
+
+class StorageError(DferError):
+    """Reading or writing failed: disk full, no permission, store unreachable."""
+
+    exit_code = 6
+
+
+def message(where: object, *, expected: str, got: str, do: str) -> str:
+    """One line in the house's shape: where, what was expected, what came, what to do."""
+    return f"{where}: expected {expected}, got {got}. {do}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The closest known words as a sentence, or the list of all of them when none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=2)
+    if close:
+        return f"Did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"Known: {', '.join(known)}."

@@ -1,0 +1,1 @@
+"""Exact counts, scores, and the reports made of them."""

@@ -1,0 +1,1 @@
+"""Recognizers and the parts they are composed of."""

@@ -1,0 +1,1 @@
+"""Optimizers, engines, logging and the loop; knows no method and no file format of data."""

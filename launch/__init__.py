@@ -1,0 +1,1 @@
+"""Launchers: a resolved config becomes processes that end in `dfer.run`."""
