@@ -1,0 +1,194 @@
+"""The floor: label sets, the world, the import order, the shard format's checks."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from dfer import emotions
+from dfer.data import format as fmt
+from dfer.distributed import World, from_environment
+from dfer.errors import DataError, UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_words_of_all_data_sets_map_to_dfer_clip_order() -> None:
+    basic, mafw = emotions.label_set("basic7"), emotions.label_set("mafw11")
+    ferv39k = ["Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear"]
+    assert [basic.index(word) for word in ferv39k] == list(range(7))
+    # MAFW's own numbering, as its table of conversions gives it.
+    native = [
+        "anger",
+        "disgust",
+        "fear",
+        "happiness",
+        "neutral",
+        "sadness",
+        "surprise",
+        "contempt",
+        "anxiety",
+        "helplessness",
+        "disappointment",
+    ]
+    assert [mafw.index(word) for word in native] == [3, 5, 6, 0, 2, 1, 4, 7, 8, 9, 10]
+
+
+def test_every_emotion_has_a_text_of_every_kind() -> None:
+    mafw = emotions.label_set("mafw11")
+    for kind in ("class_names", "class_names_with_context", "class_descriptor", "photo"):
+        texts = mafw.texts(kind)
+        assert len(set(texts)) == 11 and all(text.endswith(".") for text in texts)
+
+
+def test_unknown_emotions_and_label_sets_are_named() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'happiness'"):
+        emotions.label_set("basic7").index("hapiness")
+    with pytest.raises(UsageError, match="Did you mean 'basic7'"):
+        emotions.label_set("basic")
+    with pytest.raises(UsageError, match="distinct names"):
+        emotions.emotions_of(["fear", "fear"])
+
+
+def test_world_reads_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert from_environment() == World(rank=3, size=4, local_rank=1, local_size=2)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(UsageError, match=r"RANK: expected 0..3, got 4"):
+        from_environment()
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(UsageError, match="expected a whole number, got 'x'"):
+        from_environment()
+
+
+FLOOR = {
+    "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
+    "dfer.data.format",
+}  # fmt: skip
+ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this project that a file imports, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if module_file(name) else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("dfer", "shards", "launch")}
+
+
+def module_file(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+def room_of(name: str) -> str:
+    return next((room for room in ROOMS if (name + ".").startswith(room + ".") and name not in FLOOR), name)
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for path in [*ROOT.glob("dfer/**/*.py"), *ROOT.glob("shards/**/*.py"), *ROOT.glob("launch/**/*.py")]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for target in imports_of(path):
+            if not allowed(name, target):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong
+
+
+def allowed(name: str, target: str) -> bool:
+    mine, theirs = room_of(name), room_of(target)
+    if name.startswith("launch"):
+        return target.startswith(("launch", "dfer"))
+    if name.startswith("shards"):
+        return target.startswith("shards") or target in FLOOR - {
+            "dfer.recognition",
+            "dfer.distributed",
+            "dfer.checkpoint",
+        }
+    if name in FLOOR:
+        return target in FLOOR
+    if mine in ROOMS:
+        return theirs == mine or target in FLOOR
+    return target.startswith("dfer")  # run, bench and the command line know every room
+
+
+def test_only_towers_imports_open_clip() -> None:
+    users = [
+        p.name
+        for p in ROOT.glob("dfer/**/*.py")
+        if "import open_clip" in p.read_text() or "from open_clip" in p.read_text()
+    ]
+    assert users == ["towers.py"]
+
+
+def manifest(**changes: object) -> fmt.Manifest:
+    shard = fmt.ShardInfo(
+        path="train/00000.tar",
+        partition="train",
+        clips=1,
+        frames=2,
+        bytes=10_240,
+        sha256="0" * 64,
+        index_sha256="0" * 64,
+    )
+    fields: dict[str, object] = {
+        "dataset": "ferv39k", "classes": ("happiness", "sadness"), "builder": "dfer 0", "counts": {"train": (1, 0)},
+        "frames": fmt.FrameSettings(max_side=256, quality=95, kept=2, encoded=0), "shards": (shard,),
+    }  # fmt: skip
+    return fmt.Manifest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_frame_spans_follow_from_sizes() -> None:
+    clip = fmt.ClipEntry(key="a", label=0, offset=512, sizes=(1, 512, 513))
+    # Data blocks of 1, 1 and 2 times 512 bytes, each next one behind a header of 512.
+    assert clip.frame_spans() == [(512, 1), (1536, 512), (2560, 513)]
+
+
+def test_manifest_round_trip_and_refusals() -> None:
+    good = fmt.to_json(manifest())
+    assert fmt.read_manifest(good, where="m") == manifest()
+    for data, says in [
+        (b"{", "expected JSON"),
+        (b"[" * 100_000, "expected JSON"),
+        (good.replace(b'"version": 1', b'"version": 9'), "expected format version 1, got 9"),
+        (good.replace(b"train/00000.tar", b"../00000.tar"), "relative shard paths"),
+        (good.replace(b"train/00000.tar", b"pipe:rm x"), "relative shard paths"),
+        (good.replace(b'"dataset"', b'"datasset"'), "Did you mean 'dataset'"),
+        (fmt.to_json(manifest(counts={"train": (1,)})), "2 class counts"),
+    ]:
+        with pytest.raises(DataError, match="m: ") as caught:
+            fmt.read_manifest(data, where="m")
+        assert says in str(caught.value)
+    with pytest.raises(DataError, match="expected partitions out of train, got fold_1"):
+        manifest().shards_of(["fold_1"])
+
+
+@pytest.mark.parametrize(
+    ("clip", "says"),
+    [
+        ({"key": "../../etc"}, "plain key"),
+        ({"sizes": ()}, "0 frames"),
+        ({"sizes": (1, 20_000)}, "frames inside the 10240 bytes"),
+        ({"sizes": (-5,)}, "frames inside"),
+        ({"offset": 0}, "frames inside"),
+        ({"label": 7}, "a label in 0..1, got 7"),
+    ],
+)
+def test_index_outside_its_shard_is_refused(clip: dict[str, object], says: str) -> None:
+    import hashlib
+    from dataclasses import replace
+
+    fields: dict[str, object] = {"key": "a", "label": 0, "offset": 512, "sizes": (1, 2)}
+    entry = fmt.ClipEntry(**{**fields, **clip})  # type: ignore[arg-type]
+    data = fmt.to_json(fmt.ShardIndex(shard="train/00000.tar", clips=(entry,)))
+    info = replace(manifest().shards[0], index_sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(DataError) as caught:
+        fmt.read_index(data, where="i", shard=info, num_classes=2)
+    assert says in str(caught.value)
+    with pytest.raises(DataError, match="expected sha256 0000"):
+        fmt.read_index(data, where="i", shard=manifest().shards[0], num_classes=2)
