@@ -10,10 +10,12 @@ An intensity of 0 is a relaxed muscle, 1 the strongest contraction drawn. AU12 a
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 ACTION_UNITS: tuple[str, ...] = (
     "1",  # inner brow raiser

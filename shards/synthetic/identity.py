@@ -99,7 +99,10 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     skin = between(SKINS, rng=rng, jitter=4.0)
     hair = HAIRS[int(rng.integers(len(HAIRS)))]
     redness = rng.uniform(0.75, 1.0)
-    around = lambda spread: float(rng.uniform(1 - spread, 1 + spread))  # noqa: E731
+
+    def around(spread: float) -> float:
+        return float(rng.uniform(1 - spread, 1 + spread))
+
     return Identity(
         skin=skin,
         hair=as_colour(np.array(hair) * rng.uniform(0.85, 1.15)),
@@ -114,7 +117,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         jaw=float(rng.uniform(0.12, 0.34)),
         eye_size=around(0.10),
         eye_gap=around(0.06),
-        eye_slant=float(rng.uniform(-0.02, 0.03)),
+        eye_slant=float(rng.uniform(-0.02, 0.018)),
         brow_height=float(rng.uniform(-0.025, 0.015)),
         brow_weight=around(0.35),
         brow_arch=float(rng.uniform(0.01, 0.05)),
@@ -130,15 +133,16 @@ def draw_identity(rng: np.random.Generator) -> Identity:
 
 def backdrop(size: int, *, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A gradient between two muted colours with a few blurred blobs, (S, S, 3) uint8."""
-    low = rng.uniform(40, 200, (2, 2, 3)) * 0.6 + rng.uniform(40, 190) * 0.4
+    low = rng.uniform(40, 200, (2, 2, 3)) * 0.3 + rng.uniform(40, 190, (2, 2, 1)) * 0.7
     small = cv2.resize(low.astype(np.float32), (56, 56), interpolation=cv2.INTER_LINEAR)
     for _ in range(int(rng.integers(0, 6))):
         x, y = rng.integers(0, 56, 2).tolist()
-        colour = tuple(rng.uniform(20, 235, 3).tolist())
+        colour = tuple((0.5 * rng.uniform(20, 235, 3) + 0.5 * rng.uniform(20, 235)).tolist())
         cv2.circle(small, (x, y), int(rng.integers(3, 13)), colour, -1)
     small = cv2.GaussianBlur(small, (0, 0), float(rng.uniform(1.5, 5.0)))
     image = cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    out: NDArray[np.uint8] = np.clip(image, 0, 255).astype(np.uint8)
+    return out
 
 
 def draw_scene(size: int, *, rng: np.random.Generator) -> Scene:

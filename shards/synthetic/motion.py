@@ -55,16 +55,18 @@ def frame_times(frames: int) -> Array:
 def smoothstep(x: Array) -> Array:
     """The cubic 3x^2 - 2x^3 on [0, 1], constant outside."""
     x = np.clip(x, 0.0, 1.0)
-    return (x * x * (3.0 - 2.0 * x)).astype(np.float32)
+    out: Array = x * x * (3.0 - 2.0 * x)
+    return out
 
 
 def fade_curve(times: Array, *, rng: np.random.Generator) -> Array:
-    """Abrupt onset in the first 8 to 18 % of the clip, then a slow fade to its end; shape (T,), in [0, 1]."""
+    """Abrupt onset in the first tenth to fifth of the clip, then a slow fade to its end; shape (T,), in [0, 1]."""
     start, peak = rng.uniform(0.0, 0.06), rng.uniform(0.10, 0.18)
     power = rng.uniform(0.8, 1.2)
     rise = smoothstep((times - start) / (peak - start))
     fall = np.clip((1.0 - times) / (1.0 - peak), 0.0, 1.0) ** power
-    return np.minimum(rise, fall).astype(np.float32)
+    out: Array = np.minimum(rise, fall)
+    return out
 
 
 def hold_curve(times: Array, *, rng: np.random.Generator) -> Array:
@@ -92,14 +94,16 @@ def saccades(times: Array, *, rng: np.random.Generator, targets: int) -> Array:
     """Gaze (T, 2) that rests on `targets` independent points and jumps between them."""
     edges = np.sort(rng.uniform(0.0, 1.0, targets - 1))
     points = rng.normal(0.0, 0.25, (targets, 2)) * (1.0, 0.6)
-    return points[np.searchsorted(edges, times)].astype(np.float32)
+    out: Array = points[np.searchsorted(edges, times)].astype(np.float32)
+    return out
 
 
 def sway(times: Array, *, rng: np.random.Generator, size: float) -> Array:
     """A slow wander (T,) of amplitude about `size`: two sinusoids of random frequency and phase."""
     frequency, phase = rng.uniform(0.3, 2.0, 2), rng.uniform(0.0, 2.0 * np.pi, 2)
     waves = np.sin(2.0 * np.pi * times[:, None] * frequency + phase)
-    return (size * waves.sum(1) / 2.0).astype(np.float32)
+    out: Array = size * waves.sum(1) / 2.0
+    return out
 
 
 def clip_motion(emotion: str, *, frames: int, rng: np.random.Generator) -> Motion:

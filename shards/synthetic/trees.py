@@ -1,0 +1,242 @@
+"""Writes the raw trees of DFEW, FERV39k and MAFW, filled with generated faces.
+
+A clip's pictures depend on the seed, the clip and its identity alone, so any number of processes writes the same
+bytes. A clip is drawn into `<folder>.part` and renamed when its last frame is written; `synthetic.json` comes last.
+An interrupted run therefore leaves only whole clips behind, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from tqdm import tqdm
+
+from dfer.errors import DataError, StorageError, UsageError, message
+from shards.synthetic.face import ClipPainter
+from shards.synthetic.identity import draw_identity, draw_scene
+from shards.synthetic.layouts import Clip, Layout, layout_of, plan_clips
+from shards.synthetic.motion import clip_motion
+
+VERSION = 1  # raise when the same arguments give other pictures
+RECORD, BEGUN = "synthetic.json", "synthetic.part.json"
+SIZES = range(32, 1025)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthSummary:
+    """What `synth` left in `out`. drawn: clips drawn by this call, none when the tree was already complete."""
+
+    out: Path
+    dataset: str
+    clips: int
+    frames: int
+    drawn: int
+    seconds: float
+    frames_per_second: float
+    per_class: dict[str, int]
+    identities: int
+
+    def __str__(self) -> str:
+        what = f"{self.clips} clips, {self.frames} frames, {self.identities} identities"
+        classes = ", ".join(f"{name} {count}" for name, count in self.per_class.items())
+        if not self.drawn:
+            return f"{self.out} is complete already: generated {self.dataset}, {what}. Nothing to do."
+        speed = f"{self.drawn} clips drawn in {self.seconds:.1f} s, {self.frames_per_second:.0f} frames/s"
+        return f"{self.out}: generated {self.dataset}, {what} ({classes}); {speed}."
+
+
+def synth(
+    dataset: str, out: Path, *, clips: int, seed: int, jobs: int = 1, size: int = 224, progress: bool = True
+) -> SynthSummary:
+    """Write a data set's raw tree (`dfew`, `ferv39k` or `mafw`) of generated faces into `out`.
+
+    clips: how many in all folds together. size: side of the frames in pixels. jobs: processes; the bytes written do
+    not depend on it. A complete tree of the same arguments is left as it is, an incomplete one is completed.
+    Raises UsageError for wrong arguments and for a folder that holds something else, StorageError when the disk is
+    full or not writable.
+    """
+    layout = layout_of(dataset)
+    check_numbers(seed=seed, jobs=jobs, size=size)
+    plan = plan_clips(layout, clips=clips, seed=seed)
+    arguments = {"generator": VERSION, "dataset": dataset, "clips": clips, "seed": seed, "size": size}
+    check_target(out, arguments=arguments)
+    missing = [clip for clip in plan if not is_whole(out / clip.folder, frames=clip.frames)]
+    began = time.perf_counter()
+    with explained(out):
+        if missing or not (out / RECORD).exists():
+            write_tree(
+                out, layout=layout, plan=plan, missing=missing, arguments=arguments, jobs=jobs, progress=progress
+            )
+    seconds = time.perf_counter() - began
+    return summarise(out, dataset=dataset, plan=plan, missing=missing, seconds=seconds)
+
+
+def check_numbers(*, seed: int, jobs: int, size: int) -> None:
+    """Raises UsageError for numbers out of range."""
+    if seed < 0:
+        raise UsageError(message("--seed", expected="0 or more", got=str(seed), do="Choose another seed."))
+    if jobs < 1:
+        raise UsageError(message("--jobs", expected="1 process or more", got=str(jobs), do="Leave it out for one."))
+    if size not in SIZES:
+        expected = f"{SIZES[0]} to {SIZES[-1]} pixels"
+        raise UsageError(message("--size", expected=expected, got=str(size), do="The real crops have 224."))
+
+
+def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
+    """Raises UsageError unless `out` is absent, empty, or holds a tree of the same arguments, complete or not."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(message(out, expected="a folder", got="a file", do="Choose another place for the data set."))
+    found = next((read_record(out / name) for name in (RECORD, BEGUN) if (out / name).exists()), None)
+    if found is None:
+        if out.exists() and any(out.iterdir()):
+            got = "a folder with other files in it"
+            raise UsageError(message(out, expected="an empty or new folder", got=got, do="Choose another folder."))
+        return
+    other = {key: found.get(key) for key, value in arguments.items() if found.get(key) != value}
+    if other:
+        expected = ", ".join(f"{key} {arguments[key]}" for key in other)
+        got = ", ".join(f"{key} {value}" for key, value in other.items())
+        do = "Choose another folder, or delete this one to generate it anew."
+        raise UsageError(message(out, expected=f"generated faces with {expected}", got=got, do=do))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises DataError when it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        found = error
+    if not isinstance(found, dict):
+        do = "Delete the folder, or choose another."
+        raise DataError(message(path, expected="the record of generated faces, a JSON object", got=str(found), do=do))
+    return found
+
+
+@contextmanager
+def explained(out: Path) -> Iterator[None]:
+    """Turns failures of the disk and of the processes below into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        do = "Free some space" if full else "Check the folder"
+        do += " or choose another folder; the same command goes on with the clips that are missing."
+        raise StorageError(message(out, expected="a folder that takes the frames", got=str(error), do=do)) from error
+    except BrokenProcessPool as error:
+        do = "It may have run out of memory: lower --jobs; the same command goes on with the clips that are missing."
+        raise StorageError(
+            message(out, expected="all processes to finish", got="one that was killed", do=do)
+        ) from error
+
+
+def is_whole(folder: Path, *, frames: int) -> bool:
+    """Whether a clip's folder holds as many entries as it has frames."""
+    return folder.is_dir() and sum(1 for _ in folder.iterdir()) == frames
+
+
+def write_tree(
+    out: Path,
+    *,
+    layout: Layout,
+    plan: list[Clip],
+    missing: list[Clip],
+    arguments: dict[str, Any],
+    jobs: int,
+    progress: bool,
+) -> None:
+    """Draw the missing clips, then write the split files and, last, the record."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / BEGUN, text=json.dumps(arguments))
+    (out / RECORD).unlink(missing_ok=True)
+    draw = partial(draw_clip, out=out, seed=arguments["seed"], size=arguments["size"])
+    with tqdm(total=sum(c.frames for c in missing), unit="frame", desc=layout.name, disable=not progress) as bar:
+        for frames in in_processes(draw, missing, jobs=jobs):
+            bar.update(frames)
+    for name, text in layout.splits(plan).items():
+        write_text(out / name, text=text)
+    clips = {c.folder: {k: v for k, v in asdict(c).items() if k not in ("folder", "name", "index")} for c in plan}
+    write_text(out / RECORD, text=json.dumps({**arguments, "per_clip": clips}, indent=1))
+    (out / BEGUN).unlink()
+
+
+def in_processes(draw: partial[int], clips: list[Clip], *, jobs: int) -> Iterable[int]:
+    """Frames drawn, clip after clip, in this process or in `jobs` others."""
+    if jobs == 1 or len(clips) < 2:
+        with one_thread():
+            yield from map(draw, clips)
+        return
+    # Spawned, because OpenCV's and the caller's threads do not survive a fork.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        try:
+            yield from pool.map(draw, clips, chunksize=max(1, min(8, len(clips) // (4 * jobs))))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV on one thread: its pool costs more than it saves on pictures this small."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> int:
+    """Draw and write one clip; returns its number of frames. Raises OSError when the disk does not take it."""
+    who = draw_identity(np.random.default_rng([seed, 1, clip.identity]))
+    rng = np.random.default_rng([seed, 2, clip.index])
+    motion = clip_motion(clip.emotion, frames=clip.frames, rng=rng)
+    scene = draw_scene(size, rng=rng)
+    folder = out / clip.folder
+    part = folder.with_name(folder.name + ".part")
+    for stale in (part, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    part.mkdir(parents=True)
+    for number, image in enumerate(ClipPainter(motion, who=who, scene=scene, size=size).frames(rng=rng), start=1):
+        data = simplejpeg.encode_jpeg(image, quality=scene.quality, colorspace="RGB", colorsubsampling="420")
+        (part / clip.name.format(number)).write_bytes(data)
+    part.rename(folder)
+    return clip.frames
+
+
+def write_text(path: Path, *, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(text.encode())
+    part.replace(path)
+
+
+def summarise(out: Path, *, dataset: str, plan: list[Clip], missing: list[Clip], seconds: float) -> SynthSummary:
+    """The summary of a finished tree."""
+    counts = Counter(clip.emotion for clip in plan)
+    return SynthSummary(
+        out=out,
+        dataset=dataset,
+        clips=len(plan),
+        frames=sum(clip.frames for clip in plan),
+        drawn=len(missing),
+        seconds=seconds,
+        frames_per_second=sum(clip.frames for clip in missing) / max(seconds, 1e-9),
+        per_class={name: counts[name] for name in layout_of(dataset).emotions},
+        identities=len({clip.identity for clip in plan}),
+    )
