@@ -1,0 +1,140 @@
+"""The run folder: who wrote it, with what configuration, in which environment.
+
+RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one
+RUN/environment.json    versions, revision, command, hardware
+RUN/metrics.jsonl  RUN/checkpoints/step_N/  RUN/results/*.json  RUN/report/
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dfer.config import to_plain, to_yaml
+from dfer.distributed import World
+from dfer.errors import CheckpointError, UsageError
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+
+# Keys that may change between two stretches of one run: they say where and how fast, not what is computed.
+FREE_KEYS = (
+    "run", "data.shards", "data.workers", "micro_batch", "eval_batch", "engine.name", "engine.zero", "checkpoint",
+    "published", "log_every",
+)  # fmt: skip
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
+
+
+def prepare(folder: Path, config: Any, world: World) -> None:
+    """Make the run folder, or check that it holds a run of the same configuration. Only the first rank writes.
+
+    Raises:
+        UsageError: the folder holds something else. CheckpointError: it holds another configuration.
+    """
+    existing = folder / CONFIG
+    if existing.exists():
+        _refuse_changes(folder, before=_plain_yaml(existing), now=to_plain(config))
+    elif folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
+            "Choose another one with run=FOLDER."
+        )
+    if world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(existing, to_yaml(config))
+        write_text(folder / ENVIRONMENT, json.dumps(environment(world), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: under a temporary name first, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions, revision, command and hardware of this run: what somebody needs to judge or repeat it."""
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "revision": revision(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "processes": world.size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def revision() -> str:
+    """The git revision of the code, with `-dirty` when it was changed; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or "unknown"
+    return f"CPU {name}, {os.cpu_count()} cores"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain_yaml(path: Path) -> dict[str, Any]:
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid YAML ({error}). Choose another run folder.") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(
+            f"{path}: expected a configuration, got {type(plain).__name__}. Choose another run folder."
+        )
+    return plain
+
+
+def _refuse_changes(folder: Path, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not _is_free(k))
+    if changed:
+        listed = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:5])
+        raise CheckpointError(
+            f"{folder}: expected the configuration it was started with, got {len(changed)} changed keys ({listed}). "
+            "Choose another folder with run=FOLDER, or change them back."
+        )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
