@@ -1,0 +1,41 @@
+"""From a model's configuration to the recognizer, the same on every rank."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from dfer.emotions import Emotions
+from dfer.models.dfer_clip import DferClip, DferClipConfig
+from dfer.models.released import load_released
+from dfer.models.towers import Towers
+from dfer.recognition import Recognizer
+
+ModelConfig = DferClipConfig
+"""Every method's configuration; which one is chosen by its `name`."""
+
+
+def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int) -> Recognizer:
+    """The recognizer with its initial weights, on the CPU in fp32.
+
+    The weights depend on config, emotions, num_frames and seed alone: the caller's random state is neither read nor
+    moved, and whether a checkpoint fills the towers does not change what the new parts are drawn as.
+
+    Raises:
+        ConfigProblem: an unknown architecture, or prompts that do not fit it.
+        CheckpointError: a checkpoint that is missing, damaged or does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        _reseed(seed, "towers")
+        towers = Towers(config.towers)
+        _reseed(seed, config.name)
+        model = DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
+    if config.released is not None:
+        load_released(model, Path(config.released))
+    return model
+
+
+def _reseed(seed: int, part: str) -> None:
+    """A stream of its own for each part. Only the CPU's generator: `torch.manual_seed` would move the GPUs' too."""
+    digest = hashlib.sha256(f"{seed}/{part}".encode()).digest()
+    torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))

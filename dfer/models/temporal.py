@@ -1,0 +1,94 @@
+"""From frame features to a clip feature (Zhao & Patras, BMVC 2023, section 3.1 and table 1).
+
+Letters: B clips, T frames, D feature, N heads, H width of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfer.config import ConfigProblem
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalConfig:
+    """Size of the temporal model; the defaults are the paper's.
+
+    depth: transformer layers; 0 averages the frame features and has no parameters. heads x head_dim: attention.
+    mlp_dim: hidden width of the feed-forward part.
+    """
+
+    depth: int = 1
+    heads: int = 8
+    head_dim: int = 64
+    mlp_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.depth < 0 or min(self.heads, self.head_dim, self.mlp_dim) < 1:
+            raise ConfigProblem("temporal: depth may not be negative, heads, head_dim and mlp_dim are at least 1.")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; no bias on the way in, one on the way out."""
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B T D] -> [B T D]."""
+        q, k, v = rearrange(self.qkv(x), "b t (three n h) -> three b n t h", three=3, n=self.heads)
+        mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b n t h -> b t (n h)")
+        return self.out(mixed)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer with tanh-GELU and without dropout."""
+
+    def __init__(self, dim: int, *, heads: int, head_dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads=heads, head_dim=head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(approximate="tanh"), nn.Linear(mlp_dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B T D] -> [B T D]."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class TemporalTransformer(nn.Module):
+    """A learned class token and positions, pre-norm layers, and the class token as the clip's feature."""
+
+    def __init__(self, dim: int, *, num_frames: int, config: TemporalConfig) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, dim))
+        self.positions = nn.Parameter(torch.randn(num_frames + 1, dim))
+        block = {"heads": config.heads, "head_dim": config.head_dim, "mlp_dim": config.mlp_dim}
+        self.blocks = nn.Sequential(*(Block(dim, **block) for _ in range(config.depth)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Clip features [B D] of frame features [B T D]; T may be at most `num_frames`."""
+        token = repeat(self.token, "one d -> b one d", b=len(features))
+        x = torch.cat([token.to(features.dtype), features], dim=1)
+        x = x + self.positions[: x.shape[1]]
+        return self.blocks(x)[:, 0]  # type: ignore[no-any-return]
+
+
+class TemporalMean(nn.Module):
+    """The mean of the frame features: the paper's model without a temporal part (table 2)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B T D] -> [B D]."""
+        return features.mean(dim=1)
+
+
+def temporal_model(dim: int, *, num_frames: int, config: TemporalConfig) -> TemporalTransformer | TemporalMean:
+    """The temporal model of that depth."""
+    return TemporalTransformer(dim, num_frames=num_frames, config=config) if config.depth else TemporalMean()

@@ -1,0 +1,238 @@
+"""CLIP's two towers, out of open_clip; the only module that imports it.
+
+Letters: N pictures, C colours, H height, W width of a picture (of a token in text), D embedding, K prompts, L tokens.
+"""
+
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from einops import rearrange
+from open_clip.model import CLIP, resize_pos_embed
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+from dfer.config import ConfigProblem
+from dfer.errors import CheckpointError, did_you_mean, message
+from dfer.models.weights import Weights, read_weights
+
+VOCABULARY = 49408
+"""Tokens of CLIP's byte-pair encoding; the only one the text side knows."""
+
+# Facts about a file rather than weights, and the temperature, which the methods set themselves.
+NOT_NEEDED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "logit_bias", "attn_mask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowersConfig:
+    """Which CLIP.
+
+    arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
+        a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names.
+    pretrained: path of a local checkpoint in OpenAI's or open_clip's layout; null draws random weights.
+    image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
+    """
+
+    arch: str = "ViT-B-32-quickgelu"
+    pretrained: str | None = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigProblem(f"image_size: expected at least 1 pixel, got {self.image_size}. Leave it out.")
+
+
+class TextTower(nn.Module):
+    """CLIP's causal text transformer, fed with embeddings so that prompts can be learned. Frozen."""
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        self.token_embedding: nn.Embedding = clip.token_embedding
+        self.positional_embedding: nn.Parameter = clip.positional_embedding
+        self.transformer: nn.Module = clip.transformer
+        self.ln_final: nn.Module = clip.ln_final
+        self.text_projection: nn.Parameter = clip.text_projection
+        self.attn_mask: Tensor
+        self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, prompts: Tensor, eos: Tensor) -> Tensor:
+        """Features [K D] at position eos [K] of prompts [K L W]; L may be shorter than the tower's context."""
+        length = prompts.shape[1]
+        x = prompts + self.positional_embedding[:length]
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        at_eos = x[torch.arange(len(x), device=x.device), eos]
+        return typing.cast(Tensor, self.ln_final(at_eos) @ self.text_projection)
+
+
+class PatchEmbedding(nn.Conv2d):
+    """The convolution whose stride is its kernel, as one matrix product: on CPUs its gradient is far cheaper."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = self.kernel_size
+        rows, columns = input.shape[-2] // height, input.shape[-1] // width
+        whole = input[..., : rows * height, : columns * width]
+        patches = rearrange(whole, "n c (h p) (w q) -> n (h w) (c p q)", p=height, q=width)
+        tokens = nn.functional.linear(patches, rearrange(self.weight, "o c p q -> o (c p q)"))
+        return rearrange(tokens, "n (h w) o -> n o h w", h=rows)
+
+
+class Towers(nn.Module):
+    """Image and text tower that share an embedding of width `embed_dim`."""
+
+    def __init__(self, config: TowersConfig) -> None:
+        super().__init__()
+        settings = _settings(config)
+        clip = CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
+        if config.pretrained is not None:
+            load_clip(clip, read_weights(Path(config.pretrained)), where=config.pretrained, resize=config.image_size)
+        self.visual: nn.Module = clip.visual
+        self.text = TextTower(clip)
+        self.embed_dim: int = settings["embed_dim"]
+        self.image_size: int = settings["vision_cfg"]["image_size"]
+        self.context_length: int = clip.context_length
+        _embed_patches_by_product(self.visual)
+
+    @property
+    def text_width(self) -> int:
+        """Width W of a token."""
+        return self.text.token_embedding.embedding_dim
+
+    def train(self, mode: bool = True) -> "Towers":
+        """As usual, but batch norm keeps its statistics: else the answer would depend on how ranks share a batch."""
+        super().train(mode)
+        for module in self.visual.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Projected features [N D], not normalised, of pictures [N C H W] in the range that the method feeds."""
+        return typing.cast(Tensor, self.visual(frames))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings [K L W] of int64 tokens [K L]."""
+        return typing.cast(Tensor, self.text.token_embedding(tokens))
+
+    def encode_prompts(self, prompts: Tensor, eos: Tensor) -> Tensor:
+        """Text features [K D], not normalised, of prompts [K L W] that end at eos [K]."""
+        return typing.cast(Tensor, self.text(prompts, eos))
+
+
+def tokenize(texts: list[str]) -> list[list[int]]:
+    """Byte-pair tokens of each text, without start and end."""
+    tokenizer = SimpleTokenizer()
+    return [list(tokenizer.encode(text)) for text in texts]
+
+
+START_TOKEN = VOCABULARY - 2
+END_TOKEN = VOCABULARY - 1
+
+
+def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int | None = None) -> None:
+    """Put a CLIP state dict into `clip`; both towers must be in it.
+
+    Raises:
+        CheckpointError: names or shapes differ; the first of them are given.
+    """
+    weights = {_plain_name(name): value for name, value in weights.items()}
+    weights = {name: value.float() for name, value in weights.items() if name not in NOT_NEEDED}
+    if resize is not None:
+        resize_pos_embed(weights, clip)
+    own = {name: value for name, value in clip.state_dict().items() if name not in NOT_NEEDED}
+    check_names(weights, own, where=where, do="Set `arch` to the architecture of this file.")
+    clip.load_state_dict(weights, strict=False)
+
+
+def _plain_name(name: str) -> str:
+    """open_clip's custom-text layout puts `text.` before the text tower's names."""
+    return name.removeprefix("text.")
+
+
+def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, where: object, do: str) -> None:
+    """Raise CheckpointError unless both hold the same names with the same shapes."""
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    expected = {name: tuple(value.shape) for name, value in own.items()}
+    wrong = [f"no {name}" for name in expected if name not in shapes]
+    wrong += [f"unknown {name}" for name in shapes if name not in expected]
+    wrong += [f"{name} {shapes[name]} instead of {expected[name]}" for name in expected
+              if shapes.get(name, expected[name]) != expected[name]]  # fmt: skip
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise CheckpointError(
+            message(
+                where, expected=f"{len(expected)} tensors that fit the model", got=", ".join(wrong[:4]) + more, do=do
+            )
+        )
+
+
+def _settings(config: TowersConfig) -> dict[str, Any]:
+    """Arguments of open_clip's CLIP, with the size and the activation that the config asks for."""
+    settings = _architecture(config.arch)
+    vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])
+    if config.image_size is not None:
+        vision["image_size"] = config.image_size
+    vision.setdefault("image_size", 224)
+    vision["timm_model_pretrained"] = False
+    other = [key for key in ("no_causal_mask", "hf_model_name", "embed_cls", "proj_bias") if text.get(key)]
+    if other or text.get("pool_type", "argmax") != "argmax" or text.get("vocab_size", VOCABULARY) != VOCABULARY:
+        raise ConfigProblem(
+            message("towers.arch", expected="a causal text tower with CLIP's vocabulary that pools at the end token",
+                    got=repr(config.arch), do="Take one of the ViT-B, ViT-L or RN architectures.")
+        )  # fmt: skip
+    quick = settings.get("quick_gelu", False)
+    return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
+
+
+def _architecture(arch: str) -> dict[str, Any]:
+    """open_clip's settings of an architecture, by name or from a JSON file."""
+    if arch.endswith(".json"):
+        return _read_architecture(Path(arch))
+    own = resources.files("dfer.models").joinpath("configs", f"{arch}.json")
+    if own.is_file():
+        return typing.cast(dict[str, Any], json.loads(own.read_text()))
+    known = [*shipped(), *open_clip.list_models()]
+    if arch not in known:
+        raise ConfigProblem(
+            message("towers.arch", expected="a known architecture or the path of a .json file", got=repr(arch),
+                    do=did_you_mean(arch, known))
+        )  # fmt: skip
+    return typing.cast(dict[str, Any], open_clip.get_model_config(arch))
+
+
+def shipped() -> list[str]:
+    """Names of the small architectures in `dfer/models/configs`."""
+    folder = resources.files("dfer.models").joinpath("configs")
+    return sorted(path.name.removesuffix(".json") for path in folder.iterdir() if path.name.endswith(".json"))
+
+
+def _read_architecture(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigProblem(
+            message(path, expected="an architecture in open_clip's JSON layout", got=f"no readable file ({error})",
+                    do="Check towers.arch; see dfer/models/configs for examples.")
+        ) from error  # fmt: skip
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in settings]
+    if missing:
+        raise ConfigProblem(
+            message(path, expected="embed_dim, vision_cfg and text_cfg", got=f"no {', no '.join(missing)}",
+                    do="See dfer/models/configs for examples.")
+        )  # fmt: skip
+    return typing.cast(dict[str, Any], settings)
+
+
+def _embed_patches_by_product(visual: nn.Module) -> None:
+    conv = getattr(visual, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or conv.stride != conv.kernel_size or conv.bias is not None:
+        return
+    patches = PatchEmbedding(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=False)  # type: ignore[arg-type]
+    patches.weight = conv.weight
+    visual.conv1 = patches
