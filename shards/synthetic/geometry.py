@@ -157,7 +157,7 @@ def build_brow(who: Identity, au: dict[str, Array], *, sign: float) -> Array:
     u = np.linspace(0, 1, 13)
     inner, outer = (1 - u) ** 1.4, u**0.9 * (1.25 - 0.5 * u)
     frown = au["4"] * (1 - 0.8 * au["1"])
-    y = BROW_Y + who.brow_height - who.brow_arch * np.sin(np.pi * (0.1 + 0.8 * u)) + 0.035 * u**3
+    y = BROW_Y + who.brow_height - who.brow_arch * np.sin(np.pi * (0.1 + 0.8 * u)) + 0.035 * u**3 + 0.022 * (1 - u) ** 2
     y = y - 0.115 * au["1"] * inner - 0.125 * au["2"] * outer - 0.03 * au["1"] * au["2"]
     y = (
         y
@@ -245,5 +245,5 @@ def middle_lines(who: Identity, plane: FacePlane) -> dict[str, tuple[Array, Arra
         ((-0.07, 0.11), (0.06, 0.12), (-0.01, 0.15), (0.1, 0.16), (-0.11, 0.165), (0.03, 0.185))
     ):
         dot = curve(np.array([x - 0.012, x, x + 0.012]), below + y + np.array([0.0, 0.006, 0.0]))
-        lines[f"pucker{i}"] = (dot, au["17"])
+        lines[f"pucker{i}"] = (dot, 0.55 * au["17"])
     return lines

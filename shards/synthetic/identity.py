@@ -80,12 +80,12 @@ class Scene:
     quality: int
 
 
-def between(colours: tuple[Colour, ...], *, rng: np.random.Generator, jitter: float = 6.0) -> Colour:
-    """A colour between two neighbours of `colours`, slightly off."""
+def between(colours: tuple[Colour, ...], *, rng: np.random.Generator) -> Colour:
+    """A colour between two neighbours of `colours`, slightly lighter or darker."""
     at = rng.uniform(0, len(colours) - 1)
     low = int(at)
     a, b = np.array(colours[low]), np.array(colours[min(low + 1, len(colours) - 1)])
-    return as_colour(a + (at - low) * (b - a) + rng.normal(0, jitter, 3))
+    return as_colour((a + (at - low) * (b - a)) * rng.uniform(0.94, 1.04) + rng.normal(0, 1.5, 3))
 
 
 def as_colour(values: NDArray[np.floating]) -> Colour:
@@ -96,7 +96,7 @@ def as_colour(values: NDArray[np.floating]) -> Colour:
 
 def draw_identity(rng: np.random.Generator) -> Identity:
     """A person from `rng` alone."""
-    skin = between(SKINS, rng=rng, jitter=4.0)
+    skin = between(SKINS, rng=rng)
     hair = HAIRS[int(rng.integers(len(HAIRS)))]
     redness = rng.uniform(0.75, 1.0)
 
