@@ -1,0 +1,66 @@
+"""With the same weights the model answers as the released DFER-CLIP code did; see tests/reference/README.md."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dfer.emotions import Emotions, label_set
+from dfer.models.build import build
+from dfer.models.dfer_clip import DferClip, DferClipConfig
+from dfer.models.temporal import TemporalConfig
+from dfer.models.towers import TowersConfig
+from dfer.recognition import ClipBatch
+from tests.reference.recipe import CASES, Case, clips
+from tests.unit.models.conftest import Released
+
+TOLERANCE = 1e-4
+
+
+def emotions(case: Case) -> Emotions:
+    return label_set("basic7" if case.classes == 7 else "mafw11")
+
+
+def config(case: Case, *, arch: str, path: Any) -> DferClipConfig:
+    return DferClipConfig(
+        towers=TowersConfig(arch=arch),
+        released=str(path),
+        text=case.text,  # type: ignore[arg-type]
+        num_contexts=case.contexts,
+        context_position=case.position,  # type: ignore[arg-type]
+        shared_contexts=case.shared,
+        temporal=TemporalConfig(depth=case.depth),
+    )
+
+
+def reference_batch() -> ClipBatch:
+    frames = torch.from_numpy(clips())
+    return ClipBatch(frames=frames, labels=torch.arange(len(frames)), index=torch.arange(len(frames)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_answers_equal_the_released_code(case: Case, arch: str, released: Released, recorded: dict[str, Any]) -> None:
+    model = build(config(case, arch=arch, path=released(case)), emotions(case), num_frames=16, seed=3)
+    assert isinstance(model, DferClip)
+    batch = reference_batch()
+    out = model(batch)
+    found = {"logits": out.logits, "video": model.encode_video(batch.frames), "text": model.encode_text()}
+    F.cross_entropy(out.logits, batch.labels).backward()
+    found["cls_grad"] = model.temporal.token.grad[None]
+    if case.contexts:
+        found["context_grad"] = model.prompts.contexts.grad
+    assert emotions(case).texts(case.text) == recorded["about"]["cases"][case.name]["texts"]  # type: ignore[arg-type]
+    for name, value in found.items():
+        expected = recorded[f"{case.name}/{name}"]
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(value.detach().numpy(), expected, atol=TOLERANCE, rtol=0, err_msg=name)
+
+
+def test_the_recording_tells_cases_and_clips_apart(recorded: dict[str, Any]) -> None:
+    """Else agreement within the tolerance would mean nothing."""
+    for case in CASES:
+        logits = recorded[f"{case.name}/logits"]
+        assert np.ptp(logits, axis=0).min() > 10 * TOLERANCE
+        assert np.ptp(logits, axis=1).min() > 100 * TOLERANCE
