@@ -60,7 +60,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> Array:
         return np.float32(0.1) * x
     if name.endswith(("embedding", "embedding.weight", "ctx", "cls_token")):
         return np.float32(0.5) * x
-    fan_in = shape[0] if name.endswith("proj") or name.endswith("text_projection") else int(np.prod(shape[1:]))
+    fan_in = shape[0] if name.endswith(("proj", "text_projection")) else int(np.prod(shape[1:]))
     return x / np.float32(np.sqrt(max(fan_in, 1)))
 
 

@@ -49,7 +49,7 @@ def released(
     clip_weights: dict[str, Tensor], recorded: dict[str, Any], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Released:  # fmt: skip
-    """Writes a checkpoint as the released script does: DataParallel names, CLIP twice, optimizer and recorder inside."""
+    """Writes a checkpoint as the released script does: DataParallel names, CLIP twice, optimizer, recorder."""
 
     def write(case: Any, **extra: Any) -> Path:
         state = {f"clip_model_.{name}": value for name, value in clip_weights.items()}
