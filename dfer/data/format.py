@@ -206,6 +206,11 @@ def frame_name(key: str, position: int) -> str:
     return f"{key}.{position:03d}.jpg"
 
 
+def clip_name(key: str) -> str:
+    """Member name of what a clip's `.json` says, after its frames: `00001.json`."""
+    return f"{key}.json"
+
+
 def _parse(data: bytes, kind: type[T], where: str) -> T:
     try:
         plain: Any = json.loads(data)

@@ -1,0 +1,180 @@
+"""`dfer-shards`: synth, build, verify, show."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dfer.errors import DferError
+from shards import pool
+from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips
+from shards.output import storage_errors
+from shards.shard import BuildOptions
+from shards.show import count_table, describe
+from shards.sources import SOURCES
+from shards.sources.clips import RawSet
+from shards.verify import load_manifest, verify
+
+INTERRUPTED = 130
+
+SYNTH_EXAMPLES = """examples:
+  dfer-shards synth dfew demo/raw --clips 60 --seed 1     generated faces in DFEW's layout
+  dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4"""
+
+BUILD_EXAMPLES = """examples:
+  dfer-shards build dfew /data/DFEW shards/dfew --dry-run   what would be built, and what is missing
+  dfer-shards build dfew /data/DFEW shards/dfew --jobs 8
+  dfer-shards build mafw /data/MAFW shards/mafw --allow-missing 3
+The same command again continues a build that was stopped and does nothing when nothing changed.
+The data sets may not be passed on: keep their shards as private as the raw files."""
+
+VERIFY_EXAMPLES = """examples:
+  dfer-shards verify shards/dfew --jobs 8                   read back and decode everything
+  dfer-shards verify shards/dfew --quick                    hashes and indexes only"""
+
+SHOW_EXAMPLES = """examples:
+  dfer-shards show shards/dfew                              clips per partition and class / published counts"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code. User errors are one message on the error stream."""
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = parsed.command
+    try:
+        with storage_errors(getattr(parsed, "out", "")):
+            command(parsed)
+            sys.stdout.flush()
+    except DferError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dfer-shards", description="Raw data sets into WebDataset shards.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_synth(_command(commands, "synth", "generate faces in a data set's raw layout", SYNTH_EXAMPLES, _synth))
+    _add_build(_command(commands, "build", "build shards, indexes and the manifest", BUILD_EXAMPLES, _build))
+    verifying = _command(commands, "verify", "read everything back", VERIFY_EXAMPLES, _verify)
+    verifying.add_argument("out", metavar="SHARDS", help="folder or URL of the shards")
+    verifying.add_argument("--quick", action="store_true", help="compare hashes and indexes, decode nothing")
+    _add_common(verifying)
+    showing = _command(commands, "show", "counts against the published ones", SHOW_EXAMPLES, _show)
+    showing.add_argument("out", metavar="SHARDS", help="folder or URL of the shards")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    examples: str,
+    command: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=_positive, default=pool.default_jobs(), help="processes (default: all cores)")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
+
+
+def _add_synth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", choices=sorted(SOURCES), help="whose layout")
+    parser.add_argument("out", metavar="OUT", help="folder for the raw tree")
+    parser.add_argument("--clips", type=_positive, required=True, help="clips over all partitions")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same pictures (default 1)")
+    parser.add_argument("--size", type=_positive, default=224, help="side of the pictures in pixels (default 224)")
+    _add_common(parser)
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    defaults = BuildOptions()
+    parser.add_argument("dataset", choices=sorted(SOURCES), help="which data set RAW holds")
+    parser.add_argument("raw", metavar="RAW", type=Path, help="the data set's root folder")
+    parser.add_argument("out", metavar="OUT_URL", help="folder or fsspec URL for the shards")
+    parser.add_argument("--max-side", type=int, default=defaults.max_side,
+                        help="longest side of a frame in pixels; larger ones are scaled (default 256)")  # fmt: skip
+    parser.add_argument("--quality", type=int, default=defaults.quality,
+                        help="JPEG quality of frames that must be encoded (default 95)")  # fmt: skip
+    parser.add_argument("--clips-per-shard", type=int, default=defaults.clips_per_shard, help="default 128")
+    gaps = parser.add_mutually_exclusive_group()
+    gaps.add_argument("--strict", action="store_const", const=0, default=0, dest="allow_missing",
+                      help="write no manifest when a clip cannot be packed (default)")  # fmt: skip
+    gaps.add_argument("--allow-missing", type=_not_negative, default=0, metavar="N",
+                      help="accept up to N clips that cannot be packed; the manifest lists them")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print what would be built and write nothing")
+    _add_common(parser)
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from shards.synthetic import synth  # the drawing code is not needed to build
+
+    synth(args.dataset, Path(args.out), clips=args.clips, seed=args.seed, jobs=args.jobs, size=args.size,
+          progress=args.progress)  # fmt: skip
+
+
+def _build(args: argparse.Namespace) -> None:
+    options = BuildOptions(max_side=args.max_side, quality=args.quality, clips_per_shard=args.clips_per_shard)
+    raw = SOURCES[args.dataset](args.raw)
+    for note in raw.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if args.dry_run:
+        _dry_run(raw, args)
+        return
+    report = build(raw, args.out, options, jobs=args.jobs, allow_missing=args.allow_missing, progress=args.progress)
+    print(describe(report.manifest))
+    print(_outcome(args.out, report))
+
+
+def _dry_run(raw: RawSet, args: argparse.Namespace) -> None:
+    check_numbering(raw)
+    frames, missing = missing_clips(raw, jobs=args.jobs, progress=args.progress)
+    print(f"{raw.dataset} in {args.raw}: {len(raw.clips)} clips in the split files, {frames} frames")
+    print(count_table(raw.dataset, raw.emotions.names, count_clips(raw)))
+    print(f"{len(missing)} clips without frames" + (":\n" + listed(missing) if missing else ""))
+    print("nothing was written (--dry-run)")
+
+
+def _outcome(url: str, report: BuildReport) -> str:
+    if report.made == 0:
+        return f"{url}: nothing to do, all {report.unchanged} shards are up to date"
+    rate = report.frames_made / max(report.seconds, 1e-3)
+    return (
+        f"{url}: {report.made} shards made, {report.unchanged} up to date, {report.frames_made} frames in "
+        f"{report.seconds:.1f} s ({rate:.0f} frames/s)"
+    )
+
+
+def _verify(args: argparse.Namespace) -> None:
+    report = verify(args.out, quick=args.quick, jobs=args.jobs, progress=args.progress)
+    done = "hashes agree" if args.quick else "hashes, tar members, labels agree; every frame decodes"
+    print(f"{args.out}: {report.shards} shards, {report.clips} clips, {report.frames} frames: {done}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    print(describe(load_manifest(args.out)))
+
+
+def _positive(text: str) -> int:
+    number = _not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("expected a number of at least 1, got 0")
+    return number
+
+
+def _not_negative(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""`dfer-shards build`: a raw data set into shards, an index each, and the manifest that makes them a data set.
+
+Order of events: look at every raw folder and at what an earlier build left; make the shards that are missing or whose
+input changed, each whole or not at all; settle the clips that could not be packed; write the manifest. So a build that
+was killed continues, and one with nothing new to do does nothing.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from dfer.data.format import MANIFEST, Excluded, FrameSettings, Manifest, to_json
+from dfer.emotions import Emotions
+from dfer.errors import DataError, UsageError, message
+from shards import pool
+from shards.output import TEMPORARY, Output, storage_errors
+from shards.shard import BuildOptions, Scan, ShardPlan, ShardState, ShardTask, make, plan_shards, scan
+from shards.sources.clips import RawSet
+from shards.totals import renumbered
+
+BEGUN = "build.json"
+EXCLUDED = "excluded.txt"
+OURS = re.compile(r"[a-z0-9_]+/[0-9]{5}\.(tar|index\.json|done\.json)")
+SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """manifest of the finished data set; made and unchanged: shards; seconds: time taken by what was made."""
+
+    manifest: Manifest
+    made: int
+    unchanged: int
+    frames_made: int
+    seconds: float
+
+
+def build(
+    raw: RawSet,
+    url: str,
+    options: BuildOptions,
+    *,
+    jobs: int = 1,
+    allow_missing: int = 0,
+    progress: bool = True,
+) -> BuildReport:
+    """Build all shards of `raw` below `url`. The result does not depend on `jobs`.
+
+    allow_missing: how many clips may be left out for want of a folder or of readable frames.
+
+    Raises:
+        DataError: more clips cannot be packed; the split files number the classes otherwise.
+        UsageError: the folder holds something else or a build with other options.
+        StorageError: disk full, folder not writable, another builder at work.
+    """
+    check_numbering(raw)
+    out = Output(url)
+    with storage_errors(url):
+        names = out.names()
+        _check_folder(out, names, raw, options)
+        with out.only_writer():
+            return _Build(raw, out, options, jobs=jobs, allow_missing=allow_missing, progress=progress).run(names)
+
+
+class _Build:
+    """The steps of one build; holds the arguments they share."""
+
+    def __init__(
+        self, raw: RawSet, out: Output, options: BuildOptions, *, jobs: int, allow_missing: int, progress: bool
+    ) -> None:
+        self.raw, self.out, self.options = raw, out, options
+        self.jobs, self.allow_missing, self.progress = jobs, allow_missing, progress
+        self.plans = plan_shards(raw.clips, raw.emotions.names, options)
+
+    def run(self, names: Sequence[str]) -> BuildReport:
+        for name in names:
+            if TEMPORARY.search(name):
+                self.out.remove(name)
+        if BEGUN not in names:
+            self.out.write_bytes(BEGUN, _begun(self.raw, self.options))
+        scans = self._run(scan, self.plans, total=len(self.plans), label="checking", unit="shards")
+        self._protect_finished(scans)
+        states = {plan.name: found.state for plan, found in zip(self.plans, scans, strict=True)}
+        todo = [plan for plan in self.plans if states[plan.name] is None]
+        frames = sum(found.frames for found in scans if found.state is None)
+        start = time.monotonic()
+        if todo:
+            self.out.remove(MANIFEST)
+            states.update(zip([p.name for p in todo], self._run(make, todo, total=frames, label="packing",
+                                                                unit="frames"), strict=True))  # fmt: skip
+        seconds = time.monotonic() - start
+        manifest = self._finish([states[plan.name] for plan in self.plans])
+        return BuildReport(manifest=manifest, made=len(todo), unchanged=len(self.plans) - len(todo),
+                           frames_made=frames, seconds=seconds)  # fmt: skip
+
+    def _run(self, function: Callable[[ShardTask], Any], plans: Sequence[ShardPlan], *, total: int, label: str,
+             unit: str) -> list[Any]:  # fmt: skip
+        tasks = [ShardTask(plan=plan, out=self.out.url) for plan in plans]
+        with pool.progress_bar(total, label=label, unit=unit, show=self.progress) as bar:
+            return pool.run(function, tasks, jobs=self.jobs, bar=bar)
+
+    def _protect_finished(self, scans: Sequence[Scan]) -> None:
+        """A raw disk that is not mounted must not cost the user a finished build."""
+        excluded = [item for found in scans for item in found.excluded]
+        if len(excluded) > self.allow_missing and self.out.size(MANIFEST) is not None:
+            raise DataError(f"{_excluded_text(self.out.url, excluded)}The finished build there is left as it is.")
+
+    def _finish(self, states: Sequence[ShardState | None]) -> Manifest:
+        done = [state for state in states if state is not None]
+        excluded = sorted((item for state in done for item in state.excluded), key=lambda item: item.key)
+        if len(excluded) > self.allow_missing:
+            self.out.remove(MANIFEST)
+            self.out.write_bytes(EXCLUDED, "".join(f"{e.key}\t{e.reason}\n" for e in excluded).encode())
+            raise DataError(
+                f"{_excluded_text(self.out.url, excluded)}No manifest was written; all are listed in {EXCLUDED} there."
+                " Mend the raw data and run the same command again (finished shards are kept), or accept the gaps"
+                f" with --allow-missing {len(excluded)}."
+            )
+        manifest = self._manifest(done, tuple(excluded))
+        self._remove_stale(manifest)
+        data = to_json(manifest)
+        if self.out.read(MANIFEST) != data:
+            self.out.write_bytes(MANIFEST, data)
+        return manifest
+
+    def _manifest(self, done: Sequence[ShardState], excluded: tuple[Excluded, ...]) -> Manifest:
+        counts = {plan.partition: [0] * len(self.raw.emotions) for plan in self.plans}
+        for plan, state in zip(self.plans, done, strict=True):
+            counts[plan.partition] = [a + b for a, b in zip(counts[plan.partition], state.counts, strict=True)]
+        return Manifest(
+            dataset=self.raw.dataset,
+            classes=self.raw.emotions.names,
+            builder=f"dfer {version('dfer')}",
+            frames=FrameSettings(
+                max_side=self.options.max_side,
+                quality=self.options.quality,
+                kept=sum(state.kept for state in done),
+                encoded=sum(state.encoded for state in done),
+            ),
+            counts={partition: tuple(row) for partition, row in counts.items()},
+            excluded=excluded,
+            shards=tuple(state.shard for state in done if state.shard is not None),
+            options={**self.raw.options, "clips_per_shard": str(self.options.clips_per_shard)},
+        )
+
+    def _remove_stale(self, manifest: Manifest) -> None:
+        """Shards of clips that the split files no longer name, and the list of an earlier refusal."""
+        wanted = {plan.state_name for plan in self.plans}
+        wanted |= {name for shard in manifest.shards for name in (shard.path, shard.index_path)}
+        for name in self.out.names():
+            if name == EXCLUDED or (OURS.fullmatch(name) and name not in wanted):
+                self.out.remove(name)
+
+
+def count_clips(raw: RawSet) -> dict[str, tuple[int, ...]]:
+    """Clips per class of each partition, as the split files have them."""
+    return {
+        partition: tuple(
+            sum(clip.label == label for clip in raw.clips if clip.partition == partition)
+            for label in range(len(raw.emotions))
+        )
+        for partition in sorted({clip.partition for clip in raw.clips})
+    }
+
+
+def check_numbering(raw: RawSet) -> None:
+    """Raise DataError when a partition has the published counts under the wrong classes."""
+    counts = count_clips(raw)
+    partition = renumbered(raw.dataset, counts)
+    if partition is not None:
+        raise DataError(
+            message(
+                f"{raw.dataset} {partition}",
+                expected="the published number of clips of each class",
+                got=f"the same numbers in another order ({_named(raw.emotions, counts[partition])})",
+                do="The split files number the emotions in another order; use those of the release.",
+            )
+        )
+
+
+def missing_clips(raw: RawSet, *, jobs: int, progress: bool) -> tuple[int, list[Excluded]]:
+    """(frames found, clips without a folder or frames) by listing all raw folders; nothing is opened or written."""
+    plans = plan_shards(raw.clips, raw.emotions.names, BuildOptions())
+    tasks = [ShardTask(plan=plan, out="memory://dfer-shards-dry-run") for plan in plans]
+    with pool.progress_bar(len(plans), label="checking", unit="shards", show=progress) as bar:
+        scans = pool.run(scan, tasks, jobs=jobs, bar=bar)
+    return sum(found.frames for found in scans), [item for found in scans for item in found.excluded]
+
+
+def listed(excluded: Sequence[Excluded]) -> str:
+    """The first clips with their reasons, one a line, and how many more."""
+    lines = [f"  {item.key}: {item.reason}" for item in excluded[:SHOWN]]
+    return "\n".join(lines + ([f"  and {len(excluded) - SHOWN} more"] if len(excluded) > SHOWN else []))
+
+
+def _excluded_text(url: str, excluded: Sequence[Excluded]) -> str:
+    clips = "1 clip" if len(excluded) == 1 else f"{len(excluded)} clips"
+    return f"{url}: expected every clip of the split files, got {clips} that cannot be packed:\n{listed(excluded)}\n"
+
+
+def _named(emotions: Emotions, counts: Sequence[int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in zip(emotions.names, counts, strict=True))
+
+
+def _begun(raw: RawSet, options: BuildOptions) -> bytes:
+    plain = {"dataset": raw.dataset, "options": asdict(options), "source": raw.options}
+    return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _check_folder(out: Output, names: Sequence[str], raw: RawSet, options: BuildOptions) -> None:
+    """Raise UsageError unless the folder is new, empty, or of a build with the same options."""
+    begun = out.read(BEGUN)
+    if begun is None:
+        others = [name for name in names if not TEMPORARY.search(name)]
+        if others:
+            raise UsageError(
+                message(
+                    out.url,
+                    expected="a new or empty folder, or one that dfer-shards build began",
+                    got=f"a folder with {', '.join(others[:5])}" + (" and more" if len(others) > 5 else ""),
+                    do="Give another folder for the shards.",
+                )
+            )
+    elif begun != _begun(raw, options):
+        raise UsageError(
+            message(
+                out.url,
+                expected=f"a build of {_one_line(_begun(raw, options))}",
+                got=f"one of {_one_line(begun)}",
+                do="Repeat the options of that build, or give another folder for this one.",
+            )
+        )
+
+
+def _one_line(begun: bytes) -> str:
+    return " ".join(re.sub(r'[{}"\n]+', " ", begun.decode(errors="replace")).split())[:200]

@@ -1,0 +1,117 @@
+"""Running one function over many items in processes, with a progress bar, results in order and a clean end."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import cv2
+from tqdm import tqdm
+
+from dfer.errors import StorageError, message
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_on_tick: Callable[[int], None] | None = None
+
+
+class Stopped(Exception):
+    """Raised inside a worker when the run is being ended."""
+
+
+def tick(amount: int) -> None:
+    """Called by the function at work: `amount` units are done. Raises Stopped when it should end early."""
+    if _on_tick is not None:
+        _on_tick(amount)
+
+
+def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm[Any]") -> list[B]:
+    """`[function(item) for item in items]` in up to `jobs` processes; the bar shows what the function ticks.
+
+    Raises:
+        StorageError: a process was killed from outside.
+        Exception: the first one that the function raised; the other processes stop at their next tick.
+    """
+    if jobs <= 1 or len(items) <= 1:
+        return _run_here(function, items, bar)
+    context = multiprocessing.get_context("spawn")
+    ticks, stop = context.Value("Q", 0), context.Event()
+    with ProcessPoolExecutor(
+        min(jobs, len(items)), mp_context=context, initializer=_start_worker, initargs=(ticks, stop)
+    ) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            _follow(futures, ticks, bar)
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise StorageError(
+                message("worker process", expected="to end its work", got="killed, most likely for want of memory",
+                        do="Run the same command again with fewer --jobs; finished shards are kept.")
+            ) from error  # fmt: skip
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def progress_bar(total: int, *, label: str, unit: str, show: bool = True) -> "tqdm[Any]":
+    """A bar on the error stream; in a log file it prints a line every ten seconds only."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total >= 100_000, disable=not show,
+                mininterval=interval, smoothing=0.1, file=sys.stderr)  # fmt: skip
+
+
+def default_jobs() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _run_here(function: Callable[[A], B], items: Sequence[A], bar: "tqdm[Any]") -> list[B]:
+    global _on_tick
+
+    def show(amount: int) -> None:
+        bar.update(amount)
+
+    _on_tick = show
+    try:
+        return [function(item) for item in items]
+    finally:
+        _on_tick = None
+
+
+def _follow(futures: "Sequence[Future[Any]]", ticks: Any, bar: "tqdm[Any]") -> None:
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        bar.update(ticks.value - bar.n)
+        for future in done:
+            future.result()
+
+
+def _start_worker(ticks: Any, stop: Any) -> None:
+    """In the new process: count ticks, leave Ctrl-C to the parent, end when the parent is gone."""
+    global _on_tick
+
+    def count(amount: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        with ticks.get_lock():
+            ticks.value += amount
+
+    _on_tick = count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker waiting for tasks would otherwise outlive a parent that was killed.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

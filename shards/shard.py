@@ -1,0 +1,293 @@
+"""One shard: which clips it holds, whether it must be made again, and the writing of its tar, index and state.
+
+What a shard holds depends on the split files alone, never on the number of processes or on which clips were readable:
+clips of a partition stand in the order of their keys' SHA-256, which mixes classes evenly, a fixed number a shard.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import IO
+
+from dfer.config import ConfigProblem, from_plain
+from dfer.data.format import (
+    BLOCK,
+    ClipEntry,
+    Excluded,
+    ShardIndex,
+    ShardInfo,
+    clip_name,
+    frame_name,
+    to_json,
+)
+from dfer.errors import UsageError
+from shards.frames import StoredFrame, store_frame
+from shards.output import Output
+from shards.pool import tick
+from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
+
+# Raised whenever the same raw clips would give other bytes than before: shards of older builds are then made again.
+CONTENT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """max_side: longest side of a stored frame in pixels; quality: JPEG quality where frames are encoded."""
+
+    max_side: int = 256
+    quality: int = 95
+    clips_per_shard: int = 128
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("max_side", 16, 4096), ("quality", 1, 100), ("clips_per_shard", 1, 100_000)):
+            if not low <= getattr(self, name) <= high:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag}: expected {low}..{high}, got {getattr(self, name)}. Give a number between.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """The clips that belong into one shard, before any was looked at. name: `fold_1/00000`."""
+
+    name: str
+    partition: str
+    clips: tuple[RawClip, ...]
+    classes: tuple[str, ...]
+    options: BuildOptions
+
+    @property
+    def state_name(self) -> str:
+        return f"{self.name}.done.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardState:
+    """What `NAME.done.json` keeps of a finished shard. fingerprint: of everything that went into it."""
+
+    fingerprint: str
+    shard: ShardInfo | None
+    counts: tuple[int, ...]
+    kept: int
+    encoded: int
+    excluded: tuple[Excluded, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A look at a shard's raw folders and its output. state: the finished shard when it is up to date."""
+
+    fingerprint: str
+    frames: int
+    excluded: tuple[Excluded, ...]
+    state: ShardState | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """A plan and where its output goes; what a worker process is sent."""
+
+    plan: ShardPlan
+    out: str
+
+
+def plan_shards(clips: Sequence[RawClip], classes: tuple[str, ...], options: BuildOptions) -> list[ShardPlan]:
+    """All shards in order of partition and number."""
+    plans = []
+    for partition in sorted({clip.partition for clip in clips}):
+        members = sorted((c for c in clips if c.partition == partition), key=lambda c: _spread(c.key))
+        for number, start in enumerate(range(0, len(members), options.clips_per_shard)):
+            held = tuple(members[start : start + options.clips_per_shard])
+            plans.append(ShardPlan(name=f"{partition}/{number:05d}", partition=partition, clips=held,
+                                   classes=classes, options=options))  # fmt: skip
+    return plans
+
+
+def scan(task: ShardTask) -> Scan:
+    """List the raw folders of a shard, without opening a frame, and see whether its output fits them."""
+    found = _list(task.plan.clips)
+    fingerprint = _fingerprint(task.plan, found)
+    listed = [listing for listing in found if isinstance(listing, list)]
+    excluded = _bad(task.plan.clips, found)
+    tick(1)
+    return Scan(
+        fingerprint=fingerprint,
+        frames=sum(map(len, listed)),
+        excluded=excluded,
+        state=_current(Output(task.out), task.plan, fingerprint),
+    )
+
+
+def make(task: ShardTask) -> ShardState:
+    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises OSError."""
+    plan, out = task.plan, Output(task.out)
+    out.remove(plan.state_name)
+    found = _list(plan.clips)
+    fingerprint = _fingerprint(plan, found)
+    tar = _Tar(plan)
+    info = out.write(f"{plan.name}.tar", lambda file: tar.fill(file, found))
+    if info is None:
+        out.remove(f"{plan.name}.tar")
+    else:
+        index = to_json(ShardIndex(shard=info.path, clips=tuple(tar.entries)))
+        info = replace(info, index_sha256=hashlib.sha256(index).hexdigest())
+        out.write_bytes(info.index_path, index)
+    state = ShardState(
+        fingerprint=fingerprint,
+        shard=info,
+        counts=tuple(sum(entry.label == label for entry in tar.entries) for label in range(len(plan.classes))),
+        kept=tar.kept,
+        encoded=tar.encoded,
+        excluded=tuple(tar.excluded),
+    )
+    out.write_bytes(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
+    return state
+
+
+class _Tar:
+    """The tar of one shard while it is written, and what is known of it afterwards."""
+
+    def __init__(self, plan: ShardPlan) -> None:
+        self.plan = plan
+        self.entries: list[ClipEntry] = []
+        self.excluded: list[Excluded] = []
+        self.kept = self.encoded = 0
+
+    def fill(self, file: IO[bytes], found: "Sequence[list[FrameFile] | BadClip]") -> ShardInfo | None:
+        """Write every clip that can be read; None when none can."""
+        hashed = _HashingFile(file)
+        with tarfile.open(fileobj=hashed, mode="w:", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            for clip, listing in zip(self.plan.clips, found, strict=True):
+                try:
+                    self._add(tar, clip, _stored(listing, self.plan.options))
+                except BadClip as bad:
+                    self.excluded.append(Excluded(key=clip.key, reason=str(bad)))
+        if not self.entries:
+            return None
+        return ShardInfo(
+            path=f"{self.plan.name}.tar",
+            partition=self.plan.partition,
+            clips=len(self.entries),
+            frames=self.kept + self.encoded,
+            bytes=hashed.tell(),
+            sha256=hashed.sha256.hexdigest(),
+            index_sha256="",
+        )
+
+    def _add(self, tar: tarfile.TarFile, clip: RawClip, frames: list[StoredFrame]) -> None:
+        # The clip is whole in memory by now, so that one that turns out bad leaves nothing behind.
+        offset = tar.offset + BLOCK
+        for position, frame in enumerate(frames):
+            _add_member(tar, frame_name(clip.key, position), frame.jpeg)
+        _add_member(tar, clip_name(clip.key), clip_json(clip, self.plan.classes, len(frames)))
+        sizes = tuple(len(frame.jpeg) for frame in frames)
+        self.entries.append(ClipEntry(key=clip.key, label=clip.label, offset=offset, sizes=sizes, subject=clip.subject))
+        kept = sum(frame.kept for frame in frames)
+        self.kept, self.encoded = self.kept + kept, self.encoded + len(frames) - kept
+
+
+class _HashingFile:
+    """What tarfile needs of a file to write to, hashing as it goes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._at = 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self._at += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._at
+
+
+def clip_json(clip: RawClip, classes: Sequence[str], num_frames: int) -> bytes:
+    """The clip's `.json` member: what a reader without the index needs to know."""
+    plain: dict[str, object] = {
+        "key": clip.key,
+        "label": clip.label,
+        "class_name": classes[clip.label],
+        "num_frames": num_frames,
+        "partition": clip.partition,
+    }
+    if clip.subject is not None:
+        plain["subject"] = clip.subject
+    return (json.dumps(plain, sort_keys=True) + "\n").encode()
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    # TarInfo's owner, group and time are zero: the same clips give the same bytes.
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _stored(listing: "list[FrameFile] | BadClip", options: BuildOptions) -> list[StoredFrame]:
+    if isinstance(listing, BadClip):
+        raise listing
+    frames = []
+    for frame in listing:
+        frames.append(store_frame(frame, max_side=options.max_side, quality=options.quality))
+        tick(1)
+    return frames
+
+
+def _list(clips: Sequence[RawClip]) -> "list[list[FrameFile] | BadClip]":
+    return [_listing(clip) for clip in clips]
+
+
+def _listing(clip: RawClip) -> "list[FrameFile] | BadClip":
+    try:
+        return list_frames(clip.folder)
+    except BadClip as bad:
+        return bad
+
+
+def _bad(clips: Sequence[RawClip], found: "Sequence[list[FrameFile] | BadClip]") -> tuple[Excluded, ...]:
+    pairs = zip(clips, found, strict=True)
+    return tuple(Excluded(key=clip.key, reason=str(bad)) for clip, bad in pairs if isinstance(bad, BadClip))
+
+
+def _fingerprint(plan: ShardPlan, found: "Sequence[list[FrameFile] | BadClip]") -> str:
+    """SHA-256 over options, labels and the names, sizes and times of all frames."""
+    digest = hashlib.sha256(json.dumps([CONTENT_VERSION, plan.name, plan.classes, asdict(plan.options)]).encode())
+    for clip, listing in zip(plan.clips, found, strict=True):
+        files = str(listing) if isinstance(listing, BadClip) else list(_times(listing))
+        digest.update(json.dumps([clip.key, clip.label, clip.subject, files]).encode())
+    return digest.hexdigest()
+
+
+def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[str, int, int]]:
+    for frame in frames:
+        yield frame.name, frame.size, frame.mtime
+
+
+def _current(out: Output, plan: ShardPlan, fingerprint: str) -> ShardState | None:
+    """The finished shard's state when it was made of the same input and its files are there."""
+    state = _read_state(out.read(plan.state_name))
+    if state is None or state.fingerprint != fingerprint:
+        return None
+    if any(UNREADABLE in excluded.reason for excluded in state.excluded):
+        return None  # perhaps a disk or a network that works again
+    if state.shard is None:
+        return state
+    index = out.read(state.shard.index_path)
+    whole = out.size(state.shard.path) == state.shard.bytes
+    same = index is not None and hashlib.sha256(index).hexdigest() == state.shard.index_sha256
+    return state if whole and same else None
+
+
+def _read_state(data: bytes | None) -> ShardState | None:
+    """None for a state that is missing or damaged: its shard is then made again."""
+    try:
+        return None if data is None else from_plain(ShardState, json.loads(data))
+    except (ValueError, RecursionError, ConfigProblem):
+        return None
+
+
+def _spread(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,78 @@
+"""`dfer-shards show`: what is in a shard folder, as a table against the published counts."""
+
+from collections.abc import Mapping, Sequence
+
+from dfer.data.format import Manifest
+from shards.build import listed
+from shards.totals import TOTALS
+
+ABBREVIATED = 9
+
+
+def describe(manifest: Manifest) -> str:
+    """The text that `show` prints: head, counts per partition and class, what was left out."""
+    frames = sum(shard.frames for shard in manifest.shards)
+    size = sum(shard.bytes for shard in manifest.shards)
+    settings = manifest.frames
+    lines = [
+        f"{manifest.dataset}: {sum(map(sum, manifest.counts.values()))} clips, {frames} frames, {_bytes(size)} in "
+        f"{len(manifest.shards)} shards, built by {manifest.builder}",
+        f"frames: {settings.kept} kept as they were, {settings.encoded} encoded (longest side {settings.max_side} px, "
+        f"quality {settings.quality})",
+        "options: " + ", ".join(f"{key} {value}" for key, value in sorted(manifest.options.items())),
+        "",
+        count_table(manifest.dataset, manifest.classes, manifest.counts),
+    ]
+    if manifest.excluded:
+        lines += ["", f"{len(manifest.excluded)} clips left out:", listed(manifest.excluded)]
+    return "\n".join(lines)
+
+
+def count_table(dataset: str, classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
+    """Clips per partition and class; where the published number differs it stands behind a slash.
+
+    The last line says how many numbers differ.
+    """
+    known = TOTALS.get(dataset, {})
+    rows = {partition: _with_sum(row) for partition, row in sorted(counts.items())}
+    expected = {partition: _with_sum(row) for partition, row in known.items()}
+    for table in (rows, expected):
+        if table:
+            table["all"] = tuple(map(sum, zip(*table.values(), strict=True)))
+    cells = [["", *(name[:ABBREVIATED] for name in classes), "all"]]
+    cells += [[name, *map(_cell, row, expected.get(name, row))] for name, row in rows.items()]
+    absent = [name for name in expected if name not in rows]
+    lines = [_aligned(row, [max(map(len, column)) for column in zip(*cells, strict=True)]) for row in cells]
+    return "\n".join([*lines, _verdict(rows, expected, absent)])
+
+
+def _verdict(rows: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], absent: Sequence[str]) -> str:
+    if not expected:
+        return "no published counts known for this data set"
+    differ = [name for name, row in rows.items() if tuple(row) != tuple(expected.get(name, row))]
+    if not differ and not absent:
+        return "all counts as published"
+    cells = sum(a != b for name in differ for a, b in zip(rows[name][:-1], expected[name][:-1], strict=True)
+                if name != "all")  # fmt: skip
+    text = f"found/published: {cells} class counts differ from the published ones"
+    return text + (f"; partitions not here: {', '.join(absent)}" if absent else "")
+
+
+def _with_sum(row: Sequence[int]) -> tuple[int, ...]:
+    return (*row, sum(row))
+
+
+def _cell(count: int, known: int) -> str:
+    return str(count) if count == known else f"{count}/{known}"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

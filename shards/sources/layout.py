@@ -1,0 +1,88 @@
+"""Finding files in raw trees that were unpacked in slightly different ways, and messages when they are not there."""
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dfer.errors import DataError, message
+
+
+def locate_all(root: Path, alternatives: Iterable[str]) -> Iterator[Path]:
+    """Every existing path below `root` that fits one of the relative forms, best first.
+
+    Archives unpacked into a folder of their own name leave it twice (`frames/frames`): the inner one comes first.
+    A part ending in `*` also fits the copies that download sites make of a name (`4_setups-002/4_setups`).
+    """
+    root = root.resolve()
+    for alternative in alternatives:
+        for start in (root / root.name, root):
+            yield from _walk(start, alternative.split("/"))
+
+
+def locate(root: Path, alternatives: Iterable[str]) -> Path | None:
+    """The best of `locate_all`, None when there is none."""
+    return next(locate_all(root, alternatives), None)
+
+
+def _walk(path: Path, parts: Sequence[str]) -> Iterator[Path]:
+    if not parts:
+        yield path
+        return
+    for step in _steps(path, parts[0]):
+        if step.exists():
+            yield from _walk(step, parts[1:])
+
+
+def _steps(path: Path, part: str) -> Iterator[Path]:
+    name = part.rstrip("*")
+    matches = sorted(path.glob(f"{glob.escape(name)}*")) if part != name else [path / name]
+    for match in matches:
+        yield match / match.name
+        if match.name != name:
+            yield match / name
+        yield match
+
+
+def require(root: Path, alternatives: Sequence[str], *, dataset: str, what: str) -> Path:
+    """As `locate`. Raises DataError that names what was looked for and what is there instead."""
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise DataError(message(root, expected=f"the folder of {dataset}", got=got, do="Correct the path."))
+    found = locate(root, alternatives)
+    if found is None:
+        raise DataError(
+            message(
+                root,
+                expected=f"{dataset}'s {what} at {' or '.join(alternatives)}",
+                got=f"a folder with {_listing(root)}",
+                do=f"Give the folder that {dataset}'s distributor calls its root.",
+            )
+        )
+    return found
+
+
+def subfolders(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name -> path of all entries below the given folders; the first wins. One listing, not a look-up a clip."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if not entry.name.startswith("."):
+                found.setdefault(entry.name, entry)
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small UTF-8 text file without line ends; blank lines at the end are dropped. Raises DataError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            message(path, expected="a readable UTF-8 text file", got=str(error), do="Unpack the split files again.")
+        ) from error
+    return text.rstrip().splitlines()
+
+
+def _listing(root: Path) -> str:
+    names = sorted(entry.name for entry in root.iterdir())
+    shown = ", ".join(names[:6]) or "nothing in it"
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

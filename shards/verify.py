@@ -1,0 +1,254 @@
+"""`dfer-shards verify`: read back everything a manifest lists and say what is not as it was built.
+
+The tar is not trusted: its headers are parsed one block at a time at the places the index gives, so nothing in it can
+name a path, a link or a size that is not expected there.
+"""
+
+import hashlib
+import json
+import mmap
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import simplejpeg
+
+from dfer.data.format import (
+    BLOCK,
+    MANIFEST,
+    ClipEntry,
+    Manifest,
+    ShardIndex,
+    ShardInfo,
+    clip_name,
+    frame_name,
+    read_index,
+    read_manifest,
+)
+from dfer.errors import DataError, message
+from shards import pool
+from shards.output import Output, storage_errors
+from shards.pool import tick
+
+MAX_JSON_BYTES = 64 * 1024
+SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyTask:
+    """One shard to read back. decode: also decode every frame, not only compare hashes."""
+
+    out: str
+    shard: ShardInfo
+    classes: tuple[str, ...]
+    max_side: int
+    decode: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCheck:
+    """What was found in one shard. labels: clips per class; keys: its clips; problems: one sentence each."""
+
+    problems: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """Totals of a data set that passed."""
+
+    shards: int
+    clips: int
+    frames: int
+    bytes: int
+
+
+def load_manifest(url: str) -> Manifest:
+    """The manifest below `url`. Raises DataError when there is none or it cannot be used."""
+    out = Output(url)
+    with storage_errors(url):
+        data = out.read(MANIFEST)
+    if data is None:
+        raise DataError(
+            message(url, expected=f"a folder of shards with its {MANIFEST}", got="none there",
+                    do="Correct the path, or finish the build: the manifest is written last.")
+        )  # fmt: skip
+    return read_manifest(data, where=f"{url}/{MANIFEST}")
+
+
+def verify(url: str, *, quick: bool = False, jobs: int = 1, progress: bool = True) -> VerifyReport:
+    """Read every shard back. quick: compare hashes and indexes only, decode nothing.
+
+    Raises:
+        DataError: with everything that is not as the manifest says.
+        StorageError: the store cannot be read.
+    """
+    manifest = load_manifest(url)
+    tasks = [
+        VerifyTask(out=url, shard=shard, classes=manifest.classes, max_side=manifest.frames.max_side, decode=not quick)
+        for shard in manifest.shards
+    ]
+    frames = sum(shard.frames for shard in manifest.shards)
+    with storage_errors(url), pool.progress_bar(frames, label="verifying", unit="frames", show=progress) as bar:
+        checks = pool.run(check_shard, tasks, jobs=jobs, bar=bar)
+    problems = [problem for check in checks for problem in check.problems]
+    # Totals of damaged shards would only repeat what is said already.
+    problems = problems or _check_totals(manifest, checks)
+    if problems:
+        raise DataError(_problem_text(url, problems))
+    return VerifyReport(
+        shards=len(tasks),
+        clips=sum(shard.clips for shard in manifest.shards),
+        frames=frames,
+        bytes=sum(shard.bytes for shard in manifest.shards),
+    )
+
+
+def check_shard(task: VerifyTask) -> ShardCheck:
+    """Compare one shard with its index and the manifest."""
+    shard, out = task.shard, Output(task.out)
+    try:
+        index_data = out.read(shard.index_path)
+        if index_data is None:
+            raise DataError(f"{shard.index_path}: missing")
+        index = read_index(index_data, where=shard.index_path, shard=shard, num_classes=len(task.classes))
+        with _content(out, shard) as data:
+            if hashlib.sha256(data).hexdigest() != shard.sha256:
+                raise DataError(f"{shard.path}: sha256 is not the manifest's; the file was changed or damaged")
+            problems = _check_tar(data, index, task)
+    except DataError as error:
+        return ShardCheck(problems=(str(error),))
+    labels = Counter(clip.label for clip in index.clips)
+    return ShardCheck(
+        problems=tuple(problems),
+        keys=tuple(clip.key for clip in index.clips),
+        labels=tuple(labels[label] for label in range(len(task.classes))),
+    )
+
+
+@contextmanager
+def _content(out: Output, shard: ShardInfo) -> Iterator[memoryview]:
+    """The tar's bytes, mapped when it is a local file. Raises DataError when its size is not the manifest's."""
+    size = out.size(shard.path)
+    if not size or size != shard.bytes:
+        raise DataError(
+            f"{shard.path}: missing" if size is None else f"{shard.path}: {size} bytes instead of {shard.bytes}"
+        )
+    if out.local is None:
+        with memoryview(out.read(shard.path) or b"") as view:
+            yield view
+        return
+    with (
+        (out.local / shard.path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        yield view
+
+
+def _check_tar(data: memoryview, index: ShardIndex, task: VerifyTask) -> list[str]:
+    problems, at = [], 0
+    if index.shard != task.shard.path:
+        problems.append(f"{task.shard.index_path}: is the index of {index.shard[:100]}")
+    for clip in index.clips:
+        try:
+            at = _check_clip(data, clip, at, task)
+        except DataError as error:
+            return [*problems, f"{task.shard.path}, clip {clip.key}: {error}"]
+        tick(clip.num_frames)
+    if len(data) - at < 2 * BLOCK or any(data[at:]):
+        problems.append(f"{task.shard.path}: something follows the last clip")
+    return problems
+
+
+def _check_clip(data: memoryview, clip: ClipEntry, at: int, task: VerifyTask) -> int:
+    """Check the clip whose first header is at byte `at`; gives the byte after it."""
+    for position, (offset, size) in enumerate(clip.frame_spans()):
+        name = frame_name(clip.key, position)
+        if offset != at + BLOCK or _member_size(data, at, name) != size:
+            raise DataError(f"the index does not say where {name} lies")
+        if task.decode:
+            _check_frame(data[offset : offset + size], name, task.max_side)
+        at = offset + _padded(size)
+    name = clip_name(clip.key)
+    size = _member_size(data, at, name)
+    if not 0 < size <= MAX_JSON_BYTES:
+        raise DataError(f"{name} has {size} bytes")
+    _check_json(bytes(data[at + BLOCK : at + BLOCK + size]), clip, task)
+    return at + BLOCK + _padded(size)
+
+
+def _member_size(data: memoryview, at: int, name: str) -> int:
+    """Bytes of the plain file `name` whose header is at `at`. Raises DataError when something else is there."""
+    try:
+        info = tarfile.TarInfo.frombuf(bytes(data[at : at + BLOCK]), "ascii", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise DataError(f"expected the tar header of {name}, got {error}") from error
+    if info.name != name or info.type != tarfile.REGTYPE:
+        raise DataError(f"expected the plain file {name}, got {info.name[:100]!r} of type {info.type!r}")
+    if at + BLOCK + info.size > len(data):
+        raise DataError(f"{name} reaches beyond the end of the tar")
+    return info.size
+
+
+def _check_frame(jpeg: memoryview, name: str, max_side: int) -> None:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        if max(height, width) > max_side:
+            raise DataError(f"{name} has {width}x{height} pixels, more than {max_side} a side")
+        simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    except ValueError as error:
+        raise DataError(f"{name} cannot be decoded ({error})") from error
+
+
+def _check_json(data: bytes, clip: ClipEntry, task: VerifyTask) -> None:
+    expected = {
+        "key": clip.key,
+        "label": clip.label,
+        "class_name": task.classes[clip.label],
+        "num_frames": clip.num_frames,
+        "partition": task.shard.partition,
+    }
+    if clip.subject is not None:
+        expected["subject"] = clip.subject
+    try:
+        got = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{clip_name(clip.key)} is not JSON ({error})") from error
+    if got != expected:
+        raise DataError(f"{clip_name(clip.key)} does not agree with the index and the manifest")
+
+
+def _check_totals(manifest: Manifest, checks: Sequence[ShardCheck]) -> list[str]:
+    problems = []
+    keys = Counter(key for check in checks for key in check.keys)
+    twice = sorted(key for key, count in keys.items() if count > 1)
+    if twice:
+        problems.append(f"{len(twice)} clips stand in two shards: {', '.join(twice[:5])}")
+    for partition in manifest.partitions():
+        rows = [c.labels for s, c in zip(manifest.shards, checks, strict=True) if s.partition == partition]
+        got = tuple(map(sum, zip(*rows, strict=True)))
+        if got != manifest.counts[partition]:
+            problems.append(f"{partition}: the manifest counts {manifest.counts[partition]}, its shards hold {got}")
+    frames = sum(shard.frames for shard in manifest.shards)
+    if frames != manifest.frames.kept + manifest.frames.encoded:
+        kept, encoded = manifest.frames.kept, manifest.frames.encoded
+        problems.append(f"the manifest counts {kept} kept and {encoded} encoded frames, its shards hold {frames}")
+    return problems
+
+
+def _problem_text(url: str, problems: Sequence[str]) -> str:
+    lines = [f"  {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  and {len(problems) - SHOWN} more")
+    things = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{url}: expected the shards as they were built, got {things}:\n" + "\n".join(lines) + (
+        "\nCopy these files again from where they were built, or run `dfer-shards build` again."
+    )  # fmt: skip
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
