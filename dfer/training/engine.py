@@ -1,0 +1,343 @@
+"""One training step on all ranks, behind one interface for DeepSpeed (ZeRO 0-3) and plain DDP.
+
+Parameters, gradients and optimizer state are fp32 in every engine and ZeRO stage; bf16 and fp16 are `torch.autocast`
+around the forward pass. So weights and optimizer state can move between engines, stages and world sizes unchanged.
+fp16 gradients are kept in range by one dynamic loss scale that all engines share. The gradient of a step is that of
+the mean loss over the global batch, however it is cut into ranks and micro-batches.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dfer.config import ConfigProblem
+from dfer.distributed import World, gather_objects, sum_over_ranks
+from dfer.errors import NonFiniteLossError, message
+from dfer.recognition import PADDING, ClipBatch, Progress, Recognition, Recognizer
+from dfer.training.optim import GroupSetting, OptimConfig, build_optimizer, group_settings
+from dfer.training.state import check_names, check_shapes, expected_state
+
+Precision = Literal["fp32", "bf16", "fp16"]
+LOSS_SCALE = "loss_scale"
+MAX_KEYS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is computed. zero: what DeepSpeed shards over the ranks (1 optimizer state, 2 + gradients,
+    3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, none = no clipping."""
+
+    name: Literal["deepspeed", "ddp"] = "deepspeed"
+    zero: Literal[0, 1, 2, 3] = 0
+    precision: Precision = "fp32"
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            do = "Usual: 1.0; null switches it off."
+            raise ConfigProblem(message("clip_norm", expected="a norm above 0", got=str(self.clip_norm), do=do))
+        if self.name == "ddp" and self.zero:
+            do = "Set engine.zero=0 or engine.name=deepspeed."
+            raise ConfigProblem(message("zero", expected="0 with engine ddp", got=str(self.zero), do=do))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step over all ranks. loss and terms: means over the global batch; grad_norm: before clipping, inf when an
+    fp16 overflow skipped the update (applied is False then); clips: that counted; lr: rate by group."""
+
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+    clips: int
+    applied: bool
+    lr: dict[str, float]
+    loss_scale: float | None = None
+
+
+class LossScale:
+    """Dynamic loss scale for fp16 (Micikevicius et al., 2018): halved on overflow, doubled after 2,000 good steps."""
+
+    START, GROWTH_INTERVAL, LEAST = 2.0**16, 2_000, 2.0**-10
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.value = self.START if enabled else 1.0
+        self.good_steps = 0
+
+    def update(self, *, overflowed: bool) -> None:
+        """Take note of one step. Raises NonFiniteLossError when no scale keeps the gradients finite."""
+        self.good_steps = 0 if overflowed else self.good_steps + 1
+        if overflowed:
+            self.value /= 2
+        elif self.enabled and self.good_steps % self.GROWTH_INTERVAL == 0:
+            self.value *= 2
+        if self.value < self.LEAST:
+            expected, got = "finite fp16 gradients at some loss scale", f"overflow down to scale {self.value:g}"
+            do = "Nothing was updated. Use engine.precision=bf16 or fp32, or lower the rates."
+            raise NonFiniteLossError(message("gradients", expected=expected, got=got, do=do))
+
+
+class Task(nn.Module):
+    """Recognizer and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
+
+    def __init__(self, recognizer: Recognizer, *, precision: Precision, cache: bool = True) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._cache = cache
+
+    def forward(self, batch: ClipBatch, progress: Progress | None) -> Recognition | dict[str, Tensor]:
+        """Loss terms, or the recognizer's answer (logits in fp32) when `progress` is None."""
+        low, kind = self._dtype, batch.frames.device.type
+        with torch.autocast(kind, dtype=low or torch.bfloat16, enabled=low is not None, cache_enabled=self._cache):
+            out: Recognition = self.recognizer(batch)
+            if progress is not None:
+                return {name: term.float() for name, term in self.recognizer.loss(out, batch, progress).items()}
+        return Recognition(logits=out.logits.float(), aux=out.aux)
+
+
+def inference(
+    recognizer: Recognizer, *, precision: Precision, device: torch.device
+) -> Callable[[ClipBatch], Recognition]:
+    """A forward pass without engine or optimizer, for evaluation and prediction; moves the recognizer to `device`."""
+    task = Task(recognizer, precision=precision).to(device).eval()
+
+    @torch.no_grad()
+    def forward(batch: ClipBatch) -> Recognition:
+        out = task(batch, None)
+        assert isinstance(out, Recognition)
+        return out
+
+    return forward
+
+
+class Engine(ABC):
+    """A recognizer in training on all ranks. Every method is collective: all ranks call it, in the same order."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        config: EngineConfig,
+        settings: Sequence[GroupSetting],
+        world: World,
+        accumulation: int,
+        key_of: Callable[[int], str],
+    ) -> None:
+        self.task, self.config, self.settings, self.world = task, config, tuple(settings), world
+        self.accumulation = accumulation
+        self._key_of = key_of
+        self._scale = LossScale(enabled=config.precision == "fp16")
+        self._names = {id(p): name for name, p in task.recognizer.named_parameters()}
+        # Taken now: ZeRO 3 leaves empty tensors behind.
+        self._shapes = {name: value.shape for name, value in task.recognizer.state_dict().items()}
+
+    def forward(self, batch: ClipBatch) -> Recognition:
+        """The recognizer's answer for this rank's batch, in evaluation mode and without gradients."""
+        self.task.eval()
+        with torch.no_grad():
+            out = self.task(batch, None)
+        assert isinstance(out, Recognition)
+        return out
+
+    def step(self, micro_batches: Sequence[ClipBatch], *, progress: Progress, lr_factor: float) -> StepReport:
+        """Forward, backward and update over this rank's micro-batches of one global batch, on the device.
+
+        Raises:
+            NonFiniteLossError: on all ranks and before the update, when any rank's loss is NaN or infinite.
+        """
+        if len(micro_batches) != self.accumulation:
+            raise ValueError(f"expected {self.accumulation} micro-batches a step, got {len(micro_batches)}")
+        self.task.train()
+        self._set_rates(lr_factor)
+        counts = torch.stack([(batch.index != PADDING).sum() for batch in micro_batches])
+        clips = sum_over_ranks(counts.sum())
+        # DDP and DeepSpeed average over ranks; times the world size, the shares of all micro-batches add up to one.
+        shares = counts.float() / clips.clamp(min=1)
+        terms = []
+        for i, batch in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            terms.append(self._accumulate(batch, shares[i] * self.world.size, progress, last=last))
+        means = self._agreed_means(micro_batches, terms, shares, progress)
+        scale = self._scale.value if self._scale.enabled else None
+        grad_norm = self._update()
+        applied = math.isfinite(grad_norm)
+        if not applied and not self._scale.enabled:
+            raise NonFiniteLossError(self._gradient_message(progress))
+        self._scale.update(overflowed=not applied)
+        lr = {str(group["name"]): float(group["lr"]) for group in self._optimizer.param_groups}
+        return StepReport(
+            loss=sum(means.values()), terms=means, grad_norm=grad_norm, clips=int(clips), applied=applied, lr=lr,
+            loss_scale=scale,
+        )  # fmt: skip
+
+    def weights(self) -> dict[str, Tensor]:
+        """All fp32 parameters and buffers by name, on the CPU; on the first rank only, empty on the others."""
+        full = self.task.recognizer.state_dict() if self.world.is_first else {}
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in full.items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over `weights` (full tensors, the same on every rank). Raises CheckpointError for other names or
+        shapes than the recognizer's."""
+        check_names("weights", got=weights, expected=self._shapes)
+        check_shapes("weights", got=weights, expected=self._shapes)
+        self._write_weights(weights)
+        self._assert_settings()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Full fp32 state as `parameter/slot`, on the CPU; on the first rank only. Empty before the first step."""
+        state = self._read_state()
+        if self._scale.enabled and self.world.is_first:
+            state[LOSS_SCALE] = torch.tensor([self._scale.value, self._scale.good_steps])
+        return state
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `optimizer_state` of any engine, ZeRO stage and world size returned, on every rank.
+
+        Group settings stay the configuration's. Raises CheckpointError for another optimizer or other parameters.
+        """
+        slots = {key: value for key, value in state.items() if key != LOSS_SCALE}
+        if slots:
+            names = [name for setting in self.settings for name in setting.params]
+            check_names("optimizer state", got=slots, expected=expected_state(self._optimizer, names))
+            parts = [key for key in slots if not key.endswith("/step")]
+            check_shapes("optimizer state", got={key: slots[key] for key in parts},
+                         expected={key: self._shapes[key.rpartition("/")[0]] for key in parts})  # fmt: skip
+            self._write_state(slots)
+        if LOSS_SCALE in state and self._scale.enabled:
+            self._scale.value, self._scale.good_steps = float(state[LOSS_SCALE][0]), int(state[LOSS_SCALE][1])
+        self._assert_settings()
+
+    @property
+    @abstractmethod
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer whose `param_groups` decide the rates."""
+
+    @abstractmethod
+    def _accumulate(self, batch: ClipBatch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
+        """Add weight x loss scale x gradient of one micro-batch; its loss terms, detached."""
+
+    @abstractmethod
+    def _update(self) -> float:
+        """Clip, update, clear the gradients; the norm before clipping. Without an update when it is not finite."""
+
+    @abstractmethod
+    def _read_state(self) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _write_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+    @abstractmethod
+    def _write_weights(self, weights: Mapping[str, Tensor]) -> None: ...
+
+    @abstractmethod
+    def _group_params(self) -> list[set[str]]:
+        """Names of the parameters each optimizer group really holds, in the order of `param_groups`."""
+
+    def _set_rates(self, factor: float) -> None:
+        for setting, group in zip(self.settings, self._optimizer.param_groups, strict=True):
+            group["lr"] = setting.lr * factor
+
+    def _assert_settings(self) -> None:
+        """Every group holds its own parameters under its own settings: libraries have mixed them up on loading."""
+        self._set_rates(1.0)
+        expected = [(s.name, s.lr, s.weight_decay, set(s.params)) for s in self.settings]
+        got = [
+            (g["name"], g["lr"], g["weight_decay"], params)
+            for g, params in zip(self._optimizer.param_groups, self._group_params(), strict=True)
+        ]
+        assert got == expected, f"optimizer groups changed on loading: {[g[:3] for g in got]}"
+
+    def _agreed_means(
+        self, batches: Sequence[ClipBatch], terms: list[dict[str, Tensor]], shares: Tensor, progress: Progress
+    ) -> dict[str, float]:
+        """Means of the terms over the global batch; raises on all ranks when one of them is not finite on any."""
+        names = sorted(terms[0])
+        values = torch.stack([torch.stack([t[name] for name in names]) for t in terms])
+        bad = ~torch.isfinite(values).all(dim=1)
+        # One small message a step: how many micro-batches are not finite, and each term's part of the mean.
+        sums = sum_over_ranks(torch.cat([bad.sum().float()[None], (values * shares[:, None]).sum(0)])).tolist()
+        if sums[0]:
+            raise NonFiniteLossError(self._loss_message(batches, values, bad, names, progress))
+        return dict(zip(names, sums[1:]))
+
+    def _loss_message(
+        self, batches: Sequence[ClipBatch], values: Tensor, bad: Tensor, names: list[str], progress: Progress
+    ) -> str:
+        here = [
+            (dict(zip(names, row)), index)
+            for is_bad, row, index in zip(bad.tolist(), values.tolist(), [b.index.tolist() for b in batches])
+            if is_bad
+        ]
+        found = [entry for entries in gather_objects(here) for entry in entries]
+        wrong = {f"{name}={value}" for terms, _ in found for name, value in terms.items() if not math.isfinite(value)}
+        clips = [self._key_of(i) for _, index in found for i in index if i != PADDING]
+        more = f" and {len(clips) - MAX_KEYS} more" if len(clips) > MAX_KEYS else ""
+        return message(
+            f"step {progress.step} (epoch {progress.epoch})",
+            expected="a finite loss",
+            got=f"{', '.join(sorted(wrong))} in a micro-batch with the clips {', '.join(clips[:MAX_KEYS])}{more}",
+            do="Nothing was updated. Look at these clips; lower the rates or set engine.clip_norm; or use "
+            "engine.precision=fp32.",
+        )
+
+    @staticmethod
+    def _gradient_message(progress: Progress) -> str:
+        where = f"step {progress.step} (epoch {progress.epoch})"
+        do = "Nothing was updated. Lower the rates, or look for a root or a logarithm of 0 in the loss."
+        return message(where, expected="finite gradients", got="NaN or infinity behind a finite loss", do=do)
+
+
+def build_engine(
+    config: EngineConfig,
+    recognizer: Recognizer,
+    *,
+    optim: OptimConfig,
+    world: World,
+    global_batch: int,
+    micro_batch: int,
+    key_of: Callable[[int], str] = str,
+) -> Engine:
+    """The engine of `config` around `recognizer`, on this process's device, inside a process group.
+
+    global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once;
+    key_of: a clip's name for its `ClipBatch.index`, for messages.
+
+    Raises:
+        UsageError: precision, batch sizes or groups that do not fit, DeepSpeed missing.
+    """
+    check_precision(config.precision, world.device)
+    accumulation, rest = divmod(global_batch, world.size * micro_batch)
+    if rest or not accumulation:
+        expected = f"a multiple of {world.size} ranks x micro_batch {micro_batch}"
+        do = f"Choose batch or micro_batch so that batch / {world.size} / micro_batch is whole."
+        raise ConfigProblem(message("batch", expected=expected, got=str(global_batch), do=do))
+    recognizer.to(world.device)
+    for buffer in recognizer.buffers():
+        # The engines start from the first rank's parameters by themselves, but not from its buffers.
+        dist.broadcast(buffer, src=0)
+    task = Task(recognizer, precision=config.precision, cache=config.zero < 3)
+    settings, optimizer = group_settings(optim, recognizer), build_optimizer(optim, recognizer)
+    shared = {"config": config, "settings": settings, "world": world, "accumulation": accumulation, "key_of": key_of}
+    if config.name == "ddp":
+        from dfer.training.ddp_engine import DdpEngine
+
+        return DdpEngine(task, optimizer, **shared)
+    # Imported here: it takes seconds and is not needed with ddp.
+    from dfer.training.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(task, optimizer, micro_batch=micro_batch, **shared)
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raises ConfigProblem for fp16 on a CPU, which neither DeepSpeed nor most CPUs can compute."""
+    if precision == "fp16" and device.type == "cpu":
+        do = "Set engine.precision=bf16 (or fp32), or start on a machine with a GPU."
+        raise ConfigProblem(message("engine.precision", expected="fp32 or bf16 on a CPU", got="fp16", do=do))

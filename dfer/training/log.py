@@ -1,0 +1,208 @@
+"""Numbers of a run: metrics.jsonl first; progress bar, console and TensorBoard are fed from the same dict.
+
+One line a record, `kind` "train" or "eval", `step` the number of updates done. Only the first rank writes anything.
+"""
+
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from dfer.distributed import World
+from dfer.errors import StorageError, message
+from dfer.training.engine import StepReport
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+class RunLog:
+    """Records of one run folder. Continuing at `start_step` drops what was recorded after it, so that a step that is
+    taken twice stands once.
+
+    total_steps: updates of the whole run; every: steps between two recorded ones; progress: show a bar (None: when
+    stderr is a terminal), else a line a record.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        world: World,
+        total_steps: int,
+        start_step: int = 0,
+        every: int = 1,
+        progress: bool | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._total, self._every, self._active = total_steps, every, world.is_first
+        self._skipped = 0
+        self._since, self._last_step = _Window(step=start_step), time.monotonic()
+        if not self._active:
+            return
+        self._stream = stream or sys.stderr
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            keep = _kept_lines(folder / METRICS, start_step)
+            self._file = _rewritten(folder / METRICS, keep)
+        self._board = _tensorboard(folder / TENSORBOARD, purge_step=start_step + 1)
+        bar = self._stream.isatty() if progress is None else progress
+        self._bar = (
+            tqdm(total=total_steps, initial=start_step, unit="step", file=self._stream, dynamic_ncols=True)
+            if bar
+            else None
+        )
+
+    def train(self, report: StepReport, *, step: int, epoch: int, wait_seconds: float) -> None:
+        """Take note of one step. step: updates done; wait_seconds: time waited for data since the start, running up."""
+        if not self._active:
+            return
+        self._skipped += not report.applied
+        self._last_step = time.monotonic()
+        self._since.clips += report.clips
+        if self._bar is not None:
+            self._bar.update()
+        if step % self._every and step != self._total:
+            return
+        rates = self._since.rates(step=step, left=self._total - step, wait_seconds=wait_seconds)
+        self._since = _Window(step=step, wait_seconds=wait_seconds)
+        self._write({
+            "kind": "train", "step": step, "epoch": epoch, "loss": report.loss, "terms": report.terms, "lr": report.lr,
+            "grad_norm": report.grad_norm if report.applied else None, "skipped_steps": self._skipped,
+            "loss_scale": report.loss_scale, **rates,
+        })  # fmt: skip
+
+    def eval(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
+        """Record an evaluation after `step` updates, `epoch` epochs."""
+        if self._active:
+            # Speed and ETA are those of training.
+            self._since.leave_out(time.monotonic() - self._last_step)
+            self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics})
+
+    def close(self) -> None:
+        """Finish bar and files."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        record = {**record, "time": round(time.time(), 3)}
+        with _writing(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        for name, value in flat(record):
+            if name not in ("step", "time"):
+                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        line = as_line(record, total=self._total)
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        elif record["kind"] == "train":
+            self._bar.set_postfix_str(line.partition(": ")[2])
+        else:
+            self._bar.write(line, file=self._stream)
+
+
+class _Window:
+    """Clips and waiting since the last record."""
+
+    def __init__(self, *, step: int, wait_seconds: float = 0.0) -> None:
+        self.clips, self._step, self._wait, self._start = 0, step, wait_seconds, time.monotonic()
+
+    def leave_out(self, seconds: float) -> None:
+        """Take time out that was not spent on training."""
+        self._start += seconds
+
+    def rates(self, *, step: int, left: int, wait_seconds: float) -> dict[str, float]:
+        """clips_per_s over all ranks, data_wait as a share of the time, eta_s to the end of the run."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return {
+            "clips_per_s": round(self.clips / seconds, 3),
+            "data_wait": round(min((wait_seconds - self._wait) / seconds, 1.0), 4),
+            "eta_s": round(seconds / max(step - self._step, 1) * left, 1),
+        }
+
+
+def flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The finite numbers of a record with dotted names: what TensorBoard shows."""
+    out = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            out += flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            out.append((prefix + key, float(value)))
+    return out
+
+
+def as_line(record: dict[str, Any], *, total: int) -> str:
+    """A record as one line for people."""
+    where = f"step {record['step']}/{total} epoch {record['epoch']}"
+    if record["kind"] == "eval":
+        return f"{where}: eval " + " ".join(
+            f"{k} {v:.4g}" for k, v in flat(record) if k not in ("step", "epoch", "time")
+        )
+    skipped = f" skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
+    return (
+        f"{where}: loss {record['loss']:.4f} {record['clips_per_s']:.1f} clips/s "
+        f"waiting {record['data_wait']:.0%} eta {_duration(record['eta_s'])}{skipped}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"
+
+
+def _kept_lines(path: Path, start_step: int) -> list[str]:
+    """Lines up to `start_step`; later ones will be written again, and a line cut short by a crash is dropped."""
+    if not path.exists():
+        return []
+    keep = []
+    for line in path.read_text().splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(step, int) and step <= start_step:
+            keep.append(line)
+    return keep
+
+
+def _rewritten(path: Path, lines: list[str]) -> TextIO:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text("".join(f"{line}\n" for line in lines))
+    aside.replace(path)
+    return path.open("a")
+
+
+def _tensorboard(folder: Path, *, purge_step: int) -> Any:
+    # Imported here: it costs a second, and only the first rank needs it. Its import warns of deprecations of its own.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+@contextmanager
+def _writing(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        got, do = error.strerror or str(error), "Free some space or choose another run=FOLDER."
+        raise StorageError(message(where, expected="to write metrics", got=got, do=do)) from error

@@ -1,0 +1,50 @@
+"""What an engine with a whole torch optimizer on every rank does the same way: DDP, and DeepSpeed at ZeRO 0."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dfer.training.state import state_slots
+
+
+def clipped_update(
+    params: list[nn.Parameter], *, clip_norm: float | None, scale: float, apply: Callable[[], None]
+) -> float:
+    """Unscale and clip the gradients, call `apply`, and return their norm before clipping.
+
+    Without a call of `apply` when the norm is not finite. The gradients are the same on every rank, so is the answer.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(grads)) / scale
+    finite = norm < float("inf")  # also False for NaN
+    if finite:
+        clip = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-6))
+        if clip / scale != 1.0:
+            torch._foreach_mul_(grads, clip / scale)
+        apply()
+    return norm if finite else float("inf")
+
+
+def read_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, keep: bool) -> dict[str, Tensor]:
+    """The optimizer's tensors as `parameter/slot` on the CPU; nothing unless `keep`."""
+    out = {}
+    for group in optimizer.param_groups if keep else ():
+        for param in group["params"]:
+            for slot in state_slots(optimizer):
+                value = optimizer.state.get(param, {}).get(slot)
+                if value is not None:
+                    out[f"{names[id(param)]}/{slot}"] = value.detach().to("cpu", copy=True).contiguous()
+    return out
+
+
+def write_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, Tensor]) -> None:
+    """Replace the optimizer's tensors by those of `state`, on each parameter's device."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            name = names[id(param)]
+            for slot in state_slots(optimizer):
+                value = state[f"{name}/{slot}"]
+                # torch keeps the step count on the CPU.
+                device = "cpu" if slot == "step" else param.device
+                optimizer.state[param][slot] = value.to(device, torch.float32, copy=True)

@@ -1,0 +1,88 @@
+"""What is in a checkpoint of a training run: names of its tensors, and where training stands."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfer.config import ConfigProblem, from_plain
+from dfer.errors import CheckpointError, message
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Position in a run: the next step to take. epoch and step count from 0, step within the epoch, global_step over
+    all epochs. No random state: every draw is a function of (seed, epoch, sample)."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+
+    def after_step(self, *, steps_per_epoch: int) -> "TrainingState":
+        """The position one step on."""
+        epoch_done = self.step + 1 == steps_per_epoch
+        return TrainingState(
+            epoch=self.epoch + epoch_done, step=0 if epoch_done else self.step + 1, global_step=self.global_step + 1
+        )
+
+    def to_json(self) -> dict[str, int]:
+        """Plain values for a checkpoint's state.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Any, *, where: object, steps_per_epoch: int) -> "TrainingState":
+        """The position a checkpoint holds. Raises CheckpointError when it does not fit `steps_per_epoch`."""
+        try:
+            state = from_plain(cls, plain)
+        except ConfigProblem as problem:
+            raise CheckpointError(f"{where}: no position of a training run in its state ({problem}).") from problem
+        if state.global_step != state.epoch * steps_per_epoch + state.step or state.step >= steps_per_epoch:
+            got = f"epoch {state.epoch}, step {state.step}, global step {state.global_step}"
+            expected, do = (
+                f"a position in epochs of {steps_per_epoch} steps",
+                "Use the same data and batch, or a new run.",
+            )
+            raise CheckpointError(message(where, expected=expected, got=got, do=do))
+        return state
+
+
+def state_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Names of the tensors the optimizer keeps for each parameter; `step` is a single number."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return ("exp_avg", "exp_avg_sq", "step")
+    return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+
+
+def expected_state(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> set[str]:
+    """Keys `parameter/slot` of the optimizer's state for these parameters."""
+    return {f"{name}/{slot}" for name in names for slot in state_slots(optimizer)}
+
+
+def check_names(what: str, *, got: Iterable[str], expected: Iterable[str]) -> None:
+    """Raises CheckpointError that lists names the checkpoint lacks and names the model does not know."""
+    missing, unexpected = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    if missing or unexpected:
+        found = f"missing {_some(missing)}; unexpected {_some(unexpected)}"
+        do = "Use the configuration the checkpoint was trained with."
+        raise CheckpointError(message(f"checkpoint {what}", expected="the names of this model", got=found, do=do))
+
+
+def check_shapes(what: str, *, got: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raises CheckpointError that names the tensors whose shape is not the model's."""
+    wrong = [
+        f"{name} {tuple(value.shape)} for {tuple(expected[name])}"
+        for name, value in got.items()
+        if value.shape != expected[name]
+    ]
+    if wrong:
+        do = "Use the configuration the checkpoint was trained with."
+        raise CheckpointError(
+            message(f"checkpoint {what}", expected="the shapes of this model", got=_some(wrong), do=do)
+        )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
