@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dfer.config import ConfigProblem
+from dfer.models.layers import attend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B T D] -> [B T D]."""
         q, k, v = rearrange(self.qkv(x), "b t (three n h) -> three b n t h", three=3, n=self.heads)
-        mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b n t h -> b t (n h)")
+        mixed = rearrange(attend(q, k, v), "b n t h -> b t (n h)")
         return self.out(mixed)  # type: ignore[no-any-return]
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import open_clip
 import torch
-from einops import rearrange
 from open_clip.model import CLIP, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
+from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.models.weights import Weights, read_weights
 
 VOCABULARY = 49408
@@ -71,18 +72,6 @@ class TextTower(nn.Module):
         return typing.cast(Tensor, self.ln_final(at_eos) @ self.text_projection)
 
 
-class PatchEmbedding(nn.Conv2d):
-    """The convolution whose stride is its kernel, as one matrix product: on CPUs its gradient is far cheaper."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        height, width = self.kernel_size
-        rows, columns = input.shape[-2] // height, input.shape[-1] // width
-        whole = input[..., : rows * height, : columns * width]
-        patches = rearrange(whole, "n c (h p) (w q) -> n (h w) (c p q)", p=height, q=width)
-        tokens = nn.functional.linear(patches, rearrange(self.weight, "o c p q -> o (c p q)"))
-        return rearrange(tokens, "n (h w) o -> n o h w", h=rows)
-
-
 class Towers(nn.Module):
     """Image and text tower that share an embedding of width `embed_dim`."""
 
@@ -92,12 +81,12 @@ class Towers(nn.Module):
         clip = CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
         if config.pretrained is not None:
             load_clip(clip, read_weights(Path(config.pretrained)), where=config.pretrained, resize=config.image_size)
+        _speed_up(clip)
         self.visual: nn.Module = clip.visual
         self.text = TextTower(clip)
         self.embed_dim: int = settings["embed_dim"]
         self.image_size: int = settings["vision_cfg"]["image_size"]
         self.context_length: int = clip.context_length
-        _embed_patches_by_product(self.visual)
 
     @property
     def text_width(self) -> int:
@@ -229,10 +218,13 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     return typing.cast(dict[str, Any], settings)
 
 
-def _embed_patches_by_product(visual: nn.Module) -> None:
-    conv = getattr(visual, "conv1", None)
-    if not isinstance(conv, nn.Conv2d) or conv.stride != conv.kernel_size or conv.bias is not None:
-        return
-    patches = PatchEmbedding(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=False)  # type: ignore[arg-type]
-    patches.weight = conv.weight
-    visual.conv1 = patches
+def _speed_up(clip: nn.Module) -> None:
+    """Put faster layers in the place of open_clip's; parameters and their names stay."""
+    for module in list(clip.modules()):
+        if isinstance(module, VisionTransformer) and module.conv1.stride == module.conv1.kernel_size:
+            module.conv1 = PatchEmbedding.of(module.conv1)
+        if isinstance(module, ResidualAttentionBlock):
+            if isinstance(module.mlp.gelu, QuickGELU):
+                module.mlp.gelu = QuickGelu()
+            if module.attn.batch_first:
+                module.attn = SelfAttention(module.attn)
