@@ -237,4 +237,4 @@ def _check_folder(out: Output, names: Sequence[str], raw: RawSet, options: Build
 
 
 def _one_line(begun: bytes) -> str:
-    return " ".join(re.sub(r'[{}"\n]+', " ", begun.decode(errors="replace")).split())[:200]
+    return " ".join(re.sub(r'[{}":\n]+', " ", begun.decode(errors="replace")).replace(" ,", ",").split())[:200]
