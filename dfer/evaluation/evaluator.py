@@ -1,0 +1,181 @@
+"""Evaluation over any number of ranks: every clip is counted exactly once, or there is no result.
+
+Letters: B clips of a batch, N clips of the split, K classes. Each rank fills tables over the whole split at the
+positions it saw; one sum over the ranks at the end makes them whole and shows every clip that is missing or doubled.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dfer.distributed import gather_objects, sum_over_ranks
+from dfer.errors import DataError, NonFiniteLossError, message
+from dfer.evaluation.metrics import Scores, confusion, scores
+from dfer.recognition import PADDING, ClipBatch, Recognition
+
+SHOWN = 3
+"""Clips a message names before it stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Answers in the order of the split. labels: int64 [N] on the CPU; logits: float32 [N K] on the CPU."""
+
+    labels: Tensor
+    logits: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """Class numbers int64 [N]; of equal logits the lowest class number wins, as in the confusion matrix."""
+        return self.logits.argmax(dim=-1)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, float64 [N K]."""
+        return self.logits.double().softmax(dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one pass over a split gave, the same on every rank. seconds: wall clock of this rank's pass."""
+
+    scores: Scores
+    predictions: Predictions | None
+    seconds: float
+
+
+def evaluate(
+    forward: Callable[[ClipBatch], Recognition],
+    batches: Iterable[ClipBatch],
+    *,
+    num_classes: int,
+    expected: int,
+    device: torch.device,
+    keys: Sequence[str] | None = None,
+    predictions: bool = False,
+) -> Evaluation:
+    """Run `forward` over this rank's batches and score the whole split; call it on all ranks together.
+
+    Args:
+        forward: gives logits [B K]; the caller has set the model to evaluation mode. Runs without gradients.
+        batches: this rank's share; `index` is the position in the split (0..N-1) or PADDING.
+        expected: N, clips of the split over all ranks.
+        device: where the batches are moved and the counts kept.
+        keys: clip keys by position, for messages.
+        predictions: gather the logits too, at the cost of a second sum of N x K numbers.
+
+    Raises:
+        DataError: a clip is missing, comes twice, or has an index or label outside the split; on every rank.
+        NonFiniteLossError: logits that are not finite; on every rank, naming the clips.
+    """
+    start = time.monotonic()
+    tally = _Tally(num_classes=num_classes, expected=expected, device=device, keep_logits=predictions)
+    with torch.no_grad():
+        for batch in batches:
+            checked = tally.checked(batch).to(device)
+            tally.add(checked, logits=forward(checked).logits)
+    found, answers = tally.finish(keys)
+    return Evaluation(scores=found, predictions=answers, seconds=time.monotonic() - start)
+
+
+class _Tally:
+    """Counts of one rank. Tables have one row more than clips: padding lands there, so nothing waits for the device."""
+
+    def __init__(self, *, num_classes: int, expected: int, device: torch.device, keep_logits: bool) -> None:
+        if expected < 1:
+            raise DataError(
+                message("evaluation", expected="at least one clip", got=str(expected), do="Check the test partitions.")
+            )
+        self.num_classes, self.expected = num_classes, expected
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.seen, self.broken, self.labels = torch.zeros(3, expected + 1, dtype=torch.int64, device=device)
+        rows = expected + 1 if keep_logits else 0
+        self.logits = torch.zeros(rows, num_classes, dtype=torch.float32, device=device)
+        self.stray: str | None = None
+
+    def checked(self, batch: ClipBatch) -> ClipBatch:
+        """The batch with rows outside the split turned to padding, and the first of them remembered.
+
+        Raising here would leave the other ranks waiting for this one; `finish` raises on all of them.
+        """
+        inside = (batch.index >= 0) & (batch.index < self.expected)
+        inside &= (batch.labels >= 0) & (batch.labels < self.num_classes)
+        bad = (batch.index != PADDING) & ~inside
+        if not bool(bad.any()):
+            return batch
+        row = int(bad.nonzero()[0])
+        self.stray = self.stray or f"index {int(batch.index[row])} with label {int(batch.labels[row])}"
+        return replace(batch, index=batch.index.masked_fill(bad, PADDING))
+
+    def add(self, batch: ClipBatch, *, logits: Tensor) -> None:
+        """Count the rows of one batch that are not padding."""
+        if tuple(logits.shape) != (len(batch.index), self.num_classes):
+            expected = f"logits [{len(batch.index)} {self.num_classes}]"
+            raise DataError(
+                message("evaluation", expected=expected, got=str(list(logits.shape)), do="Match the model's classes.")
+            )
+        logits = logits.float()
+        counts = batch.index != PADDING
+        slots = torch.where(counts, batch.index, self.expected)
+        self.matrix += confusion(logits, labels=batch.labels, index=batch.index, num_classes=self.num_classes)
+        self.seen.index_add_(0, slots, counts.long())
+        self.broken.index_add_(0, slots, (counts & ~logits.isfinite().all(dim=-1)).long())
+        if len(self.logits):
+            self.labels.index_add_(0, slots, torch.where(counts, batch.labels, 0))
+            self.logits.index_add_(0, slots, torch.where(counts[:, None], logits, 0.0))
+
+    def finish(self, keys: Sequence[str] | None) -> tuple[Scores, Predictions | None]:
+        """Sum over the ranks, refuse what is not every clip once, score."""
+        n, k = self.expected, self.num_classes
+        strays = torch.tensor([self.stray is not None], dtype=torch.int64, device=self.matrix.device)
+        parts = [self.matrix.flatten(), self.seen[:n], self.broken[:n], self.labels[:n], strays]
+        whole = sum_over_ranks(torch.cat(parts)).cpu()
+        matrix, seen, broken, labels, num_strays = torch.split(whole, [k * k, n, n, n, 1])
+        self._refuse_strays(int(num_strays))
+        _refuse_wrong_totals(seen, keys)
+        _refuse_broken(broken, keys)
+        found = scores(matrix.view(k, k).tolist())
+        if not len(self.logits):
+            return found, None
+        return found, Predictions(labels=labels.clone(), logits=sum_over_ranks(self.logits[:n]).cpu())
+
+    def _refuse_strays(self, num_strays: int) -> None:
+        if not num_strays:
+            return
+        first = next(text for text in gather_objects(self.stray) if text is not None)
+        expected = f"index 0..{self.expected - 1} and label 0..{self.num_classes - 1}"
+        raise DataError(
+            message("evaluation", expected=expected, got=first, do="Check that shards and model share their classes.")
+        )
+
+
+def _refuse_wrong_totals(seen: Tensor, keys: Sequence[str] | None) -> None:
+    if bool((seen == 1).all()):
+        return
+    missing, twice = (seen == 0).nonzero().flatten().tolist(), (seen > 1).nonzero().flatten().tolist()
+    found = {"missing": missing, "repeated": twice}
+    wrong = [f"{len(ids)} {what} ({_names(ids, keys)})" for what, ids in found.items() if ids]
+    raise DataError(
+        message(
+            "evaluation",
+            expected=f"{len(seen)} clips, each once",
+            got=f"{int(seen.sum())} clips: {', '.join(wrong)}",
+            do="No score is given; run `dfer-shards verify` and check that all ranks read the same shards.",
+        )
+    )
+
+
+def _refuse_broken(broken: Tensor, keys: Sequence[str] | None) -> None:
+    ids = broken.nonzero().flatten().tolist()
+    if ids:
+        got = f"{len(ids)} of {len(broken)} clips with NaN or infinity ({_names(ids, keys)})"
+        do = "No score is given; evaluate an earlier checkpoint or use precision fp32."
+        raise NonFiniteLossError(message("evaluation", expected="finite logits", got=got, do=do))
+
+
+def _names(ids: Sequence[int], keys: Sequence[str] | None) -> str:
+    shown = [str(i) if keys is None else keys[i] for i in ids[:SHOWN]]
+    return ", ".join(shown) + (", ..." if len(ids) > SHOWN else "")

@@ -1,0 +1,212 @@
+"""The result of one fold as a JSON file, with everything a table must know to keep unlike things apart.
+
+    RUN/results/test.json              a single run
+    RUN/fold_2/results/test.json       a fold of a cross-validation
+    RUN/results/test_predictions.csv   one row per test clip, beside it
+
+Shares run from 0 to 1 in the files; tables print percent. Published numbers are in percent, as papers print them.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from dfer.config import ConfigProblem, from_plain, to_plain
+from dfer.errors import CheckpointError, StorageError, message
+from dfer.evaluation.evaluator import Predictions
+from dfer.evaluation.metrics import Scores, scores
+
+Selection = Literal["last", "best_on_val", "best_on_test"]
+SELECTION_TEXT: dict[str, str] = {
+    "last": "last: the checkpoint at the end of training",
+    "best_on_val": "best_on_val: the best checkpoint on clips held out of the training partitions",
+    "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
+    "unknown": "unknown: the source does not say",
+}
+RESULT = Path("results/test.json")
+PREDICTIONS = Path("results/test_predictions.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Numbers from a paper to stand beside ours, never among them.
+
+    uar, war: percent, as printed. source: paper and table. selection: how the paper chose its checkpoint.
+    """
+
+    uar: float
+    war: float
+    source: str
+    selection: Literal["last", "best_on_val", "best_on_test", "unknown"] = "unknown"
+
+    def __post_init__(self) -> None:
+        for name, value in (("uar", self.uar), ("war", self.war)):
+            if not 1 < value <= 100:
+                raise ConfigProblem(f"{name}: expected percent, 1 to 100, got {value}. Write 59.61, not 0.5961.")
+        if not self.source.strip():
+            raise ConfigProblem("source: expected paper and table, got nothing. Say where the numbers are printed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How test clips were shown to the model, and what training did to its clips.
+
+    num_frames: frames a clip (T). size: pixels a side. normalisation, views, augment: in words, for the reader.
+    """
+
+    num_frames: int
+    size: int
+    normalisation: str
+    augment: str
+    views: str = "1 view"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResult:
+    """One checkpoint on one test split.
+
+    fold: 1..num_folds. num_folds: folds of the data set's protocol (DFEW and MAFW 5, FERV39k's single split 1).
+    confusion: K rows of K counts, rows the truth. war, uar, recall: shares from 0 to 1, recall None for a class without
+    test clips. step, epoch: of the checkpoint. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
+    seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix.
+    """
+
+    version: Literal[1] = 1
+    dataset: str
+    method: str
+    fold: int
+    num_folds: int
+    train_partitions: tuple[str, ...]
+    test_partitions: tuple[str, ...]
+    validation: str = ""
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    war: float
+    uar: float
+    recall: tuple[float | None, ...]
+    count: tuple[int, ...]
+    clips: int
+    selection: Selection
+    step: int
+    epoch: int
+    seed: int
+    protocol: Protocol
+    checkpoint: str
+    manifest_sha256: str
+    finished: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        problem = self._shape_problem() or self._score_problem()
+        if problem:
+            raise ConfigProblem(f"{problem}. Evaluate this fold again.")
+
+    @property
+    def scores(self) -> Scores:
+        """The scores, from the confusion matrix."""
+        return scores(self.confusion)
+
+    def _shape_problem(self) -> str:
+        size = len(self.classes)
+        if not 1 <= self.fold <= self.num_folds:
+            return f"fold: expected 1..{self.num_folds}, got {self.fold}"
+        if not size or len(self.confusion) != size or any(len(row) != size for row in self.confusion):
+            return f"confusion: expected {size} x {size} counts for the classes"
+        if any(cell < 0 for row in self.confusion for cell in row) or not any(map(any, self.confusion)):
+            return "confusion: expected counts of at least one clip, none below 0"
+        both = sorted(set(self.train_partitions) & set(self.test_partitions))
+        if both:
+            return f"test_partitions: expected none of the training partitions, got {', '.join(both)} in both"
+        return ""
+
+    def _score_problem(self) -> str:
+        """The scores are kept for readers of the JSON; the matrix is what counts, and they must agree."""
+        true = self.scores
+        if (self.clips, self.count) != (true.num_clips, true.count):
+            return f"clips, count: expected the sums of the confusion matrix, got {self.clips} and {self.count}"
+        ours, theirs = (self.war, self.uar, *self.recall), (true.war, true.uar, *true.recall)
+        if len(ours) != len(theirs) or not all(_same(a, b) for a, b in zip(ours, theirs)):
+            return "war, uar, recall: expected what the confusion matrix gives, got something else"
+        return ""
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, abs_tol=1e-9)
+
+
+def fold_result(found: Scores, **facts: Any) -> FoldResult:
+    """A result from scores and the remaining fields of FoldResult."""
+    return FoldResult(
+        confusion=found.confusion,
+        war=found.war,
+        uar=found.uar,
+        recall=found.recall,
+        count=found.count,
+        clips=found.num_clips,
+        **facts,
+    )
+
+
+def save_result(result: FoldResult, folder: Path) -> Path:
+    """Write `folder`/results/test.json whole or not at all; `folder` is the run or the fold. Returns the path."""
+    return publish(folder / RESULT, lambda: json.dumps(to_plain(result), indent=1) + "\n")
+
+
+def read_result(path: Path) -> FoldResult:
+    """Read and check a result file. Raises CheckpointError naming the file, the field and the remedy."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return from_plain(FoldResult, plain)
+    except OSError as error:
+        do = "Finish the run or evaluate it first."
+        raise CheckpointError(message(path, expected="a result file", got=str(error), do=do)) from error
+    except (ValueError, RecursionError) as error:
+        do = "Delete it and evaluate again."
+        raise CheckpointError(message(path, expected="JSON text", got=str(error)[:200], do=do)) from error
+    except ConfigProblem as problem:
+        raise CheckpointError(f"{path}: not a result of this version: {problem}") from problem
+
+
+def save_predictions(answers: Predictions, folder: Path, *, keys: Sequence[str], classes: Sequence[str]) -> Path:
+    """Write `folder`/results/test_predictions.csv: key, label, predicted, and a probability per class; split order."""
+    return publish(folder / PREDICTIONS, lambda: predictions_csv(answers, keys=keys, classes=classes))
+
+
+def predictions_csv(answers: Predictions, *, keys: Sequence[str], classes: Sequence[str]) -> str:
+    """The text of the predictions file; classes by name, probabilities with six decimals."""
+    out = StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["key", "label", "predicted", *classes])
+    columns = (keys, answers.labels.tolist(), answers.predicted.tolist(), answers.probabilities.tolist())
+    for key, label, predicted, shares in zip(*columns, strict=True):
+        table.writerow([key, classes[label], classes[predicted], *(f"{share:.6f}" for share in shares)])
+    return out.getvalue()
+
+
+def publish(path: Path, text: Callable[[], str]) -> Path:
+    """Write text under a temporary name and rename it, so that a reader never meets half a file.
+
+    Raises:
+        StorageError: no space or no permission; the old file, if there was one, is untouched.
+    """
+    content = text()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        do = "Free space or choose another folder, then repeat the command."
+        raise StorageError(message(path, expected="to write the file", got=str(error), do=do)) from error
+    return path

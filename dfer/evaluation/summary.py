@@ -1,0 +1,322 @@
+"""What a report says, before it is drawn: folds read from a run folder, checked to be alike, averaged and pooled.
+
+Only results of one data set, class list, method, selection rule, protocol, shard folder and configuration share a
+table; anything else is refused with the folds that differ.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfer.config import ConfigProblem, from_plain, to_plain
+from dfer.errors import CheckpointError, message
+from dfer.evaluation.metrics import Scores, total
+from dfer.evaluation.results import RESULT, FoldResult, Published, read_result
+
+FOLD_FOLDER = re.compile(r"fold_(\d{1,3})")
+PER_FOLD_KEYS = ("run", "fold", "seed")
+"""Top-level configuration keys that may differ between the folds of one table; seeds are named in it."""
+
+Curve = list[tuple[float, float]]
+"""(step, value), in the order of the steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table, as shares from 0 to 1."""
+
+    recall: tuple[float | None, ...]
+    uar: float | None
+    war: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything the tables and pages show. std is None with fewer than two folds; curves by metric, then fold."""
+
+    name: str
+    folds: tuple[FoldResult, ...]
+    missing: tuple[int, ...]
+    mean: Row
+    std: Row | None
+    pooled: Scores
+    published: Published | None
+    notes: tuple[str, ...]
+    config: str
+    environments: dict[str, str]
+    curves: dict[str, dict[int, Curve]]
+
+    @property
+    def first(self) -> FoldResult:
+        """Any fold, for what all folds share."""
+        return self.folds[0]
+
+    @property
+    def num_folds(self) -> int:
+        return self.first.num_folds
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({fold.seed for fold in self.folds})
+
+    @property
+    def coverage(self) -> str:
+        """`5 of 5 folds`, or which kind of single split it is."""
+        return "fixed split" if self.num_folds == 1 else f"{len(self.folds)} of {self.num_folds} folds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """One fold's folder as read."""
+
+    name: str
+    result: FoldResult
+    config: Mapping[str, Any]
+    config_text: str
+    environment: str
+    records: list[dict[str, Any]]
+    damaged_lines: int
+
+
+def summarise(run_folder: Path) -> Report:
+    """Read a run folder, or the fold_* folders of a cross-validation, into a Report.
+
+    Raises:
+        CheckpointError: no results yet, a damaged file, or folds that must not stand in one table.
+    """
+    folders = fold_folders(run_folder) or [run_folder]
+    done = [_read_fold(folder) for folder in folders if (folder / RESULT).is_file()]
+    if not done:
+        do = "Finish the run, or evaluate it, then ask for the report."
+        raise CheckpointError(message(run_folder, expected=f"a {RESULT} in the run or in fold_*/", got="none", do=do))
+    _refuse_mixture(run_folder, done)
+    done.sort(key=lambda fold: fold.result.fold)
+    folds = tuple(fold.result for fold in done)
+    missing = tuple(sorted(set(range(1, folds[0].num_folds + 1)) - {fold.fold for fold in folds}))
+    published = _published(done[0])
+    return Report(
+        name=run_folder.resolve().name,
+        folds=folds,
+        missing=missing,
+        mean=average(folds),
+        std=deviation(folds),
+        pooled=total([fold.scores for fold in folds]),
+        published=published,
+        notes=tuple(_notes(done, missing, published)),
+        config=done[0].config_text,
+        environments=_environments(done),
+        curves=_curves(done),
+    )
+
+
+def fold_folders(run_folder: Path) -> list[Path]:
+    """fold_1, fold_2, ... of a cross-validation run, by number."""
+    found = [(FOLD_FOLDER.fullmatch(path.name), path) for path in run_folder.glob("fold_*") if path.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+def average(folds: Sequence[FoldResult]) -> Row:
+    """Mean over folds; a class's mean runs over the folds that have test clips of it."""
+    return _over(folds, statistics.fmean, at_least=1)
+
+
+def deviation(folds: Sequence[FoldResult]) -> Row | None:
+    """Sample standard deviation (n - 1) over folds; None with fewer than two."""
+    return _over(folds, statistics.stdev, at_least=2) if len(folds) > 1 else None
+
+
+def _over(folds: Sequence[FoldResult], function: Any, *, at_least: int) -> Row:
+    def of(values: Sequence[float | None]) -> float | None:
+        there = [value for value in values if value is not None]
+        return function(there) if len(there) >= at_least else None
+
+    columns = zip(*(fold.recall for fold in folds))
+    return Row(
+        recall=tuple(of(column) for column in columns),
+        uar=of([fold.uar for fold in folds]),
+        war=of([fold.war for fold in folds]),
+    )
+
+
+def _read_fold(folder: Path) -> _Fold:
+    result = read_result(folder / RESULT)
+    match = FOLD_FOLDER.fullmatch(folder.name)
+    if match and int(match[1]) != result.fold:
+        do = "Put the folder back under its own name."
+        expected = f"the result of fold {int(match[1])}"
+        raise CheckpointError(message(folder / RESULT, expected=expected, got=f"fold {result.fold}", do=do))
+    config, text = _read_config(folder / "config.yaml")
+    records, damaged = _read_metrics(folder / "metrics.jsonl")
+    environment = _read_environment(folder / "environment.json")
+    return _Fold(
+        name=folder.name, result=result, config=config, config_text=text, environment=environment,
+        records=records, damaged_lines=damaged,
+    )  # fmt: skip
+
+
+def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        plain = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        got = f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
+        do = "A result without its configuration cannot be compared; restore the file or run again."
+        raise CheckpointError(message(path, expected="the resolved configuration", got=got, do=do)) from error
+    if not isinstance(plain, dict):
+        do = "Restore the file or run again."
+        raise CheckpointError(message(path, expected="a mapping of keys", got=type(plain).__name__, do=do))
+    return plain, text
+
+
+def _read_environment(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return json.dumps(json.loads(text), indent=1, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Records with a step, and how many lines could not be read (a run that was killed leaves a torn one)."""
+    if not path.is_file():
+        return [], 0
+    records, damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            damaged += 1
+            continue
+        if isinstance(record, dict) and _is_number(record.get("step")):
+            records.append(record)
+    return records, damaged
+
+
+def _refuse_mixture(run_folder: Path, done: Sequence[_Fold]) -> None:
+    facts: dict[str, Callable[[_Fold], str]] = {
+        "data set": lambda fold: fold.result.dataset,
+        "class list": lambda fold: ", ".join(fold.result.classes),
+        "method": lambda fold: fold.result.method,
+        "selection rule": lambda fold: fold.result.selection,
+        "number of folds": lambda fold: str(fold.result.num_folds),
+        "test protocol": lambda fold: json.dumps(to_plain(fold.result.protocol), sort_keys=True),
+        "shard manifest": lambda fold: fold.result.manifest_sha256,
+    }
+    for what, fact in facts.items():
+        _refuse_unlike(run_folder, what, {fold.name: fact(fold) for fold in done})
+    reference = _shared_config(done[0])
+    for fold in done[1:]:
+        different = _differing(reference, _shared_config(fold))
+        if different:
+            values = {f.name: f"{different} = {_at(f.config, different)!r}" for f in (done[0], fold)}
+            _refuse_unlike(run_folder, "configuration", values)
+    _refuse_shared_partitions(run_folder, done)
+
+
+def _refuse_unlike(run_folder: Path, what: str, values: Mapping[str, str]) -> None:
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    if len(groups) > 1:
+        got = "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
+        do = "Unlike results never share a table: run the odd folds again, or report each folder by itself."
+        raise CheckpointError(message(run_folder, expected=f"one {what} for all folds", got=got, do=do))
+
+
+def _refuse_shared_partitions(run_folder: Path, done: Sequence[_Fold]) -> None:
+    owner: dict[str, str] = {}
+    for fold in done:
+        for partition in fold.result.test_partitions:
+            if partition in owner:
+                got = f"partition {partition} in {owner[partition]} and {fold.name}"
+                expected = "every test partition in one fold, so that pooled counts hold each clip once"
+                raise CheckpointError(
+                    message(run_folder, expected=expected, got=got, do="Check `fold` in the configurations.")
+                )
+            owner[partition] = fold.name
+
+
+def _shared_config(fold: _Fold) -> dict[str, Any]:
+    return {key: value for key, value in fold.config.items() if key not in PER_FOLD_KEYS}
+
+
+def _differing(a: Any, b: Any, at: str = "") -> str:
+    """The dotted key of the first difference, or nothing."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in [*a, *(key for key in b if key not in a)]:
+            if found := _differing(a.get(key), b.get(key), f"{at}.{key}" if at else str(key)):
+                return found
+        return ""
+    return "" if a == b else at
+
+
+def _at(plain: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        plain = plain.get(key) if isinstance(plain, Mapping) else None
+    return plain
+
+
+def _published(fold: _Fold) -> Published | None:
+    plain = fold.config.get("published")
+    if plain is None:
+        return None
+    try:
+        return from_plain(Published, plain, "published")
+    except ConfigProblem as problem:
+        raise CheckpointError(f"{fold.name}/config.yaml: {problem}") from problem
+
+
+def _notes(done: Sequence[_Fold], missing: Sequence[int], published: Published | None) -> list[str]:
+    first, notes = done[0].result, []
+    if missing:
+        names = ", ".join(f"fold {k}" for k in missing)
+        notes.append(f"No result yet for {names}: means cover {len(done)} of {first.num_folds} folds.")
+    for fold in done:
+        empty = [fold.result.classes[k] for k in fold.result.scores.empty_classes]
+        if empty:
+            where = f"Fold {fold.result.fold}" if first.num_folds > 1 else "The test split"
+            notes.append(f"{where} has no test clips of {', '.join(empty)}: UAR averages over the other classes.")
+    if published and published.selection != first.selection:
+        notes.append(
+            f"Not like for like: the published numbers stand for selection {published.selection}, "
+            f"ours for {first.selection}."
+        )
+    if any(fold.damaged_lines for fold in done):
+        lines = ", ".join(f"{fold.name}: {fold.damaged_lines}" for fold in done if fold.damaged_lines)
+        notes.append(f"Lines of metrics.jsonl that could not be read and are missing from the curves: {lines}.")
+    return notes
+
+
+def _environments(done: Sequence[_Fold]) -> dict[str, str]:
+    """Environment text by the folds it belongs to; equal ones once."""
+    names: dict[str, list[str]] = {}
+    for fold in done:
+        if fold.environment:
+            names.setdefault(fold.environment, []).append(fold.name)
+    return {", ".join(folds): text for text, folds in names.items()}
+
+
+def _curves(done: Sequence[_Fold]) -> dict[str, dict[int, Curve]]:
+    """Numbers by metric and fold. A step that was trained again after a restart counts with its last record."""
+    latest: dict[str, dict[int, dict[float, float]]] = {}
+    for fold in done:
+        for record in fold.records:
+            for key, value in record.items():
+                if key != "step" and _is_number(value):
+                    latest.setdefault(key, {}).setdefault(fold.result.fold, {})[record["step"]] = value
+    return {
+        key: {fold: sorted(points.items()) for fold, points in folds.items()} for key, folds in sorted(latest.items())
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,173 @@
+"""What a table may hold: means over like folds, missing folds named, unlike folds refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from dfer.emotions import BASIC7
+from dfer.errors import CheckpointError
+from dfer.evaluation.metrics import percent
+from dfer.evaluation.results import RESULT, Protocol, save_result
+from dfer.evaluation.summary import average, deviation, fold_folders, summarise
+from tests import fake_runs
+
+
+@pytest.fixture
+def run(tmp_path):
+    return fake_runs.write_crossval(tmp_path / "run", curves=False)
+
+
+def change(run, fold, **changes):
+    folder = run / f"fold_{fold}"
+    save_result(replace(fake_runs.result(fold=fold), **changes), folder)
+
+
+def test_mean_and_deviation_are_numpys_over_the_folds(run):
+    report = summarise(run)
+    table = np.array([[*fold.recall, fold.uar, fold.war] for fold in report.folds])
+    assert [*report.mean.recall, report.mean.uar, report.mean.war] == pytest.approx(table.mean(axis=0))
+    assert [*report.std.recall, report.std.uar, report.std.war] == pytest.approx(table.std(axis=0, ddof=1))
+    assert report.pooled.num_clips == sum(fold.clips for fold in report.folds)
+    assert report.coverage == "5 of 5 folds" and not report.missing
+
+
+def test_dk_clips_published_folds_give_its_published_mean():
+    """DK-CLIP, DFEW: the WAR column averages to 75.41; its sample deviation is 1.66."""
+    wars = np.array([76.21, 73.22, 75.56, 74.48, 77.57])
+    folds = []
+    for fold, war in enumerate(wars, start=1):
+        hits = round(war * 100)
+        matrix = [[hits, 10_000 - hits, *[0] * 5], *([0] * 7 for _ in range(6))]
+        folds.append(fake_runs.result(fold=fold, confusion=matrix))
+    assert percent(average(folds).war) == "75.41"
+    assert percent(deviation(folds).war) == "1.66"
+
+
+def test_missing_folds_are_named_and_the_mean_says_how_many(tmp_path):
+    report = summarise(fake_runs.write_crossval(tmp_path, done=(1, 3), curves=False))
+    assert report.missing == (2, 4, 5)
+    assert report.coverage == "2 of 5 folds"
+    assert "No result yet for fold 2, fold 4, fold 5: means cover 2 of 5 folds." in report.notes
+
+
+def test_one_fold_has_no_deviation(tmp_path):
+    assert summarise(fake_runs.write_crossval(tmp_path, done=(2,), curves=False)).std is None
+
+
+def test_an_empty_class_is_noted_and_its_mean_runs_over_the_other_folds(run):
+    save_result(fake_runs.without_class(fake_runs.result(fold=2), 5), run / "fold_2")
+    report = summarise(run)
+    others = [fold.recall[5] for fold in report.folds if fold.fold != 2]
+    assert report.mean.recall[5] == pytest.approx(sum(others) / 4)
+    assert "Fold 2 has no test clips of disgust: UAR averages over the other classes." in report.notes
+
+
+def test_a_run_without_results_says_what_to_do(tmp_path):
+    (tmp_path / "fold_1").mkdir()
+    with pytest.raises(CheckpointError, match=r"expected a results/test.json .* got none. Finish the run") as caught:
+        summarise(tmp_path)
+    assert caught.value.exit_code == 5
+
+
+MIXTURES = [
+    ({"selection": "best_on_test"}, "one selection rule for all folds, got last (fold_1, fold_2, fold_4, fold_5); "),
+    ({"dataset": "MAFW"}, "one data set for all folds, got DFEW (fold_1"),
+    ({"classes": (*BASIC7[:5], "fear", "disgust")}, "one class list for all folds"),
+    ({"method": "CoOp"}, "one method for all folds"),
+    ({"manifest_sha256": "cd" * 32}, "one shard manifest for all folds"),
+    ({"protocol": Protocol(num_frames=8, size=224, normalisation="none", augment="none")}, "one test protocol for all"),
+    ({"num_folds": 10}, "one number of folds for all folds, got 5 ("),
+    ({"test_partitions": ("fold_2",), "train_partitions": ("fold_1",)}, "partition fold_2 in fold_2 and fold_3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "text"), MIXTURES)
+def test_unlike_folds_never_share_a_table(run, changes, text):
+    change(run, 3, **changes)
+    with pytest.raises(CheckpointError) as caught:
+        summarise(run)
+    assert text in str(caught.value)
+    assert caught.value.exit_code == 5
+
+
+def test_folds_of_different_configurations_never_share_a_table(run):
+    plain = fake_runs.config(fold=4)
+    plain["optim"]["groups"]["image"]["lr"] = 1e-6
+    (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(CheckpointError) as caught:
+        summarise(run)
+    key = "optim.groups.image.lr"
+    text = f"one configuration for all folds, got {key} = 1e-05 (fold_1); {key} = 1e-06 (fold_4)"
+    assert text in str(caught.value)
+
+
+def test_a_key_that_only_one_configuration_has_is_a_difference(run):
+    (run / "fold_5" / "config.yaml").write_text(yaml.safe_dump({**fake_runs.config(fold=5), "extra": 1}))
+    with pytest.raises(CheckpointError, match=r"extra = None \(fold_1\); extra = 1 \(fold_5\)"):
+        summarise(run)
+
+
+def test_seeds_may_differ_and_are_named(run):
+    change(run, 2, seed=7)
+    (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, seed=7)))
+    assert summarise(run).seeds == [1, 7]
+
+
+def test_a_fold_in_the_wrong_folder_is_refused(run):
+    save_result(fake_runs.result(fold=2), run / "fold_1")
+    with pytest.raises(CheckpointError, match=r"expected the result of fold 1, got fold 2. Put the folder back"):
+        summarise(run)
+
+
+@pytest.mark.parametrize(("text", "got"), [(None, "FileNotFoundError"), ("a: [", "ParserError"), ("- 1", "list")])
+def test_a_result_without_its_configuration_is_refused(run, text, got):
+    path = run / "fold_1" / "config.yaml"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(CheckpointError, match=f"config.yaml: expected .*, got {got}"):
+        summarise(run)
+
+
+def test_published_numbers_of_the_config_are_checked(run):
+    for fold in range(1, 6):
+        plain = fake_runs.config(fold=fold, published={"uar": 59.61, "war": 71.25})
+        (run / f"fold_{fold}" / "config.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(CheckpointError, match=r"fold_1/config.yaml: published.source: required, but missing"):
+        summarise(run)
+
+
+def test_another_selection_rule_of_the_paper_is_noted(run):
+    note = "Not like for like: the published numbers stand for selection best_on_test, ours for last."
+    assert note in summarise(run).notes
+
+
+def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_noted(run):
+    records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}, {"step": 1, "loss": 2.9, "lr/image": 1e-5}]
+    lines = [json.dumps(record) for record in records]
+    odd = ['{"step": 3, "loss": NaN, "note": "text", "done": true}', '["step"]', '{"loss": 1}', '{"step": 4, "lo']
+    (run / "fold_1" / "metrics.jsonl").write_text("\n".join([*lines, *odd]))
+    report = summarise(run)
+    assert report.curves == {"loss": {1: [(1, 2.9), (2, 2.5)]}, "lr/image": {1: [(1, 1e-5)]}}
+    assert any("could not be read" in note and "fold_1: 1" in note for note in report.notes)
+
+
+def test_fold_folders_are_ordered_by_number_and_nothing_else_counts(tmp_path):
+    for name in ("fold_10", "fold_2", "fold_x", "fold_2_old", "report"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "fold_3").write_text("a file")
+    assert [path.name for path in fold_folders(tmp_path)] == ["fold_2", "fold_10"]
+
+
+def test_environments_that_are_equal_are_shown_once(run):
+    (run / "fold_5" / "environment.json").write_text("not json")
+    found = summarise(run).environments
+    assert list(found) == ["fold_1, fold_2, fold_3, fold_4", "fold_5"]
+    assert found["fold_5"] == "not json"
+
+
+def test_a_single_run_is_its_own_table(tmp_path):
+    report = summarise(fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1), curves=False))
+    assert report.coverage == "fixed split"
+    assert (tmp_path / RESULT).is_file() and len(report.folds) == 1
