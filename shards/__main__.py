@@ -139,7 +139,7 @@ def _dry_run(raw: RawSet, args: argparse.Namespace) -> None:
     frames, missing = missing_clips(raw, jobs=args.jobs, progress=args.progress)
     print(f"{raw.dataset} in {args.raw}: {len(raw.clips)} clips in the split files, {frames} frames")
     print(count_table(raw.dataset, raw.emotions.names, count_clips(raw)))
-    print(f"{len(missing)} clips without frames" + (":\n" + listed(missing) if missing else ""))
+    print(f"clips without frames: {len(missing)}" + ("\n" + listed(missing) if missing else ""))
     print("nothing was written (--dry-run)")
 
 

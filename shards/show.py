@@ -24,7 +24,7 @@ def describe(manifest: Manifest) -> str:
         count_table(manifest.dataset, manifest.classes, manifest.counts),
     ]
     if manifest.excluded:
-        lines += ["", f"{len(manifest.excluded)} clips left out:", listed(manifest.excluded)]
+        lines += ["", f"clips left out: {len(manifest.excluded)}", listed(manifest.excluded)]
     return "\n".join(lines)
 
 
@@ -54,7 +54,7 @@ def _verdict(rows: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[
         return "all counts as published"
     cells = sum(a != b for name in differ for a, b in zip(rows[name][:-1], expected[name][:-1], strict=True)
                 if name != "all")  # fmt: skip
-    text = f"found/published: {cells} class counts differ from the published ones"
+    text = f"found/published; class counts that differ: {cells}"
     return text + (f"; partitions not here: {', '.join(absent)}" if absent else "")
 
 

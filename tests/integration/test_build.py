@@ -1,0 +1,187 @@
+"""The builder as processes: any number of jobs, killed, interrupted, out of disk, and continued."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.shards import rawkit
+
+pytestmark = pytest.mark.integration
+COMMAND = [sys.executable, "-m", "shards"]
+CLIPS, FRAMES = 100, 60
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DFEW with 6,000 frames (one file, linked): some seconds of work in 25 shards."""
+    root = tmp_path_factory.mktemp("raw") / "DFEW"
+    labels = rawkit.dfew_labels(CLIPS)
+    rawkit.write_dfew_splits(root, labels)
+    picture = root / "picture"
+    picture.write_bytes(rawkit.picture(1, side=224))
+    for n in labels:
+        folder = root / f"Clip/clip_224x224/{n:05d}"
+        folder.mkdir(parents=True)
+        for i in range(1, FRAMES + 1):
+            os.link(picture, folder / f"{n:05d}_{i:05d}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected") / "out"
+    done = finish(raw, out, jobs=1)
+    assert done.returncode == 0, done.stderr
+    return snapshot(out)
+
+
+def arguments(raw: Path, out: Path, *, jobs: int) -> list[str]:
+    return [*COMMAND, "build", "dfew", str(raw), str(out), "--jobs", str(jobs), "--clips-per-shard", "4"]
+
+
+def finish(raw: Path, out: Path, *, jobs: int, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments(raw, out, jobs=jobs), capture_output=True, text=True, timeout=300, **more)  # type: ignore[call-overload,no-any-return]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def started(raw: Path, out: Path) -> "subprocess.Popen[str]":
+    """A build with two processes that has finished at least two shards and is not done."""
+    process = subprocess.Popen(
+        arguments(raw, out, jobs=2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*/*.done.json"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
+
+
+def children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(alive(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("jobs", [2, 5])
+def test_any_number_of_jobs_gives_the_same_bytes(
+    raw: Path, tmp_path: Path, expected: dict[str, bytes], jobs: int
+) -> None:
+    done = finish(raw, tmp_path / "out", jobs=jobs)
+    assert done.returncode == 0, done.stderr
+    assert "frames/s" in done.stderr
+    assert snapshot(tmp_path / "out") == expected
+
+
+def test_a_killed_build_continues(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    out = tmp_path / "out"
+    process = started(raw, out)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert gone(workers)
+    assert not (out / "manifest.json").exists()
+    shown = subprocess.run([*COMMAND, "show", str(out)], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 3
+    finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.done.json")}
+    assert 2 <= len(finished) < 25
+    done = finish(raw, out, jobs=2)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(finished)} up to date" in done.stdout
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    assert snapshot(out) == expected
+
+
+def test_ctrl_c(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    process = started(raw, tmp_path / "out")
+    workers = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert "interrupted; the same command continues where it stopped" in error
+    assert gone(workers)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert finish(raw, tmp_path / "out", jobs=2).returncode == 0
+    assert snapshot(tmp_path / "out") == expected
+
+
+def test_a_killed_worker_ends_the_build_with_a_message(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    process = started(raw, tmp_path / "out")
+    # The last child started is a worker; the resource tracker comes first.
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 6
+    assert "Traceback" not in error
+    assert "worker process: expected to end its work, got killed" in error
+    assert finish(raw, tmp_path / "out", jobs=1).returncode == 0
+    assert snapshot(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_file_size_limit(raw: Path, tmp_path: Path, expected: dict[str, bytes], jobs: int) -> None:
+    largest = max(map(len, expected.values()))
+    command = f'ulimit -f {largest // 1024 // 2}; exec "$@"'
+    done = subprocess.run(["bash", "-c", command, "bash", *arguments(raw, tmp_path / "out", jobs=jobs)],
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    check_full(done, tmp_path / "out", expected)
+    assert "File too large" in done.stderr
+    assert finish(raw, tmp_path / "out", jobs=2).returncode == 0
+    assert snapshot(tmp_path / "out") == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs privileges")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk(raw: Path, small_disk: Path, expected: dict[str, bytes], jobs: int) -> None:
+    assert sum(map(len, expected.values())) > 25e6
+    done = finish(raw, small_disk / "out", jobs=jobs)
+    check_full(done, small_disk / "out", expected)
+    assert "No space left on device" in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=2g", str(small_disk)], check=True)
+    assert finish(raw, small_disk / "out", jobs=jobs).returncode == 0
+    assert snapshot(small_disk / "out") == expected
+
+
+def check_full(done: "subprocess.CompletedProcess[str]", out: Path, expected: dict[str, bytes]) -> None:
+    """Exit code and message; what lies in the folder is whole."""
+    assert done.returncode == 6, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "expected room for the shards, got " in done.stderr
+    left = snapshot(out)
+    assert "manifest.json" not in left
+    assert {name: expected[name] for name in left} == left
