@@ -9,13 +9,12 @@ from dfer.emotions import Emotions
 from dfer.models.dfer_clip import DferClip, DferClipConfig
 from dfer.models.released import load_released
 from dfer.models.towers import Towers
-from dfer.recognition import Recognizer
 
 ModelConfig = DferClipConfig
 """Every method's configuration; which one is chosen by its `name`."""
 
 
-def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int) -> Recognizer:
+def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int) -> DferClip:
     """The recognizer with its initial weights, on the CPU in fp32.
 
     The weights depend on config, emotions, num_frames and seed alone: the caller's random state is neither read nor

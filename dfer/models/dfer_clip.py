@@ -76,6 +76,11 @@ class DferClip(Recognizer):
         self.prompts = PromptLearner(placed, width=towers.text_width, shared=config.shared_contexts)
         self.temporal = temporal_model(towers.embed_dim, num_frames=num_frames, config=config.temporal)
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of a frame in pixels, as the image tower takes it."""
+        return self.towers.image_size
+
     def forward(self, batch: ClipBatch) -> Recognition:
         """Logits [B K] in fp32 for uint8 frames [B T C H W]; frames are scaled to 0..1 and not normalised."""
         video, text = self.encode_video(batch.frames), self.encode_text()

@@ -3,6 +3,7 @@
 Letters: N pictures, C colours, H height, W width of a picture (of a token in text), D embedding, K prompts, L tokens.
 """
 
+import functools
 import json
 import typing
 from collections.abc import Mapping
@@ -116,8 +117,12 @@ class Towers(nn.Module):
 
 def tokenize(texts: list[str]) -> list[list[int]]:
     """Byte-pair tokens of each text, without start and end."""
-    tokenizer = SimpleTokenizer()
-    return [list(tokenizer.encode(text)) for text in texts]
+    return [list(_tokenizer().encode(text)) for text in texts]
+
+
+@functools.cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
 
 
 START_TOKEN = VOCABULARY - 2

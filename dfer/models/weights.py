@@ -85,10 +85,9 @@ def _read_archive(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The cause alone: torch puts advice to trust the file around it."""
-    text = str(error)
-    text = text.split("WeightsUnpickler error: ")[-1]
-    return text.splitlines()[0].strip() if text.strip() else type(error).__name__
+    """The first cause: torch wraps it into advice to trust the file."""
+    text = str(error.__context__ or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _opened(path: Path) -> BinaryIO:

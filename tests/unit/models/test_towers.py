@@ -1,0 +1,179 @@
+"""Our towers against open_clip's own forward, and what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from dfer.config import ConfigProblem
+from dfer.errors import CheckpointError
+from dfer.models.prompts import layout
+from dfer.models.towers import Towers, TowersConfig, shipped
+from tests.reference.recipe import CLIP_LAYOUT, clips
+
+
+@pytest.fixture(scope="module")
+def oracle(clip_weights: dict[str, Tensor]) -> CLIP:
+    clip = CLIP(**CLIP_LAYOUT).eval()
+    clip.load_state_dict(clip_weights)
+    return clip
+
+
+@pytest.fixture
+def towers(arch: str, clip_weights: dict[str, Tensor], tmp_path: Path) -> Towers:
+    """The same weights, from a file in OpenAI's layout with its three facts among the tensors."""
+    facts = {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(77),
+        "vocab_size": torch.tensor(49408),
+    }
+    torch.save({**clip_weights, **facts}, tmp_path / "openai.pt")
+    return Towers(TowersConfig(arch=arch, pretrained=str(tmp_path / "openai.pt")))
+
+
+def test_features_are_open_clips(oracle: CLIP, towers: Towers) -> None:
+    frames = torch.from_numpy(clips()[0]).float() / 255
+    texts = ["a smiling mouth.", "a wrinkled nose, lowered eyebrows, a tightened mouth, and narrow eyes."]
+    placed = layout(texts, num_contexts=0, position="end", context_length=77)
+    with torch.no_grad():
+        torch.testing.assert_close(towers.encode_frames(frames), oracle.encode_image(frames), atol=1e-5, rtol=1e-5)
+        # open_clip reads all 77 tokens, ours end at the longest text.
+        expected = oracle.encode_text(open_clip.SimpleTokenizer()(texts))
+        assert placed.tokens.shape[1] < 25
+        torch.testing.assert_close(
+            towers.encode_prompts(towers.embed(placed.tokens), placed.eos), expected, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_gradients_are_open_clips(oracle: CLIP, towers: Towers) -> None:
+    frames = torch.from_numpy(clips()[0][:2]).float() / 255
+    for visual in (oracle.visual, towers.visual):
+        visual(frames).square().sum().backward()
+    found = {name: parameter.grad for name, parameter in towers.visual.named_parameters()}
+    for name, parameter in oracle.visual.named_parameters():
+        torch.testing.assert_close(
+            found[name], parameter.grad, atol=1e-3, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    assert found.keys() == {name for name, _ in oracle.visual.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_open_clips_own_files_load(arch: str, oracle: CLIP, tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {name: value.to(dtype).contiguous() for name, value in oracle.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    own = Towers(TowersConfig(arch=arch, pretrained=str(tmp_path / "w.safetensors"))).state_dict()
+    assert torch.equal(own["text.token_embedding.weight"], state["token_embedding.weight"].float())
+    assert torch.equal(own["visual.conv1.weight"], state["visual.conv1.weight"].float())
+
+
+def test_text_tower_in_a_layout_of_its_own_loads(arch: str, oracle: CLIP, tmp_path: Path) -> None:
+    """open_clip's custom-text models put `text.` before the names."""
+    state = {
+        name if name.startswith(("visual.", "logit")) else f"text.{name}": x for name, x in oracle.state_dict().items()
+    }
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    own = Towers(TowersConfig(arch=arch, pretrained=str(tmp_path / "w.pt"))).state_dict()
+    assert torch.equal(own["text.ln_final.weight"], oracle.ln_final.weight)
+
+
+def test_positions_are_resized_only_when_asked(arch: str, clip_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(clip_weights, path)
+    towers = Towers(TowersConfig(arch=arch, pretrained=str(path), image_size=64))
+    assert towers.encode_frames(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
+    grown = tmp_path / "grown.json"
+    grown.write_text(json.dumps({**CLIP_LAYOUT, "vision_cfg": {**CLIP_LAYOUT["vision_cfg"], "image_size": 64}}))
+    with pytest.raises(
+        CheckpointError, match=r"visual.positional_embedding \(17, 128\) instead of \(65, 128\)\. Set `arch`"
+    ):
+        Towers(TowersConfig(arch=str(grown), pretrained=str(path)))
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    change: str, arch: str, clip_weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    weights = dict(clip_weights)
+    ln = weights.pop("ln_final.bias")
+    weights |= {"missing": {}, "unknown": {"ln_final.bias": ln, "head.weight": ln}, "shape": {"ln_final.bias": ln[:5]}}[
+        change
+    ]
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError) as caught:
+        Towers(TowersConfig(arch=arch, pretrained=str(tmp_path / "w.pt")))
+    expected = {"missing": "got no ln_final.bias", "unknown": "got unknown head.weight",
+                "shape": "got ln_final.bias (5,) instead of (128,)"}  # fmt: skip
+    assert expected[change] in str(caught.value) and "Set `arch`" in str(caught.value)
+
+
+def test_a_missing_checkpoint_is_told(arch: str) -> None:
+    with pytest.raises(CheckpointError, match="got no such file"):
+        Towers(TowersConfig(arch=arch, pretrained="nowhere/ViT-B-32.pt"))
+
+
+def test_an_unknown_architecture_gets_a_suggestion() -> None:
+    with pytest.raises(
+        ConfigProblem, match=r"towers.arch: expected .* got 'ViT-B-32-quickgel'\. Did you mean 'ViT-B-32-quickgelu'"
+    ):
+        Towers(TowersConfig(arch="ViT-B-32-quickgel"))
+
+
+@pytest.mark.parametrize("arch", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "coca_ViT-B-32"])
+def test_text_towers_of_another_kind_are_refused(arch: str) -> None:
+    with pytest.raises(ConfigProblem, match="expected a causal text tower with CLIP's vocabulary"):
+        Towers(TowersConfig(arch=arch))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, "no readable file"), ("{", "no readable file"), ("{}", "got no embed_dim, no vision_cfg")],
+)
+def test_a_json_architecture_must_be_one(text: str | None, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigProblem, match=expected):
+        Towers(TowersConfig(arch=str(path)))
+
+
+def test_image_size_must_be_positive() -> None:
+    with pytest.raises(ConfigProblem, match="image_size: expected at least 1 pixel, got 0"):
+        TowersConfig(image_size=0)
+
+
+@pytest.mark.parametrize("arch", shipped())
+def test_shipped_architectures_answer_alone_and_together_alike(arch: str) -> None:
+    """No layer may mix the clips of a batch, else results would depend on the number of ranks."""
+    towers = Towers(TowersConfig(arch=arch)).train()
+    frames = torch.rand(4, 3, towers.image_size, towers.image_size)
+    together = towers.encode_frames(frames)
+    alone = torch.cat([towers.encode_frames(frame[None]) for frame in frames])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert together.shape == (4, towers.embed_dim)
+
+
+def test_batch_norm_keeps_its_statistics_in_training(tmp_path: Path) -> None:
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    settings: dict[str, Any] = {
+        "embed_dim": 16,
+        "vision_cfg": vision,
+        "text_cfg": {"width": 16, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "rn.json").write_text(json.dumps(settings))
+    towers = Towers(TowersConfig(arch=str(tmp_path / "rn.json"))).train()
+    norms = [module for module in towers.modules() if isinstance(module, nn.BatchNorm2d)]
+    towers.encode_frames(torch.rand(4, 3, 32, 32))
+    assert norms and all(int(norm.num_batches_tracked) == 0 for norm in norms)
+
+
+@pytest.mark.parametrize("arch", ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu"])
+def test_the_papers_architectures_are_known(arch: str) -> None:
+    with torch.device("meta"):
+        towers = Towers(TowersConfig(arch=arch))
+    assert towers.image_size == 224 and towers.embed_dim == {"B": 512, "L": 768}[arch[4]]
