@@ -73,20 +73,22 @@ def config(*, fold: int = 1, **changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
-def metrics(*, fold: int, epochs: int = 50, steps_per_epoch: int = 195) -> list[dict[str, float]]:
-    """Records of a training run: every ten steps, and an evaluation every epoch."""
+def metrics(*, fold: int, epochs: int = 50, steps_per_epoch: int = 195) -> list[dict[str, Any]]:
+    """Records as dfer.training.log writes them, of a training run: every ten steps, and an evaluation every epoch."""
     rng = np.random.default_rng(100 + fold)
     records = []
     for step in range(10, epochs * steps_per_epoch + 1, 10):
         epoch = step // steps_per_epoch
         factor = 0.1 ** sum(epoch >= m for m in (30, 40))
-        rates = {"lr/image": 1e-5 * factor, "lr/temporal": 1e-2 * factor, "lr/prompts": 1e-3 * factor}
+        rates = {"image": 1e-5 * factor, "temporal": 1e-2 * factor, "prompts": 1e-3 * factor}
         loss = 0.45 + 1.4 * math.exp(-step / 2500) + rng.normal(0, 0.06)
         speed = {"clips_per_s": 610 + 12 * fold + rng.normal(0, 25), "data_wait": abs(rng.normal(0.02, 0.01))}
-        records.append({"step": step, "epoch": epoch, "loss": loss, **rates, **speed})
+        train = {"loss": loss, "terms": {"cross_entropy": loss}, "lr": rates, "grad_norm": None}
+        records.append({"kind": "train", "step": step, "epoch": epoch, **train, **speed, "time": 1.77e9})
     for epoch in range(1, epochs + 1):
         war = 0.72 - 0.35 * math.exp(-epoch / 8) + rng.normal(0, 0.006) + 0.005 * fold
-        records.append({"step": epoch * steps_per_epoch, "test/war": war, "test/uar": war - 0.12})
+        scores_then = {"war": war, "uar": war - 0.12}
+        records.append({"kind": "eval", "step": epoch * steps_per_epoch, "epoch": epoch, **scores_then})
     return records
 
 

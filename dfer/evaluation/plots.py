@@ -49,22 +49,27 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """Which metrics share one axes. The pattern's group, if any, names the lines; else folds do."""
+    """Which metrics share one axes. The pattern's group, if any, names the lines; else folds do.
+
+    least: metrics there must be for the picture to say anything.
+    """
 
     title: str
     pattern: str
     scale: float = 1.0
     log: bool = False
     floor: float | None = None
+    least: int = 1
 
 
 PANELS = (
-    _Panel(title="Training loss", pattern=r"(?:train/)?loss"),
-    _Panel(title="Learning rate, by parameter group", pattern=r"(?:train/)?lr/(.+)", log=True),
-    _Panel(title="UAR while training (%)", pattern=r"(?:\w+/)?uar", scale=100),
-    _Panel(title="WAR while training (%)", pattern=r"(?:\w+/)?war", scale=100),
-    _Panel(title="Training clips per second", pattern=r"(?:train/)?clips_per_s(?:econd)?", floor=0),
-    _Panel(title="Share of time waiting for data (%)", pattern=r"(?:train/)?data_wait(?:_share)?", scale=100, floor=0),
+    _Panel(title="Training loss", pattern=r"train/loss"),
+    _Panel(title="Terms of the loss", pattern=r"train/terms/(.+)", least=2),
+    _Panel(title="Learning rate, by parameter group", pattern=r"train/lr/(.+)", log=True),
+    _Panel(title="UAR while training (%)", pattern=r"eval/uar", scale=100),
+    _Panel(title="WAR while training (%)", pattern=r"eval/war", scale=100),
+    _Panel(title="Training clips per second", pattern=r"train/clips_per_s", floor=0),
+    _Panel(title="Share of time waiting for data (%)", pattern=r"train/data_wait", scale=100, floor=0),
 )
 
 
@@ -151,6 +156,8 @@ class _Line:
 
 def _lines(panel: _Panel, curves: Mapping[str, Mapping[int, Curve]]) -> list[_Line]:
     matches = [(match, folds) for key, folds in curves.items() if (match := re.fullmatch(panel.pattern, key))]
+    if len(matches) < panel.least:
+        return []
     lines = []
     for number, (match, folds) in enumerate(matches):
         for fold, points in folds.items():
@@ -183,7 +190,7 @@ def _curve_picture(panel: _Panel, lines: Sequence[_Line], *, single: bool) -> Pi
             axes.set_ylim(bottom=panel.floor, top=max(1e-9, 1.12 * max(y for line in lines for _, y in line.points)))
         axes.set(xlabel="step", title=panel.title)
         axes.grid(axis="y", color="#888888", alpha=0.25, lw=0.6)
-        if not single or panel.log:
+        if not single or len({line.name for line in lines}) > 1:
             _name_lines(axes, lines)
         return Picture(svg=_svg(figure, label=panel.title), caption=panel.title)
 

@@ -306,16 +306,27 @@ def _environments(done: Sequence[_Fold]) -> dict[str, str]:
 
 
 def _curves(done: Sequence[_Fold]) -> dict[str, dict[int, Curve]]:
-    """Numbers by metric and fold. A step that was trained again after a restart counts with its last record."""
+    """Numbers by metric, as `train/lr/image`, and fold. A step recorded twice counts with its last record."""
     latest: dict[str, dict[int, dict[float, float]]] = {}
     for fold in done:
         for record in fold.records:
-            for key, value in record.items():
-                if key != "step" and _is_number(value):
-                    latest.setdefault(key, {}).setdefault(fold.result.fold, {})[record["step"]] = value
+            for key, value in _numbers(record, str(record.get("kind", ""))):
+                latest.setdefault(key, {}).setdefault(fold.result.fold, {})[record["step"]] = value
     return {
         key: {fold: sorted(points.items()) for fold, points in folds.items()} for key, folds in sorted(latest.items())
     }
+
+
+def _numbers(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
+    """The finite numbers of a record, nested ones too, by their path below `prefix`."""
+    found: list[tuple[str, float]] = []
+    for key, value in record.items():
+        path = f"{prefix}/{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            found += _numbers(value, path)
+        elif key != "step" and _is_number(value):
+            found.append((path, value))
+    return found
 
 
 def _is_number(value: Any) -> bool:

@@ -6,7 +6,6 @@ every class, UAR and WAR, then mean and standard deviation. Published numbers st
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Literal
 
 from dfer.config import to_plain
@@ -145,7 +144,7 @@ def std_of(report: Report, name: Literal["uar", "war"]) -> float | None:
 
 def _md(text: str) -> str:
     """Text that stays text in Markdown and in the HTML made from it."""
-    text = escape(" ".join(text.split()), quote=False).replace("\\", "\\\\")
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "|[]*`":
         text = text.replace(mark, f"\\{mark}")
     return text

@@ -149,7 +149,7 @@ def test_whatever_a_run_folder_says_stays_text(tmp_path):
     published = {"uar": 59.0, "war": 71.0, "source": EVIL}
     run = fake_runs.write_fold(tmp_path / "run", found, plain=fake_runs.config(run=EVIL, published=published))
     (run / "environment.json").write_text(json.dumps({"command": EVIL}))
-    records = [{"step": s, f"lr/{EVIL}": 1e-3} for s in (1, 2)]
+    records = [{"kind": "train", "step": s, "lr": {EVIL: 1e-3}} for s in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     paths = write_report(run)
     page = Page(paths.html.read_text())
@@ -197,6 +197,15 @@ def test_the_terminal_table_is_aligned(tmp_path):
     assert any(line.startswith("fold 2: no result yet") for line in table)
     ends = [[m.end() for m in re.finditer(r"\S+", line)][-13:] for line in table if set(line) != {"-"}]
     assert all(end == ends[0] for end in ends)
+
+
+def test_terms_are_drawn_when_the_loss_has_more_than_one(tmp_path):
+    run = fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1))
+    assert "Terms of the loss" not in write_report(run).html.read_text()
+    records = [{"kind": "train", "step": s, "loss": 3, "terms": {"global": 1 / s, "local": 2 / s}} for s in (1, 2)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    text = write_report(run).html.read_text()
+    assert 'aria-label="Terms of the loss"' in text and ">global</text>" in text and ">local</text>" in text
 
 
 def test_rows_of_a_complete_crossval_are_in_order(crossval):

@@ -144,12 +144,21 @@ def test_another_selection_rule_of_the_paper_is_noted(run):
 
 
 def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_noted(run):
-    records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}, {"step": 1, "loss": 2.9, "lr/image": 1e-5}]
+    records = [
+        {"kind": "train", "step": 1, "loss": 3.0},
+        {"kind": "train", "step": 2, "loss": 2.5},
+        {"kind": "train", "step": 1, "loss": 2.9, "lr": {"image": 1e-5}},
+        {"kind": "eval", "step": 1, "loss": 7.0},
+    ]
     lines = [json.dumps(record) for record in records]
     odd = ['{"step": 3, "loss": NaN, "note": "text", "done": true}', '["step"]', '{"loss": 1}', '{"step": 4, "lo']
     (run / "fold_1" / "metrics.jsonl").write_text("\n".join([*lines, *odd]))
     report = summarise(run)
-    assert report.curves == {"loss": {1: [(1, 2.9), (2, 2.5)]}, "lr/image": {1: [(1, 1e-5)]}}
+    assert report.curves == {
+        "train/loss": {1: [(1, 2.9), (2, 2.5)]},
+        "train/lr/image": {1: [(1, 1e-5)]},
+        "eval/loss": {1: [(1, 7.0)]},
+    }
     assert any("could not be read" in note and "fold_1: 1" in note for note in report.notes)
 
 
