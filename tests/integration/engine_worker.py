@@ -1,0 +1,258 @@
+"""One rank of tests/integration/test_engines.py: runs every case in one process group and writes what it measured.
+
+Usage: torchrun engine_worker.py OWN_FOLDER OTHER_FOLDER. Checkpoints go to OWN_FOLDER; those of another world size are
+read from OTHER_FOLDER when it holds any. The oracle is plain torch on the whole batch in one process.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfer.checkpoint import Checkpoints
+from dfer.distributed import World, barrier, from_environment, gather_objects, process_group
+from dfer.errors import DferError
+from dfer.recognition import ClipBatch, Progress
+from dfer.training import engine as engine_module
+from dfer.training.engine import Engine, EngineConfig, StepReport, build_engine
+from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
+from tests.unit.training.stubs import TinyRecognizer, clips, part, share
+
+BATCH, STEPS, SAVED_AT, CLIP = 8, 5, 3, 0.5
+ENGINES = {"ddp": EngineConfig(name="ddp", clip_norm=CLIP)} | {
+    f"zero{stage}": EngineConfig(zero=stage, clip_norm=CLIP)
+    for stage in (0, 1, 2, 3)  # type: ignore[arg-type]
+}
+GROUPS = {"trunk": GroupConfig(lr=0.05), "head": GroupConfig(lr=0.5, weight_decay=0.1)}
+SGD = SgdConfig(groups=GROUPS, weight_decay=0.01)
+# eps damps what rounding does to gradients near zero.
+ADAMW = AdamWConfig(groups=GROUPS, weight_decay=0.01, no_decay=True, eps=1e-2)
+
+
+def factor(step: int) -> float:
+    return 1 / (1 + step)
+
+
+def progress(step: int) -> Progress:
+    return Progress(epoch=step // 2, step=step, fraction=0.0)
+
+
+def oracle(config: OptimConfig, *, steps: int, clip: float | None = CLIP) -> tuple[dict[str, Tensor], float]:
+    """Weights and last gradient norm of plain torch on the full batch."""
+    model = TinyRecognizer()
+    trunk, head = list(model.trunk.parameters()), [*model.head.parameters(), model.temperature]
+    if isinstance(config, SgdConfig):
+        groups = [
+            {"params": trunk, "lr": 0.05, "weight_decay": 0.01},
+            {"params": head, "lr": 0.5, "weight_decay": 0.1},
+        ]
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
+    else:
+        groups = [
+            {"params": [p], "lr": lr, "weight_decay": wd if p.ndim > 1 else 0.0}
+            for part_, lr, wd in ((trunk, 0.05, 0.01), (head, 0.5, 0.1))
+            for p in part_
+        ]
+        optimizer = torch.optim.AdamW(groups, eps=1e-2)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    norm = torch.zeros(())
+    for step in range(steps):
+        batch = clips(BATCH, seed=step)
+        loss = torch.stack(list(model.loss(model(batch), batch, progress(step)).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([*trunk, *head], clip or 1e9)
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * factor(step)
+        optimizer.step()
+    return model.state_dict(), float(norm)
+
+
+def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, seed: int = 0, **change: Any) -> Engine:
+    config = EngineConfig(**{**vars(ENGINES[name]), **change})
+    key_of = "clip/{:03d}".format
+    return build_engine(
+        config,
+        TinyRecognizer(seed=seed),
+        optim=optim,
+        world=world,
+        global_batch=BATCH,
+        micro_batch=micro,
+        key_of=key_of,
+    )
+
+
+def step(engine: Engine, world: World, number: int, batch: ClipBatch | None = None) -> StepReport:
+    micro = BATCH // world.size // engine.accumulation
+    cut = share(batch or clips(BATCH, seed=number), rank=world.rank, world_size=world.size, micro_batch=micro)
+    return engine.step(cut, progress=progress(number), lr_factor=factor(number))
+
+
+def error(engine: Engine, expected: dict[str, Tensor]) -> float:
+    """Largest difference to the oracle's weights (first rank)."""
+    weights = engine.weights()
+    return max(((weights[k] - expected[k]).abs().max().item() for k in weights), default=0.0)
+
+
+def case_oracle(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """Weights and norm after some steps against the oracle; a forward pass in between must not disturb."""
+    out: dict[str, Any] = {}
+    for optim in (SGD, ADAMW):
+        expected, norm = oracle(optim, steps=STEPS)
+        for micro in (4 // world.size, 1):
+            # Other ranks start from other weights: the first rank's must win.
+            engine = build(name, world, optim=optim, micro=micro, seed=world.rank)
+            for number in range(STEPS):
+                report = step(engine, world, number)
+                logits = engine.forward(clips(3, seed=9)).logits
+            frozen = engine.task.recognizer.frozen.weight
+            out[f"{optim.name}/{micro}"] = {
+                "weights": error(engine, expected),
+                "norm": abs(report.grad_norm - norm),
+                "lr": report.lr,
+                "clips": report.clips,
+                "logits": list(logits.shape),
+                "frozen_grad": frozen.grad is not None,
+                "state": sorted(engine.optimizer_state()),
+            }
+    return out
+
+
+def case_save(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """Save after some steps, for this and the other world size."""
+    for optim in (SGD, ADAMW):
+        engine = build(name, world, optim=optim)
+        for number in range(SAVED_AT):
+            step(engine, world, number)
+        store = Checkpoints(folder / f"{name}_{optim.name}", world=world)
+        store.save(SAVED_AT, weights=engine.weights(), optimizer=engine.optimizer_state(), state={})
+    return {}
+
+
+def case_load(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """Continue what every engine saved, here and at the other world size, up to the oracle's weights."""
+    out = {}
+    for optim in (SGD, ADAMW):
+        expected, _ = oracle(optim, steps=STEPS)
+        for source in (folder, other):
+            for saved in ENGINES:
+                checkpoint = Checkpoints(source / f"{saved}_{optim.name}", world=world).latest()
+                if checkpoint is None:
+                    continue
+                engine = build(name, world, optim=optim, seed=3)
+                step(engine, world, 7)  # what was there before must not matter
+                engine.load_weights(checkpoint.weights())
+                engine.load_optimizer_state(checkpoint.optimizer())
+                for number in range(SAVED_AT, STEPS):
+                    report = step(engine, world, number)
+                where = "here" if source == folder else "elsewhere"
+                out[f"{optim.name} {saved} {where}"] = {"weights": error(engine, expected), "lr": report.lr}
+    return out
+
+
+def case_refused(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """A broken loss, and a broken gradient, on one rank only: all raise before the update."""
+    out = {}
+    for what, value in (("loss", 255), ("gradient", 0)):
+        engine = build(name, world, micro=1)
+        step(engine, world, 0)
+        before = engine.weights()
+        batch = clips(BATCH, seed=1)
+        batch.frames[6] = value
+        try:
+            step(engine, world, 1, batch)
+            message, code = "nothing raised", 0
+        except DferError as caught:
+            message, code = str(caught), caught.exit_code
+        same = all(torch.equal(before[k], v) for k, v in engine.weights().items())
+        out[what] = {"messages": gather_objects(message), "code": code, "unchanged": same}
+    return out
+
+
+def case_low(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """bf16 and fp16 stay near the oracle with fp32 weights; an fp16 overflow skips the update and halves the scale."""
+    engine_module.check_precision = lambda precision, device: None  # a CPU computes fp16 well enough for this
+    expected, _ = oracle(SGD, steps=STEPS)
+    out: dict[str, Any] = {}
+    for precision in ("bf16", "fp16"):
+        engine = build(name, world, precision=precision)
+        engine._scale.value = min(engine._scale.value, 2.0**8)  # no overflow on the way
+        for number in range(STEPS):
+            report = step(engine, world, number)
+        types = sorted({str(v.dtype) for v in engine.weights().values()})
+        out[precision] = {"weights": error(engine, expected), "types": types, "applied": report.applied}
+    before = engine.weights()
+    engine._scale.value = 2.0**40
+    report = step(engine, world, 0)
+    same = all(torch.equal(before[k], v) for k, v in engine.weights().items())
+    state = engine.optimizer_state()
+    after = step(engine, world, 0)
+    out["overflow"] = {
+        "applied": report.applied,
+        "unchanged": same,
+        "scale": [report.loss_scale, after.loss_scale],
+        "saved": state["loss_scale"].tolist() if state else None,
+    }
+    return out
+
+
+def case_padding(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """Rows that are padding neither count nor weigh: the last micro-batch of each rank is all padding."""
+    engine = build(name, world, micro=1)
+    full = clips(BATCH, seed=0)
+    size = BATCH // world.size
+    kept = [r * size + i for r in range(world.size) for i in range(size - 1)]
+    full.index[[r * size + size - 1 for r in range(world.size)]] = -1
+    report = step(engine, world, 0, full)
+    model = TinyRecognizer()
+    batch = ClipBatch(frames=full.frames[kept], labels=full.labels[kept], index=full.index[kept])
+    terms = model.loss(model(batch), part(batch, 0, len(kept)), progress(0))
+    return {"loss": abs(report.loss - float(sum(terms.values()).detach())), "clips": report.clips, "kept": len(kept)}
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    name.removeprefix("case_"): case for name, case in list(globals().items()) if name.startswith("case_")
+}
+
+
+def run(world: World, folder: Path, other: Path) -> Iterator[tuple[str, Any]]:
+    for case, function in CASES.items():
+        for name in ENGINES:
+            try:
+                yield f"{case}/{name}", function(name, world, folder, other)
+            except Exception:
+                # The other ranks would wait for this one for ever.
+                print(case, name, traceback.format_exc(), flush=True)
+                raise
+    barrier()
+
+
+def stop_on_broken_clip(world: World) -> int:
+    """What a user sees: every rank ends with the error's exit code, the first one with its message."""
+    try:
+        with process_group(world, timeout_s=60):
+            batch = clips(BATCH)
+            batch.frames[6] = 255
+            step(build("zero2", world), world, 0, batch)
+    except DferError as caught:
+        if world.is_first:
+            print(f"error: {caught}", file=sys.stderr)
+        return caught.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "broken":
+        sys.exit(stop_on_broken_clip(from_environment()))
+    own, others = Path(sys.argv[1]), Path(sys.argv[2])
+    this = from_environment()
+    with process_group(this, timeout_s=120):
+        results = dict(run(this, own, others))
+    if this.is_first:
+        (own / "results.json").write_text(json.dumps(results))

@@ -1,0 +1,155 @@
+"""Engines on one and two real gloo ranks, held to plain torch on the whole batch in one process.
+
+A worker process per world size runs all cases (tests/integration/engine_worker.py); the tests below judge its results.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("engine_worker.py")
+ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
+# Weights move by about 0.1 in the steps taken: this is rounding, not training.
+TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
+
+
+def _start(arguments: list[str], *, ranks: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    # Deprecations are the libraries' own; everything our code can cause is an error.
+    command = [sys.executable, "-W", "error", *(["-W", "ignore"] if launcher else []), *launcher, str(WORKER), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        env.pop(name, None)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """Measurements by world size. Two ranks run last but read what one rank saved; one rank then reads theirs."""
+    folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
+    extensions = tmp_path_factory.mktemp("extensions")
+    found = {}
+    for ranks, other in ((1, 2), (2, 1), (1, 2)):
+        # No compiler is in reach: DeepSpeed must not need one.
+        path = str(Path(sys.executable).parent) if ranks == 1 else os.environ["PATH"]
+        done = _start(
+            [str(folders[ranks]), str(folders[other])], ranks=ranks, PATH=path, TORCH_EXTENSIONS_DIR=str(extensions)
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert done.stdout == ""
+        found[ranks] = json.loads((folders[ranks] / "results.json").read_text())
+    assert not list(extensions.iterdir())
+    return found
+
+
+both = pytest.mark.parametrize("ranks", (1, 2))
+every = pytest.mark.parametrize("name", ENGINES)
+
+
+@both
+@every
+def test_steps_equal_the_oracle(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
+    cases = results[ranks][f"oracle/{name}"]
+    assert {key.partition("/")[0] for key in cases} == {"sgd", "adamw"} and len(cases) == 4
+    for case, got in cases.items():
+        optim = case.partition("/")[0]
+        assert got["weights"] < TOLERANCE[optim], case
+        assert got["norm"] < 1e-3, case
+        assert got["clips"] == 8 and got["logits"] == [3, 5]
+
+
+@both
+@every
+def test_groups_keep_their_own_rates(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
+    rates = {case: got["lr"] for case, got in results[ranks][f"oracle/{name}"].items()}
+    rates |= {case: got["lr"] for case, got in results[ranks][f"load/{name}"].items()}
+    # The last step's factor is 1/5.
+    for case, lr in rates.items():
+        groups = {"trunk": 0.01, "head": 0.1}
+        wanted = groups | {f"{k}/no_decay": v for k, v in groups.items()} if case.startswith("adamw") else groups
+        assert lr == pytest.approx(wanted), case
+
+
+@both
+@every
+def test_frozen_parts_have_no_gradient_and_no_state(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
+    for case, got in results[ranks][f"oracle/{name}"].items():
+        assert got["frozen_grad"] is False
+        slots = {"exp_avg", "exp_avg_sq", "step"} if case.startswith("adamw") else {"momentum_buffer"}
+        names = {key.rpartition("/")[0] for key in got["state"]}
+        assert {key.rpartition("/")[2] for key in got["state"]} == slots
+        assert "head.weight" in names and "temperature" in names and len(names) == 9
+        assert not any(name.startswith("frozen") for name in names)
+
+
+@both
+@every
+def test_a_checkpoint_continues_under_any_engine_stage_and_world_size(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    loads = results[ranks][f"load/{name}"]
+    assert set(loads) == {
+        f"{optim} {saved} {where}" for optim in TOLERANCE for saved in ENGINES for where in ("here", "elsewhere")
+    }
+    for case, got in loads.items():
+        assert got["weights"] < TOLERANCE[case.partition(" ")[0]], case
+
+
+@both
+@every
+def test_a_broken_loss_stops_all_ranks_before_the_update(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    got = results[ranks][f"refused/{name}"]["loss"]
+    assert got["unchanged"] and got["code"] == 4
+    assert len(got["messages"]) == ranks and len(set(got["messages"])) == 1
+    assert got["messages"][0].startswith("step 1 (epoch 0): expected a finite loss, got spread=inf")
+    # The micro-batch holds one clip, on the last rank: no other clip is accused.
+    assert "with the clips clip/006. Nothing was updated." in got["messages"][0]
+
+
+@both
+@every
+def test_a_broken_gradient_stops_all_ranks_before_the_update(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    got = results[ranks][f"refused/{name}"]["gradient"]
+    assert got["unchanged"] and got["code"] == 4
+    assert len(set(got["messages"])) == 1 and "expected finite gradients" in got["messages"][0]
+
+
+@both
+@every
+def test_low_precision_trains_fp32_weights(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
+    got = results[ranks][f"low/{name}"]
+    for precision in ("bf16", "fp16"):
+        assert got[precision]["types"] == ["torch.float32"]
+        assert 1e-8 < got[precision]["weights"] < 1e-2  # not exact, so it was used; not far off either
+    overflow = got["overflow"]
+    assert overflow["applied"] is False and overflow["unchanged"]
+    assert overflow["scale"] == [2.0**40, 2.0**39] and overflow["saved"] == [2.0**39, 0]
+
+
+@both
+@every
+def test_padding_does_not_count(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
+    got = results[ranks][f"padding/{name}"]
+    assert got["clips"] == got["kept"] < 8
+    assert got["loss"] < 1e-6
+
+
+def test_every_rank_ends_with_the_exit_code_of_the_error() -> None:
+    done = _start(["broken"], ranks=2)
+    assert done.stderr.count("expected a finite loss, got spread=inf") == 1
+    # torchrun reports the codes of its workers; it kills the second one when the first is gone.
+    assert "exitcode  : 4" in done.stderr
+    assert "SIGABRT" not in done.stderr
+    assert _start(["broken"], ranks=1).returncode == 4
