@@ -1,0 +1,119 @@
+"""Which clips come when: a pure function of (seed, epoch, global batch), the same for any number of ranks and workers.
+
+A position in training is (epoch, global step). Ranks take contiguous shares of every step, so a run can go on in the
+middle of an epoch with other ranks, workers or micro-batches and still see every clip once an epoch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfer.config import ConfigProblem
+from dfer.recognition import PADDING
+
+Ids = NDArray[np.int64]
+
+ORDER, PLACEMENT = 1, 2  # purposes of a stream of draws: the order of an epoch, the place of a shard for the whole run
+
+
+def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Ids:
+    """A random permutation of 0..num_clips-1, int64 [num_clips]."""
+    return _shuffled(num_clips, (ORDER, seed, epoch))
+
+
+def partitioned_order(
+    shard_of: Sequence[int] | Ids, *, partitions: int, global_batch: int, seed: int, epoch: int, window: int = 4
+) -> Ids:
+    """An order in which a node reads few shards at a time, for data far larger than a node's disk.
+
+    Shards are dealt once to a fixed number of canonical partitions; every global step takes an equal part from each,
+    partition after partition. With contiguous shares, `partitions / nodes` of them belong to a node in every epoch.
+    Inside a partition clips are shuffled over `window` shards at a time.
+
+    Args:
+        shard_of: shard number of every clip, [N].
+    Returns:
+        A permutation of 0..N-1, int64 [N].
+    Raises:
+        ConfigProblem: partitions do not divide the global batch.
+    """
+    if global_batch % partitions:
+        raise ConfigProblem(
+            f"canonical_partitions: expected a divisor of the batch of {global_batch}, got {partitions}. "
+            f"Use one of {', '.join(str(d) for d in range(1, global_batch + 1) if global_batch % d == 0)}"
+        )
+    parts = _partitions(np.asarray(shard_of), partitions, seed)
+    shuffled = [
+        _window_shuffled(part, np.asarray(shard_of), window, (ORDER, seed, epoch, number))
+        for number, part in enumerate(parts)
+    ]
+    share = global_batch // partitions
+    whole_steps = min(len(part) for part in shuffled) // share
+    steps = [part[step * share : (step + 1) * share] for step in range(whole_steps) for part in shuffled]
+    rest = [part[whole_steps * share :] for part in shuffled]
+    return np.concatenate([*steps, *rest])
+
+
+def num_steps(num_clips: int, global_batch: int, *, drop_last: bool) -> int:
+    """Steps in an epoch. drop_last: the last, partial batch is left out (training) or counted (evaluation)."""
+    return num_clips // global_batch if drop_last else -(-num_clips // global_batch)
+
+
+def step_slice(order: Ids, *, step: int, global_batch: int, rank: int, world_size: int) -> Ids:
+    """The clips of this rank in this step: a contiguous share of the step, equally long on every rank.
+
+    Where the step's clips do not divide by the ranks, the last shares are filled with PADDING.
+    """
+    ids = order[step * global_batch : (step + 1) * global_batch]
+    share = -(-len(ids) // world_size)
+    padded = np.full(share * world_size, PADDING, np.int64)
+    padded[: len(ids)] = ids
+    return padded[rank * share : (rank + 1) * share]
+
+
+def accumulation(global_batch: int, *, world_size: int, micro_batch: int) -> int:
+    """Micro-batches a rank sums up in one step.
+
+    Raises:
+        ConfigProblem: the global batch is not a multiple of ranks x micro-batch; names the numbers that fit.
+    """
+    unit = world_size * micro_batch
+    if global_batch % unit or not global_batch:
+        below = max(global_batch // unit, 1) * unit
+        other = _other_micro_batches(global_batch, world_size)
+        raise ConfigProblem(
+            f"batch: expected a multiple of {world_size} ranks x micro_batch {micro_batch} = {unit}, "
+            f"got {global_batch}. Set batch to {below} or {below + unit}{other}"
+        )
+    return global_batch // unit
+
+
+def _other_micro_batches(global_batch: int, world_size: int) -> str:
+    share = global_batch // world_size
+    if global_batch % world_size or not share:
+        return ""
+    return f", or micro_batch to one of {', '.join(str(d) for d in range(1, share + 1) if share % d == 0)}"
+
+
+def _shuffled(count: int, key: tuple[int, ...]) -> Ids:
+    # Raw words of the bit generator: numpy keeps them stable over versions, its shuffles it does not.
+    words = np.random.Philox(np.random.SeedSequence(entropy=key[1], spawn_key=(key[0], *key[2:]))).random_raw(count)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def _partitions(shard_of: Ids, partitions: int, seed: int) -> list[Ids]:
+    """Clips in shard-by-shard order, shards shuffled once for the run, cut into equal parts (sizes differ by one)."""
+    shards, inverse = np.unique(shard_of, return_inverse=True)
+    place = np.empty(len(shards), np.int64)
+    place[_shuffled(len(shards), (PLACEMENT, seed))] = np.arange(len(shards))
+    return np.array_split(np.argsort(place[inverse], kind="stable"), partitions)
+
+
+def _window_shuffled(part: Ids, shard_of: Ids, window: int, key: tuple[int, ...]) -> Ids:
+    """The clips of a partition: shards in random order, clips mixed over `window` shards at a time."""
+    shards, inverse = np.unique(shard_of[part], return_inverse=True)
+    group = np.empty(len(shards), np.int64)
+    group[_shuffled(len(shards), (*key, 0))] = np.arange(len(shards)) // window
+    mixed = _shuffled(len(part), (*key, 1))
+    return part[mixed[np.argsort(group[inverse][mixed], kind="stable")]]
