@@ -1,0 +1,54 @@
+"""From the bytes of one JPEG to an RGB picture of the wanted size. Shards are untrusted: bounds come before pixels."""
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfer.errors import DataError, message
+
+Picture = NDArray[np.uint8]
+
+MAX_PIXELS = 2**24
+"""Largest picture that is decoded, in pixels (48 MiB as RGB)."""
+
+
+def decode(jpeg: memoryview | bytes, *, size: int, where: str, out: Picture | None = None) -> Picture:
+    """Decode a JPEG to uint8 [size size 3], RGB. Pictures of another size are stretched to it, antialiased bilinear.
+
+    Args:
+        where: shard, clip and frame, for the message.
+        out: contiguous array to decode into.
+    Raises:
+        DataError: not a JPEG, damaged, cut off, or larger than MAX_PIXELS.
+    """
+    out = np.empty((size, size, 3), np.uint8) if out is None else out
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        if (height, width) == (size, size):
+            simplejpeg.decode_jpeg(jpeg, buffer=out)
+            return out
+        picture = simplejpeg.decode_jpeg(jpeg)
+    except ValueError as error:
+        raise DataError(
+            message(where, expected="a whole JPEG", got=str(error), do="Check the shards with `dfer-shards verify`.")
+        ) from error
+    frames = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    out[:] = resize(frames, size=size)[0].permute(1, 2, 0).numpy()
+    return out
+
+
+def resize(frames: Tensor, *, size: int) -> Tensor:
+    """Stretch uint8 [N C H W] to uint8 [N C size size], antialiased bilinear: within one level of Pillow's BILINEAR.
+
+    The CPU kernel works on uint8 in fixed point; other devices compute in float and round.
+    """
+    if frames.shape[-2:] == (size, size):
+        return frames
+    source = frames if frames.device.type == "cpu" else frames.float()
+    out = F.interpolate(source, size=(size, size), mode="bilinear", antialias=True)
+    return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).to(torch.uint8)

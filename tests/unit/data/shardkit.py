@@ -1,0 +1,89 @@
+"""Writes small valid shard folders for tests, from the description of the format alone (no code of the builder)."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+CLASSES = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
+
+
+def jpeg(value: int, *, height: int = 32, width: int = 32) -> bytes:
+    """A grey picture of one level."""
+    return simplejpeg.encode_jpeg(np.full((height, width, 3), value, np.uint8), quality=95, colorsubsampling="444")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    key: str
+    label: int = 0
+    frames: Sequence[bytes] = field(default_factory=lambda: [jpeg(9)])
+    subject: str | None = None
+
+
+def write_shards(
+    folder: Path, partitions: Mapping[str, Sequence[Sequence[Clip]]], *, classes: Sequence[str] = CLASSES
+) -> Path:
+    """One tar for every inner sequence of clips, then the manifest."""
+    shards, counts = [], {}
+    for partition, contents in partitions.items():
+        counts[partition] = [sum(c.label == k for clips in contents for c in clips) for k in range(len(classes))]
+        for number, clips in enumerate(contents):
+            shards.append(_write_shard(folder, partition, number, clips))
+    manifest = {
+        "version": 1,
+        "dataset": "test",
+        "classes": list(classes),
+        "builder": "shardkit",
+        "frames": {"max_side": 512, "quality": 90, "kept": 1, "encoded": 0},
+        "counts": counts,
+        "shards": shards,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _write_shard(folder: Path, partition: str, number: int, clips: Sequence[Clip]) -> dict[str, object]:
+    path = folder / partition / f"{number:05d}.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip in clips:
+            members = [(f"{i:03d}.jpg", data) for i, data in enumerate(clip.frames)]
+            for suffix, data in [*members, ("json", b"{}")]:
+                info = tarfile.TarInfo(f"{clip.key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    index = json.dumps({"version": 1, "shard": f"{partition}/{number:05d}.tar", "clips": _entries(path, clips)})
+    path.with_suffix(".index.json").write_text(index)
+    data = path.read_bytes()
+    return {
+        "path": f"{partition}/{number:05d}.tar",
+        "partition": partition,
+        "clips": len(clips),
+        "frames": sum(len(c.frames) for c in clips),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "index_sha256": hashlib.sha256(index.encode()).hexdigest(),
+    }
+
+
+def _entries(path: Path, clips: Sequence[Clip]) -> list[dict[str, object]]:
+    """Offsets as tarfile reports them, not as the format module computes them."""
+    with tarfile.open(path) as tar:
+        offsets = {member.name: member.offset_data for member in tar}
+    return [
+        {
+            "key": clip.key,
+            "label": clip.label,
+            "offset": offsets[f"{clip.key}.000.jpg"],
+            "sizes": [len(frame) for frame in clip.frames],
+            "subject": clip.subject,
+        }
+        for clip in clips
+    ]

@@ -1,0 +1,113 @@
+"""Decoding: the pictures Pillow gives, and refusal of everything that is not a whole JPEG of sane size."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dfer.data.decode import decode, resize
+from dfer.errors import DataError
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(picture: np.ndarray, quality: int = 90) -> bytes:
+    return simplejpeg.encode_jpeg(picture, quality=quality)
+
+
+def test_a_picture_of_the_right_size_is_what_the_jpeg_holds():
+    jpeg = encoded(noise(64, 64))
+    got = decode(jpeg, size=64, where="here")
+    assert got.dtype == np.uint8
+    assert np.abs(got.astype(int) - np.asarray(Image.open(io.BytesIO(jpeg)))).max() <= 1
+
+
+def test_colours_are_red_green_blue():
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 200
+    r, g, b = decode(encoded(red), size=32, where="here").reshape(-1, 3).mean(0)
+    assert r > 190 and g < 10 and b < 10
+
+
+def test_it_decodes_into_the_given_array():
+    out = np.zeros((2, 32, 32, 3), np.uint8)
+    for side in (32, 50):
+        assert decode(encoded(noise(side, side)), size=32, where="here", out=out[1]) is not None
+        assert out[1].any() and not out[0].any()
+        out[:] = 0
+
+
+def test_grey_pictures_become_rgb():
+    file = io.BytesIO()
+    Image.fromarray(noise(32, 32)[..., 0]).save(file, "JPEG")
+    got = decode(file.getvalue(), size=32, where="here")
+    assert np.array_equal(got[..., 0], got[..., 1]) and np.array_equal(got[..., 0], got[..., 2])
+
+
+@given(st.integers(8, 90), st.integers(8, 90), st.integers(8, 90), st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_resize_agrees_with_pillow_within_one_level(height, width, size, seed):
+    picture = noise(height, width, seed)
+    expected = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+    got = resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size=size)[0].permute(1, 2, 0).numpy()
+    assert got.dtype == np.uint8
+    assert np.abs(got - expected).max() <= 1
+
+
+def test_a_stored_picture_of_another_size_is_stretched():
+    jpeg = encoded(noise(60, 44))
+    pillow = Image.open(io.BytesIO(jpeg)).resize((32, 32), Image.Resampling.BILINEAR)
+    got = decode(jpeg, size=32, where="here").astype(int)
+    assert np.abs(got - np.asarray(pillow)).max() <= 2  # one from the decoder, one from the resize
+
+
+@pytest.mark.skipif("DFER_TEST_MEDIA" not in os.environ, reason="DFER_TEST_MEDIA names no folder of real pictures")
+def test_real_faces_agree_with_pillow():
+    files = sorted((Path(os.environ["DFER_TEST_MEDIA"]) / "images").glob("*.jp*g"))
+    assert files
+    for file in files:
+        pillow = Image.open(file).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+        got = decode(file.read_bytes(), size=224, where=file.name).astype(int)
+        assert np.abs(got - np.asarray(pillow)).max() <= 3, file.name
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 200, -200, -30])
+def test_a_truncated_jpeg_names_shard_clip_and_frame(keep):
+    jpeg = encoded(noise(64, 64))[:keep]
+    with pytest.raises(DataError) as caught:
+        decode(jpeg, size=64, where="fold_1/00000.tar, clip a, frame 7")
+    text = str(caught.value)
+    assert text.startswith("fold_1/00000.tar, clip a, frame 7: expected a whole JPEG, got ")
+    assert text.endswith("Check the shards with `dfer-shards verify`.")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n" + b"0" * 100, b"GIF89a", b"cos\nsystem\n(S'id'\ntR."])
+def test_what_is_no_jpeg_is_refused(data):
+    with pytest.raises(DataError, match="expected a whole JPEG"):
+        decode(data, size=64, where="here")
+
+
+def test_damage_inside_the_picture_is_refused():
+    jpeg = bytearray(encoded(noise(64, 64)))
+    jpeg[len(jpeg) // 2 : len(jpeg) // 2 + 2] = b"\xff\xd9"  # an early end marker
+    with pytest.raises(DataError, match="expected a whole JPEG"):
+        decode(bytes(jpeg), size=64, where="here")
+
+
+def test_a_giant_is_refused_before_it_is_decoded():
+    """A header that promises 65,500 x 65,500 pixels would take 12 GiB."""
+    jpeg = bytearray(encoded(noise(64, 64)))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = (65500).to_bytes(2, "big") * 2
+    with pytest.raises(DataError, match="65500 x 65500 pixels, more than 16,777,216"):
+        decode(bytes(jpeg), size=64, where="here")
