@@ -1,0 +1,1 @@
+"""Measurements of single rooms: `dfer bench loader`, `dfer bench step`."""

@@ -1,0 +1,116 @@
+"""Frames a second on one core: reading, decoding and augmenting, beside a bare decode loop over the same frames."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import simplejpeg
+import torch
+
+from dfer.data.augment import Augment, AugmentConfig
+from dfer.data.clips import ClipSet
+from dfer.data.loader import DataConfig, Loader
+from dfer.data.sampling import clip_rng, train_frames
+from dfer.data.store import Store
+from dfer.distributed import World
+from dfer.emotions import emotions_of
+from dfer.recognition import ClipBatch
+
+T = TypeVar("T")
+
+NAMES = ("train", "test", "decode")
+SEED = 1
+BATCH = 8
+"""Clips of a turn: 48 of the recipe on two ranks with three micro-batches each."""
+AUGMENT = AugmentConfig(brightness=0.5)
+"""The recipe of DFEW: crop, flip and brightness."""
+
+
+@dataclass(kw_only=True)
+class _Meter:
+    """Frames and seconds of one of the things compared."""
+
+    frames: int = 0
+    seconds: float = 0.0
+
+    def time(self, work: Callable[[], T], *, frames: int) -> T:
+        began = time.perf_counter()
+        result = work()
+        self.seconds += time.perf_counter() - began
+        self.frames += frames
+        return result
+
+    @property
+    def rate(self) -> float:
+        return self.frames / self.seconds
+
+
+def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: float = 10.0) -> dict[str, float]:
+    """Measure and print frames/s on one core: train augmentation, test, and the bare decode loop.
+
+    The three take turns batch by batch, so that a change of the machine's speed meets all of them alike.
+
+    Raises:
+        DataError: the shards cannot be read.
+    """
+    store = Store(shards)
+    clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_of(store.manifest.classes))
+    config = DataConfig(shards=shards, frames=frames, size=size, workers=0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = _measure(clips, config, seconds=seconds)
+    finally:
+        torch.set_num_threads(threads)
+    print(f"{len(clips)} clips of {shards}, {frames} frames a clip at {size} px, one core, frames/s:")
+    print(f"  train augmentation {result['train']:,.0f} ({result['train_share']:.0%} of bare decode)")
+    print(f"  test               {result['test']:,.0f} ({result['test_share']:.0%} of bare decode)")
+    print(f"  bare decode        {result['decode']:,.0f}")
+    return result
+
+
+def _measure(clips: ClipSet, config: DataConfig, *, seconds: float) -> dict[str, float]:
+    train, test = _endless(clips, config, train=True), _endless(clips, config, train=False)
+    _turn(clips, config, train, test, {name: _Meter() for name in NAMES})  # pays for page faults and lazy imports
+    meters = {name: _Meter() for name in NAMES}
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        _turn(clips, config, train, test, meters)
+    rates = {name: meter.rate for name, meter in meters.items()}
+    return rates | {f"{name}_share": rates[name] / rates["decode"] for name in ("train", "test")}
+
+
+def _turn(
+    clips: ClipSet, config: DataConfig, train: Iterator[ClipBatch], test: Iterator[ClipBatch], meters: dict[str, _Meter]
+) -> None:
+    augment = Augment(AUGMENT, SEED)
+    frames = _batch_size(clips) * config.frames
+    batch = meters["train"].time(lambda: augment(next(train), 0), frames=frames)
+    meters["test"].time(lambda: next(test), frames=frames)
+    jpegs = [jpeg for index in batch.index.tolist() for jpeg in _jpegs(clips, config, index)]
+    meters["decode"].time(lambda: _bare(jpegs), frames=len(jpegs))
+
+
+def _endless(clips: ClipSet, config: DataConfig, *, train: bool) -> Iterator[ClipBatch]:
+    """Batch after batch; every round is epoch 0 again, so that its frames can be named from outside."""
+    size = _batch_size(clips)
+    whole = clips.select(range(len(clips) // size * size))
+    loader = Loader(whole, config, world=World(), seed=SEED, train=train, global_batch=size, micro_batch=size)
+    while True:
+        yield from loader.epoch(0)
+
+
+def _batch_size(clips: ClipSet) -> int:
+    return min(BATCH, len(clips))
+
+
+def _jpegs(clips: ClipSet, config: DataConfig, index: int) -> list[bytes]:
+    """The JPEGs the training loader read for this clip."""
+    positions = train_frames(clips.num_frames(index), config.frames, clip_rng(SEED, 0, index))
+    return [bytes(jpeg) for jpeg in clips.read(index, positions)]
+
+
+def _bare(jpegs: list[bytes]) -> None:
+    for jpeg in jpegs:
+        simplejpeg.decode_jpeg(jpeg)

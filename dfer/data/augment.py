@@ -1,0 +1,175 @@
+"""Train augmentation of whole clips on the device they are on (DFER-CLIP, Zhao & Patras, BMVC 2023, section 4.1).
+
+Letters: B clips, T frames, C colours, H height, W width. Every frame of a clip gets the same draw. The draws depend
+on (seed, epoch, clip) alone: not on rank, worker, or the other clips of the batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfer.config import ConfigProblem
+from dfer.data.decode import resize
+from dfer.data.sampling import AUGMENTATION, clip_rng
+from dfer.recognition import PADDING, ClipBatch
+
+CROP_TRIES = 10
+ASPECT = (3 / 4, 4 / 3)
+CPU_PIECE = 4
+"""Frames of 224 px that fit the second-level cache of a core together with their temporaries."""
+BRIGHTNESS_STEPS = 128
+"""Brightness factors are multiples of 1/128, which is finer than a level of most pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Train augmentation, in the order brightness, rotation, crop, flip. Numbers: DFER-CLIP, section 4.1 and release.
+
+    crop: random resized crop. min_area: smallest share of the picture it keeps. flip: probability of a mirrored clip.
+    brightness: factor drawn from 1 - b .. 1 + b (DFEW 0.5, else 0). rotation: degrees, drawn from -r .. r (FERV39k 4,
+    else 0); what comes from outside the picture is black.
+    """
+
+    crop: bool = True
+    min_area: float = 0.08
+    flip: float = 0.5
+    brightness: float = 0.0
+    rotation: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds = {"min_area": (0, 1), "flip": (0, 1), "brightness": (0, 1), "rotation": (0, 180)}
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigProblem(f"{name}: expected {low} to {high}, got {value}. Correct it in data.augment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What happens to one clip. The crop's top, left, height, width in pixels; angle in degrees, counterclockwise."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+    brightness: float = 1.0
+    angle: float = 0.0
+
+
+class Augment:
+    """Augments the clips of a batch in place; a picklable callable."""
+
+    def __init__(self, config: AugmentConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    def __call__(self, batch: ClipBatch, epoch: int) -> ClipBatch:
+        """The same batch with its frames overwritten, uint8 [B T C H W]; rows that are PADDING stay as they are.
+
+        In place, and on the CPU a few frames at a time: fresh memory and what leaves the cache cost more than the
+        arithmetic (a tenth of the loader's time each).
+        """
+        frames = batch.frames.shape[1]
+        piece = CPU_PIECE if batch.frames.device.type == "cpu" else frames
+        for row, index in enumerate(batch.index.tolist()):
+            if index == PADDING:
+                continue
+            drawn = self.draw(epoch, index, batch.frames[row])
+            for at in range(0, frames, piece):
+                part = batch.frames[row, at : at + piece]
+                part.copy_(apply(part, drawn))
+        return batch
+
+    def draw(self, epoch: int, index: int, frames: Tensor) -> Draw:
+        """The draw of one clip in one epoch for frames [T C H W]."""
+        rng = clip_rng(self.seed, epoch, index, purpose=AUGMENTATION)
+        return draw(self.config, rng, height=frames.shape[-2], width=frames.shape[-1])
+
+
+def draw(config: AugmentConfig, rng: np.random.Generator, *, height: int, width: int) -> Draw:
+    """Draw for a clip of this size in pixels."""
+    # All of them are drawn whatever is switched on, so that switching one does not change the others.
+    brightness, angle, flip = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.random()
+    top, left, crop_height, crop_width = (
+        _crop(rng, height, width, config.min_area) if config.crop else (0, 0, height, width)
+    )
+    return Draw(
+        top=top,
+        left=left,
+        height=crop_height,
+        width=crop_width,
+        flip=bool(flip < config.flip),
+        brightness=round((1 + config.brightness * brightness) * BRIGHTNESS_STEPS) / BRIGHTNESS_STEPS,
+        angle=config.rotation * angle,
+    )
+
+
+def _crop(rng: np.random.Generator, height: int, width: int, min_area: float) -> tuple[int, int, int, int]:
+    for _ in range(CROP_TRIES):
+        area, aspect = rng.uniform(min_area, 1) * height * width, rng.uniform(*ASPECT)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if rng.random() < 0.5:
+            w, h = h, w
+        if 0 < w <= width and 0 < h <= height:
+            return _place(rng, height - h, width - w, h, w)
+    short = min(height, width)  # resizing the short edge and cropping there keeps a random square of its length
+    return _place(rng, height - short, width - short, short, short)
+
+
+def _place(rng: np.random.Generator, free_y: int, free_x: int, height: int, width: int) -> tuple[int, int, int, int]:
+    return int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1)), height, width
+
+
+def apply(frames: Tensor, drawn: Draw) -> Tensor:
+    """Apply one draw to all frames, uint8 [T C H W] to uint8 [T C S S] with S = H.
+
+    Brightness and rotation come before the crop as published, but are only computed for the pixels it keeps.
+    """
+    size = frames.shape[-2]
+    rows = slice(drawn.top, drawn.top + drawn.height)
+    columns = slice(drawn.left, drawn.left + drawn.width)
+    if drawn.angle:
+        kept = _rotated(_brightened(frames, drawn.brightness), drawn)
+    else:
+        kept = _brightened(frames[..., rows, columns], drawn.brightness)
+    out = resize(kept, size=size)
+    return out.flip(-1) if drawn.flip else out
+
+
+def _brightened(frames: Tensor, factor: float) -> Tensor:
+    """Every level times `factor`, truncated and clipped as Pillow's ImageEnhance.Brightness does.
+
+    In 16-bit integers: the same on every device, and a third faster than in float. 255 x 2 x BRIGHTNESS_STEPS needs
+    the sign bit, which shifts in from the left; the mask takes it out again.
+    """
+    steps = round(factor * BRIGHTNESS_STEPS)
+    if steps == BRIGHTNESS_STEPS:
+        return frames
+    wide = frames.to(torch.int16).mul_(steps).bitwise_right_shift_(7).bitwise_and_(0x1FF)
+    return wide.clamp_(max=255).to(torch.uint8)
+
+
+def _rotated(frames: Tensor, drawn: Draw) -> Tensor:
+    """The crop out of the frames turned about their centre, bilinear, black outside, as Pillow's Image.rotate."""
+    x, y = _source_points(frames, drawn)
+    height, width = frames.shape[-2:]
+    grid = torch.stack([x * (2 / width) - 1, y * (2 / height) - 1], dim=-1)
+    turned = F.grid_sample(
+        frames.float(), grid.expand(len(frames), -1, -1, -1), padding_mode="border", align_corners=False
+    )
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return turned.round_().mul_(inside).to(torch.uint8)
+
+
+def _source_points(frames: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
+    """Where the crop's pixel centres lie in the unturned frame, in pixels: x and y, each [height width]."""
+    center_y, center_x = frames.shape[-2] / 2, frames.shape[-1] / 2
+    rows = torch.arange(drawn.height, device=frames.device)[:, None] + (drawn.top + 0.5 - center_y)
+    columns = torch.arange(drawn.width, device=frames.device)[None] + (drawn.left + 0.5 - center_x)
+    sin, cos = math.sin(math.radians(drawn.angle)), math.cos(math.radians(drawn.angle))
+    return columns * cos - rows * sin + center_x, columns * sin + rows * cos + center_y

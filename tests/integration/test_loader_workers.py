@@ -1,0 +1,81 @@
+"""Worker processes that die, and workers whose training process dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dfer.data.clips import ClipSet
+from dfer.data.loader import DataConfig, Loader
+from dfer.data.store import Store
+from dfer.distributed import World
+from dfer.emotions import label_set
+from dfer.errors import StorageError
+from tests.unit.data.shardkit import Clip, write_shards
+
+pytestmark = pytest.mark.integration
+
+SCRIPT = """
+import sys, time
+from dfer.data.clips import ClipSet
+from dfer.data.loader import DataConfig, Loader
+from dfer.data.store import Store
+from dfer.distributed import World
+from dfer.emotions import label_set
+
+if __name__ == "__main__":
+    clips = ClipSet.open(Store(sys.argv[1]), ["train"], emotions=label_set("basic7"))
+    config = DataConfig(shards=sys.argv[1], frames=2, size=32, workers=2)
+    loader = Loader(clips, config, world=World(), seed=1, train=True, global_batch=2, micro_batch=2)
+    batches = loader.epoch(0)
+    next(batches)
+    print(*[worker.pid for worker in loader._batches._iterator._workers], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_shards(tmp_path / "shards", {"train": [[Clip(key=f"k{i}") for i in range(400)]]})
+
+
+def test_a_killed_worker_is_reported_with_the_remedy(folder):
+    clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7"))
+    config = DataConfig(shards=str(folder), frames=2, size=32, workers=1)
+    loader = Loader(clips, config, world=World(), seed=1, train=True, global_batch=2, micro_batch=2)
+    batches = loader.epoch(0)
+    next(batches)
+    os.kill(loader._batches._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(StorageError) as caught:
+        list(batches)
+    assert str(caught.value).startswith("data worker: expected it to run until the end of training, got ")
+    assert "enlarge /dev/shm, or lower data.workers or micro_batch" in str(caught.value)
+    assert caught.value.exit_code == 6
+
+
+def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2 and all(_alive(pid) for pid in workers)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(_alive(pid) for pid in workers)
+
+
+def _alive(pid: int) -> bool:
+    """Running, and not a dead process that nobody has asked for its exit status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

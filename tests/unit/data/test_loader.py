@@ -1,0 +1,232 @@
+"""The loader: the same batches whatever the workers and ranks, every clip once, and clean errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfer.config import ConfigProblem
+from dfer.data.augment import Augment, AugmentConfig
+from dfer.data.clips import ClipSet
+from dfer.data.loader import DataConfig, Loader
+from dfer.data.store import Store
+from dfer.distributed import World
+from dfer.emotions import label_set
+from dfer.errors import DataError
+from dfer.recognition import PADDING, ClipBatch
+from tests.unit.data.shardkit import Clip, jpeg, write_shards
+
+FRAMES = {f"clip{n}": 3 + 4 * n for n in range(11)}
+"""Keys and frame counts: 3, 7, ... 43 frames, so shorter and longer than the 8 that are read."""
+
+
+def level(clip: int, frame: int) -> int:
+    """The grey of a frame: every frame of every clip has its own for 43 frames in 11 clips, mod 251."""
+    return (clip * 37 + frame * 5) % 251
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clips = [
+        Clip(key=key, label=n % 7, frames=[jpeg(level(n, t)) for t in range(count)])
+        for n, (key, count) in enumerate(FRAMES.items())
+    ]
+    return write_shards(tmp_path_factory.mktemp("shards"), {"train": [clips[:4], clips[4:]]})
+
+
+def loader(folder: Path, *, workers: int = 0, rank: int = 0, ranks: int = 1, **changes: object) -> Loader:
+    clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7"))
+    config = DataConfig(
+        shards=str(folder), frames=8, size=32, workers=workers,
+        canonical_partitions=int(str(changes.pop("partitions", 1))),
+    )  # fmt: skip
+    options = {"seed": 3, "train": True, "global_batch": 4, "micro_batch": 2} | changes
+    return Loader(clips, config, world=World(rank=rank, size=ranks), **options)
+
+
+def same(a: list[ClipBatch], b: list[ClipBatch]) -> bool:
+    fields = ("frames", "labels", "index")
+    return len(a) == len(b) and all(torch.equal(getattr(x, f), getattr(y, f)) for x, y in zip(a, b) for f in fields)
+
+
+def rows(batches: list[ClipBatch]) -> list[tuple[int, torch.Tensor]]:
+    return [(i, frames) for b in batches for i, frames in zip(b.index.tolist(), b.frames, strict=True)]
+
+
+def test_shapes_types_and_labels(folder):
+    batches = list(loader(folder).epoch(0))
+    assert len(batches) == 4 and loader(folder).steps_per_epoch == 2 and loader(folder).accumulation == 2
+    for batch in batches:
+        assert batch.frames.shape == (2, 8, 3, 32, 32) and batch.frames.dtype == torch.uint8
+        assert batch.labels.tolist() == [i % 7 for i in batch.index.tolist()]
+        assert batch.labels.dtype == batch.index.dtype == torch.int64
+
+
+def test_evaluation_reads_the_published_frames(folder):
+    """By hand for 8 of 11, 7 and 43 frames; greys survive JPEG within one level."""
+    frames = dict(rows(list(loader(folder, train=False).epoch(0))))
+    by_hand = {
+        0: [0, 1, 2, 2, 2, 2, 2, 2],
+        1: [0, 1, 2, 3, 4, 5, 6, 6],
+        2: [0, 2, 3, 4, 6, 7, 8, 10],
+        10: [2, 8, 13, 18, 24, 29, 34, 40],
+    }
+    for clip, positions in by_hand.items():
+        greys = frames[clip].float().mean((1, 2, 3))
+        assert torch.allclose(greys, torch.tensor([float(level(clip, t)) for t in positions]), atol=1)
+
+
+def test_training_reads_one_frame_of_each_segment_and_others_next_epoch(folder):
+    def greys(epoch: int) -> dict[int, list[int]]:
+        batches = list(loader(folder, global_batch=1, micro_batch=1).epoch(epoch))
+        return {i: f.float().mean((1, 2, 3)).round().int().tolist() for i, f in rows(batches)}
+
+    first, second = greys(0), greys(1)
+    assert sorted(first) == list(range(11))
+    for clip, got in first.items():
+        count = FRAMES[f"clip{clip}"]
+        for t, grey in enumerate(got):
+            segment = range(t * (count // 8), (t + 1) * (count // 8)) if count >= 8 else [min(t, count - 1)]
+            assert any(abs(grey - level(clip, frame)) <= 1 for frame in segment)
+    assert first[10] != second[10]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on machines with two cores
+@pytest.mark.parametrize("train", [True, False])
+def test_workers_do_not_change_a_bit(folder, train):
+    here = list(loader(folder, train=train).epoch(1))
+    for workers in (1, 3):
+        there = loader(folder, workers=workers, train=train)
+        assert same(list(there.epoch(1)), here)
+        assert same(list(there.epoch(1)), here), "the same workers, a second time"
+        assert not train or not same(list(there.epoch(2)), here)
+
+
+def test_an_epoch_left_early_does_not_disturb_the_next(folder):
+    there = loader(folder, workers=1)
+    next(iter(there.epoch(0)))
+    assert same(list(there.epoch(1)), list(loader(folder).epoch(1)))
+
+
+@given(st.sampled_from([(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)]), st.integers(0, 3), st.integers(0, 2))
+@settings(max_examples=15)
+def test_ranks_micro_batches_and_starts_read_one_sequence(folder, layout, epoch, start):
+    """Augmented, so that the draws are seen to follow the clip and not its place."""
+    ranks, micro = layout
+    augment = Augment(AugmentConfig(brightness=0.5), 3)
+
+    def whole(batches: list[ClipBatch]) -> dict[int, torch.Tensor]:
+        return dict(rows([augment(b, epoch) for b in batches]))
+
+    reference = list(loader(folder).epoch(epoch))
+    order = [i for b in reference for i in b.index.tolist()]
+    expected = whole(reference)
+    parts = [list(loader(folder, rank=r, ranks=ranks, micro_batch=micro).epoch(epoch, start)) for r in range(ranks)]
+    got = [[i for b in part for i in b.index.tolist()] for part in parts]
+    share = 4 // ranks
+    steps = [[i for ids in got for i in ids[s * share : (s + 1) * share]] for s in range(2 - start)]
+    assert [i for step in steps for i in step] == order[start * 4 :]
+    for part in parts:
+        for index, frames in whole(part).items():
+            assert torch.equal(frames, expected[index])
+
+
+@pytest.mark.parametrize(("ranks", "batch", "micro"), [(1, 4, 2), (2, 4, 2), (3, 6, 2), (3, 4, 1), (4, 16, 3)])
+def test_evaluation_counts_every_clip_once_at_any_number_of_ranks(folder, ranks, batch, micro):
+    parts = [
+        list(loader(folder, rank=r, ranks=ranks, train=False, global_batch=batch, micro_batch=micro).epoch(0))
+        for r in range(ranks)
+    ]
+    assert len({len(part) for part in parts}) == 1, "every rank takes part in as many forwards"
+    seen = [(i, frames) for part in parts for i, frames in rows(part)]
+    assert sorted(i for i, _ in seen if i != PADDING) == list(range(11))
+    assert sum(b.num_clips for part in parts for b in part) == 11
+    assert all(not frames.any() for i, frames in seen if i == PADDING), "padding is black"
+
+
+def test_canonical_partitions_order_the_training(folder):
+    def order(**options: object) -> list[int]:
+        return [i for i, _ in rows(list(loader(folder, **options).epoch(0)))]
+
+    mixed = order(partitions=2)
+    assert len(set(mixed)) == 8 and mixed != order()
+    ranks = [order(partitions=2, ranks=2, rank=r) for r in range(2)]
+    assert [i for s in (0, 2) for ids in ranks for i in ids[s : s + 2]] == mixed
+
+
+def test_another_size_on_demand(folder):
+    assert next(loader(folder, size=40).epoch(0)).frames.shape[-2:] == (40, 40)
+
+
+def test_selected_clips_are_numbered_by_their_place(folder):
+    clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7")).select([9, 2])
+    config = DataConfig(shards=str(folder), frames=8, size=32, workers=0)
+    batch = next(Loader(clips, config, world=World(), seed=1, train=False, global_batch=4, micro_batch=4).epoch(0))
+    assert batch.index.tolist() == [0, 1]
+    assert batch.labels.tolist() == [9 % 7, 2]
+    assert abs(batch.frames[1, 0].float().mean() - level(2, 0)) <= 1
+
+
+def test_the_random_numbers_of_the_model_are_left_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    list(loader(folder).epoch(0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_waiting_is_counted(folder):
+    there = loader(folder)
+    assert there.wait_seconds == 0
+    list(there.epoch(0))
+    assert 0 < there.wait_seconds < 60
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_frame_stops_with_shard_clip_and_frame(tmp_path, workers):
+    frames = [jpeg(9), jpeg(9)[:-40], jpeg(9)]
+    write_shards(tmp_path, {"train": [[Clip(key="good"), Clip(key="a/bad", frames=frames)]]})
+    with pytest.raises(DataError) as caught:
+        list(loader(tmp_path, workers=workers, train=False).epoch(0))
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path}/train/00000.tar, clip a/bad, frame 1: expected a whole JPEG, got ")
+    assert "\n" not in text
+    assert caught.value.exit_code == 3
+
+
+def test_a_batch_that_does_not_divide_by_the_world(folder):
+    with pytest.raises(ConfigProblem, match=r"batch: expected a multiple of 3 ranks x micro_batch 2 = 6, got 4"):
+        loader(folder, ranks=3)
+
+
+def test_more_clips_a_batch_than_there_are(folder):
+    with pytest.raises(ConfigProblem, match=r"batch: expected at most the 11 clips .* got 12. Set a smaller") as caught:
+        loader(folder, global_batch=12)
+    assert caught.value.exit_code == 2
+
+
+def test_partitions_are_checked_at_once(folder):
+    with pytest.raises(ConfigProblem, match="canonical_partitions: expected a divisor of the batch of 4, got 3"):
+        loader(folder, partitions=3)
+
+
+@pytest.mark.parametrize("field", ["frames", "size", "canonical_partitions"])
+def test_numbers_below_one_are_named(field):
+    with pytest.raises(ConfigProblem, match=f"{field}: expected at least 1, got 0. Correct it in data"):
+        DataConfig(shards="x", **{field: 0})
+
+
+def test_bench_measures_what_it_says(folder, capsys):
+    from dfer.bench.loader import bench_loader
+
+    threads = torch.get_num_threads()
+    result = bench_loader(str(folder), frames=8, size=32, seconds=0.2)
+    assert set(result) == {"train", "test", "decode", "train_share", "test_share"}
+    assert result["train_share"] == pytest.approx(result["train"] / result["decode"])
+    assert 0 < result["train"] < result["decode"]
+    assert f"train augmentation {result['train']:,.0f} (" in capsys.readouterr().out
+    assert torch.get_num_threads() == threads
+    assert np.isfinite(list(result.values())).all()
