@@ -1,6 +1,7 @@
 """`dfer-shards`: synth, build, verify, show."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from shards.sources.clips import RawSet
 from shards.verify import load_manifest, verify
 
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 SYNTH_EXAMPLES = """examples:
   dfer-shards synth dfew demo/raw --clips 60 --seed 1     generated faces in DFEW's layout
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
+        return PIPE_CLOSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED

@@ -103,6 +103,8 @@ def storage_errors(url: str) -> Iterator[None]:
     """Turn what the file system raises into a StorageError that says what to do."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # the reader of our output went away; no fault of the store
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         at = f" ({error.filename})" if error.filename else ""

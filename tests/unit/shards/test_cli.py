@@ -1,7 +1,10 @@
 """The command line: exit codes, messages without a traceback, tables."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,22 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.
     monkeypatch.setattr(cli, "load_manifest", interrupted)
     assert run("show", tmp_path) == 130
     assert "interrupted; the same command continues" in capsys.readouterr().err
+
+
+def test_output_into_a_closed_pipe(raw: Path, tmp_path: Path) -> None:
+    assert build(raw, tmp_path / "out") == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "shards", "show", tmp_path / "out"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_shards_are_built_without_torch() -> None:
+    script = "import sys, shards.__main__, shards.synthetic; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 @pytest.mark.parametrize(
