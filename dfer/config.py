@@ -134,7 +134,8 @@ def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if origin is dict:
         if not isinstance(plain, Mapping):
             return _checked(plain, False, where, problems, expected="a mapping")
-        return {str(k): _build(get_args(kind)[1], v, _join(where, str(k)), problems) for k, v in plain.items()}
+        there = {str(k): v for k, v in plain.items() if v is not None}  # a null takes away what the base file has
+        return {k: _build(get_args(kind)[1], v, _join(where, k), problems) for k, v in there.items()}
     return _scalar(kind, plain, where, problems)
 
 

@@ -5,6 +5,7 @@ Letters: B clips, T frames, C colours, H height, W width, K classes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,11 @@ class Recognizer(nn.Module, ABC):
     """A method: from frames to class logits, its loss, and what of it is trained.
 
     Every method is a final subclass that composes towers, prompts and temporal models; none inherits from another.
+
+    normalisation: in words, what the method does to its 0..1 frames; it is part of a result.
     """
+
+    normalisation: ClassVar[str] = "none (frames scaled to 0..1)"
 
     @abstractmethod
     def forward(self, batch: ClipBatch) -> Recognition:

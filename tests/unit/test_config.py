@@ -102,6 +102,11 @@ def test_base_files_merge_and_another_name_replaces(tmp_path: Path) -> None:
     assert load(tmp_path, "base: base.yaml\noptim: {name: adam}").optim == Adam(name="adam")
 
 
+def test_null_takes_an_entry_of_the_base_away(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("optim: {name: adam}\nrates: {a: 1, b: 2}")
+    assert load(tmp_path, "base: base.yaml\nrates: {a: null}").rates == {"b": 2.0}
+
+
 def test_circular_bases_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigProblem, match="Break the circle"):
         load(tmp_path, "base: c.yaml")

@@ -1,0 +1,218 @@
+"""The command line: `dfer train | crossval | evaluate | predict | report | bench`."""
+
+import argparse
+import errno
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dfer.errors import DferError, StorageError, UsageError
+
+EXAMPLES = {
+    "train": "dfer train configs/demo.yaml run=runs/try fold=2\n  dfer train configs/dfew/dfer_clip.yaml --dry-run\n"
+    "  torchrun --nproc_per_node 4 -m dfer train configs/dfew/dfer_clip.yaml engine.zero=2 engine.precision=bf16",
+    "crossval": "dfer crossval configs/dfew/dfer_clip.yaml data.shards=/data/shards/dfew\n"
+    "  dfer crossval configs/demo.yaml --folds 1,2",
+    "evaluate": "dfer evaluate runs/dfew/dfer_clip/fold_1\n"
+    "  dfer evaluate configs/dfew/dfer_clip.yaml run=runs/released fold=1 model.released=DFEW-set1-model.pth",
+    "predict": "dfer predict demo/run/fold_1 demo/raw/Clip/clip_224x224/00001\n"
+    "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
+    "report": "dfer report runs/dfew/dfer_clip",
+    "bench loader": "dfer bench loader\n  dfer bench loader shards/dfew --seconds 20",
+    "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a DferError becomes one line on stderr and its exit code."""
+    args = parse(argv)
+    # Libraries' notices to their own developers; ours are printed as messages.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        args.command(args)
+    except DferError as error:
+        return _fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = error.filename or "writing"
+        return _fail(StorageError(f"{where}: {error.strerror}. Free space or choose another folder, then repeat."))
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(error: DferError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of a command. Overrides may stand behind options too, which argparse does not take by itself."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]
+    if stray:
+        top.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, with an example for every command."""
+    top = argparse.ArgumentParser(prog="dfer", description="Recognise facial expressions in video.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("train", _train, "train one fold and evaluate it; continues an existing run folder"),
+        ("crossval", _crossval, "train all folds one after another, then write the report; continues"),
+    ):
+        sub = _command(commands, name, command, text)
+        sub.add_argument("config", type=Path, help="YAML file, see configs/")
+        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
+        sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
+        if name == "crossval":
+            sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
+    sub = _command(commands, "evaluate", _evaluate, "evaluate a run again, or a configuration's weights as they are")
+    sub.add_argument("source", type=Path, help="run folder, or YAML file")
+    sub.add_argument("overrides", nargs="*", metavar="a.b=c")
+    sub = _command(commands, "predict", _predict, "expressions of clips given as folders of face frames")
+    sub.add_argument("run", type=Path, help="run folder of one fold")
+    sub.add_argument("clips", nargs="+", type=Path, metavar="FOLDER")
+    sub.add_argument("--csv", type=Path, help="write all class probabilities here")
+    sub = _command(commands, "report", _report, "write Markdown, JSON and one HTML page from a run folder")
+    sub.add_argument("run", type=Path)
+    bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
+    sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
+    sub.add_argument("shards", nargs="?", help="shard folder; default: generated faces in a temporary folder")
+    sub.add_argument("--seconds", type=float, default=10.0)
+    sub = _command(bench, "step", _bench_step, "clips/s of a training step at full size")
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    sub.add_argument("--clips", type=int, default=2)
+    sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    sub.add_argument("--steps", type=int, default=5)
+    sub.add_argument("--threads", type=int)
+    return top
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Callable[[argparse.Namespace], None],
+    text: str,
+) -> argparse.ArgumentParser:
+    key = name if name in EXAMPLES else f"bench {name}"
+    sub = commands.add_parser(
+        name, help=text, description=text, epilog=f"examples:\n  {EXAMPLES[key]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    sub.set_defaults(command=command)
+    return sub
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, got {text!r}") from None
+
+
+# Rooms are imported inside the commands: `--help` and mistakes in arguments answer at once, not after torch.
+
+
+def _train(args: argparse.Namespace) -> None:
+    from dfer import config, run
+    from dfer.distributed import from_environment, process_group
+
+    chosen, world = config.load(args.config, run.RunConfig, args.overrides), from_environment()
+    if args.dry_run:
+        print(config.to_yaml(chosen) + "\n" + run.describe(chosen, world))
+        return
+    with process_group(world):
+        result = run.train(chosen, world)
+    if world.is_first:
+        print(f"{chosen.run}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f} ({result.selection})")
+
+
+def _crossval(args: argparse.Namespace) -> None:
+    from dfer import config, run
+    from dfer.distributed import from_environment, process_group
+
+    chosen, world = config.load(args.config, run.RunConfig, args.overrides), from_environment()
+    if args.dry_run:
+        print(config.to_yaml(chosen))
+        for fold in args.folds or run.known_folds(chosen):
+            print(run.describe(replace(chosen, fold=fold), world))
+        return
+    with process_group(world):
+        run.crossval(chosen, world, only=args.folds)
+    if world.is_first:
+        _show_report(Path(chosen.run))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from dfer import config, folder, run
+    from dfer.distributed import from_environment, process_group
+
+    trained = args.source.is_dir()
+    source = args.source / folder.CONFIG if trained else args.source
+    chosen, world = config.load(source, run.RunConfig, args.overrides), from_environment()
+    if trained:
+        chosen = replace(chosen, run=str(args.source))
+    with process_group(world):
+        result = run.evaluate_run(chosen, world, trained=trained)
+    if world.is_first:
+        print(f"{chosen.run}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f} ({result.selection})")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from dfer import config, folder, run
+    from dfer.distributed import from_environment
+    from dfer.predict import predict, save_csv
+
+    if not args.run.is_dir():
+        raise UsageError(f"{args.run}: expected a run folder, got none. Train first: dfer train CONFIG")
+    chosen = replace(config.load(args.run / folder.CONFIG, run.RunConfig), run=str(args.run))
+    answers = predict(chosen, args.clips, from_environment())
+    for clip, shares in zip(args.clips, answers):
+        first, second = sorted(shares, key=shares.__getitem__, reverse=True)[:2]
+        print(f"{clip}  {first} {shares[first]:.2f}  (then {second} {shares[second]:.2f})")
+    if args.csv:
+        save_csv(args.csv, args.clips, answers)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dfer.evaluation.report import write_report
+
+    write_report(args.run)
+    _show_report(args.run)
+
+
+def _show_report(run_folder: Path) -> None:
+    from dfer.evaluation.summary import summarise
+    from dfer.evaluation.tables import text_table
+
+    print(text_table(summarise(run_folder)))
+    print(f"\nReport: {(run_folder / 'report' / 'index.html').resolve()}")
+
+
+def _bench_loader(args: argparse.Namespace) -> None:
+    from dfer.bench.loader import bench_loader
+
+    bench_loader(args.shards, seconds=args.seconds)
+
+
+def _bench_step(args: argparse.Namespace) -> None:
+    from dfer.bench.step import bench_step
+
+    bench_step(
+        arch=args.arch, clips=args.clips, precision=args.precision, steps=args.steps, threads=args.threads
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Expressions of clips that are folders of face frames: a run's selected checkpoint on pictures from anywhere."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfer.checkpoint import Checkpoints
+from dfer.data.decode import decode, resize
+from dfer.data.sampling import test_frames
+from dfer.distributed import World
+from dfer.emotions import label_set
+from dfer.errors import DataError, message
+from dfer.models.build import build
+from dfer.recognition import ClipBatch
+from dfer.run import RunConfig, load_checkpoint, selected_checkpoint
+from dfer.training.engine import inference
+
+PICTURES = {".jpg", ".jpeg", ".png"}
+
+
+def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict[str, float]]:
+    """Class probabilities by name, one dict a clip. `clips` are folders with face frames in numeric order.
+
+    Raises:
+        DataError: a folder without pictures, or a picture that cannot be read.
+        CheckpointError: the run has no checkpoint.
+    """
+    emotions = label_set(config.data.classes)
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed)
+    checkpoints = Checkpoints(Path(config.run) / "checkpoints", world=world)
+    load_checkpoint(model, selected_checkpoint(config, checkpoints))
+    forward = inference(model, precision=config.engine.precision, device=world.device)
+    found = []
+    for clip in clips:
+        frames = read_clip(clip, num_frames=config.data.frames, size=config.data.size)[None]
+        batch = ClipBatch(frames=frames, labels=torch.zeros(1, dtype=torch.int64), index=torch.zeros(1).long())
+        shares = forward(batch.to(world.device)).logits[0].double().softmax(-1).tolist()
+        found.append(dict(zip(emotions.names, shares, strict=True)))
+    return found
+
+
+def save_csv(path: Path, clips: Sequence[Path], answers: Sequence[dict[str, float]]) -> None:
+    """One row a clip: its folder, the likeliest class, and every class's probability."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["clip", "predicted", *answers[0]])
+        for clip, shares in zip(clips, answers, strict=True):
+            table.writerow([clip, max(shares, key=shares.__getitem__), *(f"{s:.6f}" for s in shares.values())])
+
+
+def read_clip(folder: Path, *, num_frames: int, size: int) -> Tensor:
+    """uint8 [T C H W] of a folder's pictures, sampled as in evaluation."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES] if folder.is_dir() else []
+    if not paths:
+        raise DataError(
+            message(folder, expected="a folder with .jpg or .png face frames", got="none", do="Crop the faces first.")
+        )
+    paths.sort(key=lambda path: (int((re.findall(r"\d+", path.stem) or ["0"])[-1]), path.name))
+    pictures = [_read_picture(paths[i], size=size) for i in test_frames(len(paths), num_frames)]
+    return torch.stack(pictures)
+
+
+def _read_picture(path: Path, *, size: int) -> Tensor:
+    data = path.read_bytes()
+    if path.suffix.lower() != ".png":
+        return torch.from_numpy(decode(data, size=size, where=str(path))).permute(2, 0, 1)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DataError(message(path, expected="a PNG picture", got="something else", do="Replace the file."))
+    rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return resize(torch.from_numpy(rgb).permute(2, 0, 1)[None], size=size)[0]

@@ -1,0 +1,322 @@
+"""Training, cross-validation and evaluation of a configuration: the only place that knows every room."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from dfer import folder
+from dfer.checkpoint import Checkpoint, CheckpointConfig, Checkpoints
+from dfer.config import ConfigProblem
+from dfer.data.augment import Augment
+from dfer.data.clips import ClipSet
+from dfer.data.format import to_json
+from dfer.data.loader import DataConfig, Loader
+from dfer.data.splits import Split, folds, hold_out, split_of
+from dfer.data.store import Store
+from dfer.distributed import World, barrier, from_first
+from dfer.emotions import Emotions, label_set
+from dfer.errors import CheckpointError
+from dfer.evaluation.evaluator import Evaluation, evaluate
+from dfer.evaluation.report import ReportPaths, write_report
+from dfer.evaluation.results import (
+    RESULT,
+    FoldResult,
+    Protocol,
+    Published,
+    fold_result,
+    read_result,
+    save_predictions,
+    save_result,
+)
+from dfer.models.build import ModelConfig, build
+from dfer.recognition import ClipBatch, Recognition, Recognizer
+from dfer.training import loop
+from dfer.training.engine import Engine, EngineConfig, build_engine, inference
+from dfer.training.log import RunLog
+from dfer.training.optim import ConstantScheduleConfig, OptimConfig, ScheduleConfig, group_settings
+
+Forward = Callable[[ClipBatch], Recognition]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything one run is made of; the resolved whole is written into its folder.
+
+    run: run folder. seed: of the order, the draws and the initial weights. fold: which partition tests (1 for FERV39k).
+    epochs: passes over the training clips. batch: clips of an optimizer step over all ranks; micro_batch: clips a rank
+    takes through the model at once, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs
+    between evaluations during training, none = as often as the selection needs. select: which checkpoint is reported;
+    val_share: part of the training clips held out for `best_on_val`. published: a paper's numbers, to show beside ours.
+    """
+
+    run: str
+    seed: int = 1
+    fold: int = 1
+    epochs: int
+    batch: int = 48
+    micro_batch: int | None = None
+    eval_batch: int = 16
+    eval_every: int | None = None
+    log_every: int = 1
+    select: loop.Select = "last"
+    val_share: float = 0.1
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig = field(default_factory=ConstantScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    published: Published | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fold", "epochs", "batch", "micro_batch", "eval_batch", "eval_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigProblem(f"{name}: expected at least 1, got {value}. Correct it")
+        if not 0 < self.val_share < 1:
+            raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
+
+    def share(self, world: World) -> int:
+        """Clips a rank takes through the model at once in training."""
+        return self.micro_batch or max(1, self.batch // world.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None."""
+
+    store: Store
+    split: Split
+    num_folds: int
+    emotions: Emotions
+    train: ClipSet
+    test: ClipSet
+    select: ClipSet | None
+    validation: str
+
+
+def open_clips(config: RunConfig) -> Clips:
+    """Open the shards and form the fold. Raises DataError or ConfigProblem when they do not fit the configuration."""
+    emotions, store = label_set(config.data.classes), Store(config.data.shards)
+    partitions = store.manifest.partitions()
+    split = split_of(partitions, config.fold)
+    train = ClipSet.open(store, split.train, emotions=emotions)
+    test = ClipSet.open(store, split.test, emotions=emotions)
+    select, validation = (test if config.select == "best_on_test" else None), ""
+    if config.select == "best_on_val":
+        kept, held = hold_out(train.keys, train.subjects, share=config.val_share, seed=config.seed)
+        validation = f"{len(held)} of {len(train)} training clips held out"
+        train, select = train.select(kept), train.select(held)
+    return Clips(
+        store=store, split=split, num_folds=len(folds(partitions)), emotions=emotions, train=train, test=test,
+        select=select, validation=validation,
+    )  # fmt: skip
+
+
+def train(config: RunConfig, world: World) -> FoldResult:
+    """Train one fold and evaluate the selected checkpoint; continues an existing run folder of the same configuration.
+
+    Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is.
+    """
+    home = Path(config.run)
+    folder.prepare(home, config, world)
+    if from_first((home / RESULT).exists()):
+        return read_result(home / RESULT)
+    clips = open_clips(config)
+    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    checkpoints = Checkpoints(home / "checkpoints", world=world, config=config.checkpoint)
+    loader = train_loader(config, clips, world)
+    engine = build_engine(
+        config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
+        micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
+    )  # fmt: skip
+    start, best = loop.resume(engine, checkpoints.latest(), steps_per_epoch=loader.steps_per_epoch)
+    total = loader.steps_per_epoch * config.epochs
+    augment = Augment(config.data.augment, config.seed)
+    with RunLog(home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every) as log:
+        loop.train(
+            engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
+            schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
+            evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
+            extra_state=_facts(recognizer, clips, config),
+        )  # fmt: skip
+    chosen = selected_checkpoint(config, checkpoints)
+    if config.select != "last":
+        engine.load_weights(chosen.weights())
+    return _report_test(config, clips, engine.forward, chosen, recognizer, world)
+
+
+def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> ReportPaths | None:
+    """All folds one after another, each in `run`/fold_k, then the report (on the first rank). Continues where it was.
+
+    only: train just these folds; the report then says which are missing.
+    """
+    known = known_folds(config)
+    wanted = sorted(only) or known
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise ConfigProblem(f"folds: expected some of {', '.join(map(str, known))}, got {unknown[0]}. Correct --folds")
+    for number in wanted:
+        if world.is_first:
+            print(f"== fold {number} of {len(known)}", flush=True)
+        train(replace(config, fold=number, run=str(Path(config.run) / f"fold_{number}")), world)
+        barrier()
+    return write_report(Path(config.run)) if world.is_first else None
+
+
+def known_folds(config: RunConfig) -> list[int]:
+    """The folds the shards give."""
+    return list(folds(Store(config.data.shards).manifest.partitions()))
+
+
+def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResult:
+    """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are."""
+    home, clips = Path(config.run), open_clips(config)
+    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    chosen = None
+    if trained:
+        chosen = selected_checkpoint(config, Checkpoints(home / "checkpoints", world=world))
+        load_checkpoint(recognizer, chosen)
+    forward = inference(recognizer, precision=config.engine.precision, device=world.device)
+    if not trained:
+        folder.prepare(home, config, world)
+    return _report_test(config, clips, forward, chosen, recognizer, world)
+
+
+def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a recognizer. Raises CheckpointError when the names differ."""
+    weights, own = checkpoint.weights(), recognizer.state_dict()
+    odd = sorted(weights.keys() ^ own.keys())
+    odd = odd or sorted(name for name in own if own[name].shape != weights[name].shape)
+    if odd:
+        raise CheckpointError(
+            f"{checkpoint.folder}: expected the weights of this model, got others ({', '.join(odd[:4])}). "
+            "Evaluate it with the configuration it was trained with."
+        )
+    recognizer.load_state_dict(weights)
+
+
+def describe(config: RunConfig, world: World) -> str:
+    """What `train` would do: clips, parameters by group, steps. Reads manifest and indexes, trains nothing."""
+    clips = open_clips(config)
+    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    loader = train_loader(config, clips, world)
+    sizes = {name: sum(p.numel() for p in group) for name, group in recognizer.param_groups().items()}
+    rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
+    frozen = sum(p.numel() for p in recognizer.parameters() if not p.requires_grad)
+    lines = [f"fold {clips.split.fold} of {clips.num_folds}: trains on {', '.join(clips.split.train)}"]
+    for name, part in (("train", clips.train), ("select", clips.select), ("test", clips.test)):
+        if part is not None:
+            counts = ", ".join(f"{e} {n}" for e, n in zip(clips.emotions.names, part.counts))
+            lines.append(f"{name:>8}: {len(part)} clips ({counts})")
+    lines += [f"{name:>8}: {count:,} parameters, lr {rates.get(name)}" for name, count in sizes.items()]
+    lines.append(f"  frozen: {frozen:,} parameters")
+    steps = loader.steps_per_epoch
+    lines.append(
+        f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
+    )
+    return "\n".join(lines)
+
+
+def train_loader(config: RunConfig, clips: Clips, world: World) -> Loader:
+    """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
+    return Loader(
+        clips.train, config.data, world=world, seed=config.seed, train=True, global_batch=config.batch,
+        micro_batch=config.share(world),
+    )  # fmt: skip
+
+
+def _evaluation(config: RunConfig, clips: Clips, engine: Engine, world: World) -> loop.Evaluation | None:
+    part = clips.select or (clips.test if config.eval_every else None)
+    if part is None:
+        return None
+    run = partial(_score, config, part, clips.emotions, engine.forward, world)
+
+    def metrics() -> dict[str, float]:
+        found = run().scores
+        return {"war": found.war, "uar": found.uar}
+
+    return loop.Evaluation(run=metrics, every_epochs=config.eval_every or 1, select=config.select)
+
+
+def _score(
+    config: RunConfig, part: ClipSet, emotions: Emotions, forward: Forward, world: World, *, predictions: bool = False
+) -> Evaluation:
+    loader = Loader(
+        part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
+        micro_batch=config.eval_batch,
+    )  # fmt: skip
+    return evaluate(
+        forward, loader.epoch(0), num_classes=len(emotions), expected=len(part), device=world.device, keys=part.keys,
+        predictions=predictions,
+    )  # fmt: skip
+
+
+def _report_test(
+    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World
+) -> FoldResult:
+    found = _score(config, clips.test, clips.emotions, forward, world, predictions=True)
+    home = Path(config.run)
+    position = chosen.state["training"] if chosen else {"epoch": 0}
+    result = fold_result(
+        found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.split.fold,
+        num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
+        validation=clips.validation, classes=clips.emotions.names, selection=config.select,
+        step=chosen.step if chosen else 0, epoch=position["epoch"], seed=config.seed,
+        protocol=_protocol(config, model), checkpoint=chosen.folder.name if chosen else _source(config),
+        manifest_sha256=_manifest_hash(clips.store), finished=_now(), seconds=round(found.seconds, 2),
+    )  # fmt: skip
+    if world.is_first:
+        assert found.predictions is not None
+        save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names)
+        save_result(result, home)
+    barrier()
+    return result
+
+
+def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints) -> Checkpoint:
+    """The checkpoint the selection rule names. Raises CheckpointError when training left none."""
+    found = checkpoints.latest() if config.select == "last" else checkpoints.best()
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoints.folder}: expected a checkpoint selected by `{config.select}`, got none. "
+            "Train first: dfer train CONFIG"
+        )
+    return found
+
+
+def _protocol(config: RunConfig, model: Recognizer) -> Protocol:
+    augment = config.data.augment
+    words = [
+        f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
+        f"flip {augment.flip}" if augment.flip else "",
+        f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
+        f"rotation +- {augment.rotation} degrees" if augment.rotation else "",
+    ]
+    return Protocol(
+        num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
+        augment=", ".join(word for word in words if word) or "none",
+    )  # fmt: skip
+
+
+def _facts(model: Recognizer, clips: Clips, config: RunConfig) -> dict[str, object]:
+    """What a checkpoint must say of itself to be used without its run folder."""
+    return {
+        "model": asdict(config.model), "classes": list(clips.emotions.names), "num_frames": config.data.frames,
+        "size": config.data.size, "normalisation": model.normalisation, "seed": config.seed,
+    }  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _source(config: RunConfig) -> str:
+    return config.model.released or config.model.towers.pretrained or "random weights"
+
+
+def _manifest_hash(store: Store) -> str:
+    return hashlib.sha256(to_json(store.manifest)).hexdigest()
