@@ -37,7 +37,8 @@ NAMES = (
 
 # The second copies, and the embeddings around the contexts, which are compared instead of loaded.
 COPIES = ("clip_model_.visual.", "text_encoder.", "prompt_learner.token_")
-HEAD = "prompt_learner.ctx"
+CONTEXTS, PREFIX, SUFFIX = "prompt_learner.ctx", "prompt_learner.token_prefix", "prompt_learner.token_suffix"
+POSITIONS = "temporal_net.pos_embedding"
 
 
 def load_released(model: DferClip, path: Path) -> None:
@@ -47,9 +48,10 @@ def load_released(model: DferClip, path: Path) -> None:
         CheckpointError: not such a file, or trained with another configuration; says which settings it needs.
     """
     released = read_weights(path)
-    if HEAD not in released:
+    missing = [name for name in (CONTEXTS, PREFIX, SUFFIX, POSITIONS) if name not in released]
+    if missing:
         raise CheckpointError(
-            message(path, expected=f"a checkpoint of the released DFER-CLIP code, with {HEAD}", got="none of that name",
+            message(path, expected="a checkpoint of the released DFER-CLIP code", got=f"one without {missing[0]}",
                     do="A plain CLIP goes to model.towers.pretrained, a run of this project to its run folder.")
         )  # fmt: skip
     _check_settings(model, released, path)
@@ -66,7 +68,7 @@ def translated(released: Weights) -> Weights:
         if name.startswith(COPIES) or name.removeprefix("clip_model_.") in NOT_NEEDED:
             continue
         value = value.float()
-        if name in ("temporal_net.cls_token", "temporal_net.pos_embedding"):
+        if name in ("temporal_net.cls_token", POSITIONS):
             value = rearrange(value, "one t d -> (one t) d")
         if value.numel():
             out[_own_name(name)] = value
@@ -82,17 +84,16 @@ def _own_name(name: str) -> str:
 
 def _check_settings(model: DferClip, released: Weights, path: Path) -> None:
     """Compare what the shapes tell with the configuration, so that a message names a setting and not a tensor."""
-    contexts, config = released[HEAD], model.config
+    contexts, config = released[CONTEXTS], model.config
     depth = 1 + max(
         (int(n) for name in released for n in re.findall(r"^temporal_net\..*layers\.(\d+)\.", name)), default=-1
     )
-    classes = len(released.get("prompt_learner.token_prefix", contexts))
     found = {
         "model.num_contexts": (contexts.shape[-2], config.num_contexts),
         "model.shared_contexts": (contexts.dim() == 2, config.shared_contexts),
         "model.temporal.depth": (depth, config.temporal.depth),
-        "data.frames": (released["temporal_net.pos_embedding"].shape[1] - 1, model.num_frames),
-        "number of classes": (classes, len(model.prompts.tokens)),
+        "data.frames": (released[POSITIONS].shape[1] - 1, model.num_frames),
+        "number of classes": (len(released[PREFIX]), len(model.prompts.tokens)),
     }
     wrong = {name: pair for name, pair in found.items() if pair[0] != pair[1]}
     if wrong:
@@ -103,10 +104,8 @@ def _check_settings(model: DferClip, released: Weights, path: Path) -> None:
 
 def _check_texts(model: DferClip, released: Weights, path: Path) -> None:
     """The embeddings stored around the contexts must be those of our prompts: else text or class order differ."""
-    if "prompt_learner.token_suffix" not in released:
-        return
     ours = fixed_part(model.prompts, model)
-    theirs = released["prompt_learner.token_suffix"].float()
+    theirs = released[SUFFIX].float()
     same = all(torch.equal(own, row[: len(own)]) for own, row in zip(ours, theirs))
     if not same:
         raise CheckpointError(
