@@ -164,7 +164,8 @@ class Checkpoints:
                 if final.exists():  # damaged, or written before the run was set back
                     final.rename(aside.with_suffix(".old"))
                 aside.rename(final)
-                _sync(self.folder)
+                for folder in (self.folder, self.folder.parent):
+                    _sync(folder)
             finally:
                 for leftover in (aside, aside.with_suffix(".old")):
                     shutil.rmtree(leftover, ignore_errors=True)

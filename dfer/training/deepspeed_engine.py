@@ -44,6 +44,10 @@ class DeepSpeedEngine(Engine):
         self._stage = self.config.zero
         self._torch_optimizer: torch.optim.Optimizer = self._zero.optimizer if self._stage else self._zero
 
+    def close(self) -> None:
+        """Let go of the model: ZeRO's hooks would keep it for the process's life (ZeRO 3 an empty shell)."""
+        self._ds.destroy()
+
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self._torch_optimizer

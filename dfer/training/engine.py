@@ -215,6 +215,9 @@ class Engine(ABC):
             self._scale.value, self._scale.good_steps = float(state[LOSS_SCALE][0]), int(state[LOSS_SCALE][1])
         self._assert_settings()
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of the model and its hooks; the engine is not used after it."""
+
     @property
     @abstractmethod
     def _optimizer(self) -> torch.optim.Optimizer:

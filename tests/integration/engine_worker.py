@@ -4,9 +4,11 @@ Usage: torchrun engine_worker.py OWN_FOLDER OTHER_FOLDER. Checkpoints go to OWN_
 read from OTHER_FOLDER when it holds any. The oracle is plain torch on the whole batch in one process.
 """
 
+import gc
 import json
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,43 @@ def case_padding(name: str, world: World, folder: Path, other: Path) -> dict[str
     return {"loss": abs(report.loss - float(sum(terms.values()).detach())), "clips": report.clips, "kept": len(kept)}
 
 
+def case_agreement(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """A checkpoint only some ranks see, and a write only the first rank fails in: all ranks raise the same."""
+    if name != "ddp":
+        return {}
+    out = {}
+    own = Checkpoints(folder / f"private{world.rank}", world=world)
+    own.save(1, weights={}, optimizer={}, state={"rank": 0})
+    blocked = folder / "blocked"
+    if world.is_first:
+        blocked.write_text("in the way")
+    for what, action in (
+        ("unshared", own.latest),
+        ("unwritable", lambda: Checkpoints(blocked, world=world).save(1, weights={}, optimizer={}, state={})),
+        ("shared", lambda: Checkpoints(folder / "private0", world=world).latest()),
+    ):
+        try:
+            action()
+            message = "fine"
+        except DferError as caught:
+            message = f"{type(caught).__name__} {caught}"
+        out[what] = gather_objects(message)
+    if world.is_first:
+        blocked.unlink()
+    return out
+
+
+def case_closed(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """A closed engine frees its model: the folds of a cross-validation follow each other in one process."""
+    engine = build(name, world)
+    step(engine, world, 0)
+    module = weakref.ref(engine.task.recognizer.trunk)
+    engine.close()
+    del engine
+    gc.collect()
+    return {"freed": module() is None}
+
+
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     name.removeprefix("case_"): case for name, case in list(globals().items()) if name.startswith("case_")
 }
@@ -234,15 +273,16 @@ def run(world: World, folder: Path, other: Path) -> Iterator[tuple[str, Any]]:
 
 def stop_on_broken_clip(world: World) -> int:
     """What a user sees: every rank ends with the error's exit code, the first one with its message."""
-    try:
-        with process_group(world, timeout_s=60):
+    with process_group(world, timeout_s=60):
+        try:
             batch = clips(BATCH)
             batch.frames[6] = 255
             step(build("zero2", world), world, 0, batch)
-    except DferError as caught:
-        if world.is_first:
-            print(f"error: {caught}", file=sys.stderr)
-        return caught.exit_code
+        except DferError as caught:
+            if world.is_first:
+                print(f"error: {caught}", file=sys.stderr, flush=True)
+            barrier()  # torchrun kills the first rank when another one is faster out
+            return caught.exit_code
     return 0
 
 

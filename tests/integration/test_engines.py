@@ -24,7 +24,15 @@ TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
 def _start(arguments: list[str], *, ranks: int, **environment: str) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     # Deprecations are the libraries' own; everything our code can cause is an error.
-    command = [sys.executable, "-W", "error", *(["-W", "ignore"] if launcher else []), *launcher, str(WORKER), *arguments]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        *(["-W", "ignore"] if launcher else []),
+        *launcher,
+        str(WORKER),
+        *arguments,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         env.pop(name, None)
@@ -146,10 +154,29 @@ def test_padding_does_not_count(results: dict[int, dict[str, Any]], name: str, r
     assert got["loss"] < 1e-6
 
 
+@both
+@every
+def test_a_closed_engine_frees_its_model(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
+    # DeepSpeed itself keeps ZeRO 3's modules; their parameters are empty by then.
+    assert results[ranks][f"closed/{name}"]["freed"] or name == "zero3"
+
+
+def test_all_ranks_agree_on_a_checkpoint(results: dict[int, dict[str, Any]]) -> None:
+    got = results[2]["agreement/ddp"]
+    assert got["shared"] == ["fine", "fine"] and results[1]["agreement/ddp"]["unshared"] == ["fine"]
+    for message in got["unshared"]:
+        assert message.startswith("CheckpointError ") and message.endswith(
+            "step_00000001: expected the same files on every rank, got others on 1. "
+            "Put the run folder on storage that all nodes share."
+        )
+    assert len(set(got["unwritable"])) == 1
+    assert got["unwritable"][0].startswith("StorageError ") and "expected to write a checkpoint" in got["unwritable"][0]
+
+
 def test_every_rank_ends_with_the_exit_code_of_the_error() -> None:
     done = _start(["broken"], ranks=2)
     assert done.stderr.count("expected a finite loss, got spread=inf") == 1
-    # torchrun reports the codes of its workers; it kills the second one when the first is gone.
+    # torchrun reports the codes of its workers; it kills what is left when the first one is gone.
     assert "exitcode  : 4" in done.stderr
     assert "SIGABRT" not in done.stderr
     assert _start(["broken"], ranks=1).returncode == 4

@@ -10,7 +10,7 @@ CLASSES, SHAPE = 5, (2, 3, 4, 4)
 
 
 class TinyRecognizer(Recognizer):
-    """A frozen layer, a trunk with one weight above ZeRO 3's persistence threshold, and a head with a bare parameter."""
+    """A frozen layer, a trunk with a weight above ZeRO 3's persistence threshold, a head with a bare parameter."""
 
     def __init__(self, *, wide: int = 400, seed: int = 0) -> None:
         super().__init__()
