@@ -252,5 +252,8 @@ def _next(batches: Iterator[Any]) -> Parts | None:
             )
         ) from error
     if isinstance(parts, DferError):
-        raise parts
+        try:
+            raise parts
+        finally:
+            del parts  # error -> traceback -> this frame -> error: left to the collector, workers end 5 s too late
     return parts
