@@ -18,17 +18,21 @@ class TemporalConfig:
     """Size of the temporal model; the defaults are the paper's.
 
     depth: transformer layers; 0 averages the frame features and has no parameters. heads x head_dim: attention.
-    mlp_dim: hidden width of the feed-forward part.
+    mlp_dim: hidden width of the feed-forward part. init_std: of the class token and the positions at the start; the
+    paper's 1 is small beside CLIP's features, but drowns those of a tower that starts from random weights.
     """
 
     depth: int = 1
     heads: int = 8
     head_dim: int = 64
     mlp_dim: int = 1024
+    init_std: float = 1.0
 
     def __post_init__(self) -> None:
         if self.depth < 0 or min(self.heads, self.head_dim, self.mlp_dim) < 1:
             raise ConfigProblem("temporal: depth may not be negative, heads, head_dim and mlp_dim are at least 1.")
+        if self.init_std <= 0:
+            raise ConfigProblem(f"temporal.init_std: expected more than 0, got {self.init_std}. The paper's is 1.0.")
 
 
 class Attention(nn.Module):
@@ -68,8 +72,8 @@ class TemporalTransformer(nn.Module):
 
     def __init__(self, dim: int, *, num_frames: int, config: TemporalConfig) -> None:
         super().__init__()
-        self.token = nn.Parameter(torch.randn(1, dim))
-        self.positions = nn.Parameter(torch.randn(num_frames + 1, dim))
+        self.token = nn.Parameter(config.init_std * torch.randn(1, dim))
+        self.positions = nn.Parameter(config.init_std * torch.randn(num_frames + 1, dim))
         block = {"heads": config.heads, "head_dim": config.head_dim, "mlp_dim": config.mlp_dim}
         self.blocks = nn.Sequential(*(Block(dim, **block) for _ in range(config.depth)))
 

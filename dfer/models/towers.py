@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
+from dfer.models import conv  # noqa: F401 - timm learns of our trunk by this import
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.models.weights import Weights, read_weights
 
@@ -37,7 +38,8 @@ class TowersConfig:
 
     arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
         a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names.
-    pretrained: path of a local checkpoint in OpenAI's or open_clip's layout; null draws random weights.
+    pretrained: path of a local checkpoint in OpenAI's or open_clip's layout, or one of open_clip's tags for this
+        architecture (`openai`), which open_clip downloads once; null draws random weights.
     image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
     """
 
@@ -81,7 +83,8 @@ class Towers(nn.Module):
         settings = _settings(config)
         clip = CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
         if config.pretrained is not None:
-            load_clip(clip, read_weights(Path(config.pretrained)), where=config.pretrained, resize=config.image_size)
+            path = _weights_file(config.arch, config.pretrained)
+            load_clip(clip, read_weights(path), where=config.pretrained, resize=config.image_size)
         _speed_up(clip)
         self.visual: nn.Module = clip.visual
         self.text = TextTower(clip)
@@ -182,6 +185,21 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
         )  # fmt: skip
     quick = settings.get("quick_gelu", False)
     return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
+
+
+def _weights_file(arch: str, pretrained: str) -> Path:
+    """The local file of a path or of one of open_clip's tags. Raises CheckpointError when a download fails."""
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if pretrained not in tags or Path(pretrained).exists():
+        return Path(pretrained)
+    try:
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, pretrained)))
+    except Exception as error:  # whatever the hub's client raises without network
+        raise CheckpointError(
+            message(f"model.towers.pretrained={pretrained}", expected="to download the weights once",
+                    got=f"{type(error).__name__} ({' '.join(str(error).split())[:160]})",
+                    do="Give the path of a local checkpoint: model.towers.pretrained=/path/to/ViT-B-32.pt.")
+        ) from error  # fmt: skip
 
 
 def _architecture(arch: str) -> dict[str, Any]:

@@ -49,5 +49,5 @@ def test_hold_out_is_a_partition_by_subject(num: int, share: float, seed: int, k
 
 
 def test_a_share_that_leaves_a_part_empty_is_refused() -> None:
-    with pytest.raises(ConfigProblem, match="val_share: 0.9 of 4 clips in 1 groups leaves a part empty"):
+    with pytest.raises(ConfigProblem, match=r"val_share: 0\.9 of 4 clips in 1 groups leaves a part empty"):
         hold_out(list("abcd"), ["x"] * 4, share=0.9, seed=1)

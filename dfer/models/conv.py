@@ -1,0 +1,44 @@
+"""A small convolutional image tower for random weights and hundreds of clips, where a ViT of this size learns nothing.
+
+It ends in one linear map over all places of the last feature map instead of their mean: faces come cropped, so where
+something moves says what moves. Group norm, because batch norm would let the answer depend on how ranks share a batch.
+Registered with timm, so that open_clip builds it as the trunk of a CLIP like any other (`tiny-conv-64.json`).
+
+Letters: N pictures, C colours, H height, W width, D embedding.
+"""
+
+from typing import Any
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+CHANNELS_A_GROUP = 8
+
+
+class ConvTower(nn.Module):
+    """Strided 3x3 convolutions, each halving the picture, then a linear map: [N C H W] -> [N D]."""
+
+    def __init__(self, *, image_size: int, widths: tuple[int, ...], embed_dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in zip((3, *widths), widths):
+            norm = nn.GroupNorm(after // CHANNELS_A_GROUP, after)
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), norm, nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        side = image_size // 2 ** len(widths)
+        self.head = nn.Linear(widths[-1] * side * side, embed_dim)
+        # open_clip asks a trunk for it to choose the head; none is wanted here.
+        self.default_cfg: dict[str, Any] = {}
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Features [N D] of pictures [N C H W]."""
+        maps = self.layers(frames.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.head(maps.flatten(1))
+        return features
+
+
+@register_model
+def dfer_conv_64(pretrained: bool = False, num_classes: int = 128, **_: Any) -> ConvTower:
+    """timm's entry for 64 px; `num_classes` is the width of the embedding. There are no pretrained weights."""
+    return ConvTower(image_size=64, widths=(16, 32, 64, 128), embed_dim=num_classes)
