@@ -36,8 +36,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dfer bench loader
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dfer bench step
+	$(BIN)/dfer-shards synth dfew $(RUN)/raw --clips 735 --seed 1
+	$(BIN)/dfer-shards build dfew $(RUN)/raw $(RUN)/shards
+	$(BIN)/dfer bench loader $(RUN)/shards
+	$(BIN)/dfer bench step
+	$(BIN)/dfer bench step --precision bf16
 
 clean-demo:
 	rm -rf $(RUN)

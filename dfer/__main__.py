@@ -20,7 +20,7 @@ EXAMPLES = {
     "predict": "dfer predict demo/run/fold_1 demo/raw/Clip/clip_224x224/00001\n"
     "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
     "report": "dfer report runs/dfew/dfer_clip",
-    "bench loader": "dfer bench loader\n  dfer bench loader shards/dfew --seconds 20",
+    "bench loader": "dfer bench loader demo/shards\n  dfer bench loader shards/dfew --seconds 20",
     "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
 }
 
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("run", type=Path)
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
     sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
-    sub.add_argument("shards", nargs="?", help="shard folder; default: generated faces in a temporary folder")
+    sub.add_argument("shards", help="shard folder of 224 px frames")
     sub.add_argument("--seconds", type=float, default=10.0)
     sub = _command(bench, "step", _bench_step, "clips/s of a training step at full size")
     sub.add_argument("--arch", default="ViT-B-32-quickgelu")
