@@ -13,6 +13,8 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
+NAME = "dfer_conv_64"
+IMAGE_SIZE = 64
 CHANNELS_A_GROUP = 8
 
 
@@ -41,4 +43,4 @@ class ConvTower(nn.Module):
 @register_model
 def dfer_conv_64(pretrained: bool = False, num_classes: int = 128, **_: Any) -> ConvTower:
     """timm's entry for 64 px; `num_classes` is the width of the embedding. There are no pretrained weights."""
-    return ConvTower(image_size=64, widths=(16, 32, 64, 128), embed_dim=num_classes)
+    return ConvTower(image_size=IMAGE_SIZE, widths=(16, 32, 64, 128), embed_dim=num_classes)

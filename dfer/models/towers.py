@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
-from dfer.models import conv  # noqa: F401 - timm learns of our trunk by this import
+from dfer.models import conv
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.models.weights import Weights, read_weights
 
@@ -177,6 +177,11 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
         vision["image_size"] = config.image_size
     vision.setdefault("image_size", 224)
     vision["timm_model_pretrained"] = False
+    if vision.get("timm_model_name") == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
+        raise ConfigProblem(
+            message("towers.image_size", expected=f"{conv.IMAGE_SIZE} for {config.arch}", got=str(vision["image_size"]),
+                    do="Leave it out, or take another architecture.")
+        )  # fmt: skip
     other = [key for key in ("no_causal_mask", "hf_model_name", "embed_cls", "proj_bias") if text.get(key)]
     if other or text.get("pool_type", "argmax") != "argmax" or text.get("vocab_size", VOCABULARY) != VOCABULARY:
         raise ConfigProblem(
