@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dfer.errors import DferError, StorageError, UsageError
+from dfer.errors import DferError, StorageError, UsageError, message
 
 EXAMPLES = {
     "train": "dfer train configs/demo.yaml run=runs/try fold=2\n  dfer train configs/dfew/dfer_clip.yaml --dry-run\n"
@@ -36,10 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DferError as error:
         return _fail(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        where = error.filename or "writing"
-        return _fail(StorageError(f"{where}: {error.strerror}. Free space or choose another folder, then repeat."))
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not about a file: a fault of ours
+        return _fail(StorageError(message(
+            error.filename or "a file", expected="to read or write it", got=str(error.strerror),
+            do="Correct the path or its permissions, or free space; then repeat the command.",
+        )))  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -155,11 +157,11 @@ def _crossval(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from dfer import config, folder, run
+    from dfer import config, run
     from dfer.distributed import from_environment, process_group
 
     trained = args.source.is_dir()
-    source = args.source / folder.CONFIG if trained else args.source
+    source = _config_of(args.source) if trained else args.source
     chosen, world = config.load(source, run.RunConfig, args.overrides), from_environment()
     if trained:
         chosen = replace(chosen, run=str(args.source))
@@ -169,14 +171,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"{chosen.run}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f} ({result.selection})")
 
 
+def _config_of(run_folder: Path) -> Path:
+    """The configuration of a run folder. Raises UsageError when it is none of a single run."""
+    from dfer.folder import CONFIG
+
+    if not (run_folder / CONFIG).is_file():
+        folds = sorted(path.parent.name for path in run_folder.glob(f"fold_*/{CONFIG}"))
+        do = f"Give one of its folds: {run_folder / folds[0]}" if folds else "Train first: dfer train CONFIG"
+        raise UsageError(message(run_folder, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
+    return run_folder / CONFIG
+
+
 def _predict(args: argparse.Namespace) -> None:
-    from dfer import config, folder, run
+    from dfer import config, run
     from dfer.distributed import from_environment
     from dfer.predict import predict, save_csv
 
-    if not args.run.is_dir():
-        raise UsageError(f"{args.run}: expected a run folder, got none. Train first: dfer train CONFIG")
-    chosen = replace(config.load(args.run / folder.CONFIG, run.RunConfig), run=str(args.run))
+    chosen = replace(config.load(_config_of(args.run), run.RunConfig), run=str(args.run))
     answers = predict(chosen, args.clips, from_environment())
     for clip, shares in zip(args.clips, answers):
         first, second = sorted(shares, key=shares.__getitem__, reverse=True)[:2]

@@ -19,8 +19,9 @@ import torch
 import yaml
 
 from dfer.config import to_plain, to_yaml
-from dfer.distributed import World
-from dfer.errors import CheckpointError, UsageError
+from dfer.distributed import World, from_first
+from dfer.errors import CheckpointError, DferError, UsageError
+from dfer.evaluation.results import publish
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
@@ -33,34 +34,44 @@ FREE_KEYS = (
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
 
-def prepare(folder: Path, config: Any, world: World) -> None:
-    """Make the run folder, or check that it holds a run of the same configuration. Only the first rank writes.
+def prepare(folder: Path, config: Any, world: World, *, finished: bool = False) -> None:
+    """Make the run folder, or check that it holds a run of the same configuration.
+
+    All ranks call it; the first one reads and writes, since the others could meet its files half made. finished: the
+    run's results stand, so the environment that they came from does too.
 
     Raises:
         UsageError: the folder holds something else. CheckpointError: it holds another configuration.
+        StorageError: it cannot be written.
     """
+    problem: DferError | None = None
+    if world.is_first:
+        try:
+            _check(folder, config)
+            publish(folder / CONFIG, lambda: to_yaml(config))
+            if not finished:
+                publish(folder / ENVIRONMENT, lambda: json.dumps(environment(world), indent=1) + "\n")
+        except DferError as error:
+            problem = error
+    problem = from_first(problem)
+    if problem is not None:
+        raise problem
+
+
+def _check(folder: Path, config: Any) -> None:
     existing = folder / CONFIG
     if existing.exists():
         _refuse_changes(folder, before=_plain_yaml(existing), now=to_plain(config))
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not (folder.is_dir() and _is_empty(folder)):
         raise UsageError(
             f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
             "Choose another one with run=FOLDER."
         )
-    if world.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(existing, to_yaml(config))
-        write_text(folder / ENVIRONMENT, json.dumps(environment(world), indent=1) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: under a temporary name first, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _is_empty(folder: Path) -> bool:
+    """Nothing but what a process left that was killed at its first file."""
+    return all(path.name.startswith(f".{CONFIG}.") for path in folder.iterdir())
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dfer.checkpoint import Checkpoints
-from dfer.data.decode import decode, resize
+from dfer.data.decode import MAX_PIXELS, decode, resize
 from dfer.data.sampling import test_frames
 from dfer.distributed import World
 from dfer.emotions import label_set
@@ -22,6 +22,7 @@ from dfer.run import RunConfig, load_checkpoint, selected_checkpoint
 from dfer.training.engine import inference
 
 PICTURES = {".jpg", ".jpeg", ".png"}
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict[str, float]]:
@@ -70,8 +71,13 @@ def _read_picture(path: Path, *, size: int) -> Tensor:
     data = path.read_bytes()
     if path.suffix.lower() != ".png":
         return torch.from_numpy(decode(data, size=size, where=str(path))).permute(2, 0, 1)
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))  # where a PNG's header has them
+    if not data.startswith(PNG) or width * height > MAX_PIXELS:
+        got = f"{width} x {height} pixels" if data.startswith(PNG) else "something else"
+        expected = f"a PNG picture of at most {MAX_PIXELS:,} pixels"
+        raise DataError(message(path, expected=expected, got=got, do="Replace the file."))
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
-        raise DataError(message(path, expected="a PNG picture", got="something else", do="Replace the file."))
+        raise DataError(message(path, expected="a whole PNG picture", got="a damaged one", do="Replace the file."))
     rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return resize(torch.from_numpy(rgb).permute(2, 0, 1)[None], size=size)[0]

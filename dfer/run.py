@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +19,7 @@ from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.data.store import Store
 from dfer.distributed import World, barrier, from_first
 from dfer.emotions import Emotions, label_set
-from dfer.errors import CheckpointError
+from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.report import ReportPaths, write_report
 from dfer.evaluation.results import (
@@ -76,6 +77,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigProblem(f"{name}: expected at least 1, got {value}. Correct it")
+        if self.seed < 0:
+            raise ConfigProblem(f"seed: expected 0 or more, got {self.seed}. Correct it")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
 
@@ -122,9 +125,10 @@ def train(config: RunConfig, world: World) -> FoldResult:
     Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is.
     """
     home = Path(config.run)
-    folder.prepare(home, config, world)
-    if from_first((home / RESULT).exists()):
-        return read_result(home / RESULT)
+    finished = from_first((home / RESULT).exists())
+    folder.prepare(home, config, world, finished=finished)
+    if finished:
+        return _trained_result(home)
     clips = open_clips(config)
     recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
     checkpoints = Checkpoints(home / "checkpoints", world=world, config=config.checkpoint)
@@ -133,20 +137,31 @@ def train(config: RunConfig, world: World) -> FoldResult:
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
     )  # fmt: skip
-    start, best = loop.resume(engine, checkpoints.latest(), steps_per_epoch=loader.steps_per_epoch)
-    total = loader.steps_per_epoch * config.epochs
-    augment = Augment(config.data.augment, config.seed)
-    with RunLog(home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every) as log:
-        loop.train(
-            engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
-            schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
-            evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-            extra_state=_facts(recognizer, clips, config),
-        )  # fmt: skip
-    chosen = selected_checkpoint(config, checkpoints)
-    if config.select != "last":
-        engine.load_weights(chosen.weights())
-    return _report_test(config, clips, engine.forward, chosen, recognizer, world)
+    with closing(engine):
+        start, best = loop.resume(engine, checkpoints.latest(), steps_per_epoch=loader.steps_per_epoch)
+        total = loader.steps_per_epoch * config.epochs
+        augment = Augment(config.data.augment, config.seed)
+        with RunLog(home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every) as log:
+            loop.train(
+                engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
+                schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
+                evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
+                extra_state=_facts(recognizer, clips, config),
+            )  # fmt: skip
+        chosen = selected_checkpoint(config, checkpoints)
+        if config.select != "last":
+            engine.load_weights(chosen.weights())
+        return _report_test(config, clips, engine.forward, chosen, recognizer, world)
+
+
+def _trained_result(home: Path) -> FoldResult:
+    result = read_result(home / RESULT)
+    if result.step == 0:
+        raise UsageError(
+            f"{home}: expected a training run, got the evaluation of a model that was not trained here. "
+            "Choose another folder with run=FOLDER."
+        )
+    return result
 
 
 def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> ReportPaths | None:
@@ -155,10 +170,15 @@ def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> Re
     only: train just these folds; the report then says which are missing.
     """
     known = known_folds(config)
-    wanted = sorted(only) or known
+    wanted = sorted(set(only)) or known
     unknown = sorted(set(wanted) - set(known))
     if unknown:
         raise ConfigProblem(f"folds: expected some of {', '.join(map(str, known))}, got {unknown[0]}. Correct --folds")
+    if (Path(config.run) / folder.CONFIG).exists():
+        raise UsageError(
+            f"{config.run}: expected a folder for {len(known)} folds, got the run of a single one. "
+            "Choose another one with run=FOLDER."
+        )
     for number in wanted:
         if world.is_first:
             print(f"== fold {number} of {len(known)}", flush=True)
@@ -174,7 +194,13 @@ def known_folds(config: RunConfig) -> list[int]:
 
 def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are."""
-    home, clips = Path(config.run), open_clips(config)
+    home = Path(config.run)
+    if not trained and (home / "checkpoints").exists():
+        raise UsageError(
+            f"{home}: expected a folder for a model that is not trained here, got a training run. "
+            f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
+        )
+    clips = open_clips(config)
     recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
     chosen = None
     if trained:
