@@ -118,7 +118,8 @@ def _plain_yaml(path: Path) -> dict[str, Any]:
     try:
         plain = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid YAML ({error}). Choose another run folder.") from error
+        what = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not valid YAML ({what}). Choose another run folder.") from error
     if not isinstance(plain, dict):
         raise CheckpointError(
             f"{path}: expected a configuration, got {type(plain).__name__}. Choose another run folder."

@@ -1,0 +1,160 @@
+"""The command line: examples, overrides, messages and exit codes. What the commands do is tested elsewhere."""
+
+import errno
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfer import __main__ as cli
+from dfer import errors
+
+COMMANDS = ("train", "crossval", "evaluate", "predict", "report", "bench loader", "bench step")
+
+
+def shown(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `dfer COMMAND --help` prints."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_of_the_help_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"^  .*?\bdfer (.+)$", shown(command, capsys).partition("examples:\n")[2], re.MULTILINE)
+    assert examples
+    for example in examples:
+        assert example.startswith(command)
+        assert callable(cli.parse(shlex.split(example)).command)
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown("", capsys)
+    assert all(re.search(rf"^    {command.split()[0]} ", text, re.MULTILINE) for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train c.yaml a=1 b.c=2 --dry-run",
+        "train c.yaml --dry-run a=1 b.c=2",
+        "train c.yaml a=1 --dry-run b.c=2",
+        "train --dry-run c.yaml a=1 b.c=2",
+    ],
+)
+def test_overrides_may_stand_anywhere_after_the_file(text: str) -> None:
+    args = cli.parse(text.split())
+    assert (args.config, args.dry_run, args.overrides) == (Path("c.yaml"), True, ["a=1", "b.c=2"])
+
+
+def test_folds_are_numbers() -> None:
+    assert cli.parse(["crossval", "c.yaml", "--folds", "1,3"]).folds == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("trian c.yaml", "invalid choice: 'trian'"),
+        ("train", "the following arguments are required: config"),
+        ("train c.yaml --epochs 3", "unrecognized arguments: --epochs"),
+        ("train c.yaml --dry-run stray", "unrecognized arguments: stray"),
+        ("train c.yaml --folds 1", "unrecognized arguments: --folds"),
+        ("report run a=1", "unrecognized arguments: a=1"),
+        ("crossval c.yaml --folds one", "expected numbers such as 1,2, got 'one'"),
+        ("bench step --precision fp64", "invalid choice: 'fp64'"),
+    ],
+)
+def test_wrong_arguments_are_named(text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(text.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def outcome(monkeypatch: pytest.MonkeyPatch, raises: BaseException) -> int:
+    """The exit code when the command raises this."""
+
+    def command(_: Any) -> None:
+        raise raises
+
+    monkeypatch.setattr(cli, "_report", command)
+    return cli.main(["report", "run"])
+
+
+KINDS: dict[Callable[[str], errors.DferError], int] = {
+    errors.UsageError: 2, errors.DataError: 3, errors.NonFiniteLossError: 4, errors.CheckpointError: 5,
+    errors.StorageError: 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_one_line_and_an_exit_code(
+    kind: Callable[[str], errors.DferError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(monkeypatch, kind("a: expected b, got c. Do d.")) == KINDS[kind]
+    assert capsys.readouterr() == ("", "error: a: expected b, got c. Do d.\n")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.ENOSPC, "No space left on device", "run/x"),
+        PermissionError(errno.EACCES, "Permission denied", "run/x"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "run/x"),
+    ],
+)
+def test_a_failing_disk_or_path_is_a_storage_error(
+    fault: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(monkeypatch, fault) == 6
+    said = capsys.readouterr().err
+    where = fault.filename or "a file"
+    assert said.startswith(f"error: {where}: expected to read or write it, got {fault.strerror}. ")
+    assert "then repeat the command" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("fault", [ConnectionResetError(errno.ECONNRESET, "reset"), ValueError("x")])
+def test_faults_of_ours_keep_their_traceback(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(fault)):
+        outcome(monkeypatch, fault)
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train"]])
+def test_help_and_mistakes_do_not_wait_for_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom dfer.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: dfer" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "predict {} clip"])
+def test_a_folder_that_is_not_the_run_of_one_fold(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.format(tmp_path).split()
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    expected = f"error: {tmp_path}: expected the run folder of one fold, with config.yaml, got none. "
+    assert said == f"{expected}Train first: dfer train CONFIG\n"
+    for fold in (2, 1):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / "config.yaml").touch()
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == f"{expected}Give one of its folds: {tmp_path}/fold_1\n"

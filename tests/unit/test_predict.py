@@ -1,0 +1,128 @@
+"""Clips given as folders of pictures: their order, their sampling, and what is said of broken ones."""
+
+import csv
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from dfer.errors import DataError
+from dfer.predict import read_clip, save_csv
+
+
+def grey(value: int, *, side: int = 32) -> np.ndarray:
+    return np.full((side, side, 3), value, np.uint8)
+
+
+def put(path: Path, value: int, *, side: int = 32) -> Path:
+    """A picture of one level, as JPEG or PNG by its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        path.write_bytes(cv2.imencode(".png", grey(value, side=side))[1].tobytes())
+    else:
+        path.write_bytes(simplejpeg.encode_jpeg(grey(value, side=side), quality=95))
+    return path
+
+
+def levels(folder: Path, num_frames: int) -> list[int]:
+    """The level of each frame that is read."""
+    clip = read_clip(folder, num_frames=num_frames, size=32)
+    assert tuple(clip.shape) == (num_frames, 3, 32, 32) and clip.dtype.is_floating_point is False
+    assert clip.float().std(dim=(1, 2, 3)).max() <= 1
+    return [round(level) for level in clip.float().mean(dim=(1, 2, 3)).tolist()]
+
+
+@pytest.mark.parametrize("pattern", ["{}.jpg", "frame_{}.png", "00017_{}.jpg", "clip2_frame{}.JPG", "{:03d}.jpeg"])
+def test_frames_come_in_numeric_order(tmp_path: Path, pattern: str) -> None:
+    for number in (1, 2, 9, 10, 11, 20):
+        put(tmp_path / pattern.format(number), 10 * number)
+    assert levels(tmp_path, 6) == [10, 20, 90, 100, 110, 200]
+
+
+def test_jpeg_and_png_mix_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    put(tmp_path / "1.png", 10)
+    put(tmp_path / "2.jpg", 60)
+    put(tmp_path / "3.png", 110, side=50)
+    (tmp_path / "notes.txt").write_text("x")
+    assert levels(tmp_path, 3) == [10, 60, 110]
+
+
+def test_frames_are_sampled_as_in_evaluation(tmp_path: Path) -> None:
+    for number in range(10):
+        put(tmp_path / f"{number}.png", 20 * number)
+    # DFER-CLIP's rule, int(n/T/2 + n/T*i): 10 frames to 4 are 1.25, 3.75, 6.25, 8.75.
+    assert levels(tmp_path, 4) == [20, 60, 120, 160]
+    assert levels(tmp_path, 12) == [20 * min(i, 9) for i in range(12)]
+
+
+def test_colours_are_rgb_in_both_formats(tmp_path: Path) -> None:
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 200
+    (tmp_path / "1.jpg").write_bytes(simplejpeg.encode_jpeg(red, quality=95))
+    (tmp_path / "2.png").write_bytes(cv2.imencode(".png", red[..., ::-1])[1].tobytes())
+    for frame in read_clip(tmp_path, num_frames=2, size=32).float().mean(dim=(2, 3)).tolist():
+        assert frame == pytest.approx([200, 0, 0], abs=3)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_pictures(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path if there else tmp_path / "missing"
+    with pytest.raises(DataError) as caught:
+        read_clip(folder, num_frames=4, size=32)
+    assert str(caught.value) == (
+        f"{folder}: expected a folder with .jpg or .png face frames, got none. Crop the faces first."
+    )
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes(255 - byte for byte in data[at : at + 4]) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda _: b"", lambda _: b"hello"], ids=["cut", "bits", "no", "text"])
+def test_a_damaged_png_is_named(tmp_path: Path, damage: object) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    path = tmp_path / "1.png"
+    path.write_bytes(damage(cv2.imencode(".png", noise)[1].tobytes()))  # type: ignore[operator]
+    with pytest.raises(DataError) as caught:
+        read_clip(tmp_path, num_frames=2, size=32)
+    assert str(caught.value).startswith(f"{path}: expected a ") and "Replace the file." in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda _: b"hello"], ids=["cut", "no", "text"])
+def test_a_damaged_jpeg_is_named(tmp_path: Path, damage: object) -> None:
+    path = put(tmp_path / "1.jpg", 100)
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(DataError) as caught:
+        read_clip(tmp_path, num_frames=2, size=32)
+    assert str(caught.value).startswith(f"{path}: expected a whole JPEG, got ")
+
+
+def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "1.png").write_bytes(data)
+    with pytest.raises(DataError, match="expected a PNG picture of at most 16,777,216 pixels, got 40000 x 40000"):
+        read_clip(tmp_path, num_frames=2, size=32)
+
+
+def test_the_table_has_a_row_a_clip(tmp_path: Path) -> None:
+    answers = [{"anger": 0.25, "fear": 0.75}, {"anger": 0.6, "fear": 0.4}]
+    save_csv(tmp_path / "out.csv", [Path("a,b"), Path("c")], answers)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["clip", "predicted", "anger", "fear"],
+            ["a,b", "fear", "0.250000", "0.750000"],
+            ["c", "anger", "0.600000", "0.400000"],
+        ]

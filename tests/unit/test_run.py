@@ -1,0 +1,166 @@
+"""Parts of a run that need no training: the checkpoint that is chosen, and what is loaded of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfer.checkpoint import Checkpoint, Checkpoints
+from dfer.config import ConfigProblem, from_plain, to_yaml
+from dfer.data.loader import DataConfig
+from dfer.distributed import World
+from dfer.emotions import BASIC7, label_set
+from dfer.errors import CheckpointError, UsageError
+from dfer.evaluation.metrics import scores
+from dfer.evaluation.results import Protocol, fold_result, save_result
+from dfer.models.build import build
+from dfer.models.dfer_clip import DferClipConfig
+from dfer.models.temporal import TemporalConfig
+from dfer.models.towers import TowersConfig
+from dfer.run import RunConfig, crossval, evaluate_run, load_checkpoint, selected_checkpoint, train
+from dfer.training.optim import GroupConfig, SgdConfig
+from tests.unit.data.shardkit import Clip, write_shards
+
+EMOTIONS = label_set("basic7")
+RATES = {"image": GroupConfig(lr=0.1), "temporal": GroupConfig(lr=0.1), "prompts": GroupConfig(lr=0.1)}
+
+
+def model(*, depth: int = 1, contexts: int = 2, width: int = 48) -> DferClipConfig:
+    temporal = TemporalConfig(depth=depth, heads=2, head_dim=16, mlp_dim=width)
+    return DferClipConfig(towers=TowersConfig(arch="tiny-vit-64"), temporal=temporal, num_contexts=contexts)
+
+
+def run_config(folder: Path, **changes: Any) -> RunConfig:
+    values = {"run": str(folder), "epochs": 1, "data": DataConfig(shards="nowhere"), "model": model(),
+              "optim": SgdConfig(groups=RATES)}  # fmt: skip
+    return RunConfig(**{**values, **changes})
+
+
+def saved(folder: Path, step: int, *, best: int | None = None, weights: dict[str, torch.Tensor] | None = None) -> None:
+    state = {"best": {"step": best} if best else None}
+    Checkpoints(folder / "checkpoints", world=World()).save(
+        step, weights=weights or {"w": torch.tensor([float(step)])}, optimizer={}, state=state
+    )
+
+
+def chosen(config: RunConfig) -> Checkpoint:
+    return selected_checkpoint(config, Checkpoints(Path(config.run) / "checkpoints", world=World()))
+
+
+@pytest.mark.parametrize(("select", "step"), [("last", 3), ("best_on_val", 1), ("best_on_test", 1)])
+def test_the_selection_rule_chooses_the_checkpoint(tmp_path: Path, select: str, step: int) -> None:
+    for number in (1, 2, 3):
+        saved(tmp_path, number, best=1)
+    found = chosen(run_config(tmp_path, select=select))
+    assert found.step == step and found.weights()["w"].item() == step
+
+
+@pytest.mark.parametrize("select", ["last", "best_on_val"])
+def test_a_run_without_checkpoints_says_to_train(tmp_path: Path, select: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        chosen(run_config(tmp_path, select=select))
+    assert str(caught.value) == (
+        f"{tmp_path}/checkpoints: expected a checkpoint selected by `{select}`, got none. "
+        "Train first: dfer train CONFIG"
+    )
+
+
+def test_a_run_that_selected_nothing_has_no_best(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="selected by `best_on_val`, got none"):
+        chosen(run_config(tmp_path, select="best_on_val"))
+
+
+def test_weights_are_loaded_whole(tmp_path: Path) -> None:
+    source, target = (build(model(), EMOTIONS, num_frames=4, seed=seed) for seed in (1, 2))
+    saved(tmp_path, 1, weights={k: v.contiguous() for k, v in source.state_dict().items()})
+    assert any(not torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+    load_checkpoint(target, chosen(run_config(tmp_path)))
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [model(depth=2), model(depth=0), model(contexts=4), model(width=64)], ids=str)
+def test_weights_of_another_model_are_refused(tmp_path: Path, other: DferClipConfig) -> None:
+    weights = build(other, EMOTIONS, num_frames=4, seed=1).state_dict()
+    saved(tmp_path, 1, weights={k: v.contiguous() for k, v in weights.items()})
+    target = build(model(), EMOTIONS, num_frames=4, seed=1)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(target, chosen(run_config(tmp_path)))
+    assert "step_00000001: expected the weights of this model, got others (" in str(caught.value)
+    assert "Evaluate it with the configuration it was trained with." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"micro_batch": -1}, "micro_batch: expected at least 1, got -1"),
+        ({"fold": 0}, "fold: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"val_share": 1.0}, "val_share: expected a share between 0 and 1, got 1.0"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigProblem) as caught:
+        run_config(tmp_path, **change)
+    assert said in str(caught.value)
+
+
+def test_problems_of_all_parts_come_at_once() -> None:
+    plain = {"run": 3, "epochs": "1e2", "data": {"shard": "x"}, "model": {"name": "dfer_clp"}, "optim": {"name": "sgd"}}
+    with pytest.raises(ConfigProblem) as caught:
+        from_plain(RunConfig, plain)
+    for said in (
+        "run: expected text, got 3",
+        "epochs: expected a whole number, got '1e2' (str)",
+        "data.shard: unknown key. Did you mean 'shards'?",
+        "data.shards: required, but missing",
+        "model.name: expected 'dfer_clip', got 'dfer_clp'",
+        "optim.groups: required, but missing",
+    ):
+        assert said in str(caught.value)
+
+
+def shards(folder: Path) -> DataConfig:
+    write_shards(folder, {f"fold_{k}": [[Clip(key=f"{k}")]] for k in (1, 2)})
+    return DataConfig(shards=str(folder), workers=0)
+
+
+def test_a_fold_that_is_not_there(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "run", data=shards(tmp_path / "shards"))
+    with pytest.raises(ConfigProblem, match=r"folds: expected some of 1, 2, got 6\. Correct --folds"):
+        crossval(config, World(), only=[6])
+
+
+def test_folds_do_not_go_into_the_folder_of_a_single_run(tmp_path: Path) -> None:
+    config = run_config(tmp_path, data=shards(tmp_path / "shards"))
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UsageError) as caught:
+        crossval(config, World())
+    assert str(caught.value) == (
+        f"{tmp_path}: expected a folder for 2 folds, got the run of a single one. Choose another one with run=FOLDER."
+    )
+
+
+def test_weights_as_they_are_are_not_evaluated_into_a_training_run(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(UsageError) as caught:
+        evaluate_run(run_config(tmp_path), World(), trained=False)
+    assert f"got a training run. Evaluate that with `dfer evaluate {tmp_path}`" in str(caught.value)
+
+
+def test_the_evaluation_of_untrained_weights_does_not_pass_for_a_finished_training(tmp_path: Path) -> None:
+    confusion = tuple(tuple(int(i == j) for j in range(7)) for i in range(7))
+    result = fold_result(
+        scores(confusion), dataset="dfew", method="dfer_clip", fold=1, num_folds=5, train_partitions=("fold_2",),
+        test_partitions=("fold_1",), classes=BASIC7, selection="last", step=0, epoch=0, seed=1, checkpoint="openai",
+        protocol=Protocol(num_frames=16, size=224, normalisation="none", augment="none"), manifest_sha256="0" * 64,
+        finished="2026-01-01T00:00:00+00:00", seconds=1.0,
+    )  # fmt: skip
+    config = run_config(tmp_path / "run")
+    save_result(result, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    with pytest.raises(UsageError, match="got the evaluation of a model that was not trained here"):
+        train(config, World())
