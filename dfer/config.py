@@ -30,16 +30,16 @@ def load(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
     Raises:
         ConfigProblem: unknown key, wrong type, missing value; all problems of the file at once.
     """
-    plain = read_yaml(path)
+    plain = read_yaml(path, kind)
     for text in overrides:
-        plain = merged(plain, _override(text))
+        plain = merged(plain, _override(text), kind)
     try:
         return from_plain(kind, plain)
     except ConfigProblem as problem:
         raise ConfigProblem(f"{path}: {problem}") from problem
 
 
-def read_yaml(path: Path, _depth: int = 0) -> dict[str, Any]:
+def read_yaml(path: Path, kind: Any = None, _depth: int = 0) -> dict[str, Any]:
     """A YAML mapping with its `base:` files merged below it. `base` is relative to the file that names it."""
     if _depth > MAX_BASES:
         raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
@@ -54,22 +54,27 @@ def read_yaml(path: Path, _depth: int = 0) -> dict[str, Any]:
     base = plain.pop("base", None)
     if base is None:
         return plain
-    return merged(read_yaml(path.parent / str(base), _depth + 1), plain)
+    return merged(read_yaml(path.parent / str(base), kind, _depth + 1), plain, kind)
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mappings merged key by key; a mapping with another `name:` replaces the one below."""
+def merged(below: Mapping[str, Any], above: Mapping[str, Any], kind: Any = None) -> dict[str, Any]:
+    """`above` over `below`, mappings merged key by key, as values of dataclass `kind`.
+
+    Where `kind` has a union of dataclasses, a mapping with another `name:` replaces the one below: it has other keys.
+    """
+    hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
     out = dict(below)
     for key, value in above.items():
-        old = out.get(key)
-        if (
-            isinstance(old, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("name", old.get("name")) == old.get("name")
-        ):
-            value = merged(old, value)
+        old, hint = out.get(key), hints.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _chooses_anew(hint, old, value):
+            value = merged(old, value, hint)
         out[key] = value
     return out
+
+
+def _chooses_anew(hint: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    several = sum(is_dataclass(option) for option in get_args(hint)) > 1
+    return several and new.get("name", old.get("name")) != old.get("name")
 
 
 def _override(text: str) -> dict[str, Any]:

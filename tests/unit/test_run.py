@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfer.checkpoint import Checkpoint, Checkpoints
-from dfer.config import ConfigProblem, from_plain, to_yaml
+from dfer.config import ConfigProblem, from_plain, load, to_yaml
 from dfer.data.loader import DataConfig
 from dfer.distributed import World
 from dfer.emotions import BASIC7, label_set
@@ -19,6 +19,7 @@ from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
 from dfer.models.towers import TowersConfig
 from dfer.run import RunConfig, crossval, evaluate_run, load_checkpoint, selected_checkpoint, train
+from dfer.training.engine import EngineConfig
 from dfer.training.optim import GroupConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, write_shards
 
@@ -164,3 +165,9 @@ def test_the_evaluation_of_untrained_weights_does_not_pass_for_a_finished_traini
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     with pytest.raises(UsageError, match="got the evaluation of a model that was not trained here"):
         train(config, World())
+
+
+def test_switching_the_engine_keeps_its_other_settings() -> None:
+    overrides = ["engine.clip_norm=2.0", "engine.precision=bf16", "engine.name=ddp"]
+    found = load(Path(__file__).parents[2] / "configs" / "demo.yaml", RunConfig, overrides)
+    assert found.engine == EngineConfig(name="ddp", precision="bf16", clip_norm=2.0)
