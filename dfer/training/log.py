@@ -4,12 +4,15 @@ One line a record, `kind` "train" or "eval", `step` the number of updates done. 
 """
 
 import json
+import logging
 import math
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +23,7 @@ from dfer.errors import StorageError, message
 from dfer.training.engine import StepReport
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+_log = logging.getLogger("dfer")
 
 
 class RunLog:
@@ -51,7 +55,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             keep = _kept_lines(folder / METRICS, start_step)
             self._file = _rewritten(folder / METRICS, keep)
-        self._board = _tensorboard(folder / TENSORBOARD, purge_step=start_step + 1)
+        self._board = _Board(folder / TENSORBOARD, purge_step=start_step + 1)
         bar = self._stream.isatty() if progress is None else progress
         self._bar = (
             tqdm(total=total_steps, initial=start_step, unit="step", file=self._stream, dynamic_ncols=True)
@@ -92,7 +96,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         self._board.close()
-        self._file.close()
+        with _writing(Path(self._file.name)):
+            self._file.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -107,7 +112,7 @@ class RunLog:
             self._file.flush()
         for name, value in flat(record):
             if name not in ("step", "time"):
-                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+                self._board.add(f"{record['kind']}/{name}", value, record["step"])
         line = as_line(record, total=self._total)
         if self._bar is None:
             print(line, file=self._stream, flush=True)
@@ -190,13 +195,55 @@ def _rewritten(path: Path, lines: list[str]) -> TextIO:
     return path.open("a")
 
 
-def _tensorboard(folder: Path, *, purge_step: int) -> Any:
+class _Board:
+    """TensorBoard's copy of the records. It is given up with a warning where it cannot be written: metrics.jsonl has
+    the same numbers, and says itself when the disk is full."""
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        with self._or_give_up():
+            self._writer = _summary_writer(folder, purge_step=purge_step)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        with self._or_give_up():
+            if self._writer is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        with self._or_give_up():
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            _log.warning("%s: not written any more (%s); see %s", self._folder, error.strerror or error, METRICS)
+
+
+def _summary_writer(folder: Path, *, purge_step: int) -> Any:
     # Imported here: it costs a second, and only the first rank needs it. Its import warns of deprecations of its own.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_writer_thread()
         return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+@cache
+def _silence_writer_thread() -> None:
+    """TensorBoard's thread hands its errors over to the next call, and prints them as a traceback besides."""
+    usual = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            usual(args)
+
+    threading.excepthook = hook
 
 
 @contextmanager

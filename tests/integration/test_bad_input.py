@@ -1,0 +1,255 @@
+"""What users get wrong on the way from shards to a result: one line that helps, an exit code, and nothing half-written.
+
+What the builder refuses is in tests/unit/shards and test_build.py.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dfer import __main__ as cli
+from dfer import config
+from dfer.checkpoint import damage
+from dfer.run import RunConfig
+from tests.integration.commands import Done, copied, finish, largest_difference, records, refused, result, start
+
+pytestmark = pytest.mark.integration
+Capture = pytest.CaptureFixture[str]
+
+
+def here(capsys: Capture, *arguments: object) -> Done:
+    """The command in this process: the same code and exit code, without the seconds of importing torch."""
+    capsys.readouterr()
+    code = cli.main(list(map(str, arguments)))
+    out, err = capsys.readouterr()
+    return Done([], code, out, err)
+
+
+# Configurations
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {tiny}\nepoch: 3\nbatch: many\noptim: {{groups: {{image: {{lr: 1e-5}}}}}}\n")
+    refused(
+        start("train", path, f"run={tmp_path / 'run'}"), 2, f"error: {path}: ",
+        "epoch: unknown key. Did you mean 'epochs'?", "batch: expected a whole number, got 'many' (str)",
+        "optim.groups.image.lr: expected a number, got '1e-5' (str). YAML reads 1e-5 as text: write it with a point, "
+        "1.0e-5, and no quotes",
+    )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("optim: {groups: {images: {lr: 1.0e-5}}}", 2, "images"),
+        ("engine: {precision: fp16}", 2, "engine.precision: expected fp32 or bf16 on a CPU, got fp16."),
+        ("batch: 29", 2, "batch: expected at most the 28 clips of the training partitions, got 29."),
+        ("micro_batch: 3", 2, "batch: expected a multiple of 1 ranks x micro_batch 3 = 3, got 8. Set batch to 6 or 9"),
+        ("fold: 6", 2, "fold: expected one of 1, 2, 3, 4, 5, got 6."),
+        ("model: {towers: {arch: ViT-Z-64}}", 2, "ViT-Z-64"),
+        ("model: {released: no.pth}", 5, "no.pth"),
+        ("data: {shards: 's4://bucket/shards'}", 2, "s4://bucket/shards: expected a folder or an fsspec URL, got "),
+    ],
+)
+def test_a_configuration_that_does_not_fit(
+    tiny: Path, tmp_path: Path, capsys: Capture, line: str, code: int, said: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {tiny}\nrun: {tmp_path / 'run'}\n{line}\n")
+    refused(here(capsys, "train", path), code, said)
+    assert not list(tmp_path.glob("run/results")) and not list(tmp_path.glob("run/checkpoints/step_*"))
+
+
+def test_classes_that_do_not_fit_the_shards(tiny: Path, dfew: Path, tmp_path: Path) -> None:
+    line = refused(start("train", tiny, f"run={tmp_path / 'run'}", "data.classes=mafw11"), 2)
+    assert f"{dfew / 'shards'}/manifest.json: expected the 11 classes happiness, sadness," in line
+    assert "got 7: " in line and "Set data.classes=basic7, or data.shards to other shards than dfew." in line
+
+
+def test_a_batch_that_two_processes_cannot_share(tiny: Path, tmp_path: Path) -> None:
+    done = start("train", tiny, f"run={tmp_path / 'run'}", "batch=7", ranks=2)
+    assert done.returncode == 1 and "exitcode  : 2" in done.stderr
+    assert (
+        "error: batch: expected a multiple of 2 ranks x micro_batch 3 = 6, got 7. Set batch to 6 or 12" in done.stderr
+    )
+    assert "dfer/__main__.py" not in done.stderr
+
+
+# Shards
+
+
+@pytest.fixture
+def shards(dfew: Path, tmp_path: Path) -> Path:
+    return copied(dfew / "shards", tmp_path / "shards")
+
+
+def refused_shards(capsys: Capture, tiny: Path, shards: Path, *said: str) -> None:
+    """Training on these shards is refused."""
+    run = shards.parent / "run"
+    refused(here(capsys, "train", tiny, f"run={run}", f"data.shards={shards}"), 3, *said)
+    assert not (run / "results").exists()
+
+
+def test_a_folder_without_manifest(capsys: Capture, tiny: Path, shards: Path) -> None:
+    (shards / "manifest.json").unlink()
+    refused_shards(
+        capsys, tiny, shards, f"{shards}/manifest.json: expected the manifest that a finished build writes last, ",
+        "got no such file. Correct data.shards, or run `dfer-shards build` to its end.",
+    )  # fmt: skip
+
+
+def test_a_manifest_of_another_version(capsys: Capture, tiny: Path, shards: Path) -> None:
+    plain = json.loads((shards / "manifest.json").read_text())
+    (shards / "manifest.json").write_text(json.dumps({**plain, "version": 2}))
+    refused_shards(
+        capsys, tiny, shards, f"{shards}/manifest.json: expected format version 1, got 2. Build the shards again"
+    )
+
+
+def test_an_index_with_a_wrong_hash(capsys: Capture, tiny: Path, shards: Path) -> None:
+    path = next(shards.glob("fold_2/*.index.json"))
+    path.write_text(path.read_text().replace('"label":0', '"label":1').replace('"label": 0', '"label": 1'))
+    refused_shards(capsys, tiny, shards, f"{path}: expected sha256 ", "changed or damaged after the build")
+
+
+def test_a_shard_cut_short(capsys: Capture, tiny: Path, shards: Path) -> None:
+    path = next(shards.glob("fold_3/*.tar"))
+    path.write_bytes(path.read_bytes()[:-10_000])
+    refused_shards(capsys, tiny, shards, f"{path}: expected ", "bytes as the manifest says", "copy it again")
+
+
+def truncated_jpeg(shards: Path, partition: str) -> tuple[Path, str]:
+    """Fill the second half of a clip's first frame with zeros inside its shard; the shard and the clip's key.
+
+    Sampling takes any frame of a segment, so all frames of the clip are damaged likewise.
+    """
+    index = next(shards.glob(f"{partition}/*.index.json"))
+    clip = json.loads(index.read_text())["clips"][1]
+    shard = index.with_name(index.name.replace(".index.json", ".tar"))
+    data, at = bytearray(shard.read_bytes()), clip["offset"]
+    for size in clip["sizes"]:
+        assert data[at : at + 2] == b"\xff\xd8"
+        data[at + size // 2 : at + size] = bytes(size - size // 2)
+        at += size + -size % 512 + 512
+    shard.write_bytes(data)
+    return shard, clip["key"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_jpeg_met_in_training(tiny: Path, shards: Path, workers: int) -> None:
+    shard, key = truncated_jpeg(shards, "fold_2")
+    run = shards.parent / "run"
+    # All 28 clips in one step: whichever order they come in, the clip is met at once.
+    done = start("train", tiny, f"run={run}", f"data.shards={shards}", f"data.workers={workers}", "batch=28")
+    line = refused(done, 3, f"{shard}, clip {key}, frame ", ": expected a whole JPEG, got ", "dfer-shards verify")
+    frame = int(line.partition(", frame ")[2].partition(":")[0])
+    assert 0 <= frame < 200
+    assert not records(run, "train") and not (run / "results").exists()
+    verified = start("verify", shards, "--no-progress", module="shards")
+    assert verified.returncode == 3 and "fold_2/" in verified.stderr
+
+
+def test_a_truncated_jpeg_met_in_evaluation(
+    capsys: Capture, tiny: Path, shards: Path, crossval: tuple[Path, str]
+) -> None:
+    shard, key = truncated_jpeg(shards, "fold_1")
+    run = copied(crossval[0] / "fold_1", shards.parent / "run")
+    refused(here(capsys, "evaluate", run, f"data.shards={shards}"), 3, f"{shard}, clip {key}, frame ")
+    assert result(run) == result(crossval[0] / "fold_1")
+
+
+# Run folders and clips
+
+
+def test_a_run_folder_with_other_files(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    refused(
+        here(capsys, "train", tiny, f"run={tmp_path}"),
+        2,
+        f"{tmp_path}: expected an empty folder or a run folder",
+        "run=",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_checkpoint(capsys: Capture, crossval: tuple[Path, str], tmp_path: Path) -> None:
+    run = copied(crossval[0] / "fold_1", tmp_path / "run")
+    path = next(run.glob("checkpoints/*/weights.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(here(capsys, "evaluate", run), 5, "weights.safetensors has ", "Copy them anew from where they came")
+
+
+def test_prediction_from_what_is_not_there(capsys: Capture, crossval: tuple[Path, str], tmp_path: Path) -> None:
+    run = crossval[0] / "fold_1"
+    refused(here(capsys, "predict", crossval[0], tmp_path), 2, f"Give one of its folds: {run}")
+    refused(here(capsys, "predict", run, tmp_path), 3, f"{tmp_path}: expected a folder with .jpg or .png face frames")
+
+
+def test_an_answer_that_cannot_be_written(
+    capsys: Capture, crossval: tuple[Path, str], dfew: Path, tmp_path: Path
+) -> None:
+    clip = dfew / "raw" / "Clip" / "clip_224x224" / "00001"
+    table = tmp_path / "nowhere" / "answers.csv"
+    refused(
+        here(capsys, "predict", crossval[0] / "fold_1", clip, "--csv", table),
+        6,
+        f"{table}: ",
+        "No such file or directory",
+    )
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own; `resize` says how much it holds."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting needs privileges")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def resize(disk: Path, num_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_in_training(tiny: Path, small_disk: Path, crossval: tuple[Path, str]) -> None:
+    run, theirs = small_disk / "run", crossval[0] / "fold_1"
+    one = sum(path.stat().st_size for path in next(theirs.glob("checkpoints/*")).iterdir())
+    resize(small_disk, one * 5 // 2)
+    arguments = ("train", tiny, f"run={run}", "checkpoint.keep_last=99")
+    refused(start(*arguments), 6, f"{run}/checkpoints/step_", "expected to write a checkpoint, got no space left.",
+            "the same command continues from the last checkpoint")  # fmt: skip
+    kept = list(run.glob("checkpoints/*"))
+    assert kept and [damage(path) for path in kept] == [None] * len(kept)
+    assert not (run / "results").exists()
+    resize(small_disk, one * 20)
+    done = finish(*arguments)
+    assert f"step {len(kept) + 1}/9" in done.stderr and "step 1/9" not in done.stderr
+    assert result(run) == result(theirs)
+    assert largest_difference(run, theirs) == 0.0
+
+
+def test_a_disk_that_is_full_from_the_start(capsys: Capture, tiny: Path, small_disk: Path) -> None:
+    resize(small_disk, 4096)
+    refused(here(capsys, "train", tiny, f"run={small_disk / 'run'}"), 6, "No space left on device", "Free space")
+    # What is there is whole: the configuration at most.
+    assert [path.name for path in small_disk.glob("run/*")] in ([], ["config.yaml"])
+    for path in small_disk.glob("run/config.yaml"):
+        assert config.load(path, RunConfig).run == str(small_disk / "run")
+
+
+def test_a_disk_without_room_for_tensorboard(tiny: Path, small_disk: Path) -> None:
+    """Two pages: for the configuration and the environment."""
+    resize(small_disk, 8192)
+    done = start("train", tiny, f"run={small_disk / 'run'}")
+    refused(done, 6, f"{small_disk / 'run'}/", "o space left")
+    assert f"{small_disk / 'run'}/tensorboard: not written any more (No space left on device)" in done.stderr
