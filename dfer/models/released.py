@@ -14,7 +14,7 @@ from torch import Tensor
 from dfer.errors import CheckpointError, message
 from dfer.models.dfer_clip import DferClip
 from dfer.models.prompts import PromptLearner
-from dfer.models.towers import NOT_NEEDED, check_names
+from dfer.models.towers import NOT_NEEDED, check_activation, check_names
 from dfer.models.weights import Weights, read_weights
 
 TEXT = "token_embedding|positional_embedding|transformer|ln_final|text_projection"
@@ -46,6 +46,7 @@ def load_released(model: DferClip, path: Path) -> None:
 
     Raises:
         CheckpointError: not such a file, or trained with another configuration; says which settings it needs.
+        ConfigProblem: the architecture lacks the activation of OpenAI's CLIP, which the authors' code trains.
     """
     released = read_weights(path)
     missing = [name for name in (CONTEXTS, PREFIX, SUFFIX, POSITIONS) if name not in released]
@@ -54,6 +55,7 @@ def load_released(model: DferClip, path: Path) -> None:
             message(path, expected="a checkpoint of the released DFER-CLIP code", got=f"one without {missing[0]}",
                     do="A plain CLIP goes to model.towers.pretrained, a run of this project to its run folder.")
         )  # fmt: skip
+    check_activation(model.towers.arch, quick=model.towers.quick_gelu, trained=True, where=path)
     _check_settings(model, released, path)
     weights = translated(released)
     check_names(weights, model.state_dict(), where=path, do="Set model.towers.arch to the architecture of this file.")

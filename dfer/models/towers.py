@@ -31,13 +31,19 @@ VOCABULARY = 49408
 # Facts about a file rather than weights, and the temperature, which the methods set themselves.
 NOT_NEEDED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "logit_bias", "attn_mask")
 
+OPENAI_ONLY = ("input_resolution", "context_length")
+"""Names by which a file of OpenAI's is known; open_clip writes none of them."""
+
+QUICK_NAME = "-quickgelu"
+"""How open_clip's names end where an architecture has OpenAI's activation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TowersConfig:
     """Which CLIP.
 
     arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
-        a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names.
+        a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names; others are refused.
     pretrained: path of a local checkpoint in OpenAI's or open_clip's layout, or one of open_clip's tags for this
         architecture (`openai`), which open_clip downloads once; null draws random weights.
     image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
@@ -83,11 +89,13 @@ class Towers(nn.Module):
         settings = _settings(config)
         clip = CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
         if config.pretrained is not None:
-            path = _weights_file(config.arch, config.pretrained)
-            load_clip(clip, read_weights(path), where=config.pretrained, resize=config.image_size)
+            weights = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
+            load_clip(clip, weights, where=config.pretrained, resize=config.image_size)
         _speed_up(clip)
         self.visual: nn.Module = clip.visual
         self.text = TextTower(clip)
+        self.arch = config.arch
+        self.quick_gelu: bool = settings["quick_gelu"]
         self.embed_dim: int = settings["embed_dim"]
         self.image_size: int = settings["vision_cfg"]["image_size"]
         self.context_length: int = clip.context_length
@@ -188,15 +196,50 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
             message("towers.arch", expected="a causal text tower with CLIP's vocabulary that pools at the end token",
                     got=repr(config.arch), do="Take one of the ViT-B, ViT-L or RN architectures.")
         )  # fmt: skip
-    quick = settings.get("quick_gelu", False)
+    quick = bool(settings.get("quick_gelu", False))
     return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
 
 
-def _weights_file(arch: str, pretrained: str) -> Path:
-    """The local file of a path or of one of open_clip's tags. Raises CheckpointError when a download fails."""
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    if pretrained not in tags or Path(pretrained).exists():
-        return Path(pretrained)
+def _pretrained(arch: str, pretrained: str, *, quick: bool) -> Weights:
+    """The weights of a local file or of one of open_clip's tags, made for the activation that `arch` has."""
+    where = f"model.towers.pretrained={pretrained}"
+    if not Path(pretrained).exists():
+        for name in (arch, _twin(arch)):
+            if pretrained in open_clip.list_pretrained_tags_by_model(name):
+                trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
+                check_activation(arch, quick=quick, trained=trained, where=where)
+                return read_weights(_download(name, pretrained))
+    weights = read_weights(Path(pretrained))
+    if any(name in weights for name in OPENAI_ONLY):
+        check_activation(arch, quick=quick, trained=True, where=where)
+    return weights
+
+
+def _twin(arch: str) -> str:
+    """The same architecture with the other activation, as open_clip names it."""
+    return arch.removesuffix(QUICK_NAME) if arch.endswith(QUICK_NAME) else arch + QUICK_NAME
+
+
+def check_activation(arch: str, *, quick: bool, trained: bool, where: object) -> None:
+    """Raise ConfigProblem unless `arch` has the activation its weights were trained with.
+
+    Both kinds have the same tensors, so that the wrong one loads and gives wrong features.
+    """
+    if quick == trained:
+        return
+    twin = _twin(arch)
+    do = f'Set "quick_gelu": {str(trained).lower()} in the architecture\'s JSON file.'
+    if twin in open_clip.list_models():
+        do = f"Set model.towers.arch={twin}."
+    kinds = {True: "OpenAI's quick GELU", False: "the exact GELU"}
+    raise ConfigProblem(
+        message(where, expected=f"an architecture with {kinds[trained]}, which these weights were trained with",
+                got=f"model.towers.arch={arch} with {kinds[quick]}", do=do)
+    )  # fmt: skip
+
+
+def _download(arch: str, pretrained: str) -> Path:
+    """The local file of one of open_clip's tags. Raises CheckpointError when a download fails."""
     try:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, pretrained)))
     except Exception as error:  # whatever the hub's client raises without network

@@ -1,6 +1,8 @@
 """Our towers against open_clip's own forward, and what they refuse."""
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
+from dfer.models.layers import QuickGelu
 from dfer.models.prompts import layout
 from dfer.models.towers import Towers, TowersConfig, shipped
 from tests.reference.recipe import CLIP_LAYOUT, clips
@@ -177,3 +180,123 @@ def test_the_papers_architectures_are_known(arch: str) -> None:
     with torch.device("meta"):
         towers = Towers(TowersConfig(arch=arch))
     assert towers.image_size == 224 and towers.embed_dim == {"B": 512, "L": 768}[arch[4]]
+    # Table 20 of the CLIP paper; the class token beside the patches.
+    patch, width, layers, text_width = {"B-32": (32, 768, 12, 512), "B-16": (16, 768, 12, 512),
+                                        "L-14": (14, 1024, 24, 768)}[arch[4:8]]  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in towers.state_dict().items()}
+    assert shapes["visual.conv1.weight"] == (width, 3, patch, patch)
+    assert shapes["visual.positional_embedding"] == ((224 // patch) ** 2 + 1, width)
+    assert f"visual.transformer.resblocks.{layers - 1}.ln_1.weight" in shapes
+    assert f"visual.transformer.resblocks.{layers}.ln_1.weight" not in shapes
+    assert towers.text_width == text_width and towers.context_length == 77 and towers.quick_gelu
+    # As many activations of OpenAI's kind as blocks: 12 in the text tower.
+    assert sum(isinstance(module, QuickGelu) for module in towers.modules()) == layers + 12
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("arch", ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu"])
+def test_the_papers_architectures_give_open_clips_features(arch: str) -> None:
+    """The whole towers, 224 px, fp32, one set of random weights."""
+    oracle = open_clip.create_model(arch, pretrained=None, precision="fp32").eval()
+    towers = Towers(TowersConfig(arch=arch)).eval()
+    state = {
+        name if name.startswith("visual.") else f"text.{name}": value for name, value in oracle.state_dict().items()
+    }
+    towers.load_state_dict({name: state[name] for name in towers.state_dict()})
+    frames = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    texts = ["a smiling mouth.", "a wrinkled nose, lowered eyebrows, a tightened mouth, and narrow eyes."]
+    placed = layout(texts, num_contexts=0, position="end", context_length=77)
+    with torch.no_grad():
+        pictures, theirs = towers.encode_frames(frames), oracle.encode_image(frames)
+        prompts = towers.encode_prompts(towers.embed(placed.tokens), placed.eos)
+        expected = oracle.encode_text(open_clip.get_tokenizer(arch)(texts))
+    torch.testing.assert_close(pictures, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prompts, expected, atol=1e-4, rtol=1e-4)
+    # Features that small would be close to anything.
+    assert theirs.abs().mean() > 1e-2 and expected.abs().mean() > 1e-2
+
+
+EXACT = "towers.arch=ViT-B-32 with the exact GELU. Set model.towers.arch=ViT-B-32-quickgelu."
+QUICK = "towers.arch=ViT-B-32-quickgelu with OpenAI's quick GELU. Set model.towers.arch=ViT-B-32."
+
+
+@pytest.fixture
+def no_download(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What open_clip was asked to download; it gets nothing."""
+    asked: list[str] = []
+
+    def download(cfg: dict[str, Any]) -> str:
+        asked.append(cfg["url"])
+        raise ConnectionError("no network here")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("arch", "tag", "said"),
+    [
+        ("ViT-B-32", "openai", EXACT),
+        ("ViT-B-32", "metaclip_400m", EXACT),
+        ("RN50", "openai", "Set model.towers.arch=RN50-quickgelu."),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", QUICK),
+    ],
+)
+def test_a_tag_trained_with_the_other_activation_is_refused(
+    arch: str, tag: str, said: str, no_download: list[str]
+) -> None:
+    with torch.device("meta"), pytest.raises(ConfigProblem) as caught:
+        Towers(TowersConfig(arch=arch, pretrained=tag))
+    assert str(caught.value).startswith(f"model.towers.pretrained={tag}: expected an architecture with ")
+    assert said in str(caught.value) and caught.value.exit_code == 2 and not no_download
+
+
+@pytest.mark.parametrize(("arch", "tag"), [("ViT-B-32-quickgelu", "openai"), ("ViT-B-32", "laion2b_s34b_b79k")])
+def test_a_tag_with_the_architectures_activation_is_downloaded(arch: str, tag: str, no_download: list[str]) -> None:
+    with torch.device("meta"), pytest.raises(CheckpointError, match=r"got ConnectionError \(no network here"):
+        Towers(TowersConfig(arch=arch, pretrained=tag))
+    assert len(no_download) == 1
+
+
+class Scripted(nn.Module):
+    """As OpenAI's archives: the facts are buffers of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln_final = nn.LayerNorm(4)
+        self.register_buffer("input_resolution", torch.tensor(224))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ln_final(x)
+
+
+def _script(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against writing new ones
+        torch.jit.script(Scripted()).save(str(path))
+
+
+def _state(path: Path) -> None:
+    torch.save({"ln_final.weight": torch.ones(4), "context_length": torch.tensor(77)}, path)
+
+
+@pytest.mark.parametrize("write", [_script, _state])
+def test_openais_files_need_openais_activation(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / "ViT-B-32.pt"
+    write(path)
+    with torch.device("meta"), pytest.raises(ConfigProblem) as caught:
+        Towers(TowersConfig(arch="ViT-B-32", pretrained=str(path)))
+    assert str(caught.value) == (
+        f"model.towers.pretrained={path}: expected an architecture with OpenAI's quick GELU, which these weights were "
+        f"trained with, got model.{EXACT}"
+    )
+    with torch.device("meta"), pytest.raises(CheckpointError, match="tensors that fit the model"):
+        Towers(TowersConfig(arch="ViT-B-32-quickgelu", pretrained=str(path)))
+
+
+def test_an_architecture_of_ones_own_sets_the_activation_in_its_file(tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({**CLIP_LAYOUT, "quick_gelu": False}))
+    _state(tmp_path / "w.pt")
+    with pytest.raises(ConfigProblem, match='Set "quick_gelu": true in the architecture\'s JSON file'):
+        Towers(TowersConfig(arch=str(own), pretrained=str(tmp_path / "w.pt")))
