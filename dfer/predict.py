@@ -33,7 +33,7 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict
         CheckpointError: the run has no checkpoint.
     """
     emotions = label_set(config.data.classes)
-    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed)
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
     checkpoints = Checkpoints(Path(config.run) / "checkpoints", world=world)
     load_checkpoint(model, selected_checkpoint(config, checkpoints))
     forward = inference(model, precision=config.engine.precision, device=world.device)

@@ -130,15 +130,18 @@ def train(config: RunConfig, world: World) -> FoldResult:
     if finished:
         return _trained_result(home)
     clips = open_clips(config)
-    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
     checkpoints = Checkpoints(home / "checkpoints", world=world, config=config.checkpoint)
+    latest = checkpoints.latest()
+    recognizer = build(
+        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=latest is None
+    )
     loader = train_loader(config, clips, world)
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
     )  # fmt: skip
     with closing(engine):
-        start, best = loop.resume(engine, checkpoints.latest(), steps_per_epoch=loader.steps_per_epoch)
+        start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
         total = loader.steps_per_epoch * config.epochs
         augment = Augment(config.data.augment, config.seed)
         with RunLog(home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every) as log:
@@ -201,7 +204,9 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
     clips = open_clips(config)
-    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    recognizer = build(
+        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=not trained
+    )
     chosen = None
     if trained:
         chosen = selected_checkpoint(config, Checkpoints(home / "checkpoints", world=world))

@@ -1,6 +1,7 @@
 """From a model's configuration to the recognizer, the same on every rank."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,11 +15,15 @@ ModelConfig = DferClipConfig
 """Every method's configuration; which one is chosen by its `name`."""
 
 
-def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int) -> DferClip:
+def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool = True) -> DferClip:
     """The recognizer with its initial weights, on the CPU in fp32.
 
     The weights depend on config, emotions, num_frames and seed alone: the caller's random state is neither read nor
     moved, and whether a checkpoint fills the towers does not change what the new parts are drawn as.
+
+    A `released` checkpoint fills the whole model, so `pretrained` is not read beside it. weights: False for a caller
+    who loads a checkpoint of this project next, which holds all weights; neither of the two is read then, and a trained
+    run does not need them any more.
 
     Raises:
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
@@ -26,10 +31,11 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
     """
     with torch.random.fork_rng(devices=[]):
         _reseed(seed, "towers")
-        towers = Towers(config.towers)
+        filled_later = config.released is not None or not weights
+        towers = Towers(replace(config.towers, pretrained=None) if filled_later else config.towers)
         _reseed(seed, config.name)
         model = DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
-    if config.released is not None:
+    if weights and config.released is not None:
         load_released(model, Path(config.released))
     return model
 

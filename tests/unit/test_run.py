@@ -1,23 +1,28 @@
 """Parts of a run that need no training: the checkpoint that is chosen, and what is loaded of it."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from dfer.checkpoint import Checkpoint, Checkpoints
 from dfer.config import ConfigProblem, from_plain, load, to_yaml
 from dfer.data.loader import DataConfig
-from dfer.distributed import World
+from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.metrics import scores
-from dfer.evaluation.results import Protocol, fold_result, save_result
+from dfer.evaluation.results import RESULT, Protocol, fold_result, save_result
 from dfer.models.build import build
 from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
 from dfer.models.towers import TowersConfig
+from dfer.predict import predict
 from dfer.run import RunConfig, crossval, evaluate_run, load_checkpoint, selected_checkpoint, train
 from dfer.training.engine import EngineConfig
 from dfer.training.optim import GroupConfig, SgdConfig
@@ -171,3 +176,36 @@ def test_switching_the_engine_keeps_its_other_settings() -> None:
     overrides = ["engine.clip_norm=2.0", "engine.precision=bf16", "engine.name=ddp"]
     found = load(Path(__file__).parents[2] / "configs" / "demo.yaml", RunConfig, overrides)
     assert found.engine == EngineConfig(name="ddp", precision="bf16", clip_norm=2.0)
+
+
+@pytest.fixture
+def alone() -> Iterator[World]:
+    with process_group(World()):
+        yield World()
+
+
+@pytest.mark.parametrize("setting", ["pretrained", "released"])
+def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: str, alone: World) -> None:
+    """Evaluated, predicted with and continued although the files it started from are gone."""
+    home, gone = tmp_path / "run", str(tmp_path / "gone.pt")
+    data = replace(shards(tmp_path / "shards"), frames=2, size=64)
+    towers = TowersConfig(arch="tiny-conv-64")
+    plain = run_config(home, data=data, model=replace(model(), towers=towers), batch=1)
+    result = train(plain, alone)
+    lost = replace(plain.model, towers=replace(plain.model.towers, pretrained=gone))
+    if setting == "released":
+        lost = replace(plain.model, released=gone)
+    config = replace(plain, model=lost)
+    again = evaluate_run(config, World(), trained=True)
+    assert (again.confusion, again.checkpoint) == (result.confusion, result.checkpoint)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(2):
+        cv2.imwrite(str(pictures / f"{number}.png"), np.full((64, 64, 3), 90 * number, np.uint8))
+    assert predict(config, [pictures], alone) == predict(plain, [pictures], alone)
+    (home / RESULT).unlink()
+    (home / "config.yaml").write_text(to_yaml(config))
+    assert train(config, alone).step == result.step
+    # Untrained, the file is what is asked for.
+    with pytest.raises(CheckpointError, match=r"gone\.pt: expected a file of weights, got no such file"):
+        train(replace(config, run=str(tmp_path / "fresh")), alone)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from dfer.emotions import label_set
+from dfer.errors import CheckpointError
 from dfer.models.build import build
 from dfer.models.towers import TowersConfig
 from tests.unit.models.tiny import tiny
@@ -50,3 +52,14 @@ def test_fresh_parts_have_the_papers_spread() -> None:
     assert abs(state["prompts.contexts"].std().item() - 0.02) < 1e-3
     assert abs(state["temporal.positions"].std().item() - 1) < 0.1
     assert abs(state["temporal.token"].std().item() - 1) < 0.25
+
+
+def test_a_checkpoint_loaded_next_needs_no_file() -> None:
+    gone = tiny(towers=TowersConfig(arch="tiny-conv-64", pretrained="/gone/clip.pt"))
+    released = tiny(towers=TowersConfig(arch="tiny-conv-64"), released="/gone/model.pth")
+    trained = build(tiny(arch="tiny-conv-64"), BASIC, num_frames=4, seed=5)
+    for config in (gone, released):
+        with pytest.raises(CheckpointError, match=r"/gone/.*got no such file"):
+            build(config, BASIC, num_frames=4, seed=6)
+        model = build(config, BASIC, num_frames=4, seed=6, weights=False)
+        model.load_state_dict(trained.state_dict())

@@ -1,5 +1,6 @@
 """Checkpoints of the released code: what does not fit is told in settings, not in tensors."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from dfer.config import ConfigProblem
 from dfer.emotions import Emotions, label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
 from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
 from dfer.models.towers import TowersConfig
-from tests.reference.recipe import CASES
+from tests.reference.recipe import CASES, CLIP_LAYOUT
 from tests.unit.models.conftest import Released
 
 PUBLISHED = CASES[0]
@@ -54,3 +56,20 @@ def test_a_plain_clip_is_sent_to_its_own_setting(arch: str, clip_weights: dict[s
     torch.save(clip_weights, tmp_path / "clip.pt")
     text = refusal(published(arch, tmp_path / "clip.pt"))
     assert "got one without prompt_learner.ctx. A plain CLIP goes to model.towers.pretrained" in text
+
+
+def test_the_exact_activation_is_refused(released: Released, tmp_path: Path) -> None:
+    """The authors train OpenAI's CLIP; with the exact GELU its tensors would fit and its answers be wrong."""
+    arch, path = tmp_path / "exact.json", released(PUBLISHED)
+    arch.write_text(json.dumps({**CLIP_LAYOUT, "quick_gelu": False}))
+    with pytest.raises(ConfigProblem) as caught:
+        build(published(str(arch), path), label_set("basic7"), num_frames=16, seed=0)
+    assert str(caught.value).startswith(f"{path}: expected an architecture with OpenAI's quick GELU")
+    assert caught.value.exit_code == 2
+
+
+def test_pretrained_is_not_read_beside_it(arch: str, released: Released) -> None:
+    config = published(arch, released(PUBLISHED))
+    gone = replace(config, towers=TowersConfig(arch=arch, pretrained="/gone/ViT-B-32.pt"))
+    plain, beside = (build(c, label_set("basic7"), num_frames=16, seed=0).state_dict() for c in (config, gone))
+    assert all(torch.equal(plain[name], beside[name]) for name in plain)
