@@ -7,7 +7,7 @@ out=${1:-demo}
 jobs=$(nproc)
 
 echo "== 1/3 generated faces in DFEW's raw layout"
-dfer-shards synth dfew "$out/raw" --clips 735 --seed 1 --jobs "$jobs"
+dfer-shards synth dfew "$out/raw" --clips 980 --seed 1 --jobs "$jobs"
 echo "== 2/3 shards"
 dfer-shards build dfew "$out/raw" "$out/shards" --jobs "$jobs"
 echo "== 3/3 five folds of $(basename "$config")"
