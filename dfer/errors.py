@@ -4,13 +4,17 @@ A message says where it happened, what was expected, what came and what to do; `
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class DferError(Exception):
-    """Base of all errors shown to users as a plain message."""
+    """Base of all errors shown to users as a plain message, from which the credentials of URLs are taken out."""
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 class UsageError(DferError):
@@ -46,6 +50,12 @@ class StorageError(DferError):
 def message(where: object, *, expected: str, got: str, do: str) -> str:
     """One line in the house's shape: where, what was expected, what came, what to do."""
     return f"{where}: expected {expected}, got {got}. {do}"
+
+
+def without_secrets(text: str) -> str:
+    """The text without the credentials of the URLs in it: `user:password@`, and queries, which may be signatures."""
+    text = re.sub(r"://[^/\s]*@", "://", text)
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"),]+?(?=[.:;]?(?:[\s'\"),]|$))", r"\1", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import IO, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dfer.errors import StorageError, UsageError, message
+from dfer.errors import DferError, StorageError, UsageError, message
 
 T = TypeVar("T")
 TEMPORARY = re.compile(r"\.[^/]+\.[0-9]+\.tmp")
@@ -31,6 +31,8 @@ class Output:
                 message(f"shard folder {url!r}", expected="a local path or a URL that fsspec can open, like s3://bucket/x",
                         got=str(error), do="Correct the address or install the package it names.")
             ) from error  # fmt: skip
+        except Exception as error:
+            raise _unreachable(url, error) from error
         self._root = str(root)
         self.local = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
 
@@ -41,7 +43,8 @@ class Output:
     def read(self, name: str) -> bytes | None:
         """The file's bytes, None when there is no such file."""
         try:
-            data: bytes = self._fs.cat_file(self.path(name))
+            with self._client():
+                data: bytes = self._fs.cat_file(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return data
@@ -49,25 +52,28 @@ class Output:
     def size(self, name: str) -> int | None:
         """Bytes of the file, None when there is no such file."""
         try:
-            info = self._fs.info(self.path(name))
+            with self._client():
+                info = self._fs.info(self.path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
     def names(self) -> list[str]:
         """All files below the folder, relative to it."""
-        self._fs.invalidate_cache()
-        if not self._fs.exists(self._root):
-            return []
-        if not self._fs.isdir(self._root):
-            raise UsageError(message(self.url, expected="a folder", got="a file", do="Give another path."))
-        prefix = self._fs._strip_protocol(self._root).rstrip("/") + "/"
-        return sorted(str(path).removeprefix(prefix) for path in self._fs.find(self._root))
+        with self._client():
+            self._fs.invalidate_cache()
+            if not self._fs.exists(self._root):
+                return []
+            if not self._fs.isdir(self._root):
+                raise UsageError(message(self.url, expected="a folder", got="a file", do="Give another path."))
+            prefix = self._fs._strip_protocol(self._root).rstrip("/") + "/"
+            return sorted(str(path).removeprefix(prefix) for path in self._fs.find(self._root))
 
     def remove(self, name: str) -> None:
         """Delete the file if it is there."""
         if self.size(name) is not None:
-            self._fs.rm_file(self.path(name))
+            with self._client():
+                self._fs.rm_file(self.path(name))
 
     def write(self, name: str, write: Callable[[IO[bytes]], T]) -> T:
         """Let `write` fill a temporary file, then put it in its place in one step. Raises OSError."""
@@ -76,12 +82,25 @@ class Output:
         with tempfile.TemporaryDirectory(prefix="dfer-shards-") as folder:
             whole = Path(folder) / "file"
             result = _publish(whole, write)
-            self._fs.put_file(str(whole), self.path(name))
+            with self._client():
+                self._fs.put_file(str(whole), self.path(name))
         return result
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """As `write`, for content that is in memory."""
         self.write(name, lambda file: file.write(data))
+
+    @contextmanager
+    def _client(self) -> Iterator[None]:
+        """OSErrors pass, for `storage_errors`; clients of remote stores raise classes of their own besides."""
+        try:
+            yield
+        except (OSError, DferError):
+            raise
+        except Exception as error:
+            if self.local is not None:
+                raise  # a fault of ours
+            raise _unreachable(self.url, error) from error
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -117,6 +136,17 @@ def storage_errors(url: str) -> Iterator[None]:
                 "shards are kept." if full else "Correct it and run the same command again: finished shards are kept.",
             )
         ) from error  # fmt: skip
+
+
+def _unreachable(url: str, error: Exception) -> StorageError:
+    return StorageError(
+        message(
+            url,
+            expected="a store that answers",
+            got=str(error) or type(error).__name__,
+            do="Check the URL, the network and the credentials that the store needs.",
+        )
+    )
 
 
 def _lock(handle: int, url: str) -> None:

@@ -5,14 +5,15 @@ fetched as byte ranges. Clients and maps are opened on first use and left out of
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dfer.data.format import MANIFEST, Manifest, ShardIndex, ShardInfo, read_index, read_manifest
-from dfer.errors import DataError, StorageError, UsageError, message
+from dfer.errors import DataError, DferError, StorageError, UsageError, message
 
 MAX_OPEN = 256
 """Shards a process keeps mapped; each holds a file descriptor, and 1,024 are usual."""
@@ -58,24 +59,20 @@ class Store:
         view = self._maps.get(shard.path)
         if view is not None:
             return [view[at : at + size] for at, size in spans]
-        path = self._full(shard.path)
-        try:
+        with self._reading(shard.path):
+            path = self._full(shard.path)
             return [self._filesystem().cat_file(path, start=at, end=at + size) for at, size in spans]
-        except OSError as error:
-            raise self._unreadable(shard.path, error) from error
 
     def _open(self, shard: ShardInfo) -> None:
         if shard.path in self._checked:
             return
-        try:
+        with self._reading(shard.path):
             fs, path = self._filesystem(), self._full(shard.path)
             self._check_size(shard, fs.size(path))
             if isinstance(fs, LocalFileSystem):
                 self._map(shard.path, path)
             else:
                 self._checked.add(shard.path)
-        except OSError as error:
-            raise self._unreadable(shard.path, error) from error
 
     def _map(self, name: str, path: str) -> None:
         if len(self._maps) >= MAX_OPEN:
@@ -111,13 +108,23 @@ class Store:
             ) from error
 
     def _whole_file(self, path: str) -> bytes:
-        try:
+        with self._reading(path):
             data: bytes = self._filesystem().cat_file(self._full(path))
-        except OSError as error:
-            raise self._unreadable(path, error) from error
         return data
 
-    def _unreadable(self, path: str, error: OSError) -> DataError | StorageError:
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """Clients of remote stores raise classes of their own, of which many are no OSError."""
+        try:
+            yield
+        except DferError:
+            raise
+        except Exception as error:
+            if isinstance(self._fs, LocalFileSystem) and not isinstance(error, OSError):
+                raise  # a fault of ours
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: str, error: Exception) -> DataError | StorageError:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return FileNotFoundInStore(
                 message(
@@ -127,9 +134,11 @@ class Store:
                     do="Copy the folder again or build the shards again.",
                 )
             )
-        return StorageError(
-            message(self._where(path), expected="to read it", got=str(error), do="Check the disk and the permissions.")
-        )
+        do = "Check the disk and the permissions."
+        if not isinstance(self._fs, LocalFileSystem):
+            do = "Check the URL, the network and the credentials that the store needs."
+        got = str(error) or type(error).__name__
+        return StorageError(message(self._where(path), expected="to read it", got=got, do=do))
 
     def _filesystem(self) -> Any:
         if self._fs is None:

@@ -1,6 +1,7 @@
 """The floor: label sets, the world, the import order, the shard format's checks."""
 
 import ast
+import pickle
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_unknown_emotions_and_label_sets_are_named() -> None:
         emotions.label_set("basic")
     with pytest.raises(UsageError, match="distinct names"):
         emotions.emotions_of(["fear", "fear"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("s3://key:p%40ss@word@host/a/b?x=1: no", "s3://host/a/b: no"),
+        ("url=URL('https://h/x?sig=abc&d=1'), 403", "url=URL('https://h/x'), 403"),
+        ("simplecache::http://u@h/x: who? me@home", "simplecache::http://h/x: who? me@home"),
+        ("/data/a@b?c: fine", "/data/a@b?c: fine"),
+        ("s3://bucket/x: expected a@b?", "s3://bucket/x: expected a@b?"),
+    ],
+)
+def test_errors_tell_urls_without_their_credentials(text: str, told: str) -> None:
+    assert str(DataError(text)) == told
+    assert str(pickle.loads(pickle.dumps(UsageError(text)))) == told
 
 
 def test_world_reads_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
 """Reading shard folders: local, remote, and everything that can be wrong with them."""
 
 import hashlib
+import http.server
 import json
 import pickle
+import socket
+import threading
 from pathlib import Path
 
 import fsspec
@@ -156,6 +159,75 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", refuse)
     expect(folder, StorageError, "manifest.json: expected to read it, got ", "Permission denied", exit_code=6)
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """A machine on which S3's client finds no keys; nothing goes over the network."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def test_s3_without_credentials(no_credentials):
+    with pytest.raises(StorageError) as caught:
+        Store("s3://no-such-bucket/dfew")
+    assert str(caught.value) == (
+        "s3://no-such-bucket/dfew/manifest.json: expected to read it, got Unable to locate credentials. "
+        "Check the URL, the network and the credentials that the store needs."
+    )
+    assert caught.value.exit_code == 6
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_a_server_that_does_not_answer():
+    url = f"http://127.0.0.1:{free_port()}/dfew"
+    with pytest.raises(StorageError) as caught:
+        Store(url)
+    text = str(caught.value)
+    assert text.startswith(f"{url}/manifest.json: expected to read it, got ")
+    assert text.endswith("Check the URL, the network and the credentials that the store needs.")
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404 if "absent" in self.path else 500)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_answers_with_an_error():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(StorageError, match=r"got 500, .* Check the URL, the network") as caught:
+                Store(f"http://127.0.0.1:{server.server_port}/dfew")
+            assert caught.value.exit_code == 6
+            with pytest.raises(DataError, match=r"absent/manifest.json: expected the manifest .* got no such file"):
+                Store(f"http://127.0.0.1:{server.server_port}/absent")
+        finally:
+            server.shutdown()
+
+
+def test_credentials_in_a_url_are_not_told(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no answer from ftp://me:open-sesame@host/dfew/manifest.json?sig=open-sesame, sorry")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
+    with pytest.raises(StorageError) as caught:
+        Store("ftp://me:open-sesame@host/dfew")
+    assert "open-sesame" not in str(caught.value)
+    assert str(caught.value).startswith("ftp://host/dfew/manifest.json: expected to read it, got no answer from ftp://")
+    assert ", sorry. Check the URL" in str(caught.value)
 
 
 def test_an_unknown_scheme():

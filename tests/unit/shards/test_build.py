@@ -16,6 +16,7 @@ import webdataset
 from dfer.data.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
 from dfer.errors import DataError, StorageError, UsageError
 from shards import output
+from shards.__main__ import main
 from shards.build import build
 from shards.output import Output
 from shards.shard import BuildOptions
@@ -379,6 +380,40 @@ def test_any_fsspec_url(raw: Path, tmp_path: Path) -> None:
 def test_an_address_nobody_can_open(raw: Path, url: str) -> None:
     with pytest.raises(UsageError, match="expected a local path or a URL that fsspec can open"):
         build(SOURCES["dfew"](raw), url, SMALL, progress=False)
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which S3's client finds no keys; nothing goes over the network."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def test_a_store_without_credentials(raw: Path, no_credentials: None, capsys: pytest.CaptureFixture[str]) -> None:
+    url = "s3://no-such-bucket/dfew"
+    for arguments in (["build", "dfew", str(raw), url, "--jobs", "1"], ["verify", url], ["show", url]):
+        assert main([*arguments]) == 6
+        assert capsys.readouterr().err == (
+            f"error: {url}: expected a store that answers, got Unable to locate credentials. "
+            "Check the URL, the network and the credentials that the store needs.\n"
+        )
+
+
+def test_what_a_client_raises_in_the_midst_of_a_build_is_told_without_credentials(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("PUT https://host/x?X-Amz-Signature=open-sesame failed")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", refuse)
+    with pytest.raises(StorageError) as caught:
+        build(SOURCES["dfew"](raw), "memory://me:open-sesame@never-written", SMALL, progress=False)
+    assert str(caught.value).startswith(
+        "memory://never-written: expected a store that answers, got PUT https://host/x failed. Check the URL"
+    )
 
 
 def test_the_manifest_reads_back(raw: Path, tmp_path: Path) -> None:
