@@ -7,20 +7,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfer.errors import DferError, StorageError, UsageError, message
+
+if TYPE_CHECKING:
+    from dfer.evaluation.results import FoldResult
 
 EXAMPLES = {
     "train": "dfer train configs/demo.yaml run=runs/try fold=2\n  dfer train configs/dfew/dfer_clip.yaml --dry-run\n"
     "  torchrun --nproc_per_node 4 -m dfer train configs/dfew/dfer_clip.yaml engine.zero=2 engine.precision=bf16",
-    "crossval": "dfer crossval configs/dfew/dfer_clip.yaml data.shards=/data/shards/dfew\n"
+    "crossval": "dfer crossval configs/dfew/dfer_clip.yaml data.shards=s3://bucket/dfew\n"
     "  dfer crossval configs/demo.yaml --folds 1,2",
     "evaluate": "dfer evaluate runs/dfew/dfer_clip/fold_1\n"
     "  dfer evaluate configs/dfew/dfer_clip.yaml run=runs/released fold=1 model.released=DFEW-set1-model.pth",
     "predict": "dfer predict demo/run/fold_1 demo/raw/Clip/clip_224x224/00001\n"
     "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
     "report": "dfer report runs/dfew/dfer_clip",
-    "bench loader": "dfer bench loader demo/shards\n  dfer bench loader shards/dfew --seconds 20",
+    "bench loader": "dfer bench loader demo/shards\n  dfer bench loader data/dfew --seconds 20",
     "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
 }
 
@@ -137,7 +141,7 @@ def _train(args: argparse.Namespace) -> None:
     with process_group(world):
         result = run.train(chosen, world)
     if world.is_first:
-        print(f"{chosen.run}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f} ({result.selection})")
+        print(_scores(chosen.run, result))
 
 
 def _crossval(args: argparse.Namespace) -> None:
@@ -168,7 +172,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     with process_group(world):
         result = run.evaluate_run(chosen, world, trained=trained)
     if world.is_first:
-        print(f"{chosen.run}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f} ({result.selection})")
+        print(_scores(chosen.run, result))
+
+
+def _scores(run_folder: str, result: "FoldResult") -> str:
+    on = f" on {result.data}" if result.generated else ""
+    return f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
 
 
 def _config_of(run_folder: Path) -> Path:

@@ -299,6 +299,7 @@ def _report_test(
         step=chosen.step if chosen else 0, epoch=position["epoch"], seed=config.seed,
         protocol=_protocol(config, model), checkpoint=chosen.folder.name if chosen else _source(config),
         manifest_sha256=_manifest_hash(clips.store), finished=_now(), seconds=round(found.seconds, 2),
+        generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
     )  # fmt: skip
     if world.is_first:
         assert found.predictions is not None

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dfer.errors import DferError
+from dfer.data.format import data_name
+from dfer.errors import DferError, without_secrets
 from shards import pool
 from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips
 from shards.output import storage_errors
@@ -14,6 +15,7 @@ from shards.shard import BuildOptions
 from shards.show import count_table, describe
 from shards.sources import SOURCES
 from shards.sources.clips import RawSet
+from shards.sources.generated import mark_generated
 from shards.verify import load_manifest, verify
 
 INTERRUPTED = 130
@@ -24,18 +26,18 @@ SYNTH_EXAMPLES = """examples:
   dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4"""
 
 BUILD_EXAMPLES = """examples:
-  dfer-shards build dfew /data/DFEW shards/dfew --dry-run   what would be built, and what is missing
-  dfer-shards build dfew /data/DFEW shards/dfew --jobs 8
-  dfer-shards build mafw /data/MAFW shards/mafw --allow-missing 3
+  dfer-shards build dfew /data/DFEW data/dfew --dry-run   what would be built, and what is missing
+  dfer-shards build dfew /data/DFEW data/dfew --jobs 8
+  dfer-shards build mafw /data/MAFW data/mafw --allow-missing 3
 The same command again continues a build that was stopped and does nothing when nothing changed.
 The data sets may not be passed on: keep their shards as private as the raw files."""
 
 VERIFY_EXAMPLES = """examples:
-  dfer-shards verify shards/dfew --jobs 8                   read back and decode everything
-  dfer-shards verify shards/dfew --quick                    hashes and indexes only"""
+  dfer-shards verify data/dfew --jobs 8      read back and decode everything
+  dfer-shards verify data/dfew --quick       hashes and indexes only"""
 
 SHOW_EXAMPLES = """examples:
-  dfer-shards show shards/dfew                              clips per partition and class / published counts"""
+  dfer-shards show data/dfew                 clips per partition and class / published counts"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +130,7 @@ def _synth(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     options = BuildOptions(max_side=args.max_side, quality=args.quality, clips_per_shard=args.clips_per_shard)
-    raw = SOURCES[args.dataset](args.raw)
+    raw = mark_generated(SOURCES[args.dataset](args.raw), args.raw)
     for note in raw.notes:
         print(f"warning: {note}", file=sys.stderr)
     if args.dry_run:
@@ -142,13 +144,16 @@ def _build(args: argparse.Namespace) -> None:
 def _dry_run(raw: RawSet, args: argparse.Namespace) -> None:
     check_numbering(raw)
     frames, missing = missing_clips(raw, jobs=args.jobs, progress=args.progress)
-    print(f"{raw.dataset} in {args.raw}: {len(raw.clips)} clips in the split files, {frames} frames")
-    print(count_table(raw.dataset, raw.emotions.names, count_clips(raw)))
+    generated = raw.options.get("generated", "")
+    name = data_name(raw.dataset, generated=generated)
+    print(f"{name} in {args.raw}: {len(raw.clips)} clips in the split files, {frames} frames")
+    print(count_table(raw.dataset, raw.emotions.names, count_clips(raw), generated=bool(generated)))
     print(f"clips without frames: {len(missing)}" + ("\n" + listed(missing) if missing else ""))
     print("nothing was written (--dry-run)")
 
 
 def _outcome(url: str, report: BuildReport) -> str:
+    url = without_secrets(url)
     if report.made == 0:
         return f"{url}: nothing to do, all {report.unchanged} shards are up to date"
     rate = report.frames_made / max(report.seconds, 1e-3)
@@ -161,7 +166,7 @@ def _outcome(url: str, report: BuildReport) -> str:
 def _verify(args: argparse.Namespace) -> None:
     report = verify(args.out, quick=args.quick, jobs=args.jobs, progress=args.progress)
     done = "hashes agree" if args.quick else "hashes, tar members, labels agree; every frame decodes"
-    print(f"{args.out}: {report.shards} shards, {report.clips} clips, {report.frames} frames: {done}")
+    print(f"{without_secrets(args.out)}: {report.shards} shards, {report.clips} clips, {report.frames} frames: {done}")
 
 
 def _show(args: argparse.Namespace) -> None:

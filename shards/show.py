@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dfer.data.format import Manifest
+from dfer.data.format import Manifest, data_name
 from shards.build import listed
 from shards.totals import TOTALS
 
@@ -14,26 +14,29 @@ def describe(manifest: Manifest) -> str:
     frames = sum(shard.frames for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
     settings = manifest.frames
+    name = data_name(manifest.dataset, generated=manifest.generated)
     lines = [
-        f"{manifest.dataset}: {sum(map(sum, manifest.counts.values()))} clips, {frames} frames, {_bytes(size)} in "
-        f"{len(manifest.shards)} shards, built by {manifest.builder}",
+        f"{name}: {sum(map(sum, manifest.counts.values()))} clips, "
+        f"{frames} frames, {_bytes(size)} in {len(manifest.shards)} shards, built by {manifest.builder}",
         f"frames: {settings.kept} kept as they were, {settings.encoded} encoded (longest side {settings.max_side} px, "
         f"quality {settings.quality})",
         "options: " + ", ".join(f"{key} {value}" for key, value in sorted(manifest.options.items())),
         "",
-        count_table(manifest.dataset, manifest.classes, manifest.counts),
+        count_table(manifest.dataset, manifest.classes, manifest.counts, generated=bool(manifest.generated)),
     ]
     if manifest.excluded:
         lines += ["", f"clips left out: {len(manifest.excluded)}", listed(manifest.excluded)]
     return "\n".join(lines)
 
 
-def count_table(dataset: str, classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
+def count_table(
+    dataset: str, classes: Sequence[str], counts: Mapping[str, Sequence[int]], *, generated: bool = False
+) -> str:
     """Clips per partition and class; where the published number differs it stands behind a slash.
 
-    The last line says how many numbers differ.
+    The last line says how many numbers differ. generated: no published number holds for these clips.
     """
-    known = TOTALS.get(dataset, {})
+    known = {} if generated else TOTALS.get(dataset, {})
     rows = {partition: _with_sum(row) for partition, row in sorted(counts.items())}
     expected = {partition: _with_sum(row) for partition, row in known.items()}
     for table in (rows, expected):
@@ -43,7 +46,8 @@ def count_table(dataset: str, classes: Sequence[str], counts: Mapping[str, Seque
     cells += [[name, *map(_cell, row, expected.get(name, row))] for name, row in rows.items()]
     absent = [name for name in expected if name not in rows]
     lines = [_aligned(row, [max(map(len, column)) for column in zip(*cells, strict=True)]) for row in cells]
-    return "\n".join([*lines, _verdict(rows, expected, absent)])
+    verdict = "generated faces: no published counts to compare with" if generated else _verdict(rows, expected, absent)
+    return "\n".join([*lines, verdict])
 
 
 def _verdict(rows: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], absent: Sequence[str]) -> str:

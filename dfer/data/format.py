@@ -110,6 +110,11 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     options: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def generated(self) -> str:
+        """Seed and generator when the faces are generated ones, else nothing."""
+        return self.options.get("generated", "")
+
     def partitions(self) -> list[str]:
         return sorted({shard.partition for shard in self.shards})
 
@@ -126,6 +131,11 @@ class Manifest:
                 )
             )
         return [shard for shard in self.shards if shard.partition in partitions]
+
+
+def data_name(dataset: str, *, generated: str) -> str:
+    """What to call the data before a reader: generated faces never bear the data set's own name."""
+    return f"generated faces in {dataset}'s layout" if generated else dataset
 
 
 def to_json(value: Manifest | ShardIndex) -> bytes:

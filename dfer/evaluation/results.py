@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfer.config import ConfigProblem, from_plain, to_plain
+from dfer.data.format import data_name
 from dfer.errors import CheckpointError, StorageError, message
 from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.metrics import Scores, scores
@@ -75,11 +76,15 @@ class FoldResult:
     fold: 1..num_folds. num_folds: folds of the data set's protocol (DFEW and MAFW 5, FERV39k's single split 1).
     confusion: K rows of K counts, rows the truth. war, uar, recall: shares from 0 to 1, recall None for a class without
     test clips. step, epoch: of the checkpoint. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
-    seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix.
+    seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix. generated: seed
+    and generator when the faces are generated ones in the layout of `dataset`. excluded: clips of all partitions that
+    the split files name and the shards do not hold.
     """
 
     version: Literal[1] = 1
     dataset: str
+    generated: str = ""
+    excluded: int = 0
     method: str
     fold: int
     num_folds: int
@@ -107,6 +112,11 @@ class FoldResult:
         problem = self._shape_problem() or self._score_problem()
         if problem:
             raise ConfigProblem(f"{problem}. Evaluate this fold again.")
+
+    @property
+    def data(self) -> str:
+        """What to call the data before a reader."""
+        return data_name(self.dataset, generated=self.generated)
 
     @property
     def scores(self) -> Scores:

@@ -108,7 +108,7 @@ def summarise(run_folder: Path) -> Report:
         mean=average(folds),
         std=deviation(folds),
         pooled=total([fold.scores for fold in folds]),
-        published=published,
+        published=None if folds[0].generated else published,
         notes=tuple(_notes(done, missing, published)),
         config=done[0].config_text,
         environments=_environments(done),
@@ -203,7 +203,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _refuse_mixture(run_folder: Path, done: Sequence[_Fold]) -> None:
     facts: dict[str, Callable[[_Fold], str]] = {
-        "data set": lambda fold: fold.result.dataset,
+        "data set": lambda fold: fold.result.data,
         "class list": lambda fold: ", ".join(fold.result.classes),
         "method": lambda fold: fold.result.method,
         "selection rule": lambda fold: fold.result.selection,
@@ -285,7 +285,12 @@ def _notes(done: Sequence[_Fold], missing: Sequence[int], published: Published |
         if empty:
             where = f"Fold {fold.result.fold}" if first.num_folds > 1 else "The test split"
             notes.append(f"{where} has no test clips of {', '.join(empty)}: UAR averages over the other classes.")
-    if published and published.selection != first.selection:
+    if first.excluded:
+        clips, are = ("1 clip", "is") if first.excluded == 1 else (f"{first.excluded} clips", "are")
+        notes.append(f"{clips} of the split files {are} not in the shards; `dfer-shards show` names them.")
+    if published and first.generated:
+        notes.append(f"Published numbers are left out: they hold for {first.dataset} itself, these are {first.data}.")
+    elif published and published.selection != first.selection:
         notes.append(
             f"Not like for like: the published numbers stand for selection {published.selection}, "
             f"ours for {first.selection}."

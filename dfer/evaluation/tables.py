@@ -78,7 +78,8 @@ def _cells(row: Row | Scores) -> tuple[str, ...]:
 
 def ours(report: Report) -> str:
     """What our row is: folds, selection rule, seeds."""
-    return f"ours: {report.coverage}; selection: {report.first.selection}; {seeds_text(report)}"
+    on = f"on {report.first.data}; " if report.first.generated else ""
+    return f"ours: {on}{report.coverage}; selection: {report.first.selection}; {seeds_text(report)}"
 
 
 def seeds_text(report: Report) -> str:
@@ -88,7 +89,7 @@ def seeds_text(report: Report) -> str:
 
 def title(report: Report) -> str:
     """What the report is about."""
-    return f"{report.first.method} on {report.first.dataset}"
+    return f"{report.first.method} on {report.first.data}"
 
 
 def _headline(report: Report) -> str:
@@ -164,7 +165,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     found = [
         ("run", report.name),
         ("method", first.method),
-        ("data set", f"{first.dataset}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}"),
+        ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}"),
+        ("generated with", first.generated),
         ("folds", report.coverage),
         ("selection", SELECTION_TEXT[first.selection]),
         ("validation", first.validation),
@@ -185,6 +187,8 @@ def plain(report: Report) -> dict[str, Any]:
         "unit": "share from 0 to 1; published: percent",
         "run": report.name,
         "dataset": first.dataset,
+        "generated": first.generated,
+        "excluded": first.excluded,
         "method": first.method,
         "classes": list(first.classes),
         "selection": first.selection,

@@ -27,14 +27,14 @@ import numpy as np
 import simplejpeg
 from tqdm import tqdm
 
-from dfer.errors import DataError, StorageError, UsageError, message
+from dfer.errors import StorageError, UsageError, message
+from shards.sources.generated import BEGUN, RECORD, read_record
 from shards.synthetic.face import ClipPainter
 from shards.synthetic.identity import draw_identity, draw_scene
 from shards.synthetic.layouts import Clip, Layout, layout_of, plan_clips
 from shards.synthetic.motion import clip_motion
 
 VERSION = 1  # raise when the same arguments give other pictures
-RECORD, BEGUN = "synthetic.json", "synthetic.part.json"
 SIZES = range(32, 1025)
 
 
@@ -114,18 +114,6 @@ def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
         got = ", ".join(f"{key} {value}" for key, value in other.items())
         do = "Choose another folder, or delete this one to generate it anew."
         raise UsageError(message(out, expected=f"generated faces with {expected}", got=got, do=do))
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises DataError when it is none."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        found = error
-    if not isinstance(found, dict):
-        do = "Delete the folder, or choose another."
-        raise DataError(message(path, expected="the record of generated faces, a JSON object", got=str(found), do=do))
-    return found
 
 
 @contextmanager

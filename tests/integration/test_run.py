@@ -16,8 +16,10 @@ from dfer.distributed import World
 from dfer.run import RunConfig, open_clips
 from tests.integration.commands import (
     SGD,
+    Capture,
     copied,
     finish,
+    here,
     killed,
     largest_difference,
     last_weights,
@@ -68,6 +70,14 @@ def test_a_run_folder_holds_what_the_documents_say(crossval: tuple[Path, str]) -
     assert sorted(path.name for path in (crossval[0] / "report").iterdir()) == [
         "index.html", "report.json", "report.md",
     ]  # fmt: skip
+
+
+def test_generated_faces_are_called_so_from_shards_to_report(crossval: tuple[Path, str]) -> None:
+    assert {result(crossval[0] / fold)["generated"] for fold in FOLDS} == {"seed 1, generator 1"}
+    assert {result(crossval[0] / fold)["excluded"] for fold in FOLDS} == {0}
+    pages = [crossval[1], *((crossval[0] / "report" / name).read_text() for name in ("report.md", "report.json"))]
+    assert all("generated faces in dfew's layout" in page or '"generated": "seed 1' in page for page in pages)
+    assert not any("dfer_clip on dfew" in page for page in pages)
 
 
 def test_every_step_and_evaluation_is_recorded_once(crossval: tuple[Path, str]) -> None:
@@ -142,9 +152,11 @@ def test_a_killed_cross_validation_ends_with_the_same_results(
         assert not list(ours.glob("**/*.tmp"))
 
 
-def test_another_configuration_does_not_continue_the_folder(crossval: tuple[Path, str], tiny: Path) -> None:
+def test_another_configuration_does_not_continue_the_folder(
+    capsys: Capture, crossval: tuple[Path, str], tiny: Path
+) -> None:
     run = crossval[0] / "fold_1"
-    done = start("train", tiny, f"run={run}", "seed=2", "fold=1")
+    done = here(capsys, "train", tiny, f"run={run}", "seed=2", "fold=1")
     refused(done, 5, str(run), "1 changed keys (seed was 1, now 2)", "run=FOLDER")
 
 
@@ -193,7 +205,7 @@ def _continue_alone(tiny: Path, run: Path, alone: Path) -> None:
 
 
 @pytest.mark.parametrize("select", ["best_on_val", "best_on_test"])
-def test_the_selection_is_named_and_kept(tiny: Path, tmp_path: Path, select: str) -> None:
+def test_the_selection_is_named_and_kept(capsys: Capture, tiny: Path, tmp_path: Path, select: str) -> None:
     run = tmp_path / "run"
     done = finish("train", tiny, f"run={run}", f"select={select}", "checkpoint.keep_last=1")
     said, evaluations = result(run), records(run, "eval")
@@ -205,7 +217,7 @@ def test_the_selection_is_named_and_kept(tiny: Path, tmp_path: Path, select: str
         assert said["validation"] == ""
     else:
         assert said["validation"] in ("16 of 28 training clips held out", "12 of 28 training clips held out")
-    again = finish("evaluate", run)
+    again = here(capsys, "evaluate", run)
     assert again.stdout == done.stdout and result(run) == said
 
 
@@ -231,11 +243,11 @@ def test_evaluating_a_run_again_gives_the_very_same_numbers(crossval: tuple[Path
     assert done.stdout == f"{run}: WAR {100 * result(run)['war']:.2f}, UAR {100 * result(run)['uar']:.2f} (last)\n"
 
 
-def test_weights_as_they_are(tiny: Path, tmp_path: Path) -> None:
+def test_weights_as_they_are(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     finish("evaluate", tiny, f"run={run}")
     assert (result(run)["step"], result(run)["checkpoint"], result(run)["clips"]) == (0, "random weights", 7)
-    refused(start("train", tiny, f"run={run}"), 2, "got the evaluation of a model that was not trained here")
+    refused(here(capsys, "train", tiny, f"run={run}"), 2, "got the evaluation of a model that was not trained here")
 
 
 def test_prediction_agrees_with_the_evaluation(dfew: Path, crossval: tuple[Path, str], tmp_path: Path) -> None:
@@ -254,17 +266,19 @@ def test_prediction_agrees_with_the_evaluation(dfew: Path, crossval: tuple[Path,
         assert line.startswith(f"{row['clip']}  {row['predicted']} {float(row[row['predicted']]):.2f}  (then ")
 
 
-def test_a_report_of_some_folds_says_which_are_missing(crossval: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_report_of_some_folds_says_which_are_missing(
+    capsys: Capture, crossval: tuple[Path, str], tmp_path: Path
+) -> None:
     for fold in ("fold_1", "fold_4"):
         copied(crossval[0] / fold, tmp_path / "run" / fold)
-    done = finish("report", tmp_path / "run")
+    done = here(capsys, "report", tmp_path / "run")
     assert "No result yet for fold 2, fold 3, fold 5: means cover 2 of 5 folds." in done.stdout
     assert (tmp_path / "run" / "report" / "index.html").exists()
-    refused(start("report", tmp_path), 5, "expected a results/test.json in the run or in fold_*/, got none")
+    refused(here(capsys, "report", tmp_path), 5, "expected a results/test.json in the run or in fold_*/, got none")
 
 
-def test_a_dry_run_writes_nothing(tiny: Path, tmp_path: Path) -> None:
-    done = finish("crossval", tiny, f"run={tmp_path / 'run'}", "--dry-run", "--folds", "2,5")
+def test_a_dry_run_writes_nothing(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
+    done = here(capsys, "crossval", tiny, f"run={tmp_path / 'run'}", "--dry-run", "--folds", "2,5")
     assert not (tmp_path / "run").exists()
     assert "fold 2 of 5: trains on fold_1, fold_3, fold_4, fold_5" in done.stdout
     assert "train: 28 clips (happiness 4, sadness 4" in done.stdout
@@ -279,7 +293,7 @@ def test_a_dry_run_writes_nothing(tiny: Path, tmp_path: Path) -> None:
     ("dataset", "clips", "classes", "tested"), [("ferv39k", 28, "basic7", None), ("mafw", 55, "mafw11", 11)]
 )
 def test_other_data_sets_train(
-    tiny: Path, tmp_path: Path, dataset: str, clips: int, classes: str, tested: int | None
+    capsys: Capture, tiny: Path, tmp_path: Path, dataset: str, clips: int, classes: str, tested: int | None
 ) -> None:
     made, run = make_shards(tmp_path / dataset, dataset, clips=clips), tmp_path / "run"
     finish("train", tiny, f"run={run}", f"data.shards={made / 'shards'}", f"data.classes={classes}", "epochs=1")
@@ -289,7 +303,7 @@ def test_other_data_sets_train(
     counted = sum(map(sum, said["confusion"]))
     assert counted == (tested or len(predictions(run))) == said["clips"] > 0
     assert len(last_weights(run)) > 10
-    done = finish("report", run)
+    done = here(capsys, "report", run)
     assert ("fixed split" if tested is None else "1 of 5 folds") in done.stdout
 
 

@@ -1,5 +1,6 @@
 """What a table may hold: means over like folds, missing folds named, unlike folds refused."""
 
+import html
 import json
 from dataclasses import replace
 
@@ -10,8 +11,10 @@ import yaml
 from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError
 from dfer.evaluation.metrics import percent
+from dfer.evaluation.report import write_report
 from dfer.evaluation.results import RESULT, Protocol, save_result
 from dfer.evaluation.summary import average, deviation, fold_folders, summarise
+from dfer.evaluation.tables import text_table
 from tests import fake_runs
 
 
@@ -128,6 +131,39 @@ def test_a_result_without_its_configuration_is_refused(run, text, got):
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(CheckpointError, match=f"config.yaml: expected .*, got {got}"):
         summarise(run)
+
+
+def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numbers(tmp_path):
+    made = fake_runs.result(generated="seed 3, generator 1", excluded=2)
+    report = summarise(fake_runs.write_fold(tmp_path / "run", made, curves=False))
+    assert report.published is None
+    assert "2 clips of the split files are not in the shards; `dfer-shards show` names them." in report.notes
+    left_out = "Published numbers are left out: they hold for DFEW itself, these are generated faces in DFEW's layout."
+    assert left_out in report.notes
+    screen = text_table(report)
+    assert screen.startswith("DFER-CLIP on generated faces in DFEW's layout, ")
+    assert "59.61" not in screen and "on DFEW" not in screen
+    paths = write_report(tmp_path / "run")
+    for text in (paths.markdown.read_text(), paths.html.read_text()):
+        plain = html.unescape(text)
+        assert "DFER-CLIP on generated faces in DFEW's layout" in plain
+        assert "seed 3, generator 1" in plain and left_out in plain and "2 clips of the split files" in plain
+        assert "Zhao & Patras" not in plain.split("<pre>")[0]
+    stored = json.loads(paths.json.read_text())
+    assert (stored["generated"], stored["excluded"], stored["published"]) == ("seed 3, generator 1", 2, None)
+
+
+def test_generated_and_real_faces_never_share_a_table(run):
+    change(run, 2, generated="seed 3, generator 1")
+    with pytest.raises(CheckpointError, match=r"one data set for all folds, got .*generated faces in DFEW's layout"):
+        summarise(run)
+
+
+def test_one_clip_left_out_is_told_and_none_is_not(tmp_path):
+    fake_runs.write_fold(tmp_path, fake_runs.result(excluded=1), curves=False)
+    assert any(note.startswith("1 clip of the split files is not in the shards") for note in summarise(tmp_path).notes)
+    fake_runs.write_fold(tmp_path, fake_runs.result(), curves=False)
+    assert not any("split files" in note for note in summarise(tmp_path).notes)
 
 
 def test_published_numbers_of_the_config_are_checked(run):

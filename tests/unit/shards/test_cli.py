@@ -1,5 +1,6 @@
 """The command line: exit codes, messages without a traceback, tables."""
 
+import json
 import os
 import re
 import shutil
@@ -145,6 +146,39 @@ def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixtur
 def test_synth_is_reached(tmp_path: Path) -> None:
     assert run("synth", "dfew", tmp_path / "raw", "--clips", 35, "--size", 32, "--jobs", 1, "--no-progress") == 0
     assert build(tmp_path / "raw", tmp_path / "out") == 0
+
+
+def test_generated_faces_are_not_shown_as_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "raw"
+    assert run("synth", "dfew", raw, "--clips", 35, "--seed", 4, "--size", 32, "--jobs", 1, "--no-progress") == 0
+    assert build(raw, tmp_path / "out", "--dry-run") == 0
+    assert build(raw, tmp_path / "out") == 0
+    assert run("show", tmp_path / "out") == 0
+    dry, built, shown = re.split(r"(?m)^(?=generated faces in dfew's layout)", capsys.readouterr().out)[1:]
+    assert f"dfew's layout in {raw}: 35 clips in the split files" in dry
+    for text in (built, shown):
+        assert text.startswith("generated faces in dfew's layout: 35 clips, ")
+        assert "generated seed 4, generator 1" in text
+    for text in (dry, built, shown):
+        assert "generated faces: no published counts to compare with" in text
+        assert not re.search(r"\d/\d", re.split(r"no published counts", text)[0].split("all\n")[1])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["dataset"], manifest["options"]["generated"]) == ("dfew", "seed 4, generator 1")
+
+
+@pytest.mark.parametrize("name", ["synthetic.json", "DFEW/synthetic.json", "synthetic.part.json"])
+def test_the_record_of_generated_faces_is_found_and_checked(
+    name: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(raw, tmp_path / "out", "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("dfew in ")
+    (raw / name).parent.mkdir(exist_ok=True)
+    (raw / name).write_text('{"seed": 8, "generator": 2}')
+    assert build(raw, tmp_path / "out", "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("generated faces in dfew's layout in ")
+    (raw / name).write_text("[]")
+    assert build(raw, tmp_path / "out", "--dry-run") == 3
+    assert f"{name}: expected the record of generated faces, a JSON object, got []" in capsys.readouterr().err
 
 
 def test_published_totals_have_the_published_sums() -> None:
