@@ -9,7 +9,7 @@ from dfer.errors import DferError
 from launch import local
 
 EXAMPLES = """examples:
-  dfer-launch local configs/dfew/dfer_clip.yaml --processes 4 data.shards=shards/dfew
+  dfer-launch local configs/dfew/dfer_clip.yaml --processes 4
   dfer-launch local configs/demo.yaml --verb train --processes 2 engine.zero=2 --dry-run"""
 
 

@@ -61,7 +61,7 @@ def config(*, fold: int = 1, **changes: Any) -> dict[str, Any]:
     """A resolved configuration."""
     plain: dict[str, Any] = {
         "run": f"runs/dfew_dfer_clip/fold_{fold}", "seed": 1, "fold": fold,
-        "data": {"shards": "shards/dfew", "frames": 16, "size": 224, "workers": 4,
+        "data": {"shards": "data/dfew", "frames": 16, "size": 224, "workers": 4,
                  "augment": {"crop": True, "min_area": 0.08, "flip": 0.5, "brightness": 0.5, "rotation": 0.0}},
         "model": {"name": "dfer_clip", "text": "class_descriptor", "num_contexts": 8, "temporal_depth": 1},
         "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4,

@@ -47,7 +47,7 @@ def head(path: Path) -> dict[str, str]:
     """`# key: text` lines of the comment a file opens with."""
     lines = re.match(r"(#.*\n)+", path.read_text())
     assert lines, f"{name(path)}: opens with a comment"
-    return dict(re.findall(r"^# (run|published|ours): +(.+)$", lines[0], re.MULTILINE))
+    return dict(re.findall(r"^# (run|frames|published|ours): +(.+)$", lines[0], re.MULTILINE))
 
 
 every = pytest.mark.parametrize("path", CONFIGS, ids=name)
@@ -140,11 +140,27 @@ def test_the_model_is_the_paper_s(path: Path) -> None:
 
 
 @paper
+def test_the_head_says_where_frames_are_treated_otherwise_than_in_the_released_code(path: Path) -> None:
+    """DFEW's faces are square; those of the others need not be."""
+    side = load(path).data.size
+    square = f"{side} x {side}"
+    said = f"those that are not square are stretched to {square} before the random crop, unlike the released code"
+    assert head(path).get("frames") == (None if path.parent.name == "dfew" else said)
+
+
+@every
+def test_its_default_shard_folder_is_kept_out_of_the_repository(path: Path) -> None:
+    """The data sets may not be passed on."""
+    top = Path(load(path).data.shards).parts[0]
+    assert f"/{top}/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@paper
 def test_the_data_are_shown_as_in_the_paper(path: Path) -> None:
     data, dataset = load(path).data, path.parent.name
     assert (data.frames, data.size) == (16, 224)
     assert data.classes == ("mafw11" if dataset == "mafw" else "basic7")
-    assert data.shards == f"shards/{dataset}"
+    assert data.shards == f"data/{dataset}"
     assert (data.augment.crop, data.augment.min_area, data.augment.flip) == (True, 0.08, 0.5)
     assert data.augment.brightness == (0.5 if dataset == "dfew" else 0.0)
     assert data.augment.rotation == (4.0 if dataset == "ferv39k" else 0.0)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGES = ("dfer", "shards", "launch")
 # What a checkout may hold besides its own files.
-NOT_OURS = {"demo", "runs", "build", "dist"}
+NOT_OURS = {"data", "demo", "runs", "build", "dist"}
 
 
 def ours(pattern: str) -> list[Path]:
@@ -169,6 +169,13 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
         config.load(ROOT / path, RunConfig, overrides)
 
 
+def test_no_example_puts_licensed_data_into_a_package_folder() -> None:
+    inside = re.compile(r"(?<![\w/.])(dfer|shards|launch)/(dfew|ferv39k|mafw)(?![\w.])")
+    texts = {str(path): (ROOT / path).read_text() for path in [*PAGES, *MODULES, *ours("configs/**/*.yaml")]}
+    assert [name for name, text in texts.items() if inside.search(text)] == []
+    assert inside.search("dfer-shards show shards/dfew") and not inside.search("data/dfew, shards/sources/dfew.py")
+
+
 def test_the_readme_shows_the_main_commands() -> None:
     shown = {" ".join(words[:2]) for page, words in commands() if page == "README.md"}
     assert {"dfer-shards build", "dfer-shards verify", "dfer train", "dfer crossval", "dfer evaluate"} <= shown
@@ -264,7 +271,7 @@ def test_python_on_the_data_page_reads_a_shard(movies: Path, tmp_path: Path) -> 
     build(tutorial_source().read(movies), str(tmp_path / "out"), BuildOptions(), progress=False)
     block = next(b for b in fenced((DOCS / "data.md").read_text(), "python") if "first_frame" in b)
     space: dict[str, object] = {}
-    exec(block.replace("/data/shards/dfew/fold_1/00000.tar", str(tmp_path / "out/test/00000.tar")), space)
+    exec(block.replace("data/dfew/fold_1/00000.tar", str(tmp_path / "out/test/00000.tar")), space)
     key = space["clip"]["key"]  # type: ignore[index]
     assert space["first_frame"] == (movies / "faces" / key / "1.jpg").read_bytes()
 
