@@ -1,4 +1,4 @@
-# Every target sets up what it needs from nothing: Python 3.11 and a C++ compiler are enough.
+# Every target sets up what it needs from nothing: Python 3.11 and network are enough.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -36,7 +36,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/dfer-shards synth dfew $(RUN)/raw --clips 735 --seed 1
+	$(BIN)/dfer-shards synth dfew $(RUN)/raw --clips 980 --seed 1
 	$(BIN)/dfer-shards build dfew $(RUN)/raw $(RUN)/shards
 	$(BIN)/dfer bench loader $(RUN)/shards
 	$(BIN)/dfer bench step
