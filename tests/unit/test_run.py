@@ -1,5 +1,6 @@
 """Parts of a run that need no training: the checkpoint that is chosen, and what is loaded of it."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.metrics import scores
-from dfer.evaluation.results import RESULT, Protocol, fold_result, save_result
+from dfer.evaluation.results import RESULT, Protocol, fold_result, read_result, save_result
 from dfer.models.build import build
 from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
@@ -209,3 +210,17 @@ def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: 
     # Untrained, the file is what is asked for.
     with pytest.raises(CheckpointError, match=r"gone\.pt: expected a file of weights, got no such file"):
         train(replace(config, run=str(tmp_path / "fresh")), alone)
+
+
+def test_a_result_says_what_the_manifest_says_of_its_clips(tmp_path: Path, alone: World) -> None:
+    data = replace(shards(tmp_path / "shards"), frames=2, size=64)
+    place = tmp_path / "shards" / "manifest.json"
+    left_out = [{"key": key, "reason": "no folder"} for key in ("x", "y", "z")]
+    place.write_text(
+        json.dumps(json.loads(place.read_text()) | {"excluded": left_out, "options": {"generated": "seed 9"}})
+    )
+    config = run_config(tmp_path / "run", data=data, model=replace(model(), towers=TowersConfig(arch="tiny-conv-64")))
+    evaluate_run(config, alone, trained=False)
+    result = read_result(tmp_path / "run" / RESULT)
+    assert (result.excluded, result.generated) == (3, "seed 9")
+    assert result.data == "generated faces in test's layout"
