@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from dfer import __main__ as cli
 from dfer import config
 from dfer.checkpoint import damage
 from dfer.run import RunConfig
-from tests.integration.commands import Done, copied, finish, largest_difference, records, refused, result, start
+from tests.integration.commands import (
+    Capture,
+    copied,
+    finish,
+    here,
+    largest_difference,
+    records,
+    refused,
+    result,
+    start,
+)
 
 pytestmark = pytest.mark.integration
-Capture = pytest.CaptureFixture[str]
-
-
-def here(capsys: Capture, *arguments: object) -> Done:
-    """The command in this process: the same code and exit code, without the seconds of importing torch."""
-    capsys.readouterr()
-    code = cli.main(list(map(str, arguments)))
-    out, err = capsys.readouterr()
-    return Done([], code, out, err)
 
 
 # Configurations
