@@ -240,7 +240,8 @@ def test_evaluating_a_run_again_gives_the_very_same_numbers(crossval: tuple[Path
     done = finish("evaluate", run)
     assert result(run) == result(crossval[0] / "fold_2")
     assert predictions(run) == predictions(crossval[0] / "fold_2")
-    assert done.stdout == f"{run}: WAR {100 * result(run)['war']:.2f}, UAR {100 * result(run)['uar']:.2f} (last)\n"
+    scores = f"WAR {100 * result(run)['war']:.2f}, UAR {100 * result(run)['uar']:.2f}"
+    assert done.stdout == f"{run}: {scores} on generated faces in dfew's layout (last)\n"
 
 
 def test_weights_as_they_are(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
