@@ -22,6 +22,7 @@ from dfer.run import RunConfig, load_checkpoint, selected_checkpoint
 from dfer.training.engine import inference
 
 PICTURES = {".jpg", ".jpeg", ".png"}
+TRAILING_NUMBER = re.compile(r"([0-9]{1,12})\Z")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -57,20 +58,39 @@ def save_csv(path: Path, clips: Sequence[Path], answers: Sequence[dict[str, floa
 
 def read_clip(folder: Path, *, num_frames: int, size: int) -> Tensor:
     """uint8 [T C H W] of a folder's pictures, sampled as in evaluation."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES] if folder.is_dir() else []
+    paths = [path for path in folder.iterdir() if _is_picture(path)] if folder.is_dir() else []
     if not paths:
         raise DataError(
             message(folder, expected="a folder with .jpg or .png face frames", got="none", do="Crop the faces first.")
         )
-    paths.sort(key=lambda path: (int((re.findall(r"\d+", path.stem) or ["0"])[-1]), path.name))
+    paths = _in_time_order(paths)
     pictures = [_read_picture(paths[i], size=size) for i in test_frames(len(paths), num_frames)]
     return torch.stack(pictures)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+
+
+def _in_time_order(paths: Sequence[Path]) -> list[Path]:
+    """By the number at the end of the name, as the shard builder has it."""
+    by_number: dict[int, Path] = {}
+    for path in sorted(paths):
+        number = TRAILING_NUMBER.search(path.stem)
+        if number is None:
+            expected, do = "a number at the end of the name, which gives the order", "Name frames as 00012.jpg."
+            raise DataError(message(path, expected=expected, got="none", do=do))
+        other = by_number.setdefault(int(number[1]), path)
+        if other is not path:
+            expected, do = "one frame of each number", "Take one of them away."
+            raise DataError(message(path, expected=expected, got=f"{other.name} besides", do=do))
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def _read_picture(path: Path, *, size: int) -> Tensor:
     data = path.read_bytes()
     if path.suffix.lower() != ".png":
-        return torch.from_numpy(decode(data, size=size, where=str(path))).permute(2, 0, 1)
+        return torch.from_numpy(decode(data, size=size, where=str(path), do="Replace the file.")).permute(2, 0, 1)
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))  # where a PNG's header has them
     if not data.startswith(PNG) or width * height > MAX_PIXELS:
         got = f"{width} x {height} pixels" if data.startswith(PNG) else "something else"

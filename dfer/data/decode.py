@@ -13,14 +13,18 @@ Picture = NDArray[np.uint8]
 
 MAX_PIXELS = 2**24
 """Largest picture that is decoded, in pixels (48 MiB as RGB)."""
+CHECK_SHARDS = "Check the shards with `dfer-shards verify`."
 
 
-def decode(jpeg: memoryview | bytes, *, size: int, where: str, out: Picture | None = None) -> Picture:
+def decode(
+    jpeg: memoryview | bytes, *, size: int, where: str, out: Picture | None = None, do: str = CHECK_SHARDS
+) -> Picture:
     """Decode a JPEG to uint8 [size size 3], RGB. Pictures of another size are stretched to it, antialiased bilinear.
 
     Args:
         where: shard, clip and frame, for the message.
         out: contiguous array to decode into.
+        do: what the message tells to do.
     Raises:
         DataError: not a JPEG, damaged, cut off, or larger than MAX_PIXELS.
     """
@@ -34,9 +38,7 @@ def decode(jpeg: memoryview | bytes, *, size: int, where: str, out: Picture | No
             return out
         picture = simplejpeg.decode_jpeg(jpeg)
     except ValueError as error:
-        raise DataError(
-            message(where, expected="a whole JPEG", got=str(error), do="Check the shards with `dfer-shards verify`.")
-        ) from error
+        raise DataError(message(where, expected="a whole JPEG", got=str(error), do=do)) from error
     frames = torch.from_numpy(picture).permute(2, 0, 1)[None]
     out[:] = resize(frames, size=size)[0].permute(1, 2, 0).numpy()
     return out

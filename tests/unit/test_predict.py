@@ -48,6 +48,8 @@ def test_jpeg_and_png_mix_and_other_files_are_passed_over(tmp_path: Path) -> Non
     put(tmp_path / "2.jpg", 60)
     put(tmp_path / "3.png", 110, side=50)
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "._2.jpg").write_bytes(b"what a file system keeps beside the file")
+    (tmp_path / "4.jpg").mkdir()
     assert levels(tmp_path, 3) == [10, 60, 110]
 
 
@@ -66,6 +68,30 @@ def test_colours_are_rgb_in_both_formats(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(cv2.imencode(".png", red[..., ::-1])[1].tobytes())
     for frame in read_clip(tmp_path, num_frames=2, size=32).float().mean(dim=(2, 3)).tolist():
         assert frame == pytest.approx([200, 0, 0], abs=3)
+
+
+def test_the_number_at_the_end_of_the_name_counts(tmp_path: Path) -> None:
+    for name, value in (("9_a1.jpg", 10), ("1_a10.jpg", 110), ("5_a2.jpg", 60)):
+        put(tmp_path / name, value)
+    assert levels(tmp_path, 3) == [10, 60, 110]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("1.jpg", "2a.jpg"),
+            "2a.jpg: expected a number at the end of the name, which gives the order, got none. Name",
+        ),
+        (("1.jpg", "01.png"), "1.jpg: expected one frame of each number, got 01.png besides. Take one of them away."),
+    ],
+)
+def test_names_that_give_no_order(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    for name in names:
+        put(tmp_path / name, 10)
+    with pytest.raises(DataError) as caught:
+        read_clip(tmp_path, num_frames=2, size=32)
+    assert str(caught.value).startswith(f"{tmp_path}/{said}")
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -104,6 +130,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, damage: object) -> None:
     with pytest.raises(DataError) as caught:
         read_clip(tmp_path, num_frames=2, size=32)
     assert str(caught.value).startswith(f"{path}: expected a whole JPEG, got ")
+    assert str(caught.value).endswith(" Replace the file.")
 
 
 def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
