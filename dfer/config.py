@@ -19,6 +19,13 @@ from dfer.errors import UsageError, did_you_mean, message
 T = TypeVar("T")
 MAX_BASES = 8
 
+FREE_KEYS = (
+    "run", "data.shards", "data.workers", "micro_batch", "eval_batch", "engine.name", "engine.zero", "checkpoint",
+    "published", "log_every",
+)  # fmt: skip
+"""Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,
+not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results."""
+
 
 class ConfigProblem(UsageError):
     """One or more things wrong in a configuration, each with its key."""
@@ -121,6 +128,22 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
     return typing.cast(T, value)
 
 
+def is_free(key: str) -> bool:
+    """Whether a dotted key is one of FREE_KEYS or stands below one."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    out: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
 def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     origin = get_origin(kind)
     if is_dataclass(kind):
@@ -158,7 +181,8 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         if name in plain:
             values[name] = _build(hints[name], plain[name], _join(where, name), problems)
         elif f.default is MISSING and f.default_factory is MISSING:
-            problems.append(f"{_join(where, name)}: required, but missing. Add it to the file or as {name}=VALUE")
+            key = _join(where, name)
+            problems.append(f"{key}: required, but missing. Add it to the file or as {key}=VALUE")
     if len(problems) > before:
         return None
     try:

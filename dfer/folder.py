@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,39 +18,49 @@ from typing import Any
 import torch
 import yaml
 
-from dfer.config import to_plain, to_yaml
+from dfer.config import flat, is_free, to_plain, to_yaml
 from dfer.distributed import World, from_first
 from dfer.errors import CheckpointError, DferError, UsageError
 from dfer.evaluation.results import publish
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 
-# Keys that may change between two stretches of one run: they say where and how fast, not what is computed.
-FREE_KEYS = (
-    "run", "data.shards", "data.workers", "micro_batch", "eval_batch", "engine.name", "engine.zero", "checkpoint",
-    "published", "log_every",
-)  # fmt: skip
-
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
 
-def prepare(folder: Path, config: Any, world: World, *, finished: bool = False) -> None:
-    """Make the run folder, or check that it holds a run of the same configuration.
-
-    All ranks call it; the first one reads and writes, since the others could meet its files half made. finished: the
-    run's results stand, so the environment that they came from does too.
+def check(folder: Path, config: Any, world: World) -> None:
+    """Check that the run folder is new, or holds a run of the same configuration. Writes nothing; all ranks call it.
 
     Raises:
         UsageError: the folder holds something else. CheckpointError: it holds another configuration.
+    """
+    _on_first(lambda: _check(folder, config), world)
+
+
+def write(folder: Path, config: Any, world: World, *, finished: bool = False) -> None:
+    """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
+
+    All ranks call it; the first one writes. finished: the run's results stand, so the environment that they came from
+    does too.
+
+    Raises:
         StorageError: it cannot be written.
     """
+
+    def work() -> None:
+        publish(folder / CONFIG, lambda: to_yaml(config))
+        if not finished:
+            publish(folder / ENVIRONMENT, lambda: json.dumps(environment(world), indent=1) + "\n")
+
+    _on_first(work, world)
+
+
+def _on_first(work: Callable[[], None], world: World) -> None:
+    """Do it on the first rank, since the others could meet its files half made; its error is everybody's."""
     problem: DferError | None = None
     if world.is_first:
         try:
-            _check(folder, config)
-            publish(folder / CONFIG, lambda: to_yaml(config))
-            if not finished:
-                publish(folder / ENVIRONMENT, lambda: json.dumps(environment(world), indent=1) + "\n")
+            work()
         except DferError as error:
             problem = error
     problem = from_first(problem)
@@ -128,25 +138,11 @@ def _plain_yaml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_changes(folder: Path, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = _flat(before), _flat(now)
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not _is_free(k))
+    old, new = flat(before), flat(now)
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not is_free(k))
     if changed:
         listed = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:5])
         raise CheckpointError(
             f"{folder}: expected the configuration it was started with, got {len(changed)} changed keys ({listed}). "
             "Choose another folder with run=FOLDER, or change them back."
         )
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out

@@ -79,6 +79,8 @@ class RunConfig:
                 raise ConfigProblem(f"{name}: expected at least 1, got {value}. Correct it")
         if self.seed < 0:
             raise ConfigProblem(f"seed: expected 0 or more, got {self.seed}. Correct it")
+        if "://" in self.run:
+            raise ConfigProblem(f"run: expected a local folder, got {self.run}. Only shards can be read from a URL")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
 
@@ -126,12 +128,16 @@ def train(config: RunConfig, world: World) -> FoldResult:
     """
     home = Path(config.run)
     finished = from_first((home / RESULT).exists())
-    folder.prepare(home, config, world, finished=finished)
+    folder.check(home, config, world)
     if finished:
-        return _trained_result(home)
+        result = _trained_result(config)
+        folder.write(home, config, world, finished=True)
+        return result
     clips = open_clips(config)
     checkpoints = Checkpoints(home / "checkpoints", world=world, config=config.checkpoint)
     latest = checkpoints.latest()
+    if latest:
+        _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
     recognizer = build(
         config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=latest is None
     )
@@ -141,6 +147,7 @@ def train(config: RunConfig, world: World) -> FoldResult:
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
     )  # fmt: skip
     with closing(engine):
+        folder.write(home, config, world)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
         total = loader.steps_per_epoch * config.epochs
         augment = Augment(config.data.augment, config.seed)
@@ -157,14 +164,27 @@ def train(config: RunConfig, world: World) -> FoldResult:
         return _report_test(config, clips, engine.forward, chosen, recognizer, world)
 
 
-def _trained_result(home: Path) -> FoldResult:
+def _trained_result(config: RunConfig) -> FoldResult:
+    home = Path(config.run)
     result = read_result(home / RESULT)
     if result.step == 0:
         raise UsageError(
             f"{home}: expected a training run, got the evaluation of a model that was not trained here. "
             "Choose another folder with run=FOLDER."
         )
+    _refuse_other_shards(config, Store(config.data.shards), result.manifest_sha256)
     return result
+
+
+def _refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
+    """Raises CheckpointError when the shards are not those of the training; they may lie elsewhere."""
+    found = _manifest_hash(store)
+    if trained_on not in (None, found):
+        raise CheckpointError(
+            f"{config.run}: expected the shards it was started with, manifest sha256 {str(trained_on)[:12]}..., "
+            f"got {found[:12]}... in {config.data.shards}. "
+            "Set data.shards to those, or start a new run with run=FOLDER."
+        )
 
 
 def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> ReportPaths | None:
@@ -196,24 +216,31 @@ def known_folds(config: RunConfig) -> list[int]:
 
 
 def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResult:
-    """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are."""
+    """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
+
+    Raises:
+        CheckpointError: the configuration or the shards are not those the run was started with.
+        UsageError: untrained weights are to be evaluated into the folder of a training run.
+    """
     home = Path(config.run)
     if not trained and (home / "checkpoints").exists():
         raise UsageError(
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
+    folder.check(home, config, world)
     clips = open_clips(config)
+    chosen = selected_checkpoint(config, Checkpoints(home / "checkpoints", world=world)) if trained else None
+    if chosen:
+        _refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
     recognizer = build(
         config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=not trained
     )
-    chosen = None
-    if trained:
-        chosen = selected_checkpoint(config, Checkpoints(home / "checkpoints", world=world))
+    if chosen:
         load_checkpoint(recognizer, chosen)
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
-        folder.prepare(home, config, world)
+        folder.write(home, config, world)
     return _report_test(config, clips, forward, chosen, recognizer, world)
 
 
@@ -254,6 +281,12 @@ def describe(config: RunConfig, world: World) -> str:
 
 def train_loader(config: RunConfig, clips: Clips, world: World) -> Loader:
     """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
+    if config.micro_batch is None and config.batch % world.size:
+        below = config.batch // world.size * world.size
+        fitting = " or ".join(str(batch) for batch in (below, below + world.size) if batch)
+        raise ConfigProblem(
+            f"batch: expected a multiple of {world.size} ranks, got {config.batch}. Set batch to {fitting}"
+        )
     return Loader(
         clips.train, config.data, world=world, seed=config.seed, train=True, global_batch=config.batch,
         micro_batch=config.share(world),
@@ -339,6 +372,7 @@ def _facts(model: Recognizer, clips: Clips, config: RunConfig) -> dict[str, obje
     return {
         "model": asdict(config.model), "classes": list(clips.emotions.names), "num_frames": config.data.frames,
         "size": config.data.size, "normalisation": model.normalisation, "seed": config.seed,
+        "manifest_sha256": _manifest_hash(clips.store),
     }  # fmt: skip
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from dfer.config import ConfigProblem, from_plain, to_plain
+from dfer.config import ConfigProblem, flat, from_plain, is_free, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.metrics import Scores, total
 from dfer.evaluation.results import RESULT, FoldResult, Published, read_result
 
 FOLD_FOLDER = re.compile(r"fold_(\d{1,3})")
-PER_FOLD_KEYS = ("run", "fold", "seed")
-"""Top-level configuration keys that may differ between the folds of one table; seeds are named in it."""
+PER_FOLD_KEYS = ("fold", "seed")
+"""Configuration keys that may differ between the folds of one table besides the free ones; seeds are named in it."""
 
 Curve = list[tuple[float, float]]
 """(step, value), in the order of the steps."""
@@ -100,7 +100,7 @@ def summarise(run_folder: Path) -> Report:
     done.sort(key=lambda fold: fold.result.fold)
     folds = tuple(fold.result for fold in done)
     missing = tuple(sorted(set(range(1, folds[0].num_folds + 1)) - {fold.fold for fold in folds}))
-    published = _published(done[0])
+    published = _agreed_published(done)
     return Report(
         name=run_folder.resolve().name,
         folds=folds,
@@ -215,9 +215,10 @@ def _refuse_mixture(run_folder: Path, done: Sequence[_Fold]) -> None:
         _refuse_unlike(run_folder, what, {fold.name: fact(fold) for fold in done})
     reference = _shared_config(done[0])
     for fold in done[1:]:
-        different = _differing(reference, _shared_config(fold))
-        if different:
-            values = {f.name: f"{different} = {_at(f.config, different)!r}" for f in (done[0], fold)}
+        mine = _shared_config(fold)
+        different = next((key for key in {**reference, **mine} if reference.get(key) != mine.get(key)), None)
+        if different is not None:
+            values = {f.name: f"{different} = {_shared_config(f).get(different)!r}" for f in (done[0], fold)}
             _refuse_unlike(run_folder, "configuration", values)
     _refuse_shared_partitions(run_folder, done)
 
@@ -246,23 +247,14 @@ def _refuse_shared_partitions(run_folder: Path, done: Sequence[_Fold]) -> None:
 
 
 def _shared_config(fold: _Fold) -> dict[str, Any]:
-    return {key: value for key, value in fold.config.items() if key not in PER_FOLD_KEYS}
+    """By dotted key, what all folds of a table must have in common."""
+    return {key: value for key, value in flat(fold.config).items() if key not in PER_FOLD_KEYS and not is_free(key)}
 
 
-def _differing(a: Any, b: Any, at: str = "") -> str:
-    """The dotted key of the first difference, or nothing."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in [*a, *(key for key in b if key not in a)]:
-            if found := _differing(a.get(key), b.get(key), f"{at}.{key}" if at else str(key)):
-                return found
-        return ""
-    return "" if a == b else at
-
-
-def _at(plain: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        plain = plain.get(key) if isinstance(plain, Mapping) else None
-    return plain
+def _agreed_published(done: Sequence[_Fold]) -> Published | None:
+    """The published numbers that all folds name; a configuration may get them between two stretches."""
+    first, *others = [_published(fold) for fold in done]
+    return first if all(other == first for other in others) else None
 
 
 def _published(fold: _Fold) -> Published | None:
@@ -288,6 +280,8 @@ def _notes(done: Sequence[_Fold], missing: Sequence[int], published: Published |
     if first.excluded:
         clips, are = ("1 clip", "is") if first.excluded == 1 else (f"{first.excluded} clips", "are")
         notes.append(f"{clips} of the split files {are} not in the shards; `dfer-shards show` names them.")
+    if published is None and any(fold.config.get("published") for fold in done):
+        notes.append("Published numbers are left out: the configurations of the folds name different ones.")
     if published and first.generated:
         notes.append(f"Published numbers are left out: they hold for {first.dataset} itself, these are {first.data}.")
     elif published and published.selection != first.selection:

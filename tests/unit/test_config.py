@@ -56,7 +56,7 @@ def test_reads_values_defaults_and_overrides(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("optim: {name: sgd, lrr: 1}", "optim.lrr: unknown key. Did you mean 'lr'?"),
-        ("optim: {name: sgd}", "optim.lr: required, but missing. Add it"),
+        ("optim: {name: sgd}", "optim.lr: required, but missing. Add it to the file or as optim.lr=VALUE"),
         ("optim: {name: sgd, lr: fast}", "optim.lr: expected a number, got 'fast' (str)"),
         ("optim: {name: sgd, lr: true}", "optim.lr: expected a number, got True (bool)"),
         ("optim: {name: sgd, lr: 1e-5}", "optim.lr: expected a number, got '1e-5' (str). YAML reads 1e-5 as text: "

@@ -34,8 +34,14 @@ class Config:
     data: Data = field(default_factory=Data)
 
 
+def prepare(run: Path, config: Config, world: World, *, finished: bool = False) -> None:
+    """As a run does it; in between it looks at everything else."""
+    folder.check(run, config, world)
+    folder.write(run, config, world, finished=finished)
+
+
 def started(tmp_path: Path) -> Path:
-    folder.prepare(tmp_path / "run", Config(), WORLD)
+    prepare(tmp_path / "run", Config(), WORLD)
     return tmp_path / "run"
 
 
@@ -50,7 +56,7 @@ def test_it_holds_the_configuration_and_the_environment(tmp_path: Path) -> None:
 
 def test_the_same_configuration_continues(tmp_path: Path) -> None:
     run = started(tmp_path)
-    folder.prepare(run, Config(), WORLD)
+    prepare(run, Config(), WORLD)
 
 
 @pytest.mark.parametrize(
@@ -66,18 +72,26 @@ def test_the_same_configuration_continues(tmp_path: Path) -> None:
 )
 def test_what_says_where_and_how_fast_may_change_and_is_taken_over(tmp_path: Path, changed: Config) -> None:
     run = started(tmp_path)
-    folder.prepare(run, changed, WORLD)
+    prepare(run, changed, WORLD)
     assert (run / "config.yaml").read_text() == to_yaml(changed)
 
 
 def test_what_is_computed_may_not_change(tmp_path: Path) -> None:
     run = started(tmp_path)
     with pytest.raises(CheckpointError) as caught:
-        folder.prepare(run, Config(seed=2, data=Data(frames=8)), WORLD)
+        prepare(run, Config(seed=2, data=Data(frames=8)), WORLD)
     assert str(caught.value) == (
         f"{run}: expected the configuration it was started with, got 2 changed keys (data.frames was 16, now 8; "
         "seed was 1, now 2). Choose another folder with run=FOLDER, or change them back."
     )
+    assert (run / "config.yaml").read_text() == to_yaml(Config())
+
+
+def test_a_check_writes_nothing(tmp_path: Path) -> None:
+    folder.check(tmp_path / "run", Config(), WORLD)
+    assert not (tmp_path / "run").exists()
+    run = started(tmp_path)
+    folder.check(run, Config(log_every=50), WORLD)
     assert (run / "config.yaml").read_text() == to_yaml(Config())
 
 
@@ -87,22 +101,22 @@ def test_a_key_that_is_gone_or_new_is_a_change(tmp_path: Path) -> None:
     del plain["seed"]
     (run / "config.yaml").write_text(yaml.safe_dump({**plain, "older": 3}))
     with pytest.raises(CheckpointError, match=r"2 changed keys \(older was 3, now None; seed was None, now 1\)"):
-        folder.prepare(run, Config(), WORLD)
+        prepare(run, Config(), WORLD)
 
 
 def test_the_environment_of_a_finished_run_stands(tmp_path: Path) -> None:
     run = started(tmp_path)
     (run / "environment.json").write_text("as it was")
-    folder.prepare(run, replace(Config(), run="moved"), WORLD, finished=True)
+    prepare(run, replace(Config(), run="moved"), WORLD, finished=True)
     assert (run / "environment.json").read_text() == "as it was"
-    folder.prepare(run, Config(), WORLD)
+    prepare(run, Config(), WORLD)
     assert (run / "environment.json").read_text() != "as it was"
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UsageError) as caught:
-        folder.prepare(tmp_path, Config(), WORLD)
+        prepare(tmp_path, Config(), WORLD)
     assert str(caught.value).startswith(f"{tmp_path}: expected an empty folder or a run folder with config.yaml, got ")
     assert "run=FOLDER" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -111,14 +125,14 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(UsageError, match="expected an empty folder"):
-        folder.prepare(tmp_path / "run", Config(), WORLD)
+        prepare(tmp_path / "run", Config(), WORLD)
     with pytest.raises(StorageError, match=r"expected to write the file, got .*Not a directory"):
-        folder.prepare(tmp_path / "run" / "below", Config(), WORLD)
+        prepare(tmp_path / "run" / "below", Config(), WORLD)
 
 
 def test_a_process_killed_at_its_first_file_leaves_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.123.tmp").write_text("se")
-    folder.prepare(tmp_path, Config(), WORLD)
+    prepare(tmp_path, Config(), WORLD)
     assert (tmp_path / "config.yaml").exists()
 
 
@@ -129,13 +143,13 @@ def test_a_damaged_configuration_is_named(tmp_path: Path, text: str, said: str) 
     run = started(tmp_path)
     (run / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError) as caught:
-        folder.prepare(run, Config(), WORLD)
+        prepare(run, Config(), WORLD)
     assert str(caught.value).startswith(f"{run}/config.yaml: ") and said in str(caught.value)
     assert "Choose another run folder." in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
-    folder.prepare(tmp_path / "run", Config(), World(rank=1, size=2))
+    prepare(tmp_path / "run", Config(), World(rank=1, size=2))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,8 +1,10 @@
 """Parts of a run that need no training: the checkpoint that is chosen, and what is loaded of it."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 
 from dfer.checkpoint import Checkpoint, Checkpoints
 from dfer.config import ConfigProblem, from_plain, load, to_yaml
+from dfer.data.format import to_json
 from dfer.data.loader import DataConfig
+from dfer.data.store import Store
 from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, DferError, UsageError
 from dfer.evaluation.metrics import scores
 from dfer.evaluation.results import RESULT, Protocol, fold_result, read_result, save_result
 from dfer.models.build import build
@@ -24,7 +28,16 @@ from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
 from dfer.models.towers import TowersConfig
 from dfer.predict import predict
-from dfer.run import RunConfig, crossval, evaluate_run, load_checkpoint, selected_checkpoint, train
+from dfer.run import (
+    RunConfig,
+    crossval,
+    evaluate_run,
+    load_checkpoint,
+    open_clips,
+    selected_checkpoint,
+    train,
+    train_loader,
+)
 from dfer.training.engine import EngineConfig
 from dfer.training.optim import GroupConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, write_shards
@@ -107,6 +120,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, other: DferClipCon
         ({"fold": 0}, "fold: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"val_share": 1.0}, "val_share: expected a share between 0 and 1, got 1.0"),
+        ({"run": "s3://bucket/run"}, "run: expected a local folder, got s3://bucket/run. Only shards can be read from"),
+        ({"run": "memory://x"}, "run: expected a local folder, got memory://x"),
     ],
 )
 def test_numbers_out_of_range(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -130,9 +145,10 @@ def test_problems_of_all_parts_come_at_once() -> None:
         assert said in str(caught.value)
 
 
-def shards(folder: Path) -> DataConfig:
-    write_shards(folder, {f"fold_{k}": [[Clip(key=f"{k}")]] for k in (1, 2)})
-    return DataConfig(shards=str(folder), workers=0)
+def shards(folder: Path, *, keys: str = "12") -> DataConfig:
+    """One clip a fold; sampled and sized for the tiny towers."""
+    write_shards(folder, {f"fold_{k}": [[Clip(key=key)]] for k, key in enumerate(keys, start=1)})
+    return DataConfig(shards=str(folder), workers=0, frames=2, size=64)
 
 
 def test_a_fold_that_is_not_there(tmp_path: Path) -> None:
@@ -185,18 +201,97 @@ def alone() -> Iterator[World]:
         yield World()
 
 
+def small(home: Path, data: DataConfig, **changes: Any) -> RunConfig:
+    """A run of one step."""
+    tiny = replace(model(), towers=TowersConfig(arch="tiny-conv-64"))
+    return run_config(home, **{"data": data, "model": tiny, "batch": 1, **changes})
+
+
+def heads(*folders: Path) -> list[str]:
+    """How messages name the manifests of shard folders whose hashes were computed by the reader of the format."""
+    return [sha256(to_json(Store(str(folder)).manifest)).hexdigest()[:12] for folder in folders]
+
+
+def test_the_shards_of_a_run_may_move_but_not_change(tmp_path: Path, alone: World) -> None:
+    plain = small(tmp_path / "run", shards(tmp_path / "a"))
+    result = train(plain, alone)
+    moved = replace(plain, data=replace(plain.data, shards=str(tmp_path / "moved")))
+    others = replace(plain, data=shards(tmp_path / "b", keys="34"))
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    before = (tmp_path / "run" / RESULT).read_text()
+
+    def refused(work: Callable[[], object]) -> None:
+        with pytest.raises(CheckpointError) as caught:
+            work()
+        first, second = heads(tmp_path / "a", tmp_path / "b")
+        assert str(caught.value) == (
+            f"{plain.run}: expected the shards it was started with, manifest sha256 {first}..., got {second}... in "
+            f"{tmp_path / 'b'}. Set data.shards to those, or start a new run with run=FOLDER."
+        )
+
+    refused(lambda: train(others, alone))
+    refused(lambda: evaluate_run(others, alone, trained=True))
+    assert (tmp_path / "run" / RESULT).read_text() == before
+    assert train(moved, alone) == result
+    assert evaluate_run(moved, alone, trained=True).confusion == result.confusion
+    (tmp_path / "run" / RESULT).unlink()
+    refused(lambda: train(others, alone))
+    assert load(tmp_path / "run" / "config.yaml", RunConfig) == moved
+    assert train(moved, alone).manifest_sha256 == result.manifest_sha256
+
+
+@pytest.mark.parametrize("change", [{"fold": 2}, {"select": "best_on_test"}, {"seed": 5}], ids=str)
+def test_a_trained_run_is_evaluated_as_it_was_trained(tmp_path: Path, alone: World, change: dict[str, Any]) -> None:
+    plain = small(tmp_path / "run", shards(tmp_path / "shards"))
+    train(plain, alone)
+    before = (tmp_path / "run" / RESULT).read_text()
+    key, value = next(iter(change.items()))
+    with pytest.raises(CheckpointError) as caught:
+        evaluate_run(replace(plain, **change), alone, trained=True)
+    assert f"1 changed keys ({key} was {getattr(plain, key)!r}, now {value!r})" in str(caught.value)
+    assert (tmp_path / "run" / RESULT).read_text() == before
+    evaluate_run(replace(plain, eval_batch=3), alone, trained=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch": 5}, {"fold": 9}, {"engine": EngineConfig(precision="fp16")}, {"data": DataConfig(shards="nowhere")}],
+    ids=str,
+)
+def test_a_mistake_does_not_lock_the_folder(tmp_path: Path, alone: World, wrong: dict[str, Any]) -> None:
+    plain = small(tmp_path / "run", shards(tmp_path / "shards"))
+    with pytest.raises(DferError):
+        train(replace(plain, **wrong), alone)
+    assert not (tmp_path / "run").exists()
+    assert train(plain, alone).step == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "said"),
+    [
+        (7, None, "batch: expected a multiple of 2 ranks, got 7. Set batch to 6 or 8"),
+        (1, None, "batch: expected a multiple of 2 ranks, got 1. Set batch to 2"),
+        (7, 3, "batch: expected a multiple of 2 ranks x micro_batch 3 = 6, got 7. Set batch to 6 or 12"),
+    ],
+)
+def test_a_batch_that_the_ranks_cannot_share(tmp_path: Path, batch: int, micro_batch: int | None, said: str) -> None:
+    config = small(tmp_path / "run", shards(tmp_path / "shards"), batch=batch, micro_batch=micro_batch)
+    with pytest.raises(ConfigProblem) as caught:
+        train_loader(config, open_clips(config), World(rank=1, size=2))
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("setting", ["pretrained", "released"])
 def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: str, alone: World) -> None:
     """Evaluated, predicted with and continued although the files it started from are gone."""
     home, gone = tmp_path / "run", str(tmp_path / "gone.pt")
-    data = replace(shards(tmp_path / "shards"), frames=2, size=64)
-    towers = TowersConfig(arch="tiny-conv-64")
-    plain = run_config(home, data=data, model=replace(model(), towers=towers), batch=1)
+    plain = small(home, shards(tmp_path / "shards"))
     result = train(plain, alone)
     lost = replace(plain.model, towers=replace(plain.model.towers, pretrained=gone))
     if setting == "released":
         lost = replace(plain.model, released=gone)
     config = replace(plain, model=lost)
+    (home / "config.yaml").write_text(to_yaml(config))
     again = evaluate_run(config, World(), trained=True)
     assert (again.confusion, again.checkpoint) == (result.confusion, result.checkpoint)
     pictures = tmp_path / "pictures"
@@ -205,7 +300,6 @@ def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: 
         cv2.imwrite(str(pictures / f"{number}.png"), np.full((64, 64, 3), 90 * number, np.uint8))
     assert predict(config, [pictures], alone) == predict(plain, [pictures], alone)
     (home / RESULT).unlink()
-    (home / "config.yaml").write_text(to_yaml(config))
     assert train(config, alone).step == result.step
     # Untrained, the file is what is asked for.
     with pytest.raises(CheckpointError, match=r"gone\.pt: expected a file of weights, got no such file"):

@@ -113,6 +113,22 @@ def test_a_key_that_only_one_configuration_has_is_a_difference(run):
         summarise(run)
 
 
+def test_what_may_change_between_two_stretches_may_differ_between_folds(run):
+    plain = fake_runs.config(fold=4)
+    data = {**plain["data"], "shards": "/elsewhere/dfew", "workers": 0}
+    changes = {"data": data, "micro_batch": 4, "engine": {"name": "ddp"}, "checkpoint": {"every_steps": 5}}
+    (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump({**plain, **changes}))
+    assert summarise(run).coverage == "5 of 5 folds"
+
+
+def test_published_numbers_that_not_all_folds_name_are_left_out(run):
+    (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=4, published=None)))
+    report = summarise(run)
+    left_out = "Published numbers are left out: the configurations of the folds name different ones."
+    assert report.published is None and left_out in report.notes
+    assert "59.61" not in text_table(report)
+
+
 def test_seeds_may_differ_and_are_named(run):
     change(run, 2, seed=7)
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, seed=7)))
