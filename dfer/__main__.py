@@ -2,10 +2,13 @@
 
 import argparse
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +34,8 @@ EXAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a DferError becomes one line on stderr and its exit code."""
-    args = parse(argv)
+    with redirect_stderr(sys.stderr if _speaks() else StringIO()):
+        args = parse(argv)
     # Libraries' notices to their own developers; ours are printed as messages.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -53,8 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: DferError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    if _speaks() or not isinstance(error, UsageError):
+        print(f"error: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _speaks() -> bool:
+    """Whether this process tells of wrong usage: the first one of each node, since a file may be missing on one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -165,6 +175,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from dfer.distributed import from_environment, process_group
 
     trained = args.source.is_dir()
+    if not args.source.exists():
+        do = "Correct the path, or train first: dfer train CONFIG"
+        raise UsageError(message(args.source, expected="a run folder or a YAML file", got="neither", do=do))
     source = _config_of(args.source) if trained else args.source
     chosen, world = config.load(source, run.RunConfig, args.overrides), from_environment()
     if trained:

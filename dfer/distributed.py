@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dfer.errors import UsageError, message
+from dfer.errors import ProcessError, UsageError, message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,13 @@ def process_group(world: World, *, timeout_s: int = 600) -> Iterator[None]:
     """Join the other ranks for the length of the block; uses the group that exists (Ray makes its own).
 
     A single process makes a group of its own in memory (DeepSpeed wants one) and opens no port for it.
+
+    Raises:
+        UsageError: several processes that have no place to meet. ProcessError: another one stopped within the block.
     """
     ours = not dist.is_initialized()
     if ours:
+        _check_meeting_place(world)
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
@@ -77,9 +81,33 @@ def process_group(world: World, *, timeout_s: int = 600) -> Iterator[None]:
         )
     try:
         yield
+    except RuntimeError as error:
+        if world.size == 1 or not _lost_another(error):
+            raise
+        raise _lost(world, error) from error
     finally:
         if ours and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _check_meeting_place(world: World) -> None:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world.size > 1 and missing:
+        expected = f"the place where the {world.size} processes of WORLD_SIZE meet"
+        do = "Start all of them with torchrun or `dfer-launch local`, or unset WORLD_SIZE."
+        raise UsageError(message(missing[0], expected=expected, got="nothing", do=do))
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone; gloo tells it in the text alone."""
+    text = str(error)
+    return isinstance(error, dist.DistBackendError) or "closed by peer" in text or "reset by peer" in text
+
+
+def _lost(world: World, error: RuntimeError) -> ProcessError:
+    got = next(iter(str(error).splitlines()), type(error).__name__).rpartition("] ")[2].partition(". ")[0].rstrip(".")
+    do = "Another process stopped; its message says why."
+    return ProcessError(message(f"process {world.rank} of {world.size}", expected="word of the others", got=got, do=do))
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -47,6 +47,12 @@ class StorageError(DferError):
     exit_code = 6
 
 
+class ProcessError(DferError):
+    """Another process of the job stopped, so that this one cannot go on."""
+
+    exit_code = 7
+
+
 def message(where: object, *, expected: str, got: str, do: str) -> str:
     """One line in the house's shape: where, what was expected, what came, what to do."""
     return f"{where}: expected {expected}, got {got}. {do}"

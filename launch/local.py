@@ -24,8 +24,15 @@ def command(verb: str, config: Path, overrides: Sequence[str], *, processes: int
 
 
 def run(verb: str, config: Path, overrides: Sequence[str], *, processes: int) -> int:
-    """Run the job to its end and return its exit code; the ranks share the cores unless OMP_NUM_THREADS is set."""
+    """Run the job to its end and return its exit code; the ranks share the cores unless OMP_NUM_THREADS is set.
+
+    Raises:
+        UsageError: fewer than one process, or a wrong configuration; no process is started then.
+    """
+    from dfer.config import load
+    from dfer.run import RunConfig  # here: `--help` and mistakes in arguments do not wait for torch
+
+    words = command(verb, config, overrides, processes=processes)
+    load(config, RunConfig, overrides)
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(processes, 1))), **os.environ}
-    return subprocess.run(
-        command(verb, config, overrides, processes=processes), env=environment, check=False
-    ).returncode  # fmt: skip
+    return subprocess.run(words, env=environment, check=False).returncode

@@ -1,5 +1,6 @@
 """Frames a second on one core: reading, decoding and augmenting, beside a bare decode loop over the same frames."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dfer.data.sampling import clip_rng, train_frames
 from dfer.data.store import Store
 from dfer.distributed import World
 from dfer.emotions import emotions_of
+from dfer.errors import UsageError, message
 from dfer.recognition import ClipBatch
 
 T = TypeVar("T")
@@ -52,8 +54,11 @@ def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: flo
     The three take turns batch by batch, so that a change of the machine's speed meets all of them alike.
 
     Raises:
-        DataError: the shards cannot be read.
+        UsageError: not a length of time. DataError: the shards cannot be read.
     """
+    if not 0 < seconds < math.inf:
+        do = "10 give steady numbers."
+        raise UsageError(message("--seconds", expected="more than 0", got=str(seconds), do=do))
     store = Store(shards)
     clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_of(store.manifest.classes))
     config = DataConfig(shards=shards, frames=frames, size=size, workers=0)
@@ -75,7 +80,7 @@ def _measure(clips: ClipSet, config: DataConfig, *, seconds: float) -> dict[str,
     _turn(clips, config, train, test, {name: _Meter() for name in NAMES})  # pays for page faults and lazy imports
     meters = {name: _Meter() for name in NAMES}
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
+    while not meters["train"].frames or time.perf_counter() < deadline:
         _turn(clips, config, train, test, meters)
     rates = {name: meter.rate for name, meter in meters.items()}
     return rates | {f"{name}_share": rates[name] / rates["decode"] for name in ("train", "test")}

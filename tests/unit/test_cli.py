@@ -90,7 +90,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, raises: BaseException) -> int:
 
 KINDS: dict[Callable[[str], errors.DferError], int] = {
     errors.UsageError: 2, errors.DataError: 3, errors.NonFiniteLossError: 4, errors.CheckpointError: 5,
-    errors.StorageError: 6,
+    errors.StorageError: 6, errors.ProcessError: 7,
 }  # fmt: skip
 
 
@@ -100,6 +100,20 @@ def test_an_error_is_one_line_and_an_exit_code(
 ) -> None:
     assert outcome(monkeypatch, kind("a: expected b, got c. Do d.")) == KINDS[kind]
     assert capsys.readouterr() == ("", "error: a: expected b, got c. Do d.\n")
+
+
+def test_wrong_usage_is_told_once_a_node(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank, local_rank, told in ((0, 0, True), (1, 1, False), (4, 0, True)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        assert outcome(monkeypatch, errors.UsageError("a")) == 2
+        assert capsys.readouterr().err == ("error: a\n" if told else "")
+        assert outcome(monkeypatch, errors.DataError("a")) == 3
+        assert capsys.readouterr().err == "error: a\n"
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train"])
+        assert ended.value.code == 2
+        assert bool(capsys.readouterr().err) is told
 
 
 @pytest.mark.parametrize(
@@ -158,3 +172,18 @@ def test_a_folder_that_is_not_the_run_of_one_fold(
         (tmp_path / f"fold_{fold}" / "config.yaml").touch()
     assert cli.main(words) == 2
     assert capsys.readouterr().err == f"{expected}Give one of its folds: {tmp_path}/fold_1\n"
+
+
+def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "nosuchdir"
+    assert cli.main(["evaluate", str(source)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {source}: expected a run folder or a YAML file, got neither. "
+        "Correct the path, or train first: dfer train CONFIG\n"
+    )
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_bench_of_no_time(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "loader", "shards", f"--seconds={seconds}"]) == 2
+    assert "error: --seconds: expected more than 0" in (err := capsys.readouterr().err) and "Traceback" not in err

@@ -8,7 +8,7 @@ import pytest
 
 from dfer import emotions
 from dfer.data import format as fmt
-from dfer.distributed import World, from_environment
+from dfer.distributed import World, from_environment, process_group
 from dfer.errors import DataError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +65,17 @@ def test_world_reads_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RANK", "x")
     with pytest.raises(UsageError, match="expected a whole number, got 'x'"):
         from_environment()
+
+
+def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(UsageError) as caught, process_group(World(size=2)):
+        pass
+    assert str(caught.value) == (
+        "MASTER_ADDR: expected the place where the 2 processes of WORLD_SIZE meet, got nothing. "
+        "Start all of them with torchrun or `dfer-launch local`, or unset WORLD_SIZE."
+    )
 
 
 FLOOR = {
