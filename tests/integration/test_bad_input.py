@@ -4,7 +4,9 @@ What the builder refuses is in tests/unit/shards and test_build.py.
 """
 
 import json
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from dfer.run import RunConfig
 from tests.integration.commands import (
     Capture,
     copied,
+    environment,
     finish,
     here,
     largest_difference,
@@ -74,9 +77,40 @@ def test_classes_that_do_not_fit_the_shards(tiny: Path, dfew: Path, tmp_path: Pa
 def test_a_batch_that_two_processes_cannot_share(tiny: Path, tmp_path: Path) -> None:
     done = start("train", tiny, f"run={tmp_path / 'run'}", "batch=7", ranks=2)
     assert done.returncode == 1 and "exitcode  : 2" in done.stderr
-    assert "error: batch: expected a multiple of 2 ranks" in done.stderr
-    assert ", got 7. Set batch to 6 or " in done.stderr
+    assert done.stderr.count("error: batch: expected a multiple of 2 ranks, got 7. Set batch to 6 or 8") == 1
     assert "dfer/__main__.py" not in done.stderr
+    finish("train", tiny, f"run={tmp_path / 'run'}", "epochs=1")
+
+
+LOSES_ITS_PARTNER = """
+import sys
+from dfer import __main__ as cli, distributed, run
+from dfer.errors import DataError
+def train(config, world):
+    if world.rank:
+        raise DataError("x: broken")
+    distributed.barrier()
+run.train = train
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_lost_the_other_says_so_in_one_line(tiny: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    words = [sys.executable, "-c", LOSES_ITS_PARTNER, "train", str(tiny), f"run={tmp_path / 'run'}"]
+    started = [
+        subprocess.Popen(
+            words, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)), stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [7, 3]
+    assert told[0].startswith("error: process 0 of 2: expected word of the others, got Connection closed by peer")
+    assert told[0].endswith(". Another process stopped; its message says why.\n") and told[0].count("\n") == 1
+    assert told[1] == "error: x: broken\n"
 
 
 # Shards
