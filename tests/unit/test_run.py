@@ -318,3 +318,13 @@ def test_a_result_says_what_the_manifest_says_of_its_clips(tmp_path: Path, alone
     result = read_result(tmp_path / "run" / RESULT)
     assert (result.excluded, result.generated) == (3, "seed 9")
     assert result.data == "generated faces in test's layout"
+
+
+def test_a_released_checkpoint_is_labelled_as_its_authors_chose_it(
+    tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfer.models.build.load_released", lambda _model, _path: None)
+    plain = small(tmp_path / "plain", shards(tmp_path / "shards"))
+    released = replace(plain, run=str(tmp_path / "released"), model=replace(plain.model, released="DFEW-set1.pth"))
+    assert evaluate_run(plain, alone, trained=False).selection == "last"
+    assert evaluate_run(released, alone, trained=False).selection == "best_on_test"
