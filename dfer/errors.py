@@ -53,6 +53,18 @@ class ProcessError(DferError):
     exit_code = 7
 
 
+class FencedError(DferError):
+    """A newer copy of the job has taken the run folder over; this one wrote nothing more."""
+
+    exit_code = 8
+
+
+class StoppedError(DferError):
+    """Stopped on request, by a signal or a scheduler; all is saved and the same command continues."""
+
+    exit_code = 9
+
+
 def message(where: object, *, expected: str, got: str, do: str) -> str:
     """One line in the house's shape: where, what was expected, what came, what to do."""
     return f"{where}: expected {expected}, got {got}. {do}"

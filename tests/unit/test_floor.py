@@ -80,7 +80,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 
 FLOOR = {
     "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
-    "dfer.data.format",
+    "dfer.data.format", "dfer.storage", "dfer.interruption",
 }  # fmt: skip
 ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
 

@@ -1,0 +1,329 @@
+"""Files below one fsspec URL: run folders, checkpoints, manifests and shards alike, on a disk or in an object store.
+
+A file appears whole or not at all. Faults that pass are retried with backoff; what stays is a StorageError that names
+file, attempts and cause. Credentials come from the environment, a profile or the instance, never from a URL.
+"""
+
+import errno
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from dfer.errors import DferError, StorageError, UsageError, message
+
+T = TypeVar("T")
+
+TEMPORARY = re.compile(r"\.[^/]+\.[0-9]+\.tmp")
+"""Names of files that are being written, or were when their process was killed."""
+_S3_OPTIONS: dict[str, Any] = {
+    # Stalls end as errors that are tried again, instead of after minutes.
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 20,
+        "max_pool_connections": 32,
+        # Servers other than Amazon's know none of the newer checksums, or send that of the file with a part of it.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    },
+    "use_listings_cache": False,
+}
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+_LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How often and how patiently: waits are drawn from 0 to base_s x 2^n, at most cap_s (full jitter, so that many
+    processes that failed together do not come back together). timeout_s: for one attempt, where the client can."""
+
+    attempts: int = 6
+    base_s: float = 0.25
+    cap_s: float = 8.0
+    timeout_s: float = 60.0
+
+    def call(self, work: Callable[[], T]) -> T:
+        """The result of `work`; its last error, with `attempts` noted on it, when it kept failing or cannot pass."""
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return work()
+            except Exception as error:
+                if attempt == self.attempts or lasting(error):
+                    error.add_note(f"attempts: {attempt}")
+                    raise
+                time.sleep(random.uniform(0, min(self.cap_s, self.base_s * 2**attempt)))
+        raise AssertionError("attempts is 1 or more")
+
+
+def lasting(error: BaseException) -> bool:
+    """Whether trying again cannot help: no such file, no permission, no credentials, a client's 4xx, our own fault."""
+    if isinstance(error, DferError | TypeError | AttributeError | AssertionError | NotImplementedError):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    status = getattr(error, "status", None)  # aiohttp
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+        return True
+    return isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
+
+
+def attempts_of(error: BaseException) -> int:
+    """How often `Retry.call` tried before it let this error through."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith("attempts: ")]
+    return int(notes[-1].removeprefix("attempts: ")) if notes else 1
+
+
+def client(url: str, *, what: str = "the address") -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. what: the setting a message tells to correct.
+
+    Raises:
+        UsageError: no such scheme, a chain of schemes, or credentials in the URL.
+        StorageError: the client cannot be set up.
+    """
+    scheme, separator, rest = url.partition("://")
+    if "::" in url.partition("/")[0] or "::" in scheme:
+        raise UsageError(message(url, expected="one scheme", got="a chain of them", do=f"Correct {what}."))
+    if separator and "@" in rest.partition("/")[0]:
+        do = "Take them out and set the store's own variables, a profile or the instance's role."
+        raise UsageError(message(url, expected="a URL without credentials", got="some in it", do=do))
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **(_S3_OPTIONS if scheme in ("s3", "s3a") else {}))
+    except (ValueError, ImportError) as error:
+        expected = "a folder or an fsspec URL"
+        raise UsageError(message(url, expected=expected, got=str(error), do=f"Correct {what}.")) from error
+    except Exception as error:
+        raise storage_error(url, error, doing="to open it") from error
+    return fs, str(path)
+
+
+def storage_error(where: object, error: BaseException, *, doing: str, then: str = "") -> StorageError:
+    """What a file system or its client raised, as a message. doing: what was wanted; then: what to do after mending."""
+    got = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    do = "Check the path and its permissions"
+    if is_full(error):
+        got, do = "no space left", "Free some"
+    elif "://" in str(where) and not str(where).startswith("file://"):
+        do = "Check the URL, the network and the credentials that the store needs"
+    tried = attempts_of(error)
+    times = f" ({tried} attempts)" if tried > 1 else ""
+    return StorageError(message(where, expected=doing, got=got + times, do=f"{do}{then or '.'}"))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that there is no space left; safetensors tells it in the text alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "StorageFull" in str(error) or "os error 28" in str(error)
+
+
+class Folder:
+    """A folder below which files are named by relative paths with `/`. Picklable; clients are made where they are used.
+
+    Methods raise StorageError when the store cannot be read or written, after retrying what may pass.
+    """
+
+    def __init__(self, url: str | Path, *, retry: Retry | None = None, what: str = "the address") -> None:
+        self.url = str(url).rstrip("/") or "/"
+        self._retry, self._what = retry or Retry(), what
+        self._clear()
+
+    def _clear(self) -> None:
+        self._client: Any = None
+        self._root = ""
+
+    def __truediv__(self, name: str | Path) -> "Folder":
+        return Folder(f"{self.url}/{name}", retry=self._retry, what=self._what)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and other.url == self.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_retry": self._retry, "_what": self._what}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._clear()
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a path where it is on a disk of this machine."""
+        return Path(self._path("")) if isinstance(self._fs, LocalFileSystem) else None
+
+    def where(self, name: str | Path = "") -> str:
+        """URL of a file, for messages."""
+        return f"{self.url}/{name}" if str(name) else self.url
+
+    def read(self, name: str | Path) -> bytes | None:
+        """The file's bytes, None when there is no such file."""
+        try:
+            data: bytes = self._do(name, "to read it", lambda fs, path: fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def text(self, name: str | Path) -> str | None:
+        """The file as UTF-8 text, None when there is no such file; undecodable bytes are replaced."""
+        data = self.read(name)
+        return None if data is None else data.decode(errors="replace")
+
+    def size(self, name: str | Path) -> int | None:
+        """Bytes of the file, None when there is no such file."""
+        try:
+            info = self._do(name, "to look at it", lambda fs, path: fs.info(path))
+        except FileNotFoundError:
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def exists(self, name: str | Path = "") -> bool:
+        """Whether there is a file or folder of that name."""
+        return bool(self._do(name, "to look at it", lambda fs, path: fs.exists(path)))
+
+    def names(self) -> list[str]:
+        """All files below the folder, relative to it, sorted; none when there is no folder."""
+        return self._listed(lambda fs, path: fs.find(path))
+
+    def children(self) -> list[str]:
+        """Names of the files and folders directly in it, sorted; none when there is no folder."""
+        return self._listed(lambda fs, path: [entry["name"] for entry in fs.ls(path, detail=True)])
+
+    def write(self, name: str | Path, data: bytes) -> None:
+        """Put a file in its place in one step, from memory."""
+        if self.local is None:
+            self._put(name, lambda fs, path: fs.pipe_file(path, data))
+        else:
+            with self.whole(name) as path:
+                path.write_bytes(data)
+
+    @contextmanager
+    def whole(self, name: str | Path) -> Iterator[Path]:
+        """A path to write a file at, which is put in its place in one step when the block ends well."""
+        if self.local is not None:
+            with self._telling(name, "to write it", on_disk=True), _renamed(self.local / name) as path:
+                yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="dfer-") as folder:
+            path = Path(folder) / "file"
+            with self._telling(name, "to write it", on_disk=True):
+                yield path
+            self._put(name, lambda fs, target: fs.put_file(str(path), target))
+
+    def fetch(self, name: str | Path, path: Path) -> None:
+        """Copy a file to a path of this machine. Raises FileNotFoundError."""
+        self._do(name, "to read it", lambda fs, source: fs.get_file(source, str(path)))
+
+    def remove(self, name: str | Path) -> None:
+        """Delete a file if it is there."""
+        try:
+            self._do(name, "to remove it", lambda fs, path: fs.rm_file(path))
+        except FileNotFoundError:
+            return
+
+    def remove_all(self) -> None:
+        """Delete the folder and all below it."""
+        if self.local is not None:
+            shutil.rmtree(self.local, ignore_errors=True)
+            return
+        try:
+            self._do("", "to remove it", lambda fs, path: fs.rm(path, recursive=True))
+        except FileNotFoundError:
+            return
+
+    def _listed(self, paths: Callable[[Any, str], list[str]]) -> list[str]:
+        def work(fs: Any, root: str) -> list[str]:
+            fs.invalidate_cache()
+            prefix = fs._strip_protocol(root).rstrip("/") + "/"
+            found = (str(path).rstrip("/") for path in paths(fs, root))
+            # Object stores may list the folder itself.
+            return sorted(path.removeprefix(prefix) for path in found if path.startswith(prefix))
+
+        try:
+            listed: list[str] = self._do("", "to list it", work)
+        except FileNotFoundError:
+            return []
+        return listed
+
+    def _put(self, name: str | Path, work: Callable[[Any, str], Any]) -> None:
+        try:
+            self._do(name, "to write it", work)
+        except FileNotFoundError as error:  # no such bucket
+            raise storage_error(self.where(name), error, doing="to write it") from error
+
+    def _do(self, name: str | Path, doing: str, work: Callable[[Any, str], Any]) -> Any:
+        """Do something with a file's path, again and again if need be. FileNotFoundError passes."""
+        on_disk = self.local is not None
+        with self._telling(name, doing, on_disk=on_disk, missing_passes=True):
+            fs, path = self._fs, self._path(str(name))
+            return work(fs, path) if on_disk else self._retry.call(lambda: work(fs, path))
+
+    @contextmanager
+    def _telling(self, name: str | Path, doing: str, *, on_disk: bool, missing_passes: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except (DferError, BrokenPipeError):
+            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if missing_passes:
+                raise error if isinstance(error, FileNotFoundError) else FileNotFoundError(str(error)) from error
+            raise storage_error(self.where(name), error, doing=doing) from error
+        except Exception as error:
+            # On a disk, whatever is no OSError is a fault of ours; other stores' clients raise classes of their own.
+            if on_disk and not isinstance(error, OSError) and not is_full(error):
+                raise
+            raise storage_error(self.where(name), error, doing=doing) from error
+
+    @property
+    def _fs(self) -> Any:
+        if self._client is None:
+            self._client, self._root = client(self.url, what=self._what)
+        return self._client
+
+    def _path(self, name: str) -> str:
+        assert self._fs is not None
+        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written; for a folder, its names, so that the rename survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,102 @@
+"""Real object-storage servers on loopback, each a process of its own that ends with its block."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+ACCESS, SECRET = "TESTKEY", "TESTSECRET"
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running server. Its bucket is there; clients find the server through `environment`."""
+
+    endpoint: str
+    bucket: str = "data"
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user sets, and nothing of the machine's own profile."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def rclone(folder: Path, *, address: str = "127.0.0.1", port: int | None = None) -> Iterator[S3]:
+    """S3 over a folder of real files: quick enough for load, and its files can be looked at and damaged."""
+    port = port or free_port()
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    # The default ETag hash and read chunks make ranged reads 10 to 30 times slower; these flags do not.
+    words = [
+        BIN / "rclone", "serve", "s3", "--config", "/dev/null", "--addr", f"{address}:{port}",
+        "--auth-key", f"{ACCESS},{SECRET}", "--force-path-style", "--vfs-cache-mode", "off",
+        "--vfs-read-chunk-size", "0", "--dir-cache-time", "0s", "--no-checksum", "--etag-hash", "", folder,
+    ]  # fmt: skip
+    with _running([str(word) for word in words], address, port):
+        yield S3(f"http://{address}:{port}")
+
+
+@contextmanager
+def moto() -> Iterator[S3]:
+    """S3 in memory, close to Amazon's in its answers and errors; slow at ranged reads."""
+    port = free_port()
+    words = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running(words, "127.0.0.1", port):
+        server = S3(f"http://127.0.0.1:{port}")
+        import boto3
+
+        client = boto3.client(
+            "s3", endpoint_url=server.endpoint, aws_access_key_id=ACCESS, aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )  # fmt: skip
+        client.create_bucket(Bucket=server.bucket)
+        yield server
+
+
+@contextmanager
+def _running(words: list[str], address: str, port: int) -> Iterator[None]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    process = subprocess.Popen(words, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _wait_for(process, address, port)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", address: str, port: int, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            told = process.stderr.read().decode() if process.stderr else ""
+            raise RuntimeError(f"the server ended with {process.returncode}: {told[-2000:]}")
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((address, port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError("the server does not answer")
