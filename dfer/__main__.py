@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer.errors import DferError, StorageError, UsageError, message
+from dfer.interruption import Stop
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
+    from dfer.run_config import RunConfig
 
 EXAMPLES = {
     "train": "dfer train configs/demo.yaml run=runs/try fold=2\n  dfer train configs/dfew/dfer_clip.yaml --dry-run\n"
@@ -94,14 +96,14 @@ def parser() -> argparse.ArgumentParser:
         if name == "crossval":
             sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
     sub = _command(commands, "evaluate", _evaluate, "evaluate a run again, or a configuration's weights as they are")
-    sub.add_argument("source", type=Path, help="run folder, or YAML file")
+    sub.add_argument("source", help="run folder (also s3://...), or YAML file")
     sub.add_argument("overrides", nargs="*", metavar="a.b=c")
     sub = _command(commands, "predict", _predict, "expressions of clips given as folders of face frames")
-    sub.add_argument("run", type=Path, help="run folder of one fold")
+    sub.add_argument("run", help="run folder of one fold (also s3://...)")
     sub.add_argument("clips", nargs="+", type=Path, metavar="FOLDER")
     sub.add_argument("--csv", type=Path, help="write all class probabilities here")
     sub = _command(commands, "report", _report, "write Markdown, JSON and one HTML page from a run folder")
-    sub.add_argument("run", type=Path)
+    sub.add_argument("run", help="run folder (also s3://...)")
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
     sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
     sub.add_argument("shards", help="shard folder of 224 px frames")
@@ -143,13 +145,15 @@ def _numbers(text: str) -> list[int]:
 def _train(args: argparse.Namespace) -> None:
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
+    from dfer.run_config import RunConfig
 
-    chosen, world = config.load(args.config, run.RunConfig, args.overrides), from_environment()
+    chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
         print(config.to_yaml(chosen) + "\n" + run.describe(chosen, world))
         return
-    with process_group(world):
-        result = run.train(chosen, world)
+    stop = Stop()
+    with stop.on_signals(), process_group(world):
+        result = run.train(chosen, world, stop)
     if world.is_first:
         print(_scores(chosen.run, result))
 
@@ -157,31 +161,34 @@ def _train(args: argparse.Namespace) -> None:
 def _crossval(args: argparse.Namespace) -> None:
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
+    from dfer.run_config import RunConfig
 
-    chosen, world = config.load(args.config, run.RunConfig, args.overrides), from_environment()
+    chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
         print(config.to_yaml(chosen))
         for fold in args.folds or run.known_folds(chosen):
             print(run.describe(replace(chosen, fold=fold), world))
         return
-    with process_group(world):
-        run.crossval(chosen, world, only=args.folds)
+    stop = Stop()
+    with stop.on_signals(), process_group(world):
+        run.crossval(chosen, world, only=args.folds, stop=stop)
     if world.is_first:
-        _show_report(Path(chosen.run))
+        _show_report(chosen.run)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
+    from dfer.run_config import RunConfig
 
-    trained = args.source.is_dir()
-    if not args.source.exists():
+    trained, world = _is_folder(args.source), from_environment()
+    if trained:
+        chosen = replace(_config_of(args.source, args.overrides), run=args.source)
+    elif not Path(args.source).exists():
         do = "Correct the path, or train first: dfer train CONFIG"
         raise UsageError(message(args.source, expected="a run folder or a YAML file", got="neither", do=do))
-    source = _config_of(args.source) if trained else args.source
-    chosen, world = config.load(source, run.RunConfig, args.overrides), from_environment()
-    if trained:
-        chosen = replace(chosen, run=str(args.source))
+    else:
+        chosen = config.load(Path(args.source), RunConfig, args.overrides)
     with process_group(world):
         result = run.evaluate_run(chosen, world, trained=trained)
     if world.is_first:
@@ -193,23 +200,31 @@ def _scores(run_folder: str, result: "FoldResult") -> str:
     return f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
 
 
-def _config_of(run_folder: Path) -> Path:
-    """The configuration of a run folder. Raises UsageError when it is none of a single run."""
-    from dfer.folder import CONFIG
+def _is_folder(source: str) -> bool:
+    return "://" in source or Path(source).is_dir()
 
-    if not (run_folder / CONFIG).is_file():
-        folds = sorted(path.parent.name for path in run_folder.glob(f"fold_*/{CONFIG}"))
-        do = f"Give one of its folds: {run_folder / folds[0]}" if folds else "Train first: dfer train CONFIG"
-        raise UsageError(message(run_folder, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
-    return run_folder / CONFIG
+
+def _config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
+    """The configuration of a run folder. Raises UsageError when it is none of a single run."""
+    from dfer.config import load_text
+    from dfer.folder import CONFIG, MAX_BYTES
+    from dfer.run_config import RunConfig
+    from dfer.storage import Folder
+
+    home = Folder(source, what="the run folder")
+    text = home.read(CONFIG, most=MAX_BYTES)
+    if text is None:
+        folds = [name for name in home.folders() if name.startswith("fold_") and (home / name).exists(CONFIG)]
+        do = f"Give one of its folds: {home / folds[0]}" if folds else "Train first: dfer train CONFIG"
+        raise UsageError(message(home, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
+    return load_text(text, RunConfig, overrides, where=home.where(CONFIG))
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from dfer import config, run
     from dfer.distributed import from_environment
     from dfer.predict import predict, save_csv
 
-    chosen = replace(config.load(_config_of(args.run), run.RunConfig), run=str(args.run))
+    chosen = replace(_config_of(args.run), run=args.run)
     answers = predict(chosen, args.clips, from_environment())
     for clip, shares in zip(args.clips, answers):
         first, second = sorted(shares, key=shares.__getitem__, reverse=True)[:2]
@@ -220,17 +235,21 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from dfer.evaluation.report import write_report
+    from dfer.storage import Folder
 
-    write_report(args.run)
+    write_report(Folder(args.run, what="the run folder"))
     _show_report(args.run)
 
 
-def _show_report(run_folder: Path) -> None:
+def _show_report(run_folder: str) -> None:
     from dfer.evaluation.summary import summarise
     from dfer.evaluation.tables import text_table
+    from dfer.storage import Folder
 
-    print(text_table(summarise(run_folder)))
-    print(f"\nReport: {(run_folder / 'report' / 'index.html').resolve()}")
+    home = Folder(run_folder)
+    print(text_table(summarise(home)))
+    page = home / "report" / "index.html"
+    print(f"\nReport: {page.local.resolve() if page.local else page}")
 
 
 def _bench_loader(args: argparse.Namespace) -> None:

@@ -1,50 +1,63 @@
-"""Checkpoints that are whole or absent: written aside, hashed, published by one rename, verified before use.
+"""Checkpoints that are whole or absent, on any store: written in the background, hashed, committed by their manifest.
 
-    RUN/checkpoints/step_00000123/weights.safetensors     full tensors by parameter name
-                                  optimizer.safetensors   full tensors as `parameter/slot`
-                                  state.json              where training stands
-                                  manifest.json           size and sha256 of the three; written last
+    RUN/checkpoints/step_00000123-g2-5f2a9c1e/weights.safetensors     full tensors by parameter name
+                                              optimizer.safetensors   full tensors as `parameter/slot`
+                                              state.json              where training stands
+                                              manifest.json           size and sha256 of the three; written last
 
-The first rank writes; every rank learns of a failure. Nothing read here can run code: tensors are safetensors.
+A folder bears the lease of the start that wrote it (`dfer.lease`), so that two copies of a run never write the same
+file. One without a manifest was not finished and is passed over. The first rank writes and reads; every rank learns of
+a failure, and gets the tensors from the first one. Nothing read here can run code: tensors are safetensors.
 """
 
-import errno
-import hashlib
 import json
 import logging
-import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dfer.checkpoint_files import (
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    VERSION,
+    WEIGHTS,
+    Found,
+    Name,
+    sha256_of,
+    verified,
+    write_tensors,
+)
 from dfer.config import ConfigProblem
-from dfer.distributed import World, from_first, gather_objects
+from dfer.distributed import World, on_first, tensors_from_first
 from dfer.errors import CheckpointError, DferError, StorageError, message
+from dfer.lease import Fence, Leases
+from dfer.storage import Folder
 
-T = TypeVar("T")
-
-VERSION = 1
-MANIFEST, WEIGHTS, OPTIMIZER, STATE = "manifest.json", "weights.safetensors", "optimizer.safetensors", "state.json"
-FILES = (WEIGHTS, OPTIMIZER, STATE)
+CHECKPOINTS = "checkpoints"
 BEST = "best"
-_NAME = re.compile(r"step_(\d{8,12})")
 _log = logging.getLogger("dfer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and how many of the newest to keep (the best one is kept besides). The end is always saved."""
+    """When to save, and how many of the newest to keep (the best one is kept besides). The end is always saved.
+
+    every_epochs, every_steps, every_minutes: whichever comes first; none switches one off.
+    """
 
     every_epochs: int | None = 1
     every_steps: int | None = None
+    every_minutes: float | None = 10
     keep_last: int = 2
 
     def __post_init__(self) -> None:
@@ -52,6 +65,9 @@ class CheckpointConfig:
             if value is not None and value < 1:
                 do = "null switches it off."
                 raise ConfigProblem(message(name, expected="1 or more", got=str(value), do=do))
+        if self.every_minutes is not None and self.every_minutes <= 0:
+            got, do = str(self.every_minutes), "null switches it off."
+            raise ConfigProblem(message("every_minutes", expected="minutes above 0", got=got, do=do))
         if self.keep_last < 1:
             do = "2 leaves one to fall back on."
             raise ConfigProblem(message("keep_last", expected="1 or more", got=str(self.keep_last), do=do))
@@ -61,25 +77,47 @@ class CheckpointConfig:
 class Checkpoint:
     """A verified checkpoint. step: updates done when it was written; state: contents of its state.json."""
 
-    folder: Path
-    step: int
+    folder: Folder
+    name: Name
     state: dict[str, Any]
+    world: World
+    files: Path | None = field(default=None, repr=False)
+    """Where the first rank has the verified files."""
+
+    @property
+    def step(self) -> int:
+        return self.name.step
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the CPU."""
-        return _tensors(self.folder / WEIGHTS)
+        """Parameters and buffers by name, on the CPU; all ranks call it. Raises CheckpointError."""
+        return tensors_from_first(lambda: self._tensors(WEIGHTS), self.world)
 
     def optimizer(self) -> dict[str, Tensor]:
-        """Optimizer state as `parameter/slot`, on the CPU."""
-        return _tensors(self.folder / OPTIMIZER)
+        """Optimizer state as `parameter/slot`, on the CPU; all ranks call it. Raises CheckpointError."""
+        return tensors_from_first(lambda: self._tensors(OPTIMIZER), self.world)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        assert self.files is not None, "the first rank has verified them"
+        try:
+            return cast(dict[str, Tensor], load_file(self.files / name))
+        except (SafetensorError, OSError) as error:
+            where, do = self.folder.where(name), "Use an older checkpoint."
+            raise CheckpointError(message(where, expected="a safetensors file", got=str(error), do=do)) from error
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Methods are collective: all ranks call them, in the same order."""
+    """The checkpoints of one run folder. Methods are collective: all ranks call them, in the same order.
 
-    def __init__(self, folder: Path, *, world: World, config: CheckpointConfig | None = None) -> None:
-        self.folder, self._world = folder, world
+    fence: the right to write; without one they can only be read.
+    """
+
+    def __init__(self, home: Folder, *, world: World, config: CheckpointConfig | None = None) -> None:
+        self.folder = home / CHECKPOINTS
+        self.fence: Fence | None = None
+        self._home, self._world, self._leases = home, world, Leases(home)
         self._config = config or CheckpointConfig()
+        self._saving: _Background | None = None
+        self._saved_at = time.monotonic()
 
     def due(self, step: int, *, epochs_done: int | None) -> bool:
         """Whether to save after `step` updates; epochs_done: number of whole epochs when one has just ended."""
@@ -88,27 +126,93 @@ class Checkpoints:
         by_epoch = every.every_epochs is not None and epochs_done is not None and epochs_done % every.every_epochs == 0
         return by_step or by_epoch
 
-    def save(
-        self, step: int, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
-    ) -> Path:
-        """Publish a checkpoint and remove those no longer kept. Tensors are those of the first rank.
+    @property
+    def overdue(self) -> bool:
+        """Whether `every_minutes` have passed since the last save. By this rank's clock: ranks have to agree on it."""
+        minutes = self._config.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
-        state["best"]["step"] names a checkpoint to keep however old it is.
+    @property
+    def failed(self) -> bool:
+        """Whether the save in the background came to an error (on the first rank); `finish` raises it on all."""
+        return self._saving is not None and self._saving.problem is not None
+
+    def raise_failure(self) -> None:
+        """Raise what the save in the background came to, on this rank alone."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.join()
+
+    def start(self, latest: Checkpoint | None) -> Checkpoint | None:
+        """Take the run folder over from older copies, for writing. latest: what `latest` gave before.
+
+        Gives the checkpoint to go on from: a newer one where the older copy has published it in the meantime.
+
+        Raises:
+            FencedError: another copy started at the same moment. StorageError, CheckpointError: as `latest`.
+        """
+
+        def take() -> bool:
+            self.fence = Fence.take(self._home, processes=self._world.size)
+            newest = next(iter(self._names()), None)
+            return newest == (latest.name if latest else None)
+
+        if not on_first(take, self._world):
+            latest = self.latest()
+        on_first(lambda: self._claim(latest), self._world)
+        return latest
+
+    def _claim(self, latest: Checkpoint | None) -> None:
+        assert self.fence is not None
+        self.fence.goes_on_from(str(latest.name) if latest else None, latest.step if latest else 0)
+        self._clear()
+
+    def save(
+        self,
+        step: int,
+        *,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to publish a checkpoint, and then to remove those no longer kept; training may go on meanwhile.
+
+        The tensors are the first rank's, must not change any more, and are let go when written. before: called before
+        the commit, so that what belongs to it stands by then. state["best"]["step"] names a checkpoint to keep however
+        old it is.
+
+        Raises:
+            StorageError, FencedError: the save before this one failed; on all ranks.
+        """
+        self.finish()
+        self._saved_at = time.monotonic()
+        if self._world.is_first:
+            assert self.fence is not None, "`start` comes first"
+            name = Name(step=step, lease=self.fence.id)
+            self._saving = _Background(lambda: self._save(name, weights, optimizer, state, before))
+
+    def finish(self) -> None:
+        """Wait until what is being saved is published.
 
         Raises:
             StorageError: on all ranks, when it could not be written; the earlier checkpoints are as they were.
+            FencedError: on all ranks, when a newer copy has taken over.
         """
-        final = self.folder / f"step_{step:08d}"
-        self._on_first(lambda: self._save(final, step, weights, optimizer, state))
-        return final
+        on_first(self.raise_failure, self._world)
+
+    def settle(self) -> None:
+        """Wait for the save in the background, whatever it comes to; for this rank alone, in an error's way out."""
+        if self._saving is not None:
+            self._saving.wait()
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; None when there are none at all.
 
         Raises:
-            CheckpointError: there are checkpoints, but all are damaged; or another rank sees other files.
+            CheckpointError: there are checkpoints, but all are damaged.
         """
-        return self._agreed(self._on_first(self._find_latest))
+        return self._shared(on_first(self._find_latest, self._world))
 
     def best(self) -> Checkpoint | None:
         """The checkpoint the newest one names as best, or None when no selection was made.
@@ -124,175 +228,137 @@ class Checkpoints:
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint after `step` updates. Raises CheckpointError when it is damaged or missing."""
-        folder = self.folder / f"step_{step:08d}"
 
-        def check() -> str:
-            problem = damage(folder)
-            if problem:
-                raise CheckpointError(
-                    message(folder, expected="a whole checkpoint", got=problem, do="Choose another one of the run.")
-                )
-            return folder.name
+        def find() -> Found:
+            names = [name for name in self._names() if name.step == step]
+            found = verified(self.folder, names[0]) if names else "none of this step"
+            if isinstance(found, str):
+                where = self.folder.where(str(names[0]) if names else f"step_{step:08d}")
+                do = "Choose another one of the run."
+                raise CheckpointError(message(where, expected="a whole checkpoint", got=found, do=do))
+            return found
 
-        checkpoint = self._agreed(self._on_first(check))
+        checkpoint = self._shared(on_first(find, self._world))
         assert checkpoint is not None
         return checkpoint
 
     def _save(
         self,
-        final: Path,
-        step: int,
+        name: Name,
         weights: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
+        before: Callable[[], None],
     ) -> None:
-        aside = self.folder / f".{final.name}.{os.getpid()}.tmp"
-        with _storage(final):
-            try:
-                aside.mkdir(parents=True)
-                save_file(dict(weights), aside / WEIGHTS)
-                save_file(dict(optimizer), aside / OPTIMIZER)
-                (aside / STATE).write_text(json.dumps(state, indent=1, allow_nan=False) + "\n")
-                files = {
-                    name: {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in FILES
-                }
-                manifest = {"version": VERSION, "step": step, "files": files}
-                (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-                for name in (*FILES, MANIFEST):
-                    _sync(aside / name)
-                _sync(aside)
-                if final.exists():  # damaged, or written before the run was set back
-                    final.rename(aside.with_suffix(".old"))
-                aside.rename(final)
-                for folder in (self.folder, self.folder.parent):
-                    _sync(folder)
-            finally:
-                for leftover in (aside, aside.with_suffix(".old")):
-                    shutil.rmtree(leftover, ignore_errors=True)
-        self._prune(newest=step, best=(state.get(BEST) or {}).get("step"))
+        folder, files = self.folder / str(name), {}
+        text = json.dumps(state, indent=1, allow_nan=False) + "\n"
+        writers: dict[str, Callable[[Path], Any]] = {
+            WEIGHTS: lambda path: write_tensors(weights, path),
+            OPTIMIZER: lambda path: write_tensors(optimizer, path),
+            STATE: lambda path: path.write_text(text),
+        }
+        try:
+            for file, write in writers.items():
+                with folder.whole(file) as path:
+                    write(path)
+                    files[file] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            before()
+            self.may_write()
+            manifest = {"version": VERSION, "step": name.step, "files": files}
+            folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        except StorageError as error:
+            folder.remove_all()
+            raise StorageError(f"{error} The same command continues from the last checkpoint.") from error
+        except DferError:
+            folder.remove_all()
+            raise
+        self._prune(newest=name.step, best=(state.get(BEST) or {}).get("step"))
+
+    def may_write(self) -> None:
+        """Raises FencedError when a newer copy has taken the run folder over; for the first rank alone."""
+        assert self.fence is not None, "`start` comes first"
+        self.fence.check()
 
     def _prune(self, *, newest: int, best: int | None) -> None:
-        """Remove what is neither among the newest nor the best, and what a killed process left half-written."""
-        older = [step for step in self._steps() if step <= newest]
-        keep = {*older[: self._config.keep_last], best}
-        for step in older:
-            if step not in keep:
-                shutil.rmtree(self._existing(step), ignore_errors=True)
-        for leftover in self.folder.glob(".step_*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Remove what is neither among the newest nor the best."""
+        older = [name for name in self._names() if name.step <= newest]
+        steps = sorted({name.step for name in older}, reverse=True)
+        keep = {*steps[: self._config.keep_last], best}
+        newest_of = {name.step: name for name in reversed(older)}
+        for name in older:
+            if name.step not in keep or newest_of[name.step] != name:
+                self._remove(name)
 
-    def _steps(self) -> list[int]:
-        """Steps of the folders there, newest first; leftovers and foreign names do not count."""
-        found = [_NAME.fullmatch(path.name) for path in self.folder.glob("step_*")]
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+    def _clear(self) -> None:
+        """Remove what older copies left unfinished, or published after this one had gone on without it."""
+        assert self.fence is not None
+        kept = set(self._names())
+        for name in self._all():
+            if name not in kept and name.lease < self.fence.id:
+                self._remove(name)
 
-    def _existing(self, step: int) -> Path:
-        return self.folder / f"step_{step:08d}"
+    def _remove(self, name: Name) -> None:
+        folder = self.folder / str(name)
+        folder.remove(MANIFEST)  # first, so that half a folder never looks like a damaged checkpoint
+        folder.remove_all()
 
-    def _find_latest(self) -> str | None:
+    def _all(self) -> list[Name]:
+        """Every checkpoint folder, newest first; foreign names do not count."""
+        found = [Name.parse(text) for text in self.folder.folders()]
+        return sorted((name for name in found if name), reverse=True)
+
+    def _names(self) -> list[Name]:
+        """Committed checkpoints that belong to the run, newest first."""
+        self._leases = Leases(self._home)
+        there = [name for name in self._all() if (self.folder / str(name)).exists(MANIFEST)]
+        return [name for name in there if self._leases.holds(name.lease, name.step)]
+
+    def _find_latest(self) -> Found | None:
         problems = []
-        for step in self._steps():
-            folder = self._existing(step)
-            problem = damage(folder)
-            if not problem:
-                return folder.name
-            _log.warning("%s: damaged (%s); using an older checkpoint", folder, problem)
-            problems.append(f"{folder.name}: {problem}")
+        for name in self._names():
+            found = verified(self.folder, name)
+            if not isinstance(found, str):
+                return found
+            _log.warning("%s: damaged (%s); using an older checkpoint", self.folder.where(str(name)), found)
+            problems.append(f"{name}: {found}")
         if problems:
             got = f"{len(problems)} damaged ({'; '.join(problems[:3])})"
             do = "Copy them anew from where they came, or start over with another run=FOLDER."
             raise CheckpointError(message(self.folder, expected="one whole checkpoint", got=got, do=do))
         return None
 
-    def _on_first(self, work: Callable[[], T]) -> T:
-        """Do `work` on the first rank; its result, or the same DferError, on every rank."""
-        result: T | None = None
-        problem: DferError | None = None
-        if self._world.is_first:
-            try:
-                result = work()
-            except DferError as error:
-                problem = error
-        kind, text, result = from_first((type(problem) if problem else None, str(problem), result))
-        if kind is not None:
-            raise kind(text) from problem
-        return cast(T, result)
-
-    def _agreed(self, name: str | None) -> Checkpoint | None:
-        """The first rank's choice, once every rank has seen the same manifest."""
-        if name is None:
+    def _shared(self, found: Found | None) -> Checkpoint | None:
+        """The first rank's choice, on all ranks. A copy that was fetched for it lives as long as the checkpoint."""
+        if found is None:
             return None
-        folder = self.folder / name
+        made = Checkpoint(
+            folder=self.folder / str(found.name), name=found.name, state=found.state, world=self._world,
+            files=found.files if self._world.is_first else None,
+        )  # fmt: skip
+        if found.fetched and self._world.is_first:
+            weakref.finalize(made, shutil.rmtree, found.files, ignore_errors=True)
+        return made
+
+
+class _Background:
+    """A piece of work in a thread, whose error is kept for whoever joins it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.problem: BaseException | None = None
+        # Not a daemon: Python waits for it at its end, so that a save that has begun is finished.
+        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            seen: str | None = _sha256(folder / MANIFEST)
-            state = json.loads((folder / STATE).read_text())
-        except (OSError, ValueError):
-            seen = None
-        views = gather_objects(seen)
-        if len(set(views)) > 1 or seen is None:
-            ranks = ", ".join(str(rank) for rank, view in enumerate(views) if view != views[0] or view is None)
-            do = "Put the run folder on storage that all nodes share."
-            raise CheckpointError(
-                message(folder, expected="the same files on every rank", got=f"others on {ranks}", do=do)
-            )
-        return Checkpoint(folder=folder, step=int(name.removeprefix("step_")), state=state)
+            work()
+        except BaseException as error:
+            self.problem = error
 
+    def wait(self) -> None:
+        self._thread.join()
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None when sizes and hashes are those of its manifest."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        version = manifest["version"]
-    except FileNotFoundError:
-        return f"no {MANIFEST}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is unreadable ({type(error).__name__})"
-    if version != VERSION or set(files) != set(FILES):
-        return f"{MANIFEST} is of version {version!r} with {', '.join(sorted(files)) or 'no files'}"
-    for name, (size, sha256) in files.items():
-        try:
-            found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
-            if _sha256(folder / name) != sha256:
-                return f"{name} has another sha256 than its manifest"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    return None
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return cast(dict[str, Tensor], load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            message(path, expected="a safetensors file", got=str(error), do="Use an older checkpoint.")
-        ) from error
-
-
-@contextmanager
-def _storage(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = (
-            getattr(error, "errno", None) == errno.ENOSPC or "StorageFull" in str(error) or "os error 28" in str(error)
-        )
-        got, do = ("no space left", "Free some, or lower checkpoint.keep_last;") if full else (str(error), "Mend it;")
-        do = f"{do} the same command continues from the last checkpoint."
-        raise StorageError(message(where, expected="to write a checkpoint", got=got, do=do)) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written; for a folder, its names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def join(self) -> None:
+        self.wait()
+        if self.problem is not None:
+            raise self.problem

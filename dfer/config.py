@@ -1,7 +1,8 @@
 """Dataclasses <-> YAML <-> `a.b=c` on the command line, with messages that name the key and the remedy.
 
-Every room owns the dataclass of what it needs; `dfer.run.RunConfig` composes them. A YAML file says only what differs
-from the defaults, and may name another file as `base:`. A field typed as a union of dataclasses is chosen by `name:`.
+Every room owns the dataclass of what it needs; `dfer.run_config.RunConfig` composes them. A YAML file says only what
+differs from the defaults, and may name another file as `base:`. A field typed as a union of dataclasses is chosen by
+`name:`.
 """
 
 import math
@@ -21,7 +22,7 @@ MAX_BASES = 8
 
 FREE_KEYS = (
     "run", "data.shards", "data.workers", "micro_batch", "eval_batch", "engine.name", "engine.zero", "checkpoint",
-    "published", "log_every",
+    "published", "log_every", "record_clips",
 )  # fmt: skip
 """Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,
 not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results."""
@@ -37,13 +38,21 @@ def load(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
     Raises:
         ConfigProblem: unknown key, wrong type, missing value; all problems of the file at once.
     """
-    plain = read_yaml(path, kind)
+    return _built(read_yaml(path, kind), kind, overrides, where=path)
+
+
+def load_text(text: bytes, kind: type[T], overrides: Sequence[str] = (), *, where: object) -> T:
+    """As `load`, from the text of a resolved configuration, which names no base. where: for messages."""
+    return _built(_mapping(text, where), kind, overrides, where=where)
+
+
+def _built(plain: dict[str, Any], kind: type[T], overrides: Sequence[str], *, where: object) -> T:
     for text in overrides:
         plain = merged(plain, _override(text), kind)
     try:
         return from_plain(kind, plain)
     except ConfigProblem as problem:
-        raise ConfigProblem(f"{path}: {problem}") from problem
+        raise ConfigProblem(f"{where}: {problem}") from problem
 
 
 def read_yaml(path: Path, kind: Any = None, _depth: int = 0) -> dict[str, Any]:
@@ -51,17 +60,26 @@ def read_yaml(path: Path, kind: Any = None, _depth: int = 0) -> dict[str, Any]:
     if _depth > MAX_BASES:
         raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
     try:
-        plain = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise ConfigProblem(f"{path}: cannot be read ({error}). Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigProblem(f"{path}: not valid YAML ({error}).".replace("\n", " ")) from error
-    if not isinstance(plain, dict):
-        raise ConfigProblem(message(path, expected="a mapping of keys", got=type(plain).__name__, do="See configs/."))
+    plain = _mapping(data, path)
     base = plain.pop("base", None)
     if base is None:
         return plain
     return merged(read_yaml(path.parent / str(base), kind, _depth + 1), plain, kind)
+
+
+def _mapping(data: bytes, where: object) -> dict[str, Any]:
+    try:
+        plain = yaml.safe_load(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigProblem(f"{where}: cannot be read ({error}). Give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigProblem(f"{where}: not valid YAML ({error}).".replace("\n", " ")) from error
+    if not isinstance(plain, dict):
+        raise ConfigProblem(message(where, expected="a mapping of keys", got=type(plain).__name__, do="See configs/."))
+    return plain
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any], kind: Any = None) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Who am I among how many: the environment is read once into a `World`, which is passed on as a value."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dfer.errors import ProcessError, UsageError, message
+from dfer.errors import DferError, ProcessError, UsageError, message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,51 @@ def from_first(obj: Any) -> Any:
     box = [obj]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_first(work: Callable[[], T], world: World) -> T:
+    """Do `work` on the first rank alone; its result (small), or the same DferError, on every rank."""
+    result: T | None = None
+    problem: DferError | None = None
+    if world.is_first:
+        try:
+            result = work()
+        except DferError as error:
+            problem = error
+    told, result = from_first((problem, result))
+    if told is not None:
+        raise told from problem
+    return cast(T, result)
+
+
+def tensors_from_first(work: Callable[[], dict[str, Tensor]], world: World) -> dict[str, Tensor]:
+    """The first rank's CPU tensors by name, on every rank: only one process reads them. Raises its DferError on all."""
+    own: dict[str, Tensor] = {}
+
+    def layout() -> list[tuple[str, torch.Size, torch.dtype]]:
+        own.update(work())
+        return [(name, value.shape, value.dtype) for name, value in own.items()]
+
+    parts = on_first(layout, world)
+    if not _several():
+        return own
+    via = world.device if dist.get_backend() == "nccl" else torch.device("cpu")
+    out = {}
+    for name, shape, dtype in parts:
+        value = own.pop(name) if world.is_first else torch.empty(shape, dtype=dtype)
+        sent = value.to(via)
+        dist.broadcast(sent, src=0)
+        out[name] = sent.cpu()
+    return out
+
+
+def highest(values: Sequence[int], world: World) -> list[int]:
+    """The largest of each number over all ranks."""
+    if not _several():
+        return list(values)
+    box = torch.tensor(values, device=world.device if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return box.tolist()
 
 
 def barrier() -> None:

@@ -2,7 +2,9 @@
 
 RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one
 RUN/environment.json    versions, revision, command, hardware
-RUN/metrics.jsonl  RUN/checkpoints/step_N/  RUN/results/*.json  RUN/report/
+RUN/metrics.jsonl  RUN/checkpoints/  RUN/lease/  RUN/results/*.json  RUN/report/
+
+It lies on a disk or on any other store that fsspec opens.
 """
 
 import json
@@ -10,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,25 +21,26 @@ import torch
 import yaml
 
 from dfer.config import flat, is_free, to_plain, to_yaml
-from dfer.distributed import World, from_first
-from dfer.errors import CheckpointError, DferError, UsageError
-from dfer.evaluation.results import publish
+from dfer.distributed import World, on_first
+from dfer.errors import CheckpointError, UsageError
+from dfer.storage import Folder
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+MAX_BYTES = 2**20
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
 
-def check(folder: Path, config: Any, world: World) -> None:
+def check(folder: Folder, config: Any, world: World) -> None:
     """Check that the run folder is new, or holds a run of the same configuration. Writes nothing; all ranks call it.
 
     Raises:
         UsageError: the folder holds something else. CheckpointError: it holds another configuration.
     """
-    _on_first(lambda: _check(folder, config), world)
+    on_first(lambda: _check(folder, config), world)
 
 
-def write(folder: Path, config: Any, world: World, *, finished: bool = False) -> None:
+def write(folder: Folder, config: Any, world: World, *, finished: bool = False) -> None:
     """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
 
     All ranks call it; the first one writes. finished: the run's results stand, so the environment that they came from
@@ -48,40 +51,29 @@ def write(folder: Path, config: Any, world: World, *, finished: bool = False) ->
     """
 
     def work() -> None:
-        publish(folder / CONFIG, lambda: to_yaml(config))
+        folder.write(CONFIG, to_yaml(config).encode())
         if not finished:
-            publish(folder / ENVIRONMENT, lambda: json.dumps(environment(world), indent=1) + "\n")
+            folder.write(ENVIRONMENT, (json.dumps(environment(world), indent=1) + "\n").encode())
 
-    _on_first(work, world)
-
-
-def _on_first(work: Callable[[], None], world: World) -> None:
-    """Do it on the first rank, since the others could meet its files half made; its error is everybody's."""
-    problem: DferError | None = None
-    if world.is_first:
-        try:
-            work()
-        except DferError as error:
-            problem = error
-    problem = from_first(problem)
-    if problem is not None:
-        raise problem
+    on_first(work, world)
 
 
-def _check(folder: Path, config: Any) -> None:
-    existing = folder / CONFIG
-    if existing.exists():
-        _refuse_changes(folder, before=_plain_yaml(existing), now=to_plain(config))
-    elif folder.exists() and not (folder.is_dir() and _is_empty(folder)):
+def _check(folder: Folder, config: Any) -> None:
+    existing = folder.read(CONFIG, most=MAX_BYTES)
+    if existing is not None:
+        _refuse_changes(folder, before=_plain_yaml(folder.where(CONFIG), existing), now=to_plain(config))
+    elif not _is_free(folder):
         raise UsageError(
             f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
             "Choose another one with run=FOLDER."
         )
 
 
-def _is_empty(folder: Path) -> bool:
+def _is_free(folder: Folder) -> bool:
     """Nothing but what a process left that was killed at its first file."""
-    return all(path.name.startswith(f".{CONFIG}.") for path in folder.iterdir())
+    if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
+        return False
+    return all(name.startswith(f".{CONFIG}.") for name in folder.children())
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -124,9 +116,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _plain_yaml(path: Path) -> dict[str, Any]:
+def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
     try:
-        plain = yaml.safe_load(path.read_text())
+        plain = yaml.safe_load(data.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not valid YAML ({what}). Choose another run folder.") from error
@@ -137,7 +129,7 @@ def _plain_yaml(path: Path) -> dict[str, Any]:
     return plain
 
 
-def _refuse_changes(folder: Path, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_changes(folder: Folder, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = flat(before), flat(now)
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not is_free(k))
     if changed:

@@ -18,7 +18,9 @@ from dfer.emotions import label_set
 from dfer.errors import DataError, message
 from dfer.models.build import build
 from dfer.recognition import ClipBatch
-from dfer.run import RunConfig, load_checkpoint, selected_checkpoint
+from dfer.run import load_checkpoint, selected_checkpoint
+from dfer.run_config import RunConfig
+from dfer.storage import Folder
 from dfer.training.engine import inference
 
 PICTURES = {".jpg", ".jpeg", ".png"}
@@ -35,7 +37,7 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict
     """
     emotions = label_set(config.data.classes)
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
-    checkpoints = Checkpoints(Path(config.run) / "checkpoints", world=world)
+    checkpoints = Checkpoints(Folder(config.run), world=world)
     load_checkpoint(model, selected_checkpoint(config, checkpoints))
     forward = inference(model, precision=config.engine.precision, device=world.device)
     found = []

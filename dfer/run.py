@@ -3,21 +3,20 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 from dfer import folder
-from dfer.checkpoint import Checkpoint, CheckpointConfig, Checkpoints
+from dfer.checkpoint import CHECKPOINTS, Checkpoint, Checkpoints
 from dfer.config import ConfigProblem
 from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
 from dfer.data.format import to_json
-from dfer.data.loader import DataConfig, Loader
+from dfer.data.loader import Loader
 from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.data.store import Store
-from dfer.distributed import World, barrier, from_first
+from dfer.distributed import World, barrier, highest, on_first
 from dfer.emotions import Emotions, label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.evaluator import Evaluation, evaluate
@@ -26,67 +25,22 @@ from dfer.evaluation.results import (
     RESULT,
     FoldResult,
     Protocol,
-    Published,
     fold_result,
     read_result,
     save_predictions,
     save_result,
 )
-from dfer.models.build import ModelConfig, build
+from dfer.interruption import Stop
+from dfer.models.build import build
 from dfer.recognition import ClipBatch, Recognition, Recognizer
+from dfer.run_config import RunConfig
+from dfer.storage import Folder
 from dfer.training import loop
-from dfer.training.engine import Engine, EngineConfig, build_engine, inference
+from dfer.training.engine import Engine, build_engine, inference
 from dfer.training.log import RunLog
-from dfer.training.optim import ConstantScheduleConfig, OptimConfig, ScheduleConfig, group_settings
+from dfer.training.optim import group_settings
 
 Forward = Callable[[ClipBatch], Recognition]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything one run is made of; the resolved whole is written into its folder.
-
-    run: run folder. seed: of the order, the draws and the initial weights. fold: which partition tests (1 for FERV39k).
-    epochs: passes over the training clips. batch: clips of an optimizer step over all ranks; micro_batch: clips a rank
-    takes through the model at once, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs
-    between evaluations during training, none = as often as the selection needs. select: which checkpoint is reported;
-    val_share: part of the training clips held out for `best_on_val`. published: a paper's numbers, to show beside ours.
-    """
-
-    run: str
-    seed: int = 1
-    fold: int = 1
-    epochs: int
-    batch: int = 48
-    micro_batch: int | None = None
-    eval_batch: int = 16
-    eval_every: int | None = None
-    log_every: int = 1
-    select: loop.Select = "last"
-    val_share: float = 0.1
-    data: DataConfig
-    model: ModelConfig
-    optim: OptimConfig
-    schedule: ScheduleConfig = field(default_factory=ConstantScheduleConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    published: Published | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("fold", "epochs", "batch", "micro_batch", "eval_batch", "eval_every", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigProblem(f"{name}: expected at least 1, got {value}. Correct it")
-        if self.seed < 0:
-            raise ConfigProblem(f"seed: expected 0 or more, got {self.seed}. Correct it")
-        if "://" in self.run:
-            raise ConfigProblem(f"run: expected a local folder, got {self.run}. Only shards can be read from a URL")
-        if not 0 < self.val_share < 1:
-            raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
-
-    def share(self, world: World) -> int:
-        """Clips a rank takes through the model at once in training."""
-        return self.micro_batch or max(1, self.batch // world.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +75,25 @@ def open_clips(config: RunConfig) -> Clips:
     )  # fmt: skip
 
 
-def train(config: RunConfig, world: World) -> FoldResult:
+def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResult:
     """Train one fold and evaluate the selected checkpoint; continues an existing run folder of the same configuration.
 
-    Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is.
+    Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is. Another copy that
+    is at work in the folder is fenced off.
+
+    Raises:
+        StoppedError: on all ranks, when `stop` was requested on any; all is saved.
+        FencedError: on all ranks, when a newer copy took the folder over.
     """
-    home = Path(config.run)
-    finished = from_first((home / RESULT).exists())
+    home, stop = Folder(config.run, what="run"), stop or Stop()
+    finished = on_first(lambda: home.size(RESULT) is not None, world)
     folder.check(home, config, world)
     if finished:
         result = _trained_result(config)
         folder.write(home, config, world, finished=True)
         return result
     clips = open_clips(config)
-    checkpoints = Checkpoints(home / "checkpoints", world=world, config=config.checkpoint)
+    checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
     latest = checkpoints.latest()
     if latest:
         _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
@@ -148,25 +107,31 @@ def train(config: RunConfig, world: World) -> FoldResult:
     )  # fmt: skip
     with closing(engine):
         folder.write(home, config, world)
+        latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
         total = loader.steps_per_epoch * config.epochs
         augment = Augment(config.data.augment, config.seed)
-        with RunLog(home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every) as log:
+        with RunLog(
+            home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every,
+            check=checkpoints.may_write,
+        ) as log:  # fmt: skip
             loop.train(
                 engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
                 schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
                 evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state=_facts(recognizer, clips, config),
+                extra_state=_facts(recognizer, clips, config), stop=stop, record_clips=config.record_clips,
             )  # fmt: skip
         chosen = selected_checkpoint(config, checkpoints)
         if config.select != "last":
             engine.load_weights(chosen.weights())
-        return _report_test(config, clips, engine.forward, chosen, recognizer, world)
+        return _report_test(
+            config, clips, engine.forward, chosen, recognizer, world, checkpoints=checkpoints, stop=stop
+        )
 
 
 def _trained_result(config: RunConfig) -> FoldResult:
-    home = Path(config.run)
-    result = read_result(home / RESULT)
+    home = Folder(config.run)
+    result = read_result(home)
     if result.step == 0:
         raise UsageError(
             f"{home}: expected a training run, got the evaluation of a model that was not trained here. "
@@ -187,7 +152,9 @@ def _refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None
         )
 
 
-def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> ReportPaths | None:
+def crossval(
+    config: RunConfig, world: World, *, only: Sequence[int] = (), stop: Stop | None = None
+) -> ReportPaths | None:
     """All folds one after another, each in `run`/fold_k, then the report (on the first rank). Continues where it was.
 
     only: train just these folds; the report then says which are missing.
@@ -197,7 +164,8 @@ def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> Re
     unknown = sorted(set(wanted) - set(known))
     if unknown:
         raise ConfigProblem(f"folds: expected some of {', '.join(map(str, known))}, got {unknown[0]}. Correct --folds")
-    if (Path(config.run) / folder.CONFIG).exists():
+    home = Folder(config.run, what="run")
+    if on_first(lambda: home.exists(folder.CONFIG), world):
         raise UsageError(
             f"{config.run}: expected a folder for {len(known)} folds, got the run of a single one. "
             "Choose another one with run=FOLDER."
@@ -205,9 +173,9 @@ def crossval(config: RunConfig, world: World, *, only: Sequence[int] = ()) -> Re
     for number in wanted:
         if world.is_first:
             print(f"== fold {number} of {len(known)}", flush=True)
-        train(replace(config, fold=number, run=str(Path(config.run) / f"fold_{number}")), world)
+        train(replace(config, fold=number, run=str(home / f"fold_{number}")), world, stop)
         barrier()
-    return write_report(Path(config.run)) if world.is_first else None
+    return write_report(home) if world.is_first else None
 
 
 def known_folds(config: RunConfig) -> list[int]:
@@ -222,15 +190,15 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
         CheckpointError: the configuration or the shards are not those the run was started with.
         UsageError: untrained weights are to be evaluated into the folder of a training run.
     """
-    home = Path(config.run)
-    if not trained and (home / "checkpoints").exists():
+    home = Folder(config.run, what="run")
+    if not trained and on_first(lambda: home.exists(CHECKPOINTS), world):
         raise UsageError(
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
     folder.check(home, config, world)
     clips = open_clips(config)
-    chosen = selected_checkpoint(config, Checkpoints(home / "checkpoints", world=world)) if trained else None
+    chosen = selected_checkpoint(config, Checkpoints(home, world=world)) if trained else None
     if chosen:
         _refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
     recognizer = build(
@@ -299,31 +267,39 @@ def _evaluation(config: RunConfig, clips: Clips, engine: Engine, world: World) -
         return None
     run = partial(_score, config, part, clips.emotions, engine.forward, world)
 
-    def metrics() -> dict[str, float]:
-        found = run().scores
+    def metrics(between: Callable[[], None]) -> dict[str, float]:
+        found = run(between=between).scores
         return {"war": found.war, "uar": found.uar}
 
     return loop.Evaluation(run=metrics, every_epochs=config.eval_every or 1, select=config.select)
 
 
 def _score(
-    config: RunConfig, part: ClipSet, emotions: Emotions, forward: Forward, world: World, *, predictions: bool = False
-) -> Evaluation:
+    config: RunConfig, part: ClipSet, emotions: Emotions, forward: Forward, world: World, *, predictions: bool = False,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:  # fmt: skip
     loader = Loader(
         part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
         micro_batch=config.eval_batch,
     )  # fmt: skip
     return evaluate(
         forward, loader.epoch(0), num_classes=len(emotions), expected=len(part), device=world.device, keys=part.keys,
-        predictions=predictions,
+        predictions=predictions, between=between,
     )  # fmt: skip
 
 
 def _report_test(
-    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World
-) -> FoldResult:
-    found = _score(config, clips.test, clips.emotions, forward, world, predictions=True)
-    home = Path(config.run)
+    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World,
+    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
+) -> FoldResult:  # fmt: skip
+    """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too."""
+
+    def between() -> None:
+        if stop and highest([stop.requested], world)[0]:
+            raise loop.stopped(stop, at="the evaluation of the test clips")
+
+    found = _score(config, clips.test, clips.emotions, forward, world, predictions=True, between=between)
+    home = Folder(config.run)
     position = chosen.state["training"] if chosen else {"epoch": 0}
     # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
     selection = "best_on_test" if chosen is None and config.model.released else config.select
@@ -332,15 +308,19 @@ def _report_test(
         num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
         validation=clips.validation, classes=clips.emotions.names, selection=selection,
         step=chosen.step if chosen else 0, epoch=position["epoch"], seed=config.seed,
-        protocol=_protocol(config, model), checkpoint=chosen.folder.name if chosen else _source(config),
+        protocol=_protocol(config, model), checkpoint=f"step_{chosen.step:08d}" if chosen else _source(config),
         manifest_sha256=_manifest_hash(clips.store), finished=_now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
     )  # fmt: skip
-    if world.is_first:
+
+    def write() -> None:
         assert found.predictions is not None
+        if checkpoints:
+            checkpoints.may_write()
         save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names)
         save_result(result, home)
-    barrier()
+
+    on_first(write, world)
     return result
 
 

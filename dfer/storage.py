@@ -177,8 +177,15 @@ class Folder:
         """URL of a file, for messages."""
         return f"{self.url}/{name}" if str(name) else self.url
 
-    def read(self, name: str | Path) -> bytes | None:
-        """The file's bytes, None when there is no such file."""
+    def read(self, name: str | Path, *, most: int | None = None) -> bytes | None:
+        """The file's bytes, None when there is no such file. most: bytes read of a file that may be anybody's.
+
+        Raises:
+            StorageError: it cannot be read, or is larger than `most`.
+        """
+        if most is not None and (size := self.size(name) or 0) > most:
+            do = "Replace or remove the file."
+            raise StorageError(message(self.where(name), expected=f"at most {most} bytes", got=str(size), do=do))
         try:
             data: bytes = self._do(name, "to read it", lambda fs, path: fs.cat_file(path))
         except FileNotFoundError:
@@ -251,6 +258,12 @@ class Folder:
             self._do("", "to remove it", lambda fs, path: fs.rm(path, recursive=True))
         except FileNotFoundError:
             return
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly in it, sorted."""
+        return self._listed(
+            lambda fs, path: [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
+        )
 
     def _listed(self, paths: Callable[[Any, str], list[str]]) -> list[str]:
         def work(fs: Any, root: str) -> list[str]:

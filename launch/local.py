@@ -30,7 +30,7 @@ def run(verb: str, config: Path, overrides: Sequence[str], *, processes: int) ->
         UsageError: fewer than one process, or a wrong configuration; no process is started then.
     """
     from dfer.config import load
-    from dfer.run import RunConfig  # here: `--help` and mistakes in arguments do not wait for torch
+    from dfer.run_config import RunConfig  # here: `--help` and mistakes in arguments do not wait for torch
 
     words = command(verb, config, overrides, processes=processes)
     load(config, RunConfig, overrides)

@@ -12,6 +12,7 @@ import yaml
 from dfer.emotions import BASIC7, MAFW11
 from dfer.evaluation.metrics import scores
 from dfer.evaluation.results import FoldResult, Protocol, fold_result, save_result
+from dfer.storage import Folder
 
 SHARES = {  # of the classes, and recalls as such models reach them
     "happiness": (0.21, 0.93), "sadness": (0.16, 0.74), "neutral": (0.23, 0.72), "anger": (0.19, 0.75),
@@ -94,7 +95,7 @@ def metrics(*, fold: int, epochs: int = 50, steps_per_epoch: int = 195) -> list[
 
 def write_fold(folder: Path, found: FoldResult, *, plain: dict[str, Any] | None = None, curves: bool = True) -> Path:
     """One finished fold or single run."""
-    save_result(found, folder)
+    save_result(found, Folder(folder))
     plain = config(fold=found.fold) if plain is None else plain
     (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))

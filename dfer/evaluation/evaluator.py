@@ -56,6 +56,7 @@ def evaluate(
     device: torch.device,
     keys: Sequence[str] | None = None,
     predictions: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Run `forward` over this rank's batches and score the whole split; call it on all ranks together.
 
@@ -66,6 +67,7 @@ def evaluate(
         device: where the batches are moved and the counts kept.
         keys: clip keys by position, for messages.
         predictions: gather the logits too, at the cost of a second sum of N x K numbers.
+        between: called after every batch, on all ranks together; what it raises ends the evaluation.
 
     Raises:
         DataError: a clip is missing, comes twice, or has an index or label outside the split; on every rank.
@@ -77,6 +79,7 @@ def evaluate(
         for batch in batches:
             checked = tally.checked(batch).to(device)
             tally.add(checked, logits=forward(checked).logits)
+            between()
     found, answers = tally.finish(keys)
     return Evaluation(scores=found, predictions=answers, seconds=time.monotonic() - start)
 

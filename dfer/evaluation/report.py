@@ -2,26 +2,25 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from dfer.evaluation.page import page
-from dfer.evaluation.results import publish
 from dfer.evaluation.summary import Report, summarise
 from dfer.evaluation.tables import markdown, plain, text_table
+from dfer.storage import Folder
 
 __all__ = ["Report", "ReportPaths", "summarise", "text_table", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
-    """Files of one report."""
+    """URLs of one report's files."""
 
-    markdown: Path
-    json: Path
-    html: Path
+    markdown: str
+    json: str
+    html: str
 
 
-def write_report(run_folder: Path, *, out: Path | None = None) -> ReportPaths:
+def write_report(run_folder: Folder, *, out: Folder | None = None) -> ReportPaths:
     """Write report.md, report.json and index.html for a run or cross-validation folder, by default into its report/.
 
     Raises:
@@ -30,8 +29,10 @@ def write_report(run_folder: Path, *, out: Path | None = None) -> ReportPaths:
     """
     report = summarise(run_folder)
     folder = out or run_folder / "report"
-    return ReportPaths(
-        markdown=publish(folder / "report.md", lambda: markdown(report)),
-        json=publish(folder / "report.json", lambda: json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n"),
-        html=publish(folder / "index.html", lambda: page(report)),
+    paths = ReportPaths(
+        markdown=folder.where("report.md"), json=folder.where("report.json"), html=folder.where("index.html")
     )
+    folder.write("report.md", markdown(report).encode())
+    folder.write("report.json", (json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n").encode())
+    folder.write("index.html", page(report).encode())
+    return paths

@@ -10,19 +10,17 @@ Shares run from 0 to 1 in the files; tables print percent. Published numbers are
 import csv
 import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import Any, Literal
 
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.data.format import data_name
-from dfer.errors import CheckpointError, StorageError, message
+from dfer.errors import CheckpointError, message
 from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.metrics import Scores, scores
+from dfer.storage import Folder
 
 Selection = Literal["last", "best_on_val", "best_on_test"]
 SELECTION_TEXT: dict[str, str] = {
@@ -31,8 +29,9 @@ SELECTION_TEXT: dict[str, str] = {
     "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
     "unknown": "unknown: the source does not say",
 }
-RESULT = Path("results/test.json")
-PREDICTIONS = Path("results/test_predictions.csv")
+RESULT = "results/test.json"
+PREDICTIONS = "results/test_predictions.csv"
+MAX_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,19 +165,19 @@ def fold_result(found: Scores, **facts: Any) -> FoldResult:
     )
 
 
-def save_result(result: FoldResult, folder: Path) -> Path:
-    """Write `folder`/results/test.json whole or not at all; `folder` is the run or the fold. Returns the path."""
-    return publish(folder / RESULT, lambda: json.dumps(to_plain(result), indent=1) + "\n")
+def save_result(result: FoldResult, folder: Folder) -> None:
+    """Write `folder`/results/test.json whole or not at all; `folder` is the run or the fold."""
+    folder.write(RESULT, (json.dumps(to_plain(result), indent=1) + "\n").encode())
 
 
-def read_result(path: Path) -> FoldResult:
-    """Read and check a result file. Raises CheckpointError naming the file, the field and the remedy."""
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return from_plain(FoldResult, plain)
-    except OSError as error:
+def read_result(folder: Folder) -> FoldResult:
+    """Read and check a run's or fold's result. Raises CheckpointError naming the file, the field and the remedy."""
+    path, data = folder.where(RESULT), folder.read(RESULT, most=MAX_BYTES)
+    if data is None:
         do = "Finish the run or evaluate it first."
-        raise CheckpointError(message(path, expected="a result file", got=str(error), do=do)) from error
+        raise CheckpointError(message(path, expected="a result file", got="no such file", do=do))
+    try:
+        return from_plain(FoldResult, json.loads(data))
     except (ValueError, RecursionError) as error:
         do = "Delete it and evaluate again."
         raise CheckpointError(message(path, expected="JSON text", got=str(error)[:200], do=do)) from error
@@ -186,9 +185,9 @@ def read_result(path: Path) -> FoldResult:
         raise CheckpointError(f"{path}: not a result of this version: {problem}") from problem
 
 
-def save_predictions(answers: Predictions, folder: Path, *, keys: Sequence[str], classes: Sequence[str]) -> Path:
+def save_predictions(answers: Predictions, folder: Folder, *, keys: Sequence[str], classes: Sequence[str]) -> None:
     """Write `folder`/results/test_predictions.csv: key, label, predicted, and a probability per class; split order."""
-    return publish(folder / PREDICTIONS, lambda: predictions_csv(answers, keys=keys, classes=classes))
+    folder.write(PREDICTIONS, predictions_csv(answers, keys=keys, classes=classes).encode())
 
 
 def predictions_csv(answers: Predictions, *, keys: Sequence[str], classes: Sequence[str]) -> str:
@@ -200,23 +199,3 @@ def predictions_csv(answers: Predictions, *, keys: Sequence[str], classes: Seque
     for key, label, predicted, shares in zip(*columns, strict=True):
         table.writerow([key, classes[label], classes[predicted], *(f"{share:.6f}" for share in shares)])
     return out.getvalue()
-
-
-def publish(path: Path, text: Callable[[], str]) -> Path:
-    """Write text under a temporary name and rename it, so that a reader never meets half a file.
-
-    Raises:
-        StorageError: no space or no permission; the old file, if there was one, is untouched.
-    """
-    content = text()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        do = "Free space or choose another folder, then repeat the command."
-        raise StorageError(message(path, expected="to write the file", got=str(error), do=do)) from error
-    return path

@@ -10,7 +10,6 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,8 +18,10 @@ from dfer.config import ConfigProblem, flat, from_plain, is_free, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.metrics import Scores, total
 from dfer.evaluation.results import RESULT, FoldResult, Published, read_result
+from dfer.storage import Folder
 
-FOLD_FOLDER = re.compile(r"fold_(\d{1,3})")
+FOLD_FOLDER = re.compile(r"fold_([0-9]{1,3})")
+MAX_CONFIG_BYTES = 2**20
 PER_FOLD_KEYS = ("fold", "seed")
 """Configuration keys that may differ between the folds of one table besides the free ones; seeds are named in it."""
 
@@ -85,14 +86,14 @@ class _Fold:
     damaged_lines: int
 
 
-def summarise(run_folder: Path) -> Report:
+def summarise(run_folder: Folder) -> Report:
     """Read a run folder, or the fold_* folders of a cross-validation, into a Report.
 
     Raises:
         CheckpointError: no results yet, a damaged file, or folds that must not stand in one table.
     """
     folders = fold_folders(run_folder) or [run_folder]
-    done = [_read_fold(folder) for folder in folders if (folder / RESULT).is_file()]
+    done = [_read_fold(folder) for folder in folders if folder.size(RESULT) is not None]
     if not done:
         do = "Finish the run, or evaluate it, then ask for the report."
         raise CheckpointError(message(run_folder, expected=f"a {RESULT} in the run or in fold_*/", got="none", do=do))
@@ -102,7 +103,7 @@ def summarise(run_folder: Path) -> Report:
     missing = tuple(sorted(set(range(1, folds[0].num_folds + 1)) - {fold.fold for fold in folds}))
     published = _agreed_published(done)
     return Report(
-        name=run_folder.resolve().name,
+        name=(run_folder.local.resolve() if run_folder.local else run_folder).name,
         folds=folds,
         missing=missing,
         mean=average(folds),
@@ -116,10 +117,10 @@ def summarise(run_folder: Path) -> Report:
     )
 
 
-def fold_folders(run_folder: Path) -> list[Path]:
+def fold_folders(run_folder: Folder) -> list[Folder]:
     """fold_1, fold_2, ... of a cross-validation run, by number."""
-    found = [(FOLD_FOLDER.fullmatch(path.name), path) for path in run_folder.glob("fold_*") if path.is_dir()]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    found = [FOLD_FOLDER.fullmatch(name) for name in run_folder.folders()]
+    return [run_folder / match[0] for match in sorted((m for m in found if m), key=lambda m: int(m[1]))]
 
 
 def average(folds: Sequence[FoldResult]) -> Row:
@@ -145,25 +146,29 @@ def _over(folds: Sequence[FoldResult], function: Any, *, at_least: int) -> Row:
     )
 
 
-def _read_fold(folder: Path) -> _Fold:
-    result = read_result(folder / RESULT)
+def _read_fold(folder: Folder) -> _Fold:
+    result = read_result(folder)
     match = FOLD_FOLDER.fullmatch(folder.name)
     if match and int(match[1]) != result.fold:
         do = "Put the folder back under its own name."
         expected = f"the result of fold {int(match[1])}"
-        raise CheckpointError(message(folder / RESULT, expected=expected, got=f"fold {result.fold}", do=do))
-    config, text = _read_config(folder / "config.yaml")
-    records, damaged = _read_metrics(folder / "metrics.jsonl")
-    environment = _read_environment(folder / "environment.json")
+        raise CheckpointError(message(folder.where(RESULT), expected=expected, got=f"fold {result.fold}", do=do))
+    config, text = _read_config(folder, "config.yaml")
+    records, damaged = _read_metrics(folder, "metrics.jsonl")
+    environment = _read_environment(folder, "environment.json")
     return _Fold(
         name=folder.name, result=result, config=config, config_text=text, environment=environment,
         records=records, damaged_lines=damaged,
     )  # fmt: skip
 
 
-def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:
+def _read_config(folder: Folder, name: str) -> tuple[Mapping[str, Any], str]:
+    path = folder.where(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        data = folder.read(name, most=MAX_CONFIG_BYTES)
+        if data is None:
+            raise FileNotFoundError("no such file")
+        text = data.decode()
         plain = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         got = f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
@@ -175,22 +180,18 @@ def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:
     return plain, text
 
 
-def _read_environment(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    text = path.read_text(encoding="utf-8", errors="replace")
+def _read_environment(folder: Folder, name: str) -> str:
+    text = folder.text(name) or ""
     try:
         return json.dumps(json.loads(text), indent=1, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
 
 
-def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _read_metrics(folder: Folder, name: str) -> tuple[list[dict[str, Any]], int]:
     """Records with a step, and how many lines could not be read (a run that was killed leaves a torn one)."""
-    if not path.is_file():
-        return [], 0
     records, damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in (folder.text(name) or "").splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -201,7 +202,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     return records, damaged
 
 
-def _refuse_mixture(run_folder: Path, done: Sequence[_Fold]) -> None:
+def _refuse_mixture(run_folder: Folder, done: Sequence[_Fold]) -> None:
     facts: dict[str, Callable[[_Fold], str]] = {
         "data set": lambda fold: fold.result.data,
         "class list": lambda fold: ", ".join(fold.result.classes),
@@ -223,7 +224,7 @@ def _refuse_mixture(run_folder: Path, done: Sequence[_Fold]) -> None:
     _refuse_shared_partitions(run_folder, done)
 
 
-def _refuse_unlike(run_folder: Path, what: str, values: Mapping[str, str]) -> None:
+def _refuse_unlike(run_folder: Folder, what: str, values: Mapping[str, str]) -> None:
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(value, []).append(name)
@@ -233,7 +234,7 @@ def _refuse_unlike(run_folder: Path, what: str, values: Mapping[str, str]) -> No
         raise CheckpointError(message(run_folder, expected=f"one {what} for all folds", got=got, do=do))
 
 
-def _refuse_shared_partitions(run_folder: Path, done: Sequence[_Fold]) -> None:
+def _refuse_shared_partitions(run_folder: Folder, done: Sequence[_Fold]) -> None:
     owner: dict[str, str] = {}
     for fold in done:
         for partition in fold.result.test_partitions:

@@ -251,12 +251,12 @@ class Engine(ABC):
     def _assert_settings(self) -> None:
         """Every group holds its own parameters under its own settings: libraries have mixed them up on loading."""
         self._set_rates(1.0)
-        expected = [(s.name, s.lr, s.weight_decay, set(s.params)) for s in self.settings]
+        expected = [(s.name, s.lr, s.weight_decay, s.others, set(s.params)) for s in self.settings]
         got = [
-            (g["name"], g["lr"], g["weight_decay"], params)
-            for g, params in zip(self._optimizer.param_groups, self._group_params(), strict=True)
+            (g["name"], g["lr"], g["weight_decay"], {key: g[key] for key in s.others}, params)
+            for s, g, params in zip(self.settings, self._optimizer.param_groups, self._group_params(), strict=True)
         ]
-        assert got == expected, f"optimizer groups changed on loading: {[g[:3] for g in got]}"
+        assert got == expected, f"optimizer groups changed on loading: {[g[:4] for g in got]}"
 
     def _agreed_means(
         self, batches: Sequence[ClipBatch], terms: list[dict[str, Tensor]], shares: Tensor, progress: Progress

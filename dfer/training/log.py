@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import sys
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from dfer.distributed import World
-from dfer.errors import StorageError, message
+from dfer.distributed import World, on_first
+from dfer.errors import DferError, StorageError
+from dfer.storage import Folder
 from dfer.training.engine import StepReport
+from dfer.training.journal import Journal
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _log = logging.getLogger("dfer")
@@ -30,13 +33,16 @@ class RunLog:
     """Records of one run folder. Continuing at `start_step` drops what was recorded after it, so that a step that is
     taken twice stands once.
 
+    Nothing is raised in the middle of training, where the other ranks would wait for this one: what goes wrong is kept
+    in `problem`, on which the ranks agree between two steps, and nothing more is written.
+
     total_steps: updates of the whole run; every: steps between two recorded ones; progress: show a bar (None: when
-    stderr is a terminal), else a line a record.
+    stderr is a terminal), else a line a record; check: raises when this process may not write any more.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         *,
         world: World,
         total_steps: int,
@@ -44,18 +50,22 @@ class RunLog:
         every: int = 1,
         progress: bool | None = None,
         stream: TextIO | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """Raises StorageError and what `check` raises, on all ranks."""
         self._total, self._every, self._active = total_steps, every, world.is_first
         self._skipped = 0
         self._since, self._last_step = _Window(step=start_step), time.monotonic()
+        self.problem: DferError | None = None
+        self._stream = stream or sys.stderr
+
+        def open_files() -> None:
+            self._journal = Journal(folder, METRICS, start_step=start_step, check=check)
+            self._board = _Board(folder / TENSORBOARD, purge_step=start_step + 1)
+
+        on_first(open_files, world)
         if not self._active:
             return
-        self._stream = stream or sys.stderr
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            keep = _kept_lines(folder / METRICS, start_step)
-            self._file = _rewritten(folder / METRICS, keep)
-        self._board = _Board(folder / TENSORBOARD, purge_step=start_step + 1)
         bar = self._stream.isatty() if progress is None else progress
         self._bar = (
             tqdm(total=total_steps, initial=start_step, unit="step", file=self._stream, dynamic_ncols=True)
@@ -89,15 +99,29 @@ class RunLog:
             self._since.leave_out(time.monotonic() - self._last_step)
             self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics})
 
+    def clips(self, ids: Sequence[int], *, step: int, epoch: int) -> None:
+        """Record which clips made up a step, in the order of the global batch."""
+        if self._active:
+            self._journal_add({"kind": "clips", "step": step, "epoch": epoch, "clips": list(ids)})
+
+    def sync(self) -> None:
+        """Return when everything recorded so far outlives this machine. Raises StorageError, FencedError."""
+        if self._active:
+            self._journal.sync()
+            self._board.sync()
+
     def close(self) -> None:
-        """Finish bar and files."""
+        """Finish bar and files. Raises StorageError when the last records could not be written."""
         if not self._active:
             return
         if self._bar is not None:
             self._bar.close()
         self._board.close()
-        with _writing(Path(self._file.name)):
-            self._file.close()
+        try:
+            self._journal.close()
+        except DferError:
+            if self.problem is None:
+                raise
 
     def __enter__(self) -> "RunLog":
         return self
@@ -107,9 +131,7 @@ class RunLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         record = {**record, "time": round(time.time(), 3)}
-        with _writing(Path(self._file.name)):
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
+        self._journal_add(record)
         for name, value in flat(record):
             if name not in ("step", "time"):
                 self._board.add(f"{record['kind']}/{name}", value, record["step"])
@@ -120,6 +142,14 @@ class RunLog:
             self._bar.set_postfix_str(line.partition(": ")[2])
         else:
             self._bar.write(line, file=self._stream)
+
+    def _journal_add(self, record: dict[str, Any]) -> None:
+        if self.problem is not None:
+            return
+        try:
+            self._journal.add(json.dumps(record, allow_nan=False))
+        except DferError as error:
+            self.problem = error
 
 
 class _Window:
@@ -173,55 +203,47 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}"
 
 
-def _kept_lines(path: Path, start_step: int) -> list[str]:
-    """Lines up to `start_step`; later ones will be written again, and a line cut short by a crash is dropped."""
-    if not path.exists():
-        return []
-    keep = []
-    for line in path.read_text().splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if isinstance(step, int) and step <= start_step:
-            keep.append(line)
-    return keep
-
-
-def _rewritten(path: Path, lines: list[str]) -> TextIO:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("".join(f"{line}\n" for line in lines))
-    aside.replace(path)
-    return path.open("a")
-
-
 class _Board:
     """TensorBoard's copy of the records. It is given up with a warning where it cannot be written: metrics.jsonl has
-    the same numbers, and says itself when the disk is full."""
+    the same numbers, and says itself when the disk is full. Elsewhere than on a disk it is written here and sent."""
 
-    def __init__(self, folder: Path, *, purge_step: int) -> None:
+    def __init__(self, folder: Folder, *, purge_step: int) -> None:
         self._folder = folder
         self._writer: Any = None
+        self._aside = None if folder.local else tempfile.TemporaryDirectory(prefix="dfer-tensorboard-")
+        self._path = folder.local or Path(self._aside.name if self._aside else "")
         with self._or_give_up():
-            self._writer = _summary_writer(folder, purge_step=purge_step)
+            self._writer = _summary_writer(self._path, purge_step=purge_step)
 
     def add(self, name: str, value: float, step: int) -> None:
         with self._or_give_up():
             if self._writer is not None:
                 self._writer.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        with self._or_give_up():
+            if self._writer is not None:
+                self._writer.flush()
+            for path in self._path.iterdir() if self._aside else ():
+                self._folder.write(path.name, path.read_bytes())
+
     def close(self) -> None:
         with self._or_give_up():
             if self._writer is not None:
                 self._writer.close()
+                self._writer = None
+            self.sync()
+        if self._aside is not None:
+            self._aside.cleanup()
 
     @contextmanager
     def _or_give_up(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, StorageError) as error:
             self._writer = None
-            _log.warning("%s: not written any more (%s); see %s", self._folder, error.strerror or error, METRICS)
+            got = getattr(error, "strerror", None) or error
+            _log.warning("%s: not written any more (%s); see %s", self._folder, got, METRICS)
 
 
 def _summary_writer(folder: Path, *, purge_step: int) -> Any:
@@ -244,12 +266,3 @@ def _silence_writer_thread() -> None:
             usual(args)
 
     threading.excepthook = hook
-
-
-@contextmanager
-def _writing(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        got, do = error.strerror or str(error), "Free some space or choose another run=FOLDER."
-        raise StorageError(message(where, expected="to write metrics", got=got, do=do)) from error

@@ -1,12 +1,15 @@
 """The training loop. It receives built objects and knows no method, data set or configuration file."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from dfer.checkpoint import BEST, Checkpoint, Checkpoints
 from dfer.config import from_plain
+from dfer.distributed import gather_objects, highest, on_first
+from dfer.errors import StoppedError, message
+from dfer.interruption import Stop
 from dfer.recognition import ClipBatch, Progress
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
@@ -14,6 +17,9 @@ from dfer.training.optim import ScheduleConfig
 from dfer.training.state import TrainingState
 
 Select = Literal["last", "best_on_val", "best_on_test"]
+
+_GO_ON, _SAVE, _STOP, _FAIL = range(4)
+"""What a rank can want between two steps; the largest counts."""
 
 
 class Loader(Protocol):
@@ -43,10 +49,10 @@ class Best:
 class Evaluation:
     """When to evaluate, and what chooses the best checkpoint.
 
-    run: metrics of the current weights, the same on every rank, over the data `select` names; metric: which of them
-    is compared (larger is better, the first of equals stays)."""
+    run: metrics of the current weights, the same on every rank, over the data `select` names, with a call of what it is
+    given after every batch; metric: which of them is compared (larger is better, the first of equals stays)."""
 
-    run: Callable[[], dict[str, float]]
+    run: Callable[[Callable[[], None]], dict[str, float]]
     every_epochs: int = 1
     select: Select = "last"
     metric: str = "war"
@@ -91,36 +97,161 @@ def train(
     start: TrainingState | None = None,
     best: Best | None = None,
     extra_state: dict[str, Any] | None = None,
+    stop: Stop | None = None,
+    record_clips: bool = False,
 ) -> Summary:
     """Train from `start` to the end of `epochs`; all ranks call it.
 
-    prepare: moves a micro-batch of an epoch to the device and augments it; extra_state: more for state.json.
+    prepare: moves a micro-batch of an epoch to the device and augments it; extra_state: more for state.json;
+    stop: looked at between two steps and between two batches of an evaluation, on all ranks together;
+    record_clips: write which clips made up each step.
 
     Raises:
         NonFiniteLossError, StorageError: on all ranks; the last checkpoint stands.
+        FencedError: on all ranks; a newer copy has taken the run folder over.
+        StoppedError: on all ranks; a stop was asked for, and everything up to here is saved.
     """
-    state, per_epoch = start or TrainingState(), loader.steps_per_epoch
-    total, metrics = epochs * per_epoch, dict[str, float]()
-    while state.global_step < total:
-        epoch, batches = state.epoch, loader.epoch(state.epoch, state.step)
-        while state.epoch == epoch:
-            micro_batches = [prepare(batch, epoch) for batch in islice(batches, engine.accumulation)]
-            step = state.global_step
-            factor = schedule.factor(step, steps_per_epoch=per_epoch, total_steps=total)
-            progress = Progress(epoch=epoch, step=step, fraction=step / total)
-            report = engine.step(micro_batches, progress=progress, lr_factor=factor)
-            state = state.after_step(steps_per_epoch=per_epoch)
-            log.train(report, step=state.global_step, epoch=epoch, wait_seconds=loader.wait_seconds)
-            epochs_done = state.epoch if state.epoch > epoch else None
-            is_best = False
-            if evaluation and epochs_done and (epochs_done % evaluation.every_epochs == 0 or epochs_done == epochs):
-                metrics = evaluation.run()
-                log.eval(metrics, step=state.global_step, epoch=epochs_done)
-                better = _better(best, metrics, evaluation, step=state.global_step, epoch=epochs_done)
-                best, is_best = better or best, better is not None
-            if is_best or state.global_step == total or checkpoints.due(state.global_step, epochs_done=epochs_done):
-                _save(checkpoints, engine, state, best, extra_state)
-    return Summary(step=state.global_step, epochs=state.epoch, metrics=metrics, best=best)
+    training = _Training(
+        engine=engine, loader=loader, prepare=prepare, schedule=schedule, log=log, checkpoints=checkpoints,
+        epochs=epochs, evaluation=evaluation, extra_state=extra_state or {}, stop=stop or Stop(),
+        record_clips=record_clips,
+    )  # fmt: skip
+    training.state, training.best = start or TrainingState(), best
+    try:
+        return training.run()
+    finally:
+        checkpoints.settle()  # what was being saved when an error came is worth having
+
+
+class _StopWantedError(Exception):
+    """Leads out of an evaluation."""
+
+
+@dataclass(kw_only=True)
+class _Training:
+    """A run in progress: what `train` was given, and where it stands."""
+
+    engine: Engine
+    loader: Loader
+    prepare: Callable[[ClipBatch, int], ClipBatch]
+    schedule: ScheduleConfig
+    log: RunLog
+    checkpoints: Checkpoints
+    epochs: int
+    evaluation: Evaluation | None
+    extra_state: dict[str, Any]
+    stop: Stop
+    record_clips: bool
+    state: TrainingState = field(default_factory=TrainingState)
+    best: Best | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.loader.steps_per_epoch
+
+    def run(self) -> Summary:
+        """To the end of the last epoch."""
+        if self._vote() == _STOP:
+            self._stopped()
+        if self.state.evaluate:
+            self._evaluate()
+            self._save()
+        while self.state.global_step < self.total:
+            self._epoch()
+        self.checkpoints.finish()
+        return Summary(step=self.state.global_step, epochs=self.state.epoch, metrics=self.metrics, best=self.best)
+
+    def _epoch(self) -> None:
+        epoch = self.state.epoch
+        batches = self.loader.epoch(epoch, self.state.step)
+        while self.state.epoch == epoch:
+            self._step([self.prepare(batch, epoch) for batch in islice(batches, self.engine.accumulation)])
+            self._after_step(epoch)
+
+    def _step(self, micro_batches: list[ClipBatch]) -> None:
+        per_epoch, step, epoch = self.loader.steps_per_epoch, self.state.global_step, self.state.epoch
+        factor = self.schedule.factor(step, steps_per_epoch=per_epoch, total_steps=self.total)
+        progress = Progress(epoch=epoch, step=step, fraction=step / self.total)
+        report = self.engine.step(micro_batches, progress=progress, lr_factor=factor)
+        self.state = self.state.after_step(steps_per_epoch=per_epoch)
+        self.log.train(
+            report, step=self.state.global_step, epoch=epoch, wait_seconds=self.loader.wait_seconds
+        )  # fmt: skip
+        if self.record_clips:
+            mine = [index for batch in micro_batches for index in batch.index.tolist()]
+            ids = [index for rank in gather_objects(mine) for index in rank]
+            self.log.clips(ids, step=self.state.global_step, epoch=epoch)
+
+    def _after_step(self, epoch: int) -> None:
+        """Evaluate and save where it is time to, and heed what any rank wants."""
+        done = self.state.epoch if self.state.epoch > epoch else None
+        every = self.evaluation.every_epochs if self.evaluation else 0
+        if every and done and (done % every == 0 or done == self.epochs):
+            self.state = replace(self.state, evaluate=True)
+        wanted = self._vote()
+        if wanted == _STOP:
+            self._save_and_stop()
+        is_best = self._evaluate() if self.state.evaluate else False
+        due = self.checkpoints.due(self.state.global_step, epochs_done=done)
+        if is_best or due or wanted == _SAVE or self.state.global_step == self.total:
+            self._save()
+
+    def _evaluate(self) -> bool:
+        """Whether the current weights are the best so far."""
+        evaluation = self.evaluation
+        assert evaluation is not None, "the configuration cannot change within a run"
+        try:
+            self.metrics = evaluation.run(self._between)
+        except _StopWantedError:
+            self._save_and_stop()
+        step, epoch = self.state.global_step, self.state.epoch
+        self.log.eval(self.metrics, step=step, epoch=epoch)
+        better = _better(self.best, self.metrics, evaluation, step=step, epoch=epoch)
+        self.state, self.best = replace(self.state, evaluate=False), better or self.best
+        return better is not None
+
+    def _between(self) -> None:
+        if self._vote() == _STOP:
+            raise _StopWantedError
+
+    def _vote(self) -> int:
+        """What the ranks want most: to go on, save, stop; raises the first rank's failure on all of them."""
+        mine = _STOP if self.stop.requested else _SAVE if self.checkpoints.overdue else _GO_ON
+        if self.checkpoints.failed or self.log.problem is not None:
+            mine = _FAIL
+        (wanted,) = highest([mine], self.engine.world)
+        if wanted == _FAIL:
+            on_first(self._raise_failure, self.engine.world)
+        return wanted
+
+    def _raise_failure(self) -> None:
+        if self.log.problem is not None:
+            raise self.log.problem
+        self.checkpoints.raise_failure()
+
+    def _save(self) -> None:
+        best = asdict(self.best) if self.best else None
+        self.checkpoints.save(
+            self.state.global_step, weights=self.engine.weights(), optimizer=self.engine.optimizer_state(),
+            state={**self.extra_state, "training": self.state.to_json(), BEST: best}, before=self.log.sync,
+        )  # fmt: skip
+
+    def _save_and_stop(self) -> NoReturn:
+        self._save()
+        self._stopped()
+
+    def _stopped(self) -> NoReturn:
+        self.checkpoints.finish()
+        raise stopped(self.stop, at=f"step {self.state.global_step} of {self.total}")
+
+
+def stopped(stop: Stop, *, at: str) -> StoppedError:
+    """The error that ends a process in which a stop was asked for, the same on all ranks, which all call it."""
+    reason = next((reason for reason in gather_objects(stop.reason) if reason), "a wish to stop")
+    do = "All is saved; the same command continues."
+    return StoppedError(message(at, expected="to go on", got=reason, do=do))
 
 
 def _better(
@@ -133,10 +264,3 @@ def _better(
     if best is not None and value <= best.value:
         return None
     return Best(protocol=evaluation.select, metric=evaluation.metric, value=value, step=step, epoch=epoch)
-
-
-def _save(
-    checkpoints: Checkpoints, engine: Engine, state: TrainingState, best: Best | None, extra: dict[str, Any] | None
-) -> None:
-    plain = {**(extra or {}), "training": state.to_json(), BEST: asdict(best) if best else None}
-    checkpoints.save(state.global_step, weights=engine.weights(), optimizer=engine.optimizer_state(), state=plain)

@@ -5,7 +5,7 @@ factor every group's rate is multiplied by, so that the ratios between the group
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,7 +44,12 @@ class SgdConfig:
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over torch's form of the groups, each with lr and weight_decay."""
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
+        return torch.optim.SGD(groups, lr=0.0, **self.shared)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What torch keeps in every group besides lr and weight_decay."""
+        return {"momentum": self.momentum}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,12 @@ class AdamWConfig:
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over torch's form of the groups, each with lr and weight_decay."""
-        return torch.optim.AdamW(groups, lr=0.0, betas=(self.betas[0], self.betas[1]), eps=self.eps)
+        return torch.optim.AdamW(groups, lr=0.0, **self.shared)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What torch keeps in every group besides lr and weight_decay."""
+        return {"betas": (self.betas[0], self.betas[1]), "eps": self.eps}
 
 
 OptimConfig = SgdConfig | AdamWConfig
@@ -128,11 +138,13 @@ ScheduleConfig = ConstantScheduleConfig | StepScheduleConfig | CosineScheduleCon
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSetting:
-    """What one optimizer group must be set to. lr is the rate at schedule factor 1."""
+    """What one optimizer group must be set to. lr is the rate at schedule factor 1; others: momentum, or betas and
+    eps."""
 
     name: str
     lr: float
     weight_decay: float
+    others: Mapping[str, Any] = field(default_factory=dict)
     params: tuple[str, ...] = field(repr=False)
 
 
@@ -154,7 +166,9 @@ def group_settings(config: OptimConfig, recognizer: Recognizer) -> list[GroupSet
         for part, part_decay, wanted in ((group, decay, False), (f"{group}/no_decay", 0.0, True)):
             chosen = tuple(names[id(p)] for p, is_vector in zip(params, vectors) if is_vector == wanted)
             if chosen:
-                out.append(GroupSetting(name=part, lr=rate.lr, weight_decay=part_decay, params=chosen))
+                out.append(
+                    GroupSetting(name=part, lr=rate.lr, weight_decay=part_decay, others=config.shared, params=chosen)
+                )
     return out
 
 

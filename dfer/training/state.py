@@ -14,11 +14,13 @@ from dfer.errors import CheckpointError, message
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """Position in a run: the next step to take. epoch and step count from 0, step within the epoch, global_step over
-    all epochs. No random state: every draw is a function of (seed, epoch, sample)."""
+    all epochs; evaluate: the epoch that has just ended is still to be evaluated. No random state: every draw is a
+    function of (seed, epoch, sample)."""
 
     epoch: int = 0
     step: int = 0
     global_step: int = 0
+    evaluate: bool = False
 
     def after_step(self, *, steps_per_epoch: int) -> "TrainingState":
         """The position one step on."""
@@ -27,7 +29,7 @@ class TrainingState:
             epoch=self.epoch + epoch_done, step=0 if epoch_done else self.step + 1, global_step=self.global_step + 1
         )
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, int | bool]:
         """Plain values for a checkpoint's state.json."""
         return asdict(self)
 

@@ -7,6 +7,7 @@ read from OTHER_FOLDER when it holds any. The oracle is plain torch on the whole
 import gc
 import json
 import sys
+import tempfile
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dfer.checkpoint import Checkpoints
 from dfer.distributed import World, barrier, from_environment, gather_objects, process_group
 from dfer.errors import DferError
 from dfer.recognition import ClipBatch, Progress
+from dfer.storage import Folder
 from dfer.training import engine as engine_module
 from dfer.training.engine import Engine, EngineConfig, StepReport, build_engine
 from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
@@ -131,8 +133,10 @@ def case_save(name: str, world: World, folder: Path, other: Path) -> dict[str, A
         engine = build(name, world, optim=optim)
         for number in range(SAVED_AT):
             step(engine, world, number)
-        store = Checkpoints(folder / f"{name}_{optim.name}", world=world)
+        store = Checkpoints(Folder(folder / f"{name}_{optim.name}"), world=world)
+        store.start(None)
         store.save(SAVED_AT, weights=engine.weights(), optimizer=engine.optimizer_state(), state={})
+        store.finish()
     return {}
 
 
@@ -143,7 +147,7 @@ def case_load(name: str, world: World, folder: Path, other: Path) -> dict[str, A
         expected, _ = oracle(optim, steps=STEPS)
         for source in (folder, other):
             for saved in ENGINES:
-                checkpoint = Checkpoints(source / f"{saved}_{optim.name}", world=world).latest()
+                checkpoint = Checkpoints(Folder(source / f"{saved}_{optim.name}"), world=world).latest()
                 if checkpoint is None:
                     continue
                 engine = build(name, world, optim=optim, seed=3)
@@ -218,28 +222,40 @@ def case_padding(name: str, world: World, folder: Path, other: Path) -> dict[str
 
 
 def case_agreement(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
-    """A checkpoint only some ranks see, and a write only the first rank fails in: all ranks raise the same."""
+    """Only the first rank reads and writes: all ranks get its tensors, and raise what it alone fails in."""
     if name != "ddp":
         return {}
+    private = tempfile.mkdtemp(dir=folder)  # another one on every rank
+    own = Checkpoints(Folder(private), world=world)
+    own.start(None)
+    own.save(1, weights={"w": torch.arange(3.0), "none": torch.zeros(0)}, optimizer={}, state={"rank": 0})
+    own.finish()
+
+    def read() -> str:
+        found = own.latest()
+        assert found is not None
+        return f"{found.folder.name[:13]} {found.state} {found.weights()['w'].tolist()} {len(found.weights())}"
+
+    def damaged() -> str:
+        for path in Path(private).glob("checkpoints/*/weights.safetensors"):
+            path.write_bytes(b"")
+        return str(own.latest())
+
+    def unwritable() -> str:
+        blocked = Checkpoints(Folder(folder / "blocked"), world=world)
+        if world.is_first:
+            (folder / "blocked").write_text("in the way")
+        return str(blocked.start(None))
+
     out = {}
-    own = Checkpoints(folder / f"private{world.rank}", world=world)
-    own.save(1, weights={}, optimizer={}, state={"rank": 0})
-    blocked = folder / "blocked"
-    if world.is_first:
-        blocked.write_text("in the way")
-    for what, action in (
-        ("unshared", own.latest),
-        ("unwritable", lambda: Checkpoints(blocked, world=world).save(1, weights={}, optimizer={}, state={})),
-        ("shared", lambda: Checkpoints(folder / "private0", world=world).latest()),
-    ):
+    for what, action in (("read", read), ("damaged", damaged), ("unwritable", unwritable)):
         try:
-            action()
-            message = "fine"
+            told = action()
         except DferError as caught:
-            message = f"{type(caught).__name__} {caught}"
-        out[what] = gather_objects(message)
+            told = f"{type(caught).__name__} {caught}"
+        out[what] = gather_objects(told)
     if world.is_first:
-        blocked.unlink()
+        (folder / "blocked").unlink()
     return out
 
 

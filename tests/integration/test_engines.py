@@ -162,15 +162,15 @@ def test_a_closed_engine_frees_its_model(results: dict[int, dict[str, Any]], nam
 
 
 def test_all_ranks_agree_on_a_checkpoint(results: dict[int, dict[str, Any]]) -> None:
-    got = results[2]["agreement/ddp"]
-    assert got["shared"] == ["fine", "fine"] and results[1]["agreement/ddp"]["unshared"] == ["fine"]
-    for message in got["unshared"]:
-        assert message.startswith("CheckpointError ") and message.endswith(
-            "step_00000001: expected the same files on every rank, got others on 1. "
-            "Put the run folder on storage that all nodes share."
-        )
-    assert len(set(got["unwritable"])) == 1
-    assert got["unwritable"][0].startswith("StorageError ") and "expected to write a checkpoint" in got["unwritable"][0]
+    for ranks in (1, 2):
+        got = results[ranks]["agreement/ddp"]
+        assert got["read"] == ["step_00000001 {'rank': 0} [0.0, 1.0, 2.0] 2"] * ranks
+        for what, kind, said in (
+            ("damaged", "CheckpointError", "weights.safetensors has 0 bytes instead of"),
+            ("unwritable", "StorageError", "expected to write it, got "),
+        ):
+            assert len(got[what]) == ranks and len(set(got[what])) == 1
+            assert got[what][0].startswith(f"{kind} ") and said in got[what][0]
 
 
 def test_every_rank_ends_with_the_exit_code_of_the_error() -> None:

@@ -13,7 +13,8 @@ import yaml
 
 from dfer import config
 from dfer.distributed import World
-from dfer.run import RunConfig, open_clips
+from dfer.run import open_clips
+from dfer.run_config import RunConfig
 from tests.integration.commands import (
     SGD,
     Capture,
@@ -53,6 +54,10 @@ def stamps(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
+def saved(run: Path, step: int) -> bool:
+    return any(run.glob(f"checkpoints/step_{step:08d}-*/manifest.json"))
+
+
 # One run folder
 
 
@@ -60,9 +65,9 @@ def test_a_run_folder_holds_what_the_documents_say(crossval: tuple[Path, str]) -
     for fold in FOLDS:
         run = crossval[0] / fold
         assert {path.name for path in run.iterdir()} == {
-            "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "results", "tensorboard",
+            "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "lease", "results", "tensorboard",
         }  # fmt: skip
-        assert [path.name for path in run.glob("checkpoints/*")] == [f"step_{STEPS:08d}"]
+        assert [path.name[:16] for path in run.glob("checkpoints/*")] == [f"step_{STEPS:08d}-g1"]
         assert {path.name for path in run.glob("results/*")} == {"test.json", "test_predictions.csv"}
         resolved = config.load(run / "config.yaml", RunConfig)
         assert (resolved.run, resolved.fold, resolved.epochs) == (str(run), FOLDS.index(fold) + 1, 3)
@@ -137,9 +142,9 @@ def test_a_killed_cross_validation_ends_with_the_same_results(
 ) -> None:
     run = tmp_path / "run"
     arguments = ("crossval", tiny, f"run={run}")
-    killed(*arguments, when=lambda: (run / "fold_2/checkpoints/step_00000002/manifest.json").exists())
+    killed(*arguments, when=lambda: saved(run / "fold_2", 2))
     assert (run / "fold_1" / "results").exists() and not (run / "fold_2" / "results").exists()
-    killed(*arguments, when=lambda: (run / "fold_3/checkpoints/step_00000004/manifest.json").exists())
+    killed(*arguments, when=lambda: saved(run / "fold_3", 4))
     assert (run / "fold_2" / "results").exists() and not (run / "fold_3" / "results").exists()
     finish(*arguments)
     for fold in FOLDS:
@@ -191,7 +196,7 @@ def _continue_alone(tiny: Path, run: Path, alone: Path) -> None:
     """Set the run back to the middle of an epoch, and go on in one process with the other engine."""
     shutil.rmtree(run / "results")
     for path in run.glob("checkpoints/step_*"):
-        if int(path.name.removeprefix("step_")) > 4:
+        if int(path.name[5:13]) > 4:
             shutil.rmtree(path)
     done = finish("train", tiny, f"run={run}", *SGD, "engine.name=ddp")
     assert [line.split("/")[0] for line in done.stderr.splitlines() if "loss" in line] == [

@@ -9,7 +9,7 @@ import pytest
 
 from dfer import __main__ as cli
 from dfer import config
-from dfer.run import RunConfig
+from dfer.run_config import RunConfig
 from dfer.training.optim import SgdConfig, StepScheduleConfig
 
 ROOT = Path(__file__).parents[2]

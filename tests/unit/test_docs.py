@@ -16,7 +16,7 @@ import shards.__main__ as shards_cli
 from dfer import config, errors
 from dfer.data.format import KEY, PARTITION
 from dfer.data.splits import folds
-from dfer.run import RunConfig
+from dfer.run_config import RunConfig
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.sources.clips import RawSet

@@ -80,7 +80,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 
 FLOOR = {
     "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
-    "dfer.data.format", "dfer.storage", "dfer.interruption",
+    "dfer.checkpoint_files", "dfer.data.format", "dfer.storage", "dfer.lease", "dfer.interruption",
 }  # fmt: skip
 ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
 
@@ -125,6 +125,8 @@ def allowed(name: str, target: str) -> bool:
             "dfer.recognition",
             "dfer.distributed",
             "dfer.checkpoint",
+            "dfer.checkpoint_files",
+            "dfer.lease",
         }
     if name in FLOOR:
         return target in FLOOR

@@ -11,6 +11,7 @@ from dfer import folder
 from dfer.config import to_yaml
 from dfer.distributed import World
 from dfer.errors import CheckpointError, StorageError, UsageError
+from dfer.storage import Folder
 
 WORLD = World()
 
@@ -36,8 +37,8 @@ class Config:
 
 def prepare(run: Path, config: Config, world: World, *, finished: bool = False) -> None:
     """As a run does it; in between it looks at everything else."""
-    folder.check(run, config, world)
-    folder.write(run, config, world, finished=finished)
+    folder.check(Folder(run), config, world)
+    folder.write(Folder(run), config, world, finished=finished)
 
 
 def started(tmp_path: Path) -> Path:
@@ -88,10 +89,10 @@ def test_what_is_computed_may_not_change(tmp_path: Path) -> None:
 
 
 def test_a_check_writes_nothing(tmp_path: Path) -> None:
-    folder.check(tmp_path / "run", Config(), WORLD)
+    folder.check(Folder(tmp_path / "run"), Config(), WORLD)
     assert not (tmp_path / "run").exists()
     run = started(tmp_path)
-    folder.check(run, Config(log_every=50), WORLD)
+    folder.check(Folder(run), Config(log_every=50), WORLD)
     assert (run / "config.yaml").read_text() == to_yaml(Config())
 
 
@@ -126,7 +127,7 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(UsageError, match="expected an empty folder"):
         prepare(tmp_path / "run", Config(), WORLD)
-    with pytest.raises(StorageError, match=r"expected to write the file, got .*Not a directory"):
+    with pytest.raises(StorageError, match=r"expected to write it, got Not a directory"):
         prepare(tmp_path / "run" / "below", Config(), WORLD)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfer.checkpoint import Checkpoint, Checkpoints
+from dfer.checkpoint import Checkpoint, CheckpointConfig, Checkpoints
 from dfer.config import ConfigProblem, from_plain, load, to_yaml
 from dfer.data.format import to_json
 from dfer.data.loader import DataConfig
@@ -29,7 +29,6 @@ from dfer.models.temporal import TemporalConfig
 from dfer.models.towers import TowersConfig
 from dfer.predict import predict
 from dfer.run import (
-    RunConfig,
     crossval,
     evaluate_run,
     load_checkpoint,
@@ -38,6 +37,8 @@ from dfer.run import (
     train,
     train_loader,
 )
+from dfer.run_config import RunConfig
+from dfer.storage import Folder
 from dfer.training.engine import EngineConfig
 from dfer.training.optim import GroupConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, write_shards
@@ -59,13 +60,14 @@ def run_config(folder: Path, **changes: Any) -> RunConfig:
 
 def saved(folder: Path, step: int, *, best: int | None = None, weights: dict[str, torch.Tensor] | None = None) -> None:
     state = {"best": {"step": best} if best else None}
-    Checkpoints(folder / "checkpoints", world=World()).save(
-        step, weights=weights or {"w": torch.tensor([float(step)])}, optimizer={}, state=state
-    )
+    checkpoints = Checkpoints(Folder(folder), world=World(), config=CheckpointConfig(keep_last=9))
+    checkpoints.start(checkpoints.latest())
+    checkpoints.save(step, weights=weights or {"w": torch.tensor([float(step)])}, optimizer={}, state=state)
+    checkpoints.finish()
 
 
 def chosen(config: RunConfig) -> Checkpoint:
-    return selected_checkpoint(config, Checkpoints(Path(config.run) / "checkpoints", world=World()))
+    return selected_checkpoint(config, Checkpoints(Folder(config.run), world=World()))
 
 
 @pytest.mark.parametrize(("select", "step"), [("last", 3), ("best_on_val", 1), ("best_on_test", 1)])
@@ -107,8 +109,20 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, other: DferClipCon
     target = build(model(), EMOTIONS, num_frames=4, seed=1)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(target, chosen(run_config(tmp_path)))
-    assert "step_00000001: expected the weights of this model, got others (" in str(caught.value)
+    assert "/step_00000001-g1-" in str(caught.value)
+    assert ": expected the weights of this model, got others (" in str(caught.value)
     assert "Evaluate it with the configuration it was trained with." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch", "share"),
+    [(1, None, 48), (4, None, 12), (4, 12, 12), (4, 5, 4), (1, 12, 12), (3, 12, 8), (2, 100, 24), (48, 7, 1), (1, 7, 6)],
+)
+def test_a_rank_takes_at_most_the_micro_batch_at_once(
+    tmp_path: Path, ranks: int, micro_batch: int | None, share: int
+) -> None:
+    config = run_config(tmp_path, batch=48, micro_batch=micro_batch)
+    assert config.share(World(size=ranks)) == share and 48 % (ranks * share) == 0
 
 
 @pytest.mark.parametrize(
@@ -120,8 +134,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, other: DferClipCon
         ({"fold": 0}, "fold: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"val_share": 1.0}, "val_share: expected a share between 0 and 1, got 1.0"),
-        ({"run": "s3://bucket/run"}, "run: expected a local folder, got s3://bucket/run. Only shards can be read from"),
-        ({"run": "memory://x"}, "run: expected a local folder, got memory://x"),
     ],
 )
 def test_numbers_out_of_range(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -183,7 +195,7 @@ def test_the_evaluation_of_untrained_weights_does_not_pass_for_a_finished_traini
         finished="2026-01-01T00:00:00+00:00", seconds=1.0,
     )  # fmt: skip
     config = run_config(tmp_path / "run")
-    save_result(result, tmp_path / "run")
+    save_result(result, Folder(tmp_path / "run"))
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     with pytest.raises(UsageError, match="got the evaluation of a model that was not trained here"):
         train(config, World())
@@ -315,7 +327,7 @@ def test_a_result_says_what_the_manifest_says_of_its_clips(tmp_path: Path, alone
     )
     config = run_config(tmp_path / "run", data=data, model=replace(model(), towers=TowersConfig(arch="tiny-conv-64")))
     evaluate_run(config, alone, trained=False)
-    result = read_result(tmp_path / "run" / RESULT)
+    result = read_result(Folder(tmp_path / "run"))
     assert (result.excluded, result.generated) == (3, "seed 9")
     assert result.data == "generated faces in test's layout"
 

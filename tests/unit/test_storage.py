@@ -33,7 +33,8 @@ def test_files_and_what_is_not_there(folder: Folder) -> None:
     (folder / "a").write("c/d", b"\xff")
     assert folder.read("a/b.txt") == b"three" and folder.size("a/b.txt") == 5
     assert folder.names() == ["a/b.txt", "a/c/d"] and folder.children() == ["a"]
-    assert (folder / "a").children() == ["b.txt", "c"] and folder.exists("a/c") and folder.size("a") is None
+    assert (folder / "a").children() == ["b.txt", "c"] and (folder / "a").folders() == ["c"]
+    assert folder.exists("a/c") and folder.size("a") is None
     assert (folder / "a/c").text("d") == "\ufffd"
     folder.remove("a/b.txt")
     folder.remove("a/b.txt")

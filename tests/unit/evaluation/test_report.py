@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from dfer.errors import CheckpointError
 from dfer.evaluation.plots import apart, thinned
 from dfer.evaluation.report import summarise, text_table, write_report
 from dfer.evaluation.tables import short_names, table_rows
+from dfer.storage import Folder
 from tests import fake_runs
 
 EVIL = '"><script>document.title="pwned"</script><img src=x onerror=alert(1)>'
@@ -49,46 +51,46 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def crossval(tmp_path_factory):
     run = fake_runs.write_crossval(tmp_path_factory.mktemp("dfew") / "dfew_dfer_clip")
-    return run, write_report(run)
+    return run, write_report(Folder(run))
 
 
 @pytest.fixture(scope="module")
 def page(crossval):
-    return Page(crossval[1].html.read_text())
+    return Page(Path(crossval[1].html).read_text())
 
 
 def test_the_three_files_lie_in_report(crossval):
     run, paths = crossval
     assert {p.name for p in (run / "report").iterdir()} == {"report.md", "report.json", "index.html"}
-    assert paths.html == run / "report" / "index.html"
+    assert paths.html == f"{run}/report/index.html"
 
 
 def test_another_folder_may_be_named(crossval, tmp_path):
-    assert write_report(crossval[0], out=tmp_path / "here").markdown == tmp_path / "here" / "report.md"
+    assert write_report(Folder(crossval[0]), out=Folder(tmp_path / "here")).markdown == f"{tmp_path}/here/report.md"
 
 
 def test_the_same_run_gives_the_same_bytes(crossval, tmp_path):
-    again = write_report(crossval[0], out=tmp_path)
+    again = write_report(Folder(crossval[0]), out=Folder(tmp_path))
     for name in ("markdown", "json", "html"):
-        assert getattr(again, name).read_bytes() == getattr(crossval[1], name).read_bytes()
+        assert Path(getattr(again, name)).read_bytes() == Path(getattr(crossval[1], name)).read_bytes()
 
 
 def test_markdown_has_the_shape_of_the_published_fold_table(crossval):
-    lines = crossval[1].markdown.read_text().splitlines()
+    lines = Path(crossval[1].markdown).read_text().splitlines()
     head = lines.index("|  | happiness | sadness | neutral | anger | surprise | disgust | fear | UAR | WAR |")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[head + 2 : head + 11]]
     assert [row[0] for row in rows] == [*(f"fold {k}" for k in range(1, 6)), "**mean**", "std", "pooled", "published"]
     assert all(len(row) == 10 for row in rows)
     assert all(re.fullmatch(r"\d+\.\d\d", cell) for row in rows[:8] for cell in row[1:])
     assert rows[8][1:] == ["–"] * 7 + ["59.61", "71.25"]
-    text = crossval[1].markdown.read_text()
+    text = Path(crossval[1].markdown).read_text()
     assert "- published: Zhao & Patras, BMVC 2023, table 1; selection: best_on_test" in text
     assert "- mean: ours: 5 of 5 folds; selection: last; seed 1" in text
     assert "- std: sample standard deviation (n - 1) over folds" in text
 
 
 def test_json_holds_counts_and_everything_to_make_the_table_again(crossval):
-    plain = json.loads(crossval[1].json.read_text())
+    plain = json.loads(Path(crossval[1].json).read_text())
     assert len(plain["results"]) == 5 and plain["missing_folds"] == []
     counts = [[sum(r["confusion"][i][j] for r in plain["results"]) for j in range(7)] for i in range(7)]
     assert plain["pooled"]["confusion"] == counts
@@ -110,7 +112,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
 
 
 def test_styles_load_nothing_either(crossval):
-    text = crossval[1].html.read_text()
+    text = Path(crossval[1].html).read_text()
     assert "@import" not in text
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)'\"]*)", text))
 
@@ -134,8 +136,8 @@ def test_the_page_shows_folds_pictures_config_and_environment(page):
 
 
 def test_every_count_of_the_pooled_matrix_is_in_its_picture(crossval, page):
-    pooled = summarise(crossval[0]).pooled
-    text = crossval[1].html.read_text()
+    pooled = summarise(Folder(crossval[0])).pooled
+    text = Path(crossval[1].html).read_text()
     start = text.index('aria-label="Confusion matrix. Sum over')
     drawn = re.findall(r">([^<>]+)</text>", text[start : text.index("</svg>", start)])
     cells = [str(cell) for row in pooled.confusion for cell in row if cell]
@@ -151,19 +153,19 @@ def test_whatever_a_run_folder_says_stays_text(tmp_path):
     (run / "environment.json").write_text(json.dumps({"command": EVIL}))
     records = [{"kind": "train", "step": s, "lr": {EVIL: 1e-3}} for s in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    paths = write_report(run)
-    page = Page(paths.html.read_text())
+    paths = write_report(Folder(run))
+    page = Page(Path(paths.html).read_text())
     assert "script" not in page.tags and "img" not in page.tags and not page.open
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert any(EVIL in text for text in page.texts), "the text itself is shown"
-    assert "<" not in paths.markdown.read_text()
+    assert "<" not in Path(paths.markdown).read_text()
 
 
 def test_math_marks_in_names_are_not_typeset(tmp_path):
     found = fake_runs.result(
         num_folds=1, classes=("$a$", "$\\frac{", *BASIC7[2:]), confusion=fake_runs.result().confusion
     )
-    drawn = write_report(fake_runs.write_fold(tmp_path, found, curves=False)).html.read_text()
+    drawn = Path(write_report(Folder(fake_runs.write_fold(tmp_path, found, curves=False))).html).read_text()
     assert re.search(r">\$a\$ +\d+</text>", drawn) and re.search(r">\$\\frac\{</text>", drawn)
 
 
@@ -173,22 +175,22 @@ def test_a_run_without_curves_or_environment_still_reports(tmp_path):
     plain = yaml.safe_load((run / "config.yaml").read_text())
     del plain["published"]
     (run / "config.yaml").write_text(yaml.safe_dump(plain))
-    paths = write_report(run)
-    text = paths.html.read_text()
-    assert "No metrics.jsonl" in text and "published" not in paths.markdown.read_text()
-    assert "| test split |" in paths.markdown.read_text() and "| std |" not in paths.markdown.read_text()
+    paths = write_report(Folder(run))
+    text = Path(paths.html).read_text()
+    assert "No metrics.jsonl" in text and "published" not in Path(paths.markdown).read_text()
+    assert "| test split |" in Path(paths.markdown).read_text() and "| std |" not in Path(paths.markdown).read_text()
 
 
 def test_a_refused_mixture_leaves_no_report(tmp_path):
     run = fake_runs.write_crossval(tmp_path, curves=False)
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, epochs=10)))
     with pytest.raises(CheckpointError, match=r"epochs = 50"):
-        write_report(run)
+        write_report(Folder(run))
     assert not (run / "report").exists()
 
 
 def test_the_terminal_table_is_aligned(tmp_path):
-    report = summarise(fake_runs.write_crossval(tmp_path, classes=MAFW11, done=(1, 3), curves=False))
+    report = summarise(Folder(fake_runs.write_crossval(tmp_path, classes=MAFW11, done=(1, 3), curves=False)))
     lines = text_table(report).splitlines()
     rules = [i for i, line in enumerate(lines) if set(line) == {"-"}]
     table = [line for i, line in enumerate(lines[: rules[-1] + 1]) if i >= rules[0]]
@@ -201,15 +203,15 @@ def test_the_terminal_table_is_aligned(tmp_path):
 
 def test_terms_are_drawn_when_the_loss_has_more_than_one(tmp_path):
     run = fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1))
-    assert "Terms of the loss" not in write_report(run).html.read_text()
+    assert "Terms of the loss" not in Path(write_report(Folder(run)).html).read_text()
     records = [{"kind": "train", "step": s, "loss": 3, "terms": {"global": 1 / s, "local": 2 / s}} for s in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    text = write_report(run).html.read_text()
+    text = Path(write_report(Folder(run)).html).read_text()
     assert 'aria-label="Terms of the loss"' in text and ">global</text>" in text and ">local</text>" in text
 
 
 def test_rows_of_a_complete_crossval_are_in_order(crossval):
-    kinds = [row.kind for row in table_rows(summarise(crossval[0]))]
+    kinds = [row.kind for row in table_rows(summarise(Folder(crossval[0])))]
     assert kinds == ["fold"] * 5 + ["mean", "std", "pooled", "theirs"]
 
 

@@ -12,7 +12,8 @@ from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, StorageError
 from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.metrics import scores
-from dfer.evaluation.results import FoldResult, Published, publish, read_result, save_predictions, save_result
+from dfer.evaluation.results import FoldResult, Published, read_result, save_predictions, save_result
+from dfer.storage import Folder
 from tests import fake_runs
 
 MATRIX = st.lists(st.lists(st.integers(0, 50), min_size=7, max_size=7), min_size=7, max_size=7).filter(
@@ -28,10 +29,9 @@ def test_json_gives_the_same_result_back(matrix):
 
 def test_a_saved_result_lies_in_results_and_leaves_no_temporary_file(tmp_path):
     found = fake_runs.result()
-    path = save_result(found, tmp_path)
-    assert path == tmp_path / "results" / "test.json"
-    assert read_result(path) == found
-    assert [p.name for p in path.parent.iterdir()] == ["test.json"]
+    save_result(found, Folder(tmp_path))
+    assert read_result(Folder(tmp_path)) == found
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["test.json"]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,11 @@ def test_a_saved_result_lies_in_results_and_leaves_no_temporary_file(tmp_path):
     ],
 )
 def test_a_changed_result_file_is_refused_with_its_path(tmp_path, change, text):
-    path = save_result(fake_runs.result(), tmp_path)
+    save_result(fake_runs.result(), Folder(tmp_path))
+    path = tmp_path / "results" / "test.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(CheckpointError) as caught:
-        read_result(path)
+        read_result(Folder(tmp_path))
     assert text in str(caught.value) and str(path) in str(caught.value)
     assert caught.value.exit_code == 5
 
@@ -67,22 +68,20 @@ def test_negative_counts_and_no_counts_are_refused():
 
 @pytest.mark.parametrize("content", ["{", "", "[" * 100_000, "\udcff"])
 def test_a_file_that_is_not_json_is_refused(tmp_path, content):
-    path = tmp_path / "test.json"
-    path.write_bytes(content.encode(errors="surrogateescape"))
+    Folder(tmp_path).write("results/test.json", content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"expected JSON text.*Delete it and evaluate again"):
-        read_result(path)
+        read_result(Folder(tmp_path))
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected a result file.*Finish the run or evaluate it first"):
-        read_result(tmp_path / "test.json")
+        read_result(Folder(tmp_path))
 
 
 def test_predictions_are_one_row_a_clip_in_order(tmp_path):
     answers = Predictions(labels=torch.tensor([1, 0]), logits=torch.tensor([[2.0, 2.0], [0.0, 5.0]]))
-    path = save_predictions(answers, tmp_path, keys=["b/1", "a,2"], classes=("anger", "fear"))
-    assert path == tmp_path / "results" / "test_predictions.csv"
-    rows = list(csv.reader(path.read_text().splitlines()))
+    save_predictions(answers, Folder(tmp_path), keys=["b/1", "a,2"], classes=("anger", "fear"))
+    rows = list(csv.reader((tmp_path / "results" / "test_predictions.csv").read_text().splitlines()))
     assert rows == [
         ["key", "label", "predicted", "anger", "fear"],
         ["b/1", "fear", "anger", "0.500000", "0.500000"],
@@ -93,18 +92,15 @@ def test_predictions_are_one_row_a_clip_in_order(tmp_path):
 def test_predictions_with_too_few_keys_are_a_programmers_error(tmp_path):
     answers = Predictions(labels=torch.tensor([1, 0]), logits=torch.zeros(2, 2))
     with pytest.raises(ValueError):
-        save_predictions(answers, tmp_path, keys=["only one"], classes=("anger", "fear"))
+        save_predictions(answers, Folder(tmp_path), keys=["only one"], classes=("anger", "fear"))
     assert not (tmp_path / "results").exists()
 
 
-def test_a_failed_write_leaves_the_old_file_and_says_what_to_do(tmp_path):
-    (tmp_path / "results").write_text("a file where the folder should be")
-    with pytest.raises(
-        StorageError, match=r"expected to write the file.*Free space or choose another folder"
-    ) as caught:
-        publish(tmp_path / "results" / "test.json", lambda: "new")
-    assert caught.value.exit_code == 6
-    assert (tmp_path / "results").read_text() == "a file where the folder should be"
+def test_a_file_too_large_for_a_result_is_not_read(tmp_path, monkeypatch):
+    save_result(fake_runs.result(), Folder(tmp_path))
+    monkeypatch.setattr("dfer.evaluation.results.MAX_BYTES", 100)
+    with pytest.raises(StorageError, match=r"test.json: expected at most 100 bytes, got \d+. Replace or remove"):
+        read_result(Folder(tmp_path))
 
 
 @pytest.mark.parametrize("value", [0.5961, 0, 101])

@@ -3,6 +3,7 @@
 import html
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dfer.evaluation.report import write_report
 from dfer.evaluation.results import RESULT, Protocol, save_result
 from dfer.evaluation.summary import average, deviation, fold_folders, summarise
 from dfer.evaluation.tables import text_table
+from dfer.storage import Folder
 from tests import fake_runs
 
 
@@ -25,11 +27,11 @@ def run(tmp_path):
 
 def change(run, fold, **changes):
     folder = run / f"fold_{fold}"
-    save_result(replace(fake_runs.result(fold=fold), **changes), folder)
+    save_result(replace(fake_runs.result(fold=fold), **changes), Folder(folder))
 
 
 def test_mean_and_deviation_are_numpys_over_the_folds(run):
-    report = summarise(run)
+    report = summarise(Folder(run))
     table = np.array([[*fold.recall, fold.uar, fold.war] for fold in report.folds])
     assert [*report.mean.recall, report.mean.uar, report.mean.war] == pytest.approx(table.mean(axis=0))
     assert [*report.std.recall, report.std.uar, report.std.war] == pytest.approx(table.std(axis=0, ddof=1))
@@ -50,19 +52,19 @@ def test_dk_clips_published_folds_give_its_published_mean():
 
 
 def test_missing_folds_are_named_and_the_mean_says_how_many(tmp_path):
-    report = summarise(fake_runs.write_crossval(tmp_path, done=(1, 3), curves=False))
+    report = summarise(Folder(fake_runs.write_crossval(tmp_path, done=(1, 3), curves=False)))
     assert report.missing == (2, 4, 5)
     assert report.coverage == "2 of 5 folds"
     assert "No result yet for fold 2, fold 4, fold 5: means cover 2 of 5 folds." in report.notes
 
 
 def test_one_fold_has_no_deviation(tmp_path):
-    assert summarise(fake_runs.write_crossval(tmp_path, done=(2,), curves=False)).std is None
+    assert summarise(Folder(fake_runs.write_crossval(tmp_path, done=(2,), curves=False))).std is None
 
 
 def test_an_empty_class_is_noted_and_its_mean_runs_over_the_other_folds(run):
-    save_result(fake_runs.without_class(fake_runs.result(fold=2), 5), run / "fold_2")
-    report = summarise(run)
+    save_result(fake_runs.without_class(fake_runs.result(fold=2), 5), Folder(run / "fold_2"))
+    report = summarise(Folder(run))
     others = [fold.recall[5] for fold in report.folds if fold.fold != 2]
     assert report.mean.recall[5] == pytest.approx(sum(others) / 4)
     assert "Fold 2 has no test clips of disgust: UAR averages over the other classes." in report.notes
@@ -71,7 +73,7 @@ def test_an_empty_class_is_noted_and_its_mean_runs_over_the_other_folds(run):
 def test_a_run_without_results_says_what_to_do(tmp_path):
     (tmp_path / "fold_1").mkdir()
     with pytest.raises(CheckpointError, match=r"expected a results/test.json .* got none. Finish the run") as caught:
-        summarise(tmp_path)
+        summarise(Folder(tmp_path))
     assert caught.value.exit_code == 5
 
 
@@ -91,7 +93,7 @@ MIXTURES = [
 def test_unlike_folds_never_share_a_table(run, changes, text):
     change(run, 3, **changes)
     with pytest.raises(CheckpointError) as caught:
-        summarise(run)
+        summarise(Folder(run))
     assert text in str(caught.value)
     assert caught.value.exit_code == 5
 
@@ -101,7 +103,7 @@ def test_folds_of_different_configurations_never_share_a_table(run):
     plain["optim"]["groups"]["image"]["lr"] = 1e-6
     (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(plain))
     with pytest.raises(CheckpointError) as caught:
-        summarise(run)
+        summarise(Folder(run))
     key = "optim.groups.image.lr"
     text = f"one configuration for all folds, got {key} = 1e-05 (fold_1); {key} = 1e-06 (fold_4)"
     assert text in str(caught.value)
@@ -110,7 +112,7 @@ def test_folds_of_different_configurations_never_share_a_table(run):
 def test_a_key_that_only_one_configuration_has_is_a_difference(run):
     (run / "fold_5" / "config.yaml").write_text(yaml.safe_dump({**fake_runs.config(fold=5), "extra": 1}))
     with pytest.raises(CheckpointError, match=r"extra = None \(fold_1\); extra = 1 \(fold_5\)"):
-        summarise(run)
+        summarise(Folder(run))
 
 
 def test_what_may_change_between_two_stretches_may_differ_between_folds(run):
@@ -118,12 +120,12 @@ def test_what_may_change_between_two_stretches_may_differ_between_folds(run):
     data = {**plain["data"], "shards": "/elsewhere/dfew", "workers": 0}
     changes = {"data": data, "micro_batch": 4, "engine": {"name": "ddp"}, "checkpoint": {"every_steps": 5}}
     (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump({**plain, **changes}))
-    assert summarise(run).coverage == "5 of 5 folds"
+    assert summarise(Folder(run)).coverage == "5 of 5 folds"
 
 
 def test_published_numbers_that_not_all_folds_name_are_left_out(run):
     (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=4, published=None)))
-    report = summarise(run)
+    report = summarise(Folder(run))
     left_out = "Published numbers are left out: the configurations of the folds name different ones."
     assert report.published is None and left_out in report.notes
     assert "59.61" not in text_table(report)
@@ -132,13 +134,13 @@ def test_published_numbers_that_not_all_folds_name_are_left_out(run):
 def test_seeds_may_differ_and_are_named(run):
     change(run, 2, seed=7)
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, seed=7)))
-    assert summarise(run).seeds == [1, 7]
+    assert summarise(Folder(run)).seeds == [1, 7]
 
 
 def test_a_fold_in_the_wrong_folder_is_refused(run):
-    save_result(fake_runs.result(fold=2), run / "fold_1")
+    save_result(fake_runs.result(fold=2), Folder(run / "fold_1"))
     with pytest.raises(CheckpointError, match=r"expected the result of fold 1, got fold 2. Put the folder back"):
-        summarise(run)
+        summarise(Folder(run))
 
 
 @pytest.mark.parametrize(("text", "got"), [(None, "FileNotFoundError"), ("a: [", "ParserError"), ("- 1", "list")])
@@ -146,12 +148,12 @@ def test_a_result_without_its_configuration_is_refused(run, text, got):
     path = run / "fold_1" / "config.yaml"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(CheckpointError, match=f"config.yaml: expected .*, got {got}"):
-        summarise(run)
+        summarise(Folder(run))
 
 
 def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numbers(tmp_path):
     made = fake_runs.result(generated="seed 3, generator 1", excluded=2)
-    report = summarise(fake_runs.write_fold(tmp_path / "run", made, curves=False))
+    report = summarise(Folder(fake_runs.write_fold(tmp_path / "run", made, curves=False)))
     assert report.published is None
     assert "2 clips of the split files are not in the shards; `dfer-shards show` names them." in report.notes
     left_out = "Published numbers are left out: they hold for DFEW itself, these are generated faces in DFEW's layout."
@@ -159,27 +161,29 @@ def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numb
     screen = text_table(report)
     assert screen.startswith("DFER-CLIP on generated faces in DFEW's layout, ")
     assert "59.61" not in screen and "on DFEW" not in screen
-    paths = write_report(tmp_path / "run")
-    for text in (paths.markdown.read_text(), paths.html.read_text()):
+    paths = write_report(Folder(tmp_path / "run"))
+    for text in (Path(paths.markdown).read_text(), Path(paths.html).read_text()):
         plain = html.unescape(text)
         assert "DFER-CLIP on generated faces in DFEW's layout" in plain
         assert "seed 3, generator 1" in plain and left_out in plain and "2 clips of the split files" in plain
         assert "Zhao & Patras" not in plain.split("<pre>")[0]
-    stored = json.loads(paths.json.read_text())
+    stored = json.loads(Path(paths.json).read_text())
     assert (stored["generated"], stored["excluded"], stored["published"]) == ("seed 3, generator 1", 2, None)
 
 
 def test_generated_and_real_faces_never_share_a_table(run):
     change(run, 2, generated="seed 3, generator 1")
     with pytest.raises(CheckpointError, match=r"one data set for all folds, got .*generated faces in DFEW's layout"):
-        summarise(run)
+        summarise(Folder(run))
 
 
 def test_one_clip_left_out_is_told_and_none_is_not(tmp_path):
     fake_runs.write_fold(tmp_path, fake_runs.result(excluded=1), curves=False)
-    assert any(note.startswith("1 clip of the split files is not in the shards") for note in summarise(tmp_path).notes)
+    assert any(
+        note.startswith("1 clip of the split files is not in the shards") for note in summarise(Folder(tmp_path)).notes
+    )
     fake_runs.write_fold(tmp_path, fake_runs.result(), curves=False)
-    assert not any("split files" in note for note in summarise(tmp_path).notes)
+    assert not any("split files" in note for note in summarise(Folder(tmp_path)).notes)
 
 
 def test_published_numbers_of_the_config_are_checked(run):
@@ -187,12 +191,12 @@ def test_published_numbers_of_the_config_are_checked(run):
         plain = fake_runs.config(fold=fold, published={"uar": 59.61, "war": 71.25})
         (run / f"fold_{fold}" / "config.yaml").write_text(yaml.safe_dump(plain))
     with pytest.raises(CheckpointError, match=r"fold_1/config.yaml: published.source: required, but missing"):
-        summarise(run)
+        summarise(Folder(run))
 
 
 def test_another_selection_rule_of_the_paper_is_noted(run):
     note = "Not like for like: the published numbers stand for selection best_on_test, ours for last."
-    assert note in summarise(run).notes
+    assert note in summarise(Folder(run)).notes
 
 
 def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_noted(run):
@@ -205,7 +209,7 @@ def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_not
     lines = [json.dumps(record) for record in records]
     odd = ['{"step": 3, "loss": NaN, "note": "text", "done": true}', '["step"]', '{"loss": 1}', '{"step": 4, "lo']
     (run / "fold_1" / "metrics.jsonl").write_text("\n".join([*lines, *odd]))
-    report = summarise(run)
+    report = summarise(Folder(run))
     assert report.curves == {
         "train/loss": {1: [(1, 2.9), (2, 2.5)]},
         "train/lr/image": {1: [(1, 1e-5)]},
@@ -218,17 +222,17 @@ def test_fold_folders_are_ordered_by_number_and_nothing_else_counts(tmp_path):
     for name in ("fold_10", "fold_2", "fold_x", "fold_2_old", "report"):
         (tmp_path / name).mkdir()
     (tmp_path / "fold_3").write_text("a file")
-    assert [path.name for path in fold_folders(tmp_path)] == ["fold_2", "fold_10"]
+    assert [path.name for path in fold_folders(Folder(tmp_path))] == ["fold_2", "fold_10"]
 
 
 def test_environments_that_are_equal_are_shown_once(run):
     (run / "fold_5" / "environment.json").write_text("not json")
-    found = summarise(run).environments
+    found = summarise(Folder(run)).environments
     assert list(found) == ["fold_1, fold_2, fold_3, fold_4", "fold_5"]
     assert found["fold_5"] == "not json"
 
 
 def test_a_single_run_is_its_own_table(tmp_path):
-    report = summarise(fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1), curves=False))
+    report = summarise(Folder(fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1), curves=False)))
     assert report.coverage == "fixed split"
     assert (tmp_path / RESULT).is_file() and len(report.folds) == 1

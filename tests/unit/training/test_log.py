@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfer.distributed import World
 from dfer.errors import StorageError
+from dfer.storage import Folder
 from dfer.training import log as log_module
 from dfer.training.engine import StepReport
 from dfer.training.log import RunLog
@@ -39,7 +40,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_record_has_speed_waiting_and_time_left(tmp_path: Path, clock: Clock) -> None:
     out = io.StringIO()
-    with RunLog(tmp_path, world=World(), total_steps=10, stream=out) as log:
+    with RunLog(Folder(tmp_path), world=World(), total_steps=10, stream=out) as log:
         clock.now += 4
         log.train(report(), step=1, epoch=0, wait_seconds=1.0)
         clock.now += 2
@@ -55,7 +56,7 @@ def test_a_record_has_speed_waiting_and_time_left(tmp_path: Path, clock: Clock) 
 
 
 def test_time_spent_on_evaluation_does_not_slow_training(tmp_path: Path, clock: Clock) -> None:
-    with RunLog(tmp_path, world=World(), total_steps=4, every=2, stream=io.StringIO()) as log:
+    with RunLog(Folder(tmp_path), world=World(), total_steps=4, every=2, stream=io.StringIO()) as log:
         clock.now += 1
         log.train(report(), step=1, epoch=0, wait_seconds=0.0)
         clock.now += 500
@@ -68,7 +69,7 @@ def test_time_spent_on_evaluation_does_not_slow_training(tmp_path: Path, clock: 
 
 
 def test_every_nth_step_and_the_last_are_recorded(tmp_path: Path) -> None:
-    with RunLog(tmp_path, world=World(), total_steps=7, every=3, stream=io.StringIO()) as log:
+    with RunLog(Folder(tmp_path), world=World(), total_steps=7, every=3, stream=io.StringIO()) as log:
         for step in range(1, 8):
             log.train(report(), step=step, epoch=0, wait_seconds=0.0)
     assert [line["step"] for line in lines(tmp_path)] == [3, 6, 7]
@@ -76,7 +77,7 @@ def test_every_nth_step_and_the_last_are_recorded(tmp_path: Path) -> None:
 
 def test_continuing_drops_what_will_be_done_again(tmp_path: Path) -> None:
     def run(start: int, stop: int) -> None:
-        with RunLog(tmp_path, world=World(), total_steps=9, start_step=start, stream=io.StringIO()) as log:
+        with RunLog(Folder(tmp_path), world=World(), total_steps=9, start_step=start, stream=io.StringIO()) as log:
             for step in range(start + 1, stop + 1):
                 log.train(report(float(start)), step=step, epoch=0, wait_seconds=0.0)
                 if step % 3 == 0:
@@ -94,7 +95,7 @@ def test_continuing_drops_what_will_be_done_again(tmp_path: Path) -> None:
 
 
 def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
-    with RunLog(tmp_path, world=World(), total_steps=2, stream=io.StringIO()) as log:
+    with RunLog(Folder(tmp_path), world=World(), total_steps=2, stream=io.StringIO()) as log:
         log.train(report(0.75), step=1, epoch=0, wait_seconds=0.0)
         log.train(report(0.25), step=2, epoch=0, wait_seconds=0.0)
         log.eval({"uar": 0.5}, step=2, epoch=1)
@@ -107,7 +108,7 @@ def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
 
 def test_skipped_steps_are_counted_and_shown(tmp_path: Path) -> None:
     out = io.StringIO()
-    with RunLog(tmp_path, world=World(), total_steps=3, every=2, stream=out) as log:
+    with RunLog(Folder(tmp_path), world=World(), total_steps=3, every=2, stream=out) as log:
         for step, applied in ((1, False), (2, True), (3, False)):
             log.train(report(applied=applied), step=step, epoch=0, wait_seconds=0.0)
     second, third = lines(tmp_path)
@@ -118,7 +119,7 @@ def test_skipped_steps_are_counted_and_shown(tmp_path: Path) -> None:
 
 def test_the_bar_shows_the_same_numbers(tmp_path: Path) -> None:
     out = io.StringIO()
-    with RunLog(tmp_path, world=World(), total_steps=4, start_step=2, progress=True, stream=out) as log:
+    with RunLog(Folder(tmp_path), world=World(), total_steps=4, start_step=2, progress=True, stream=out) as log:
         log.train(report(), step=3, epoch=1, wait_seconds=0.0)
         log.eval({"war": 0.25}, step=3, epoch=1)
         log.train(report(), step=4, epoch=1, wait_seconds=0.0)
@@ -128,7 +129,7 @@ def test_the_bar_shows_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    with RunLog(tmp_path / "run", world=World(rank=1, size=2), total_steps=1) as log:
+    with RunLog(Folder(tmp_path / "run"), world=World(rank=1, size=2), total_steps=1) as log:
         log.train(report(), step=1, epoch=0, wait_seconds=0.0)
         log.eval({"war": 1.0}, step=1, epoch=1)
     assert not (tmp_path / "run").exists()
@@ -137,8 +138,8 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(StorageError) as caught:
-        RunLog(tmp_path / "run", world=World(), total_steps=1)
+        RunLog(Folder(tmp_path / "run"), world=World(), total_steps=1)
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: expected to write metrics, got File exists. Free some space or choose another run=FOLDER."
+        f"{tmp_path}/run/metrics.jsonl: expected to write it, got File exists. Check the path and its permissions."
     )
     assert caught.value.exit_code == 6

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from dfer.checkpoint import CheckpointConfig, Checkpoints
 from dfer.distributed import World, process_group
-from dfer.errors import CheckpointError, NonFiniteLossError
+from dfer.errors import CheckpointError, FencedError, NonFiniteLossError, StoppedError
+from dfer.interruption import Stop
+from dfer.lease import Fence
 from dfer.recognition import ClipBatch
+from dfer.storage import Folder
 from dfer.training.engine import Engine, EngineConfig, build_engine
 from dfer.training.log import RunLog
 from dfer.training.loop import Evaluation, Summary, resume, train
@@ -60,20 +63,22 @@ def engine() -> Engine:
     )  # fmt: skip
 
 
-def run(folder: Path, loader: StubLoader, *, every_steps: int | None = None, evaluation: Evaluation | None = None,
-        keep_last: int = 2, epochs: int = EPOCHS) -> tuple[Summary, Engine]:  # fmt: skip
+def run(folder: Path, loader: StubLoader, *, evaluation: Evaluation | None = None, epochs: int = EPOCHS,
+        stop: Stop | None = None, record_clips: bool = False, **save: Any) -> tuple[Summary, Engine]:  # fmt: skip
     """What dfer.run does: build, resume what is there, train."""
-    config = CheckpointConfig(every_steps=every_steps, keep_last=keep_last)
-    checkpoints = Checkpoints(folder / "checkpoints", world=World(), config=config)
+    config = CheckpointConfig(**save)
+    checkpoints = Checkpoints(Folder(folder), world=World(), config=config)
     built = engine()
-    start, best = resume(built, checkpoints.latest(), steps_per_epoch=PER_EPOCH)
+    start, best = resume(built, checkpoints.start(checkpoints.latest()), steps_per_epoch=PER_EPOCH)
     with RunLog(
-        folder, world=World(), total_steps=epochs * PER_EPOCH, start_step=start.global_step, stream=io.StringIO()
-    ) as log:
+        Folder(folder), world=World(), total_steps=epochs * PER_EPOCH, start_step=start.global_step,
+        stream=io.StringIO(), check=checkpoints.may_write,
+    ) as log:  # fmt: skip
         summary = train(
             built, loader=loader, prepare=lambda batch, epoch: batch,
             schedule=StepScheduleConfig(milestones=(1, 2), gamma=0.5), log=log, checkpoints=checkpoints, epochs=epochs,
             evaluation=evaluation, start=start, best=best, extra_state={"seed": 7},
+            stop=stop, record_clips=record_clips,
         )  # fmt: skip
     return summary, built
 
@@ -112,8 +117,9 @@ def test_rates_follow_the_schedule_and_state_the_position(tmp_path: Path) -> Non
     run(tmp_path, StubLoader())
     rates = [r["lr"]["head"] for r in records(tmp_path)]
     assert rates == pytest.approx([0.3] * 5 + [0.15] * 5 + [0.075] * 5)
-    state = json.loads((tmp_path / "checkpoints/step_00000015/state.json").read_text())
-    assert state == {"seed": 7, "training": {"epoch": 3, "step": 0, "global_step": 15}, "best": None}
+    (last,) = tmp_path.glob("checkpoints/step_00000015-*")
+    position = {"epoch": 3, "step": 0, "global_step": 15, "evaluate": False}
+    assert json.loads((last / "state.json").read_text()) == {"seed": 7, "training": position, "best": None}
 
 
 def test_a_finished_run_takes_no_step(tmp_path: Path) -> None:
@@ -126,14 +132,14 @@ def test_a_finished_run_takes_no_step(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_is_kept_and_named(tmp_path: Path) -> None:
     scores = iter([0.5, 0.7, 0.6])
-    evaluation = Evaluation(run=lambda: {"war": next(scores), "uar": 0.1}, select="best_on_test")
+    evaluation = Evaluation(run=lambda _: {"war": next(scores), "uar": 0.1}, select="best_on_test")
     summary, _ = run(tmp_path, StubLoader(), evaluation=evaluation, keep_last=1)
     assert summary.metrics == {"war": 0.6, "uar": 0.1}
     assert summary.best is not None
     assert (summary.best.step, summary.best.epoch, summary.best.value) == (10, 2, 0.7)
     assert (summary.best.protocol, summary.best.metric) == ("best_on_test", "war")
-    checkpoints = Checkpoints(tmp_path / "checkpoints", world=World())
-    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["step_00000010", "step_00000015"]
+    checkpoints = Checkpoints(Folder(tmp_path), world=World())
+    assert [name.partition("-")[0] for name in checkpoints.folder.children()] == ["step_00000010", "step_00000015"]
     best = checkpoints.best()
     assert best is not None and best.step == 10
     assert [(r["step"], r["epoch"], r["war"]) for r in records(tmp_path) if r["kind"] == "eval"] == [
@@ -142,7 +148,7 @@ def test_the_best_checkpoint_is_kept_and_named(tmp_path: Path) -> None:
 
 
 def test_the_best_so_far_survives_a_stop_and_ties_stay_with_the_first(tmp_path: Path) -> None:
-    evaluation = Evaluation(run=lambda: {"uar": 0.4}, select="best_on_val", metric="uar")
+    evaluation = Evaluation(run=lambda _: {"uar": 0.4}, select="best_on_val", metric="uar")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, StubLoader(stop_at=8), evaluation=evaluation)
     summary, _ = run(tmp_path, StubLoader(), evaluation=evaluation)
@@ -150,7 +156,7 @@ def test_the_best_so_far_survives_a_stop_and_ties_stay_with_the_first(tmp_path: 
 
 
 def test_evaluation_every_second_epoch_and_at_the_end(tmp_path: Path) -> None:
-    evaluation = Evaluation(run=lambda: {"war": 0.2}, every_epochs=2)
+    evaluation = Evaluation(run=lambda _: {"war": 0.2}, every_epochs=2)
     summary, _ = run(tmp_path, StubLoader(), evaluation=evaluation)
     assert [r["epoch"] for r in records(tmp_path) if r["kind"] == "eval"] == [2, 3]
     assert summary.best is None
@@ -159,13 +165,124 @@ def test_evaluation_every_second_epoch_and_at_the_end(tmp_path: Path) -> None:
 def test_a_broken_batch_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match=r"step 7 \(epoch 1\): expected a finite loss"):
         run(tmp_path, StubLoader(broken=7))
-    latest = Checkpoints(tmp_path / "checkpoints", world=World()).latest()
+    latest = Checkpoints(Folder(tmp_path), world=World()).latest()
     assert latest is not None and latest.step == 5
     assert [r["step"] for r in records(tmp_path)] == list(range(1, 8))
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path, StubLoader(), epochs=1)
-    checkpoint = Checkpoints(tmp_path / "checkpoints", world=World()).latest()
+    checkpoint = Checkpoints(Folder(tmp_path), world=World()).latest()
     with pytest.raises(CheckpointError, match="expected a position in epochs of 4 steps, got epoch 1, step 0"):
         resume(engine(), checkpoint, steps_per_epoch=4)
+
+
+# Stopped on request
+
+
+class StoppingLoader(StubLoader):
+    """Somebody asks for a stop while this step is computed."""
+
+    def __init__(self, stop: Stop, *, at: int) -> None:
+        super().__init__()
+        self._stop, self._at = stop, at
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
+        for batch in super().epoch(epoch, start_step):
+            if self.served[-1] == self._at:
+                self._stop.request("SIGTERM")
+            yield batch
+
+
+@pytest.mark.parametrize("at", [0, 6, 9, 13])
+def test_a_stop_saves_after_the_step_it_came_in(tmp_path: Path, at: int) -> None:
+    straight = run(tmp_path / "whole", StubLoader())[1]
+    stop = Stop()
+    with pytest.raises(StoppedError) as caught:
+        run(tmp_path / "run", StoppingLoader(stop, at=at), stop=stop, every_epochs=None)
+    assert str(caught.value) == (
+        f"step {at + 1} of 15: expected to go on, got SIGTERM. All is saved; the same command continues."
+    )
+    assert caught.value.exit_code == 9
+    rest = StubLoader()
+    resumed = run(tmp_path / "run", rest, every_epochs=None)[1]
+    assert rest.served == list(range(at + 1, 15))
+    assert same(straight.weights(), resumed.weights())
+
+
+def test_a_stop_before_the_first_step_takes_none(tmp_path: Path) -> None:
+    stop, loader = Stop(), StubLoader()
+    stop.request("SIGUSR2")
+    with pytest.raises(StoppedError, match="step 0 of 15: expected to go on, got SIGUSR2"):
+        run(tmp_path, loader, stop=stop)
+    assert loader.served == [] and Checkpoints(Folder(tmp_path), world=World()).latest() is None
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stop_in_an_evaluation_repeats_it_and_no_step(tmp_path: Path, last: bool) -> None:
+    """Between two of its batches; the checkpoint says that this evaluation is still to come."""
+    stop, calls = Stop(), 0
+
+    def evaluate(between: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == (3 if last else 2):
+            stop.request("SIGTERM")
+        between()
+        return {"war": 0.3 if calls < 3 else 0.9}
+
+    evaluation = Evaluation(run=evaluate, select="best_on_val")
+    with pytest.raises(StoppedError, match=f"step {15 if last else 10} of 15"):
+        run(tmp_path, StubLoader(), evaluation=evaluation, stop=stop)
+    rest = StubLoader()
+    summary = run(tmp_path, rest, evaluation=evaluation)[0]
+    assert rest.served == ([] if last else list(range(10, 15))) and calls == 4
+    assert summary.best is not None and summary.best.step == (15 if last else 10)
+    assert [(r["step"], r["war"]) for r in records(tmp_path) if r["kind"] == "eval"] == [
+        (5, 0.3), (10, 0.3 if last else 0.9), (15, 0.9),
+    ]  # fmt: skip
+    best = Checkpoints(Folder(tmp_path), world=World()).best()
+    assert best is not None and best.step == summary.best.step
+
+
+# A newer copy
+
+
+def test_a_copy_that_was_thought_dead_stops_and_changes_nothing(tmp_path: Path) -> None:
+    """A newer copy starts while this one is in the middle of step 8."""
+
+    class Overtaken(StubLoader):
+        def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
+            for batch in super().epoch(epoch, start_step):
+                if self.served[-1] == 8 and len(self.served) == 9:
+                    Fence.take(Folder(tmp_path)).goes_on_from("whatever it found", 5)
+                    self.seen = (tmp_path / "metrics.jsonl").read_text()
+                    self.served.append(-1)
+                yield batch
+
+    loader = Overtaken()
+    with pytest.raises(FencedError, match=r"got a newer copy at work there"):
+        run(tmp_path, loader)
+    assert loader.served == [*range(9), -1], "it stops after the step it was in"
+    assert (tmp_path / "metrics.jsonl").read_text() == loader.seen
+    latest = Checkpoints(Folder(tmp_path), world=World()).latest()
+    assert latest is not None and latest.step == 5
+
+
+# When to save, what is recorded
+
+
+def test_saving_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overdue after steps 4 and 11 by this rank's clock."""
+    monkeypatch.setattr(Checkpoints, "overdue", property(lambda self: served[-1:] in ([3], [10])))
+    loader = StubLoader()
+    served = loader.served
+    run(tmp_path, loader, every_epochs=None, keep_last=9)
+    steps = [int(name[5:13]) for name in Checkpoints(Folder(tmp_path), world=World()).folder.folders()]
+    assert steps == [4, 11, 15]
+
+
+def test_the_clips_of_every_step_are_recorded_on_request(tmp_path: Path) -> None:
+    run(tmp_path, StubLoader(), record_clips=True, epochs=1)
+    told = [(r["step"], r["epoch"], r["clips"]) for r in records(tmp_path) if r["kind"] == "clips"]
+    assert told == [(step, 0, [0, 1, 2, 3]) for step in range(1, 6)]

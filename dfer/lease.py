@@ -1,0 +1,152 @@
+"""One writer a run folder: every start of a run takes a lease, and the newest lease holds.
+
+    RUN/lease/000003-5f2a9c1e.json    owner, time, and the checkpoint that this start went on from
+
+Nothing is locked and nothing expires: a run that was killed can go on at once, on any store that lists what was written
+before. A copy that was taken for dead and wakes up meets the newer lease before it writes anything, says so and stops.
+What it was publishing at that very moment does not count either: the newer lease says from which step the run went on,
+and checkpoints of older leases beyond it are passed over (`Leases.holds`).
+"""
+
+import json
+import os
+import re
+import secrets
+import socket
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from dfer.config import ConfigProblem, from_plain
+from dfer.errors import CheckpointError, FencedError, message
+from dfer.storage import Folder
+
+LEASES = "lease"
+MAX_BYTES = 64 * 1024
+_NAME = re.compile(r"([0-9]{6})-([0-9a-f]{8})\.json")
+_JOBS = ("SLURM_JOB_ID", "RAY_JOB_ID")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class LeaseId:
+    """Leases are ordered by generation, and starts at the same moment by the token they drew."""
+
+    generation: int
+    token: str
+
+    def __str__(self) -> str:
+        return f"g{self.generation}-{self.token}"
+
+    @property
+    def file(self) -> str:
+        """Name of its file."""
+        return f"{self.generation:06d}-{self.token}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who took it. job: the scheduler's number, empty without one."""
+
+    host: str
+    pid: int
+    job: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + (f", job {self.job}" if self.job else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """Contents of a lease. base, step: the checkpoint that this start went on from, none and 0 at the first one; step
+    is none while that is still being looked for."""
+
+    version: Literal[1] = 1
+    owner: Owner
+    started: str
+    processes: int = 1
+    base: str | None = None
+    step: int | None = None
+
+
+class Leases:
+    """All leases of a run folder, for reading."""
+
+    def __init__(self, home: Folder) -> None:
+        self._folder = home / LEASES
+        self._read: dict[LeaseId, Lease] = {}
+
+    def ids(self) -> list[LeaseId]:
+        """Oldest first. Foreign names do not count."""
+        found = [_NAME.fullmatch(name) for name in self._folder.children()]
+        return sorted(LeaseId(generation=int(match[1]), token=match[2]) for match in found if match)
+
+    def holds(self, lease: LeaseId, step: int) -> bool:
+        """Whether a checkpoint of this lease and step is the run's: no later start went on from an earlier step."""
+        later = [other for other in self.ids() if other > lease]
+        steps = [self.get(other).step for other in later]
+        return all(base is None or step <= base for base in steps)
+
+    def get(self, lease: LeaseId) -> Lease:
+        """Its contents. Raises CheckpointError when they are damaged."""
+        known = self._read.get(lease)
+        if known is None or known.step is None:
+            known = self._read[lease] = self._parsed(lease)
+        return known
+
+    def _parsed(self, lease: LeaseId) -> Lease:
+        where, data = self._folder.where(lease.file), self._folder.read(lease.file, most=MAX_BYTES)
+        try:
+            return from_plain(Lease, json.loads(data or b""))
+        except (ValueError, RecursionError, ConfigProblem) as error:
+            got = f"something else ({str(error)[:200]})"
+            do = "Delete this file and the checkpoints that bear its name."
+            raise CheckpointError(message(where, expected="a lease", got=got, do=do)) from error
+
+
+class Fence:
+    """The right to write into a run folder, as long as no newer lease is there. Used by the first rank alone."""
+
+    def __init__(self, home: Folder, lease: LeaseId, contents: Lease) -> None:
+        self.id = lease
+        self._home, self._folder, self._contents = home, home / LEASES, contents
+
+    @classmethod
+    def take(cls, home: Folder, *, processes: int = 1) -> "Fence":
+        """Take a new lease; from now on older copies find out that they are fenced off.
+
+        Raises:
+            FencedError: another start took one at the same moment, and its lease is the newer one.
+            StorageError: it cannot be written.
+        """
+        before = Leases(home).ids()
+        mine = LeaseId(generation=before[-1].generation + 1 if before else 1, token=secrets.token_hex(4))
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        fence = cls(home, mine, Lease(owner=_owner(), started=started, processes=processes))
+        fence._write()
+        fence.check()
+        return fence
+
+    def goes_on_from(self, checkpoint: str | None, step: int) -> None:
+        """Write down the checkpoint that this start continues, once it is found. Raises FencedError, StorageError."""
+        self._contents = replace(self._contents, base=checkpoint, step=step)
+        self.check()
+        self._write()
+
+    def check(self) -> None:
+        """Raises FencedError when this copy may not write any more."""
+        leases = Leases(self._home)
+        ids = leases.ids()
+        if ids and ids[-1] == self.id:
+            return
+        got = f"a newer copy at work there ({leases.get(ids[-1]).owner})" if ids[-1:] > [self.id] else "its lease gone"
+        do = "This copy stops and has written nothing since; look at the newer one."
+        expected = f"to be its only writer (lease {self.id})"
+        raise FencedError(message(self._home, expected=expected, got=got, do=do))
+
+    def _write(self) -> None:
+        self._folder.write(self.id.file, (json.dumps(asdict(self._contents), indent=1) + "\n").encode())
+
+
+def _owner() -> Owner:
+    job: Any = next((os.environ[name] for name in _JOBS if os.environ.get(name)), "")
+    return Owner(host=socket.gethostname(), pid=os.getpid(), job=str(job))
