@@ -1,0 +1,67 @@
+"""The beds, each made once for all tests that ask for it and put in order before each of them.
+
+Cluster tests skip, saying why, where they cannot run; the long ones, marked `cluster(long=True)`, also where they were
+not asked for by `-m cluster`, so that `make test` stays quick.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.hosts import Network
+from tests.cluster.slurm import SlurmBed
+
+PROGRAMS = (
+    "slurmctld",
+    "slurmd",
+    "slurmdbd",
+    "srun",
+    "munged",
+    "mariadbd",
+    "ip",
+    "bridge",
+    "unshare",
+    "setpriv",
+    "pkill",
+)
+
+
+def obstacle() -> str | None:
+    """Why no virtual host can be started here."""
+    if os.geteuid() != 0:
+        return "virtual hosts need root"
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    return f"not installed: {', '.join(missing)}; make test-cluster installs them" if missing else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    why = obstacle()
+    asked = "cluster" in config.getoption("markexpr")
+    for item in items:
+        mark = item.get_closest_marker("cluster")
+        if mark and why:
+            item.add_marker(pytest.mark.skip(reason=why))
+        elif mark and mark.kwargs.get("long") and not asked:
+            item.add_marker(pytest.mark.skip(reason="a long cluster test; make test-cluster runs it"))
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """The bridge on which all beds of a session stand; the tests are at `network.gateway`."""
+    with Network() as network:
+        yield network
+
+
+@pytest.fixture(scope="session")
+def slurm_bed(network: Network) -> Iterator[SlurmBed]:
+    with SlurmBed(network) as bed:
+        yield bed
+
+
+@pytest.fixture
+def slurm(slurm_bed: SlurmBed) -> SlurmBed:
+    """SLURM over four hosts, all idle: `node1` to `node4`, four cores and two pretended GPUs each."""
+    slurm_bed.reset()
+    return slurm_bed
