@@ -1,7 +1,7 @@
 """Virtual hosts on one machine: what SLURM, Ray and torch take for separate computers.
 
 A host has namespaces of its own for network, processes, mounts, IPC and host name, so it has an address, a process
-table, a /dev/shm, a host name and an /etc/hosts of its own. The file system is shared, as on a cluster with NFS, but for
+table, a /dev/shm, a host name and an /etc/hosts of its own. The file system is shared, as on a cluster with NFS, except
 /var/tmp, the host's local disk, which outlives a power loss. Hosts are joined by one bridge; the tests themselves stand
 at the bridge's own address. No packet leaves the bridge: there is no route out of it.
 
@@ -89,7 +89,7 @@ class Network:
         for host in self.hosts.values():
             host.power_off()
         self._remove_leftovers()
-        self._lock.close()
+        os.close(self._lock)
 
     def _remove_leftovers(self) -> None:
         """What an earlier network of this range left, if its process was killed. Ours alone: we hold the range."""
@@ -246,18 +246,18 @@ def _links() -> set[str]:
     return {path.name for path in Path("/sys/class/net").iterdir()}
 
 
-def _lock_range() -> tuple[object, int]:
+def _lock_range() -> tuple[int, int]:
     """The first of sixteen address ranges that no other run holds and that the machine does not use otherwise."""
     taken = run(["ip", "-o", "-4", "addr"], timeout=10).stdout
     for number in range(16):
-        lock = Path(f"/run/dfer-bed-{number}.lock").open("w")
+        lock = os.open(f"/run/dfer-bed-{number}.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.close()
+            os.close(lock)
             continue
         others = [line for line in taken.splitlines() if f" 10.77.{number}." in line and f" dfer{number} " not in line]
         if not others:
             return lock, number
-        lock.close()
+        os.close(lock)
     raise BedError("none of the ranges 10.77.0.0/24 to 10.77.15.0/24 is free: other test runs, or a real network?")

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 from tests.cluster.commands import BedError, run, start, stop, wait_until
 from tests.cluster.hosts import Host, Network
 
@@ -85,11 +87,9 @@ class SlurmBed:
         key = folder / "key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        files = [f"--key-file={key}", f"--socket={self.munge}", f"--pid-file={folder / 'pid'}"]
-        files += [f"--seed-file={folder / 'seed'}", f"--log-file={self.network.logs / 'munged'}"]
-        self._munged = start(
-            ["munged", "--foreground", "--force", "--num-threads=2", *files], self.network.logs / "munge"
-        )
+        options = ["--foreground", "--force", "--num-threads=2", f"--key-file={key}", f"--socket={self.munge}"]
+        options += [f"--pid-file={folder / 'pid'}", f"--seed-file={folder / 'seed'}"]
+        self._munged = start(["munged", *options], self.network.logs / "munged")
         wait_until(self.munge.is_socket, 10, "munge's socket")
 
     def _configure(self) -> None:
@@ -148,6 +148,11 @@ class SlurmBed:
         """The environment in which SLURM's commands, and what calls them, reach this cluster."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
         return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this very process submit to the cluster, with our packages importable in its jobs."""
+        monkeypatch.setenv("SLURM_CONF", str(self.folder / "slurm.conf"))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
     def command(self, argv: Sequence[str], *, timeout: float = 30.0) -> str:
         """Standard output of a command given from outside the hosts, as on a login node."""
@@ -265,20 +270,19 @@ class SlurmBed:
 
     def reset(self) -> None:
         """As new for the next test: no jobs, all hosts on, connected and idle."""
+        for host in self.hosts.values():
+            if host.alive:
+                host.reconnect()
+        self.command(["scancel", "--user=root"])
         for name, host in self.hosts.items():
-            if not host.alive:
-                self.power_on(name)
-            host.reconnect()
             if host.own_address != host.address:
                 host.call_itself()
-            if self._silent(host):
-                self.start_slurmd(name)
-        self.command(["scancel", "--user=root"])
+            # A host without slurmd may hold orphans of a job: only a power cycle ends those.
+            if not host.alive or host.run(["pgrep", "-x", "slurmd"], check=False).returncode:
+                host.power_off()
+                self.power_on(name)
         wait_until(lambda: not self.squeue(), 30, "jobs to end")
         self.wait_usable()
-
-    def _silent(self, host: Host) -> bool:
-        return bool(host.run(["pgrep", "-x", "slurmd"], check=False).returncode)
 
     def log(self) -> str:
         """The last lines of every daemon's log, for messages of failing tests."""
