@@ -7,11 +7,14 @@ not asked for by `-m cluster`, so that `make test` stays quick.
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.hosts import Network
+from tests.cluster.ray_bed import RayBed
 from tests.cluster.slurm import SlurmBed
+from tests.servers import S3, rclone
 
 # What install.sh installs, as far as the beds call it.
 PROGRAMS = ["slurmctld", "slurmd", "slurmdbd", "srun", "munged", "mariadbd", "bridge", "unshare", "setpriv", "pkill"]
@@ -54,3 +57,23 @@ def slurm(slurm_bed: SlurmBed) -> SlurmBed:
     """SLURM over four hosts, all idle: `node1` to `node4`, four cores and two pretended GPUs each."""
     slurm_bed.reset()
     return slurm_bed
+
+
+@pytest.fixture(scope="session")
+def ray_bed(network: Network) -> Iterator[RayBed]:
+    with RayBed(network) as bed:
+        yield bed
+
+
+@pytest.fixture
+def ray(ray_bed: RayBed) -> RayBed:
+    """Ray over three hosts, all alive, without jobs: `head`, `worker1`, `worker2`, two cores each."""
+    ray_bed.reset()
+    return ray_bed
+
+
+@pytest.fixture
+def s3(network: Network, tmp_path: Path) -> Iterator[S3]:
+    """An S3 server over `tmp_path / "s3"` that all virtual hosts reach: `s3.url`, and `s3.environment` for clients."""
+    with rclone(tmp_path / "s3", address=network.gateway) as server:
+        yield server

@@ -213,6 +213,10 @@ class Host:
         killed = self.run(["pkill", "-KILL", "--echo", *match, pattern], check=False)
         return len(killed.stdout.splitlines())
 
+    def runs(self, name: str) -> bool:
+        """Whether a process of that exact name lives on the host."""
+        return not self.run(["pgrep", "-x", name], check=False).returncode
+
     def enter(self, cwd: str | os.PathLike[str] = "/") -> list[str]:
         """The words that put a command onto the host."""
         if not self.alive:

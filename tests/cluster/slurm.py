@@ -9,6 +9,7 @@ methods call hosts is what SLURM calls nodes.
 import os
 import re
 import secrets
+import stat
 import string
 import subprocess
 from collections.abc import Collection, Sequence
@@ -23,6 +24,7 @@ from tests.cluster.hosts import Host, Network
 
 ACCOUNT = "research"
 PARTITIONS = ("batch", "low", "high", "closed", "small")
+ROOT = Path(__file__).parents[2]
 _USABLE = {"idle", "mixed", "allocated", "completing"}
 _TEMPLATE = Path(__file__).with_name("slurm.conf")
 _MARIADB = """
@@ -108,9 +110,9 @@ class SlurmBed:
         }
         self.conf = self.folder / "slurm.conf"
         self.conf.write_text(string.Template(_TEMPLATE.read_text()).substitute(words))
-        # Any file passes for a device: only its number counts, it ends up in CUDA_VISIBLE_DEVICES.
+        # Twins of /dev/null pass for GPUs: only their number counts, it ends up in CUDA_VISIBLE_DEVICES.
         for number in range(self.gpus):
-            (self.folder / f"gpu{number}").touch()
+            os.mknod(self.folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{self.gpus - 1}]\n")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
 
@@ -145,14 +147,14 @@ class SlurmBed:
     # --- commands
 
     def env(self) -> dict[str, str]:
-        """The environment in which SLURM's commands, and what calls them, reach this cluster."""
+        """The environment in which SLURM's commands, and what calls them, reach this cluster; jobs find our packages."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-        return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let this very process submit to the cluster, with our packages importable in its jobs."""
-        monkeypatch.setenv("SLURM_CONF", str(self.folder / "slurm.conf"))
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        """Let this very process submit to the cluster, by `env`."""
+        for key in ("SLURM_CONF", "PYTHONPATH"):
+            monkeypatch.setenv(key, self.env()[key])
 
     def command(self, argv: Sequence[str], *, timeout: float = 30.0) -> str:
         """Standard output of a command given from outside the hosts, as on a login node."""
@@ -242,9 +244,10 @@ class SlurmBed:
         spool.mkdir(exist_ok=True)
         self.hosts[host].run(["slurmd"], env=self.env())
 
-    def restart_slurmctld(self) -> None:
-        """The controller dies without saying goodbye and starts again from its saved state."""
-        self.controller.kill("slurmctld")
+    def restart_slurmctld(self, *, crash: bool = False) -> None:
+        """The controller ends, having saved its state, and starts again. A crash forgets jobs of the last seconds."""
+        self.controller.run(["pkill", "-KILL" if crash else "-TERM", "-x", "slurmctld"])
+        wait_until(lambda: not self.controller.runs("slurmctld"), 20, "slurmctld to end")
         self.start_slurmctld()
 
     def start_slurmctld(self) -> None:
@@ -278,7 +281,7 @@ class SlurmBed:
             if host.own_address != host.address:
                 host.call_itself()
             # A host without slurmd may hold orphans of a job: only a power cycle ends those.
-            if not host.alive or host.run(["pgrep", "-x", "slurmd"], check=False).returncode:
+            if not host.alive or not host.runs("slurmd"):
                 host.power_off()
                 self.power_on(name)
         wait_until(lambda: not self.squeue(), 30, "jobs to end")

@@ -50,10 +50,10 @@ def test_an_unknown_account_is_refused(slurm: SlurmBed) -> None:
 
 
 def test_a_full_partition_lets_jobs_wait_and_a_closed_one_starts_none(slurm: SlurmBed) -> None:
-    filler = slurm.fill("batch")
-    waiting, closed = slurm.submit("true"), slurm.submit("true", "--partition=closed")
-    assert slurm.wait_job(waiting, ("PENDING",))["Reason"] in ("Resources", "Priority", "None")
+    closed = slurm.submit("true", "--partition=closed")
     assert slurm.job(closed)["Reason"] == "PartitionDown"
+    filler, waiting = slurm.fill("batch"), slurm.submit("true")
+    assert slurm.wait_job(waiting, ("PENDING",))["Reason"] in ("Resources", "Priority", "None")
     slurm.command(["scancel", filler])
     slurm.wait_job(waiting)
     assert slurm.job(closed)["JobState"] == "PENDING"
