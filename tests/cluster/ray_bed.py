@@ -19,7 +19,7 @@ from tests.cluster.hosts import Host, Network
 
 PORT, DASHBOARD = 6379, 8265
 ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
+RAY = str(Path(sys.executable).with_name("ray"))
 # Sockets and logs on the host's own disk: the hosts would take each other's for theirs in a shared /tmp/ray.
 _TEMPORARY = "/var/tmp/ray"
 
@@ -31,6 +31,7 @@ class RayBed:
         self.network, self.cpus = network, cpus
         self.hosts: dict[str, Host] = {}
         self._first = workers
+        self._lost: set[str] = set()
         self.token = network.folder / "ray_token"
 
     def __enter__(self) -> "RayBed":
@@ -56,7 +57,7 @@ class RayBed:
         self.hosts["head"] = self.network.add("head")
         self._start_raylet("head")
         for _ in range(self._first):
-            self.add_host(wait=False)
+            self._add()
         self.wait_alive(self.hosts)
         wait_until(self._answers, 60, "the job server", every=0.2)
 
@@ -109,24 +110,27 @@ class RayBed:
 
     def states(self) -> dict[str, str]:
         """ALIVE or DEAD by host, as Ray sees it; of a host that came back the newest."""
-        rows = self.get("/api/v0/nodes?limit=1000")["data"]["result"]["result"]
-        names = {host.address: name for name, host in self.hosts.items()}
-        alive = {row["node_ip"] for row in rows if row["state"] == "ALIVE"}
-        return {names[row["node_ip"]]: "ALIVE" if row["node_ip"] in alive else "DEAD" for row in rows}
+        rows = self._raylets()
+        alive = {name for _, name, state in rows if state == "ALIVE"}
+        return {name: "ALIVE" if name in alive else "DEAD" for _, name, _ in rows}
 
     def wait_alive(self, names: Collection[str], timeout: float = 60) -> None:
-        """Wait until Ray counts exactly these hosts as alive."""
+        """Wait until Ray counts exactly these hosts as alive, and none of them for what it was before a power loss."""
 
         def reached() -> bool:
-            return {name for name, state in self._states_or_none().items() if state == "ALIVE"} == set(names)
+            try:
+                alive = {number: name for number, name, state in self._raylets() if state == "ALIVE"}
+            except OSError:
+                return False
+            return sorted(alive.values()) == sorted(names) and not self._lost & set(alive)
 
         wait_until(reached, timeout, f"exactly {', '.join(names)} to be alive", every=0.2)
 
-    def _states_or_none(self) -> dict[str, str]:
-        try:
-            return self.states()
-        except OSError:
-            return {}
+    def _raylets(self) -> list[tuple[str, str, str]]:
+        """(id, host, state) of all raylets there ever were."""
+        names = {host.address: name for name, host in self.hosts.items()}
+        rows = self.get("/api/v0/nodes?limit=1000")["data"]["result"]["result"]
+        return [(row["node_id"], names[row["node_ip"]], row["state"]) for row in rows]
 
     def _answers(self) -> bool:
         try:
@@ -136,21 +140,27 @@ class RayBed:
 
     # --- faults and mending
 
-    def add_host(self, cpus: int | None = None, *, wait: bool = True) -> str:
-        """One more worker; its name."""
+    def add_host(self, cpus: int | None = None) -> str:
+        """One more worker, alive; its name."""
+        alive = [name for name, state in self.states().items() if state == "ALIVE"]
+        name = self._add(cpus)
+        self.wait_alive([*alive, name])
+        return name
+
+    def _add(self, cpus: int | None = None) -> str:
         name = f"worker{len(self.hosts)}"
         self.hosts[name] = self.network.add(name)
         self._start_raylet(name, cpus)
-        if wait:
-            wait_until(lambda: self._states_or_none().get(name) == "ALIVE", 60, f"{name} to join", every=0.2)
         return name
 
     def power_off(self, name: str) -> None:
-        """Power loss of a host; Ray notices after about 5 s."""
+        """Power loss of a host; Ray notices after some seconds."""
+        if name != "head":
+            self._lost |= {number for number, host, _ in self._raylets() if host == name}
         self.hosts[name].power_off()
 
     def power_on(self, name: str) -> None:
-        """Start a host and its raylet again."""
+        """Start a host and its raylet again. With the head everything that Ray knew is gone: see `reset`."""
         self.hosts[name].power_on()
         self._start_raylet(name)
 
@@ -162,34 +172,31 @@ class RayBed:
         return self.hosts[name].kill(pattern, whole_line=True)
 
     def reset(self) -> None:
-        """As new for the next test: no running jobs, the first hosts on and alive, later ones gone."""
+        """As new for the next test: no submitted jobs, the first hosts on and alive, later ones gone."""
         first = list(self.hosts)[: self._first + 1]
-        for name, host in self.hosts.items():
-            if name not in first:
-                host.power_off()
-            elif host.alive:
+        for host in self.hosts.values():
+            if host.alive:
                 host.reconnect()
-            else:
+        states = self.states() if self.hosts["head"].alive else {}
+        for name, host in self.hosts.items():
+            if name not in first or states.get(name) != "ALIVE":
+                # A raylet that was declared dead while unreachable ends itself when it hears of it.
+                host.power_off()
+            if name in first and not host.alive:
                 self.power_on(name)
+        wait_until(self._answers, 60, "the job server", every=0.2)
         for job in self.get("/api/jobs/"):
-            if job["status"] in ("PENDING", "RUNNING"):
+            if job["type"] == "SUBMISSION" and job["status"] in ("PENDING", "RUNNING"):
                 self.ray("job", "stop", job["submission_id"])
         self.wait_alive(first)
 
     def _start_raylet(self, name: str, cpus: int | None = None) -> None:
         host = self.hosts[name]
-        words = [
-            str(RAY),
-            "start",
-            f"--node-ip-address={host.address}",
-            f"--num-cpus={cpus or self.cpus}",
-            "--num-gpus=0",
-        ]
+        words = [RAY, "start", f"--node-ip-address={host.address}", f"--num-cpus={cpus or self.cpus}", "--num-gpus=0"]
         words += ["--object-store-memory=100000000", f"--temp-dir={_TEMPORARY}", "--disable-usage-stats"]
-        words += [f"--address={self.address}"] if name != "head" else ["--head", f"--port={PORT}"]
-        if name != "head":
+        if name == "head":
+            words += ["--head", f"--port={PORT}", f"--dashboard-host={host.address}", f"--dashboard-port={DASHBOARD}"]
+            host.run(words, timeout=90, env=self._environment())
+        else:
             # Left to itself, so that several start at a time; `wait_alive` is where a failure shows.
-            host.start(words, f"{name}.ray", env=self._environment())
-            return
-        words += [f"--dashboard-host={host.address}", f"--dashboard-port={DASHBOARD}"]
-        host.run(words, timeout=90, env=self._environment())
+            host.start([*words, f"--address={self.address}"], f"{name}.ray", env=self._environment())

@@ -147,7 +147,7 @@ class SlurmBed:
     # --- commands
 
     def env(self) -> dict[str, str]:
-        """The environment in which SLURM's commands, and what calls them, reach this cluster; jobs find our packages."""
+        """The environment in which SLURM's commands, and what calls them, reach this cluster and jobs our packages."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
         return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
 

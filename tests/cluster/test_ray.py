@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_job_is_submitted_from_outside(ray: RayBed) -> None:
     assert "succeeded" in out
 
 
-def test_a_killed_worker_process_is_replaced(ray: RayBed, tmp_path) -> None:
+def test_a_killed_worker_process_is_replaced(ray: RayBed, tmp_path: Path) -> None:
     path, host = tmp_path / "begun", ray.hosts["worker2"]
     driver = [sys.executable, "-c", REPEATED, str(path), host.address]
     host.start(driver, "repeated", env=ray.env() | {"RAY_ADDRESS": ray.address})
@@ -71,6 +72,14 @@ def test_a_host_without_power_is_noticed_and_may_come_back(ray: RayBed) -> None:
 def test_an_unreachable_host_is_noticed(ray: RayBed) -> None:
     ray.black_hole("worker1")
     ray.wait_alive(["head", "worker2"], timeout=30)
+
+
+def test_the_head_without_power_takes_everything_with_it_until_a_reset(ray: RayBed) -> None:
+    ray.power_off("head")
+    with pytest.raises(OSError):
+        ray.states()
+    ray.reset()
+    assert ray.states() == {"head": "ALIVE", "worker1": "ALIVE", "worker2": "ALIVE"}
 
 
 def test_a_host_joins_and_is_gone_after_a_reset(ray: RayBed) -> None:
