@@ -6,7 +6,7 @@ not asked for by `-m cluster`, so that `make test` stays quick.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ from tests.servers import S3, rclone
 
 # What install.sh installs, as far as the beds call it.
 PROGRAMS = ["slurmctld", "slurmd", "slurmdbd", "srun", "munged", "mariadbd", "bridge", "unshare", "setpriv", "pkill"]
+
+# Where the daemons are; `su` leaves it out.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 
 def obstacle() -> str | None:
@@ -37,6 +40,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=why))
         elif mark and mark.kwargs.get("long") and not asked:
             item.add_marker(pytest.mark.skip(reason="a long cluster test; make test-cluster runs it"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure comes with the ends of the daemons' logs, which the bed takes along when it ends."""
+    report = yield
+    network = getattr(item, "funcargs", {}).get("network")
+    if report.failed and network:
+        report.sections.append(("logs of the beds", network.log()))
+    return report
 
 
 @pytest.fixture(scope="session")

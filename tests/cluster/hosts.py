@@ -85,6 +85,11 @@ class Network:
             lines = ["127.0.0.1 localhost", *own, *names, f"{self.gateway} {os.uname().nodename}"]
             (host.folder / "hosts").write_text("\n".join(lines) + "\n")
 
+    def log(self, lines: int = 15) -> str:
+        """The end of every daemon's log."""
+        logs = {path.name: path.read_text(errors="replace").splitlines()[-lines:] for path in self.logs.iterdir()}
+        return "\n".join("\n".join([f"--- {name}", *logs[name]]) for name in sorted(logs) if logs[name])
+
     def close(self) -> None:
         for host in self.hosts.values():
             host.power_off()

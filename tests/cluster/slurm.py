@@ -286,8 +286,3 @@ class SlurmBed:
                 self.power_on(name)
         wait_until(lambda: not self.squeue(), 30, "jobs to end")
         self.wait_usable()
-
-    def log(self) -> str:
-        """The last lines of every daemon's log, for messages of failing tests."""
-        logs = sorted(self.network.logs.iterdir())
-        return "\n".join(f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-15:]) for path in logs)

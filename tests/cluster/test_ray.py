@@ -9,7 +9,8 @@ import pytest
 from tests.cluster.commands import wait_until
 from tests.cluster.ray_bed import RayBed
 
-pytestmark = pytest.mark.cluster(long=True)
+pytestmark = pytest.mark.cluster
+long = pytest.mark.cluster(long=True)
 
 # One task on each host, by its address; prints {address: host name}.
 EVERYWHERE = """
@@ -45,12 +46,14 @@ def test_a_task_runs_on_each_host(ray: RayBed) -> None:
     assert json.loads(out.splitlines()[-1]) == {f"node:{host.address}": name for name, host in ray.hosts.items()}
 
 
+@long
 def test_a_job_is_submitted_from_outside(ray: RayBed) -> None:
     out = ray.ray("job", "submit", "--", "sh", "-c", "echo job on $(hostname)", timeout=90)
     assert "job on head" in out
     assert "succeeded" in out
 
 
+@long
 def test_a_killed_worker_process_is_replaced(ray: RayBed, tmp_path: Path) -> None:
     path, host = tmp_path / "begun", ray.hosts["worker2"]
     driver = [sys.executable, "-c", REPEATED, str(path), host.address]
@@ -61,6 +64,7 @@ def test_a_killed_worker_process_is_replaced(ray: RayBed, tmp_path: Path) -> Non
     wait_until(lambda: log.read_text().splitlines()[-1:] == ["2"], 60, "the task to be repeated")
 
 
+@long
 def test_a_host_without_power_is_noticed_and_may_come_back(ray: RayBed) -> None:
     ray.power_off("worker2")
     ray.wait_alive(["head", "worker1"], timeout=30)
@@ -69,11 +73,13 @@ def test_a_host_without_power_is_noticed_and_may_come_back(ray: RayBed) -> None:
     ray.wait_alive(["head", "worker1", "worker2"])
 
 
+@long
 def test_an_unreachable_host_is_noticed(ray: RayBed) -> None:
     ray.black_hole("worker1")
     ray.wait_alive(["head", "worker2"], timeout=30)
 
 
+@long
 def test_the_head_without_power_takes_everything_with_it_until_a_reset(ray: RayBed) -> None:
     ray.power_off("head")
     with pytest.raises(OSError):
@@ -82,6 +88,7 @@ def test_the_head_without_power_takes_everything_with_it_until_a_reset(ray: RayB
     assert ray.states() == {"head": "ALIVE", "worker1": "ALIVE", "worker2": "ALIVE"}
 
 
+@long
 def test_a_host_joins_and_is_gone_after_a_reset(ray: RayBed) -> None:
     assert ray.add_host() == "worker3"
     assert ray.states()["worker3"] == "ALIVE"
