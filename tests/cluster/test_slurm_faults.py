@@ -73,11 +73,16 @@ def _both_alive(path: Path, first: str) -> None:
     assert len({line.split()[0] for line in recent}) == 2
 
 
-def test_a_reset_ends_orphans(slurm: SlurmBed, tmp_path: Path) -> None:
+def test_a_reset_ends_orphans_and_brings_hosts_back(slurm: SlurmBed, tmp_path: Path) -> None:
     path = tmp_path / "beats"
     host = slurm.wait_job(slurm.submit(BEAT % path), ("RUNNING",))["NodeList"]
     wait_until(lambda: beats(path), 20, "the first copy")
     slurm.kill_slurmd(host)
+    others = [name for name in slurm.hosts if name != host]
+    slurm.power_off(others[0])
+    slurm.mark_down(others[0])
+    slurm.black_hole(others[1])
     slurm.reset()
     assert "beats" not in slurm.run_on(host, ["ps", "-e", "-o", "args"]).stdout
     assert set(slurm.states().values()) == {"idle"}
+    assert sorted(slurm.command(["srun", "--nodes=4", "hostname"], timeout=20).split()) == sorted(slurm.hosts)
