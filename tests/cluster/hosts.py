@@ -48,7 +48,7 @@ class Network:
         self._lock, self.number = _lock_range()
         self.bridge = f"dfer{self.number}"
         self._remove_leftovers()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.bridge}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"dfer-bed-{self.number}-"))
         # Daemons of the hosts keep their logs here; tests show them when something fails.
         self.logs = self.folder / "log"
         self.logs.mkdir()
@@ -101,7 +101,7 @@ class Network:
         for link in sorted(_links()):
             if link == self.bridge or link.startswith(f"{self.bridge}-"):
                 run(["ip", "link", "del", link], check=False, timeout=10)
-        for folder in Path(tempfile.gettempdir()).glob(f"{self.bridge}-*"):
+        for folder in Path(tempfile.gettempdir()).glob(f"dfer-bed-{self.number}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> "Network":
