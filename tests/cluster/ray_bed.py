@@ -154,7 +154,7 @@ class RayBed:
         return name
 
     def power_off(self, name: str) -> None:
-        """Power loss of a host; Ray notices after some seconds."""
+        """Power loss of a host; Ray notices after about 9 s."""
         if name != "head":
             self._lost |= {number for number, host, _ in self._raylets() if host == name}
         self.hosts[name].power_off()
