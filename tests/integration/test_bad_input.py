@@ -86,7 +86,7 @@ LOSES_ITS_PARTNER = """
 import sys
 from dfer import __main__ as cli, distributed, run
 from dfer.errors import DataError
-def train(config, world):
+def train(config, world, stop):
     if world.rank:
         raise DataError("x: broken")
     distributed.barrier()
@@ -281,8 +281,8 @@ def test_a_disk_that_is_full_from_the_start(capsys: Capture, tiny: Path, small_d
 
 
 def test_a_disk_without_room_for_tensorboard(tiny: Path, small_disk: Path) -> None:
-    """Two pages: for the configuration and the environment."""
-    resize(small_disk, 8192)
+    """Three pages: for the configuration, the environment and the lease."""
+    resize(small_disk, 3 * 4096)
     done = start("train", tiny, f"run={small_disk / 'run'}")
     refused(done, 6, f"{small_disk / 'run'}/", "o space left")
     assert f"{small_disk / 'run'}/tensorboard: not written any more (No space left on device)" in done.stderr
