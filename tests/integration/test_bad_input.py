@@ -278,11 +278,3 @@ def test_a_disk_that_is_full_from_the_start(capsys: Capture, tiny: Path, small_d
     assert [path.name for path in small_disk.glob("run/*")] in ([], ["config.yaml"])
     for path in small_disk.glob("run/config.yaml"):
         assert config.load(path, RunConfig).run == str(small_disk / "run")
-
-
-def test_a_disk_without_room_for_tensorboard(tiny: Path, small_disk: Path) -> None:
-    """Three pages: for the configuration, the environment and the lease."""
-    resize(small_disk, 3 * 4096)
-    done = start("train", tiny, f"run={small_disk / 'run'}")
-    refused(done, 6, f"{small_disk / 'run'}/", "o space left")
-    assert f"{small_disk / 'run'}/tensorboard: not written any more (No space left on device)" in done.stderr

@@ -1,5 +1,7 @@
 import io
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfer.distributed import World
-from dfer.errors import StorageError
+from dfer.errors import FencedError, StorageError
 from dfer.storage import Folder
+from dfer.training import journal
 from dfer.training import log as log_module
 from dfer.training.engine import StepReport
 from dfer.training.log import RunLog
@@ -143,3 +146,63 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
         f"{tmp_path}/run/metrics.jsonl: expected to write it, got File exists. Check the path and its permissions."
     )
     assert caught.value.exit_code == 6
+
+
+def test_tensorboard_is_given_up_where_it_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with RunLog(Folder(tmp_path), world=World(), total_steps=1, stream=io.StringIO()) as log:
+        log.train(report(), step=1, epoch=0, wait_seconds=0.0)
+        log.sync()
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert caplog.messages == [f"{tmp_path}/tensorboard: not written any more (File exists); see metrics.jsonl"]
+
+
+# Elsewhere than on a disk
+
+
+@pytest.fixture
+def remote() -> Iterator[Folder]:
+    yield Folder("memory://log-test/run")
+    Folder("memory://log-test").remove_all()
+
+
+def remote_lines(folder: Folder) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder.text("metrics.jsonl") or "").splitlines()]
+
+
+def test_elsewhere_lines_are_sent_now_and_then_and_all_at_a_checkpoint(
+    remote: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SEND_EVERY_S", 1e6)
+    with RunLog(remote, world=World(), total_steps=9, stream=io.StringIO()) as log:
+        for step in range(1, 6):
+            log.train(report(), step=step, epoch=0, wait_seconds=0.0)
+        log.sync()
+        assert remote_lines(remote) == [1, 2, 3, 4, 5]
+        assert len((remote / "tensorboard").children()) == 1
+        log.train(report(), step=6, epoch=0, wait_seconds=0.0)
+    assert remote_lines(remote) == [1, 2, 3, 4, 5, 6]
+    with RunLog(remote, world=World(), total_steps=9, start_step=4, stream=io.StringIO()):
+        assert remote_lines(remote) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_copy_that_may_not_write_keeps_its_reason_and_writes_no_more(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    monkeypatch.setattr(journal, "SEND_EVERY_S", 0.01)
+    fenced, folder = False, Folder(tmp_path) if local else remote
+
+    def check() -> None:
+        if fenced:
+            raise FencedError("a newer one")
+
+    with RunLog(folder, world=World(), total_steps=9, stream=io.StringIO(), check=check) as log:
+        log.train(report(), step=1, epoch=0, wait_seconds=0.0)
+        log.sync()
+        fenced = True
+        deadline = time.monotonic() + 30
+        while log.problem is None and time.monotonic() < deadline:
+            log.train(report(), step=2, epoch=0, wait_seconds=0.0)
+        assert isinstance(log.problem, FencedError)
+    assert remote_lines(folder) == [1]
