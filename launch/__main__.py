@@ -1,6 +1,7 @@
 """The command line: `dfer-launch local CONFIG`. SLURM and Ray take the same arguments once they are here."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from launch import local
 
 EXAMPLES = """examples:
   dfer-launch local configs/dfew/dfer_clip.yaml --processes 4
-  dfer-launch local configs/demo.yaml --verb train --processes 2 engine.zero=2 --dry-run"""
+  dfer-launch local configs/dfew/dfer_clip.yaml --parallel 5 --processes 1
+  dfer-launch local configs/demo.yaml --verb train --processes 2 engine.zero=2 --dry-run
+  dfer-launch local runs/dfew/dfer_clip/fold_1 --verb evaluate --processes 2"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,11 +23,24 @@ def parser() -> argparse.ArgumentParser:
     sub = places.add_parser(
         "local", help="on this machine", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sub.add_argument("config", type=Path, help="YAML file, see configs/")
+    sub.add_argument("config", type=_source, help="YAML file, see configs/; a run folder for --verb evaluate")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks; one a GPU")
-    sub.add_argument("--verb", choices=["train", "crossval"], default="crossval", help="what dfer does")
-    sub.add_argument("--dry-run", action="store_true", help="print the command instead of running it")
+    sub.add_argument("--parallel", type=int, default=1, metavar="K", help="folds at a time, each in N processes")
+    sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
+    sub.add_argument("--verb", choices=["train", "crossval", "evaluate"], default="crossval", help="what dfer does")
+    sub.add_argument("--dry-run", action="store_true", help="print the command of a process instead of running it")
     return top
+
+
+def _source(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, got {text!r}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,10 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stray:
         top.error(f"unrecognized arguments: {' '.join(stray)}")
     try:
+        job = local.Local(
+            verb=args.verb, source=str(args.config), overrides=overrides, processes=args.processes,
+            parallel=args.parallel, folds=args.folds,
+        )  # fmt: skip
         if args.dry_run:
-            print(" ".join(local.command(args.verb, args.config, overrides, processes=args.processes)))
+            print(shlex.join(local.command(job)))
             return 0
-        return local.run(args.verb, args.config, overrides, processes=args.processes)
+        return local.run(job)
     except DferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
