@@ -16,7 +16,7 @@ from dfer.errors import UsageError, message
 from launch.processes import Group, wait
 
 if TYPE_CHECKING:
-    from dfer.run import RunConfig
+    from dfer.run_config import RunConfig
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -65,7 +65,7 @@ def run(job: Local) -> int:
         UsageError: a wrong configuration; no process is started then.
     """
     from dfer.config import load  # here: `--help` and mistakes in arguments do not wait for torch
-    from dfer.run import RunConfig
+    from dfer.run_config import RunConfig
 
     if job.verb != "evaluate" or job.source.endswith((".yaml", ".yml")):
         config = load(Path(job.source), RunConfig, job.overrides)

@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,9 @@ from tests.integration.commands import (
     result,
     start,
 )
+from tests.integration.disks import resize, small_disk
 
+__all__ = ["small_disk"]
 pytestmark = pytest.mark.integration
 
 
@@ -237,21 +238,6 @@ def test_an_answer_that_cannot_be_written(
 
 
 # A full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; `resize` says how much it holds."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting needs privileges")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def resize(disk: Path, num_bytes: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={num_bytes}", str(disk)], check=True)
 
 
 def test_a_disk_that_fills_up_in_training(tiny: Path, small_disk: Path, crossval: tuple[Path, str]) -> None:
