@@ -22,7 +22,7 @@ import yaml
 
 from dfer.config import flat, is_free, to_plain, to_yaml
 from dfer.distributed import World, on_first
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, UsageError, without_secrets
 from dfer.storage import Folder
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -80,7 +80,7 @@ def environment(world: World) -> dict[str, Any]:
     """Versions, revision, command and hardware of this run: what somebody needs to judge or repeat it."""
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
         "revision": revision(),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},

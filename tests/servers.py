@@ -43,15 +43,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def rclone(folder: Path, *, address: str = "127.0.0.1", port: int | None = None) -> Iterator[S3]:
+def rclone(
+    folder: Path, *, address: str = "127.0.0.1", port: int | None = None, keys: tuple[str, str] = (ACCESS, SECRET)
+) -> Iterator[S3]:
     """S3 over a folder of real files: quick enough for load, and its files can be looked at and damaged."""
     port = port or free_port()
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    # The default ETag hash and read chunks make ranged reads 10 to 30 times slower; these flags do not.
+    # The default ETag hash and read chunks make ranged reads 10 to 30 times slower; a directory cache of 0 s makes
+    # writes take seconds. A second later the server sees what a test did to its files.
     words = [
         BIN / "rclone", "serve", "s3", "--config", "/dev/null", "--addr", f"{address}:{port}",
-        "--auth-key", f"{ACCESS},{SECRET}", "--force-path-style", "--vfs-cache-mode", "off",
-        "--vfs-read-chunk-size", "0", "--dir-cache-time", "0s", "--no-checksum", "--etag-hash", "", folder,
+        "--auth-key", ",".join(keys), "--force-path-style", "--vfs-cache-mode", "off",
+        "--vfs-read-chunk-size", "0", "--dir-cache-time", "1s", "--no-checksum", "--etag-hash", "", folder,
     ]  # fmt: skip
     with _running([str(word) for word in words], address, port):
         yield S3(f"http://{address}:{port}")

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 
-from dfer.evaluation.page import page
 from dfer.evaluation.summary import Report, summarise
 from dfer.evaluation.tables import markdown, plain, text_table
 from dfer.storage import Folder
@@ -27,6 +26,8 @@ def write_report(run_folder: Folder, *, out: Folder | None = None) -> ReportPath
         CheckpointError: no result yet, damaged files, or folds that must not share a table.
         StorageError: the report cannot be written.
     """
+    from dfer.evaluation.page import page  # here: every rank imports this module, and matplotlib takes half a second
+
     report = summarise(run_folder)
     folder = out or run_folder / "report"
     paths = ReportPaths(

@@ -63,10 +63,10 @@ def command(arguments: Sequence[object], *, ranks: int, module: str) -> list[str
     return [sys.executable, *launcher, "-m", module, *map(str, arguments)]
 
 
-def start(*arguments: object, ranks: int = 1, module: str = "dfer", timeout: float = 300) -> Done:
+def start(*arguments: object, ranks: int = 1, module: str = "dfer", timeout: float = 300, **variables: str) -> Done:
     """Run a command to its end, whatever the end is."""
     return subprocess.run(
-        command(arguments, ranks=ranks, module=module), env=environment(), capture_output=True, text=True,
+        command(arguments, ranks=ranks, module=module), env=environment(**variables), capture_output=True, text=True,
         timeout=timeout, check=False,
     )  # fmt: skip
 
@@ -79,9 +79,9 @@ def here(capsys: Capture, *arguments: object) -> Done:
     return Done([], code, out, err)
 
 
-def finish(*arguments: object, ranks: int = 1, module: str = "dfer", timeout: float = 300) -> Done:
+def finish(*arguments: object, ranks: int = 1, module: str = "dfer", timeout: float = 300, **variables: str) -> Done:
     """Run a command that must succeed."""
-    done = start(*arguments, ranks=ranks, module=module, timeout=timeout)
+    done = start(*arguments, ranks=ranks, module=module, timeout=timeout, **variables)
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
 
