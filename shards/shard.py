@@ -15,6 +15,7 @@ from typing import IO
 from dfer.config import ConfigProblem, from_plain
 from dfer.data.format import (
     BLOCK,
+    CHUNK,
     ClipEntry,
     Excluded,
     ShardIndex,
@@ -30,7 +31,7 @@ from shards.pool import tick
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
 
 # Raised whenever the same raw clips would give other bytes than before: shards of older builds are then made again.
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def make(task: ShardTask) -> ShardState:
     if info is None:
         out.remove(f"{plan.name}.tar")
     else:
-        index = to_json(ShardIndex(shard=info.path, clips=tuple(tar.entries)))
+        index = to_json(ShardIndex(shard=info.path, chunks=tar.chunks, clips=tuple(tar.entries)))
         info = replace(info, index_sha256=hashlib.sha256(index).hexdigest())
         out.write_bytes(info.index_path, index)
     state = ShardState(
@@ -154,6 +155,7 @@ class _Tar:
         self.entries: list[ClipEntry] = []
         self.excluded: list[Excluded] = []
         self.kept = self.encoded = 0
+        self.chunks: tuple[str, ...] = ()
 
     def fill(self, file: IO[bytes], found: "Sequence[list[FrameFile] | BadClip]") -> ShardInfo | None:
         """Write every clip that can be read; None when none can."""
@@ -166,6 +168,7 @@ class _Tar:
                     self.excluded.append(Excluded(key=clip.key, reason=str(bad)))
         if not self.entries:
             return None
+        self.chunks = hashed.chunks()
         return ShardInfo(
             path=f"{self.plan.name}.tar",
             partition=self.plan.partition,
@@ -189,20 +192,33 @@ class _Tar:
 
 
 class _HashingFile:
-    """What tarfile needs of a file to write to, hashing as it goes."""
+    """What tarfile needs of a file to write to, hashing the whole and its chunks as it goes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._at = 0
-        self.sha256 = hashlib.sha256()
+        self.sha256, self._chunk = hashlib.sha256(), hashlib.sha256()
+        self._done: list[str] = []
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        self._at += len(data)
+        view = memoryview(data)
+        while view:
+            part = view[: CHUNK - self._at % CHUNK]
+            self._chunk.update(part)
+            self._at += len(part)
+            if self._at % CHUNK == 0:
+                self._done.append(self._chunk.hexdigest())
+                self._chunk = hashlib.sha256()
+            view = view[len(part) :]
         return self._file.write(data)
 
     def tell(self) -> int:
         return self._at
+
+    def chunks(self) -> tuple[str, ...]:
+        """SHA-256 of every chunk written, the last one shorter."""
+        return (*self._done, self._chunk.hexdigest()) if self._at % CHUNK else tuple(self._done)
 
 
 def clip_json(clip: RawClip, classes: Sequence[str], num_frames: int) -> bytes:

@@ -17,6 +17,7 @@ import simplejpeg
 
 from dfer.data.format import (
     BLOCK,
+    CHUNK,
     MANIFEST,
     ClipEntry,
     Manifest,
@@ -151,6 +152,9 @@ def _content(out: Output, shard: ShardInfo) -> Iterator[memoryview]:
 
 def _check_tar(data: memoryview, index: ShardIndex, task: VerifyTask) -> list[str]:
     problems, at = [], 0
+    for number, expected in enumerate(index.chunks):
+        if hashlib.sha256(data[number * CHUNK : (number + 1) * CHUNK]).hexdigest() != expected:
+            return [f"{task.shard.index_path}: the sha256 of chunk {number} is not that of the tar"]
     if index.shard != task.shard.path:
         problems.append(f"{task.shard.index_path}: is the index of {index.shard[:100]}")
     for clip in index.clips:

@@ -117,7 +117,7 @@ def test_folder_missing(tmp_path):
 def test_manifest_of_another_version(folder):
     plain = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(plain | {"version": 99}))
-    expect(folder, DataError, "manifest.json: expected format version 1, got 99. Build the shards again", exit_code=3)
+    expect(folder, DataError, "manifest.json: expected format version 2, got 99. Build the shards again", exit_code=3)
 
 
 def test_manifest_that_is_not_json(folder):

@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,7 +21,7 @@ from shards import output
 from shards.__main__ import main
 from shards.build import build
 from shards.output import Output
-from shards.shard import BuildOptions
+from shards.shard import BuildOptions, _HashingFile
 from shards.sources import SOURCES
 from shards.verify import load_manifest
 from tests.unit.shards import rawkit
@@ -92,6 +94,18 @@ def test_tar_members_are_plain_and_without_time_or_owner(raw: Path, tmp_path: Pa
             clip = json.loads(tar.extractfile(members[-1]).read())  # type: ignore[union-attr]
             assert names[-1] == f"{clip['key']}.json"
             assert clip["num_frames"] == sum(n.startswith(f"{clip['key']}.") and n.endswith(".jpg") for n in names)
+
+
+@pytest.mark.parametrize("sizes", [[1], [262_144], [262_143, 1], [100_000] * 9, [700_000, 3], [524_288]])
+def test_chunks_are_hashed_whatever_the_writes(sizes: list[int]) -> None:
+    file = io.BytesIO()
+    hashing = _HashingFile(file)
+    for number, size in enumerate(sizes):
+        hashing.write(bytes([number]) * size)
+    data = file.getvalue()
+    chunks = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
+    assert hashing.chunks() == tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
+    assert hashing.sha256.hexdigest() == hashlib.sha256(data).hexdigest() and hashing.tell() == len(data)
 
 
 # webdataset leaves the closing of its files to the garbage collector.
