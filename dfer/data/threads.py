@@ -5,19 +5,22 @@ Those of `concurrent.futures` are waited for at exit: a worker would hang on a s
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_Queue = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
 
 
 class Threads:
-    """Up to `count` threads that do what is submitted, first come first served. They start with the first work."""
+    """Up to `count` threads that do what is submitted, first come first served. They start with the first work, and end
+    when this object goes."""
 
     def __init__(self, count: int, *, name: str) -> None:
         self._count, self._name = count, name
-        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._work: _Queue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
 
@@ -28,15 +31,19 @@ class Threads:
         with self._lock:
             if self._started < self._count:
                 self._started += 1
-                threading.Thread(target=self._run, daemon=True, name=f"{self._name}-{self._started}").start()
+                threading.Thread(
+                    target=_run, args=(self._work,), daemon=True, name=f"{self._name}-{self._started}"
+                ).start()
+                weakref.finalize(self, self._work.put, None)
         return future
 
-    def _run(self) -> None:
-        while True:
-            future, work = self._work.get()
-            if future.set_running_or_notify_cancel():
-                _fill(future, work)
-            del future, work  # or their results stay in memory until the next work comes
+
+def _run(work: "_Queue") -> None:
+    while (item := work.get()) is not None:
+        future, call = item
+        if future.set_running_or_notify_cancel():
+            _fill(future, call)
+        del item, future, call  # or their results stay in memory until the next work comes
 
 
 def _fill(future: "Future[T]", work: Callable[[], T]) -> None:

@@ -214,7 +214,7 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
 def test_a_server_that_answers_with_an_error():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             with pytest.raises(StorageError, match=r"got 500, .* Check the URL, the network") as caught:
                 Store(f"http://127.0.0.1:{server.server_port}/dfew", retry=QUICK)
