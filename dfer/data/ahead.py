@@ -5,7 +5,7 @@ there is no room it waits for shards whose last use is past. So with room for al
 """
 
 import threading
-import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 
@@ -19,8 +19,6 @@ from dfer.errors import DferError
 
 AT_ONCE = 4
 """Parts under way; few, so that those of the clips that are read now come through."""
-PAUSE_S = 2.0
-"""After which room is looked for again."""
 
 
 class ReadAhead:
@@ -34,20 +32,24 @@ class ReadAhead:
         self._parts: Iterator[tuple[CachedShard, ShardInfo, int, int]] = iter(())
         self._todo: list[ShardInfo] = []
         self._last_use: dict[str, int] = {}
-        self._step, self._blocked = 0, 0.0
+        self._ends: list[int] = []
+        self._step, self._blocked = 0, False
 
     def begin(self, todo: Sequence[ShardInfo], last_use: dict[str, int], step: int) -> None:
         """A new schedule from `step` on. todo: in order of use; last_use: step by SHA-256, of all the node's shards."""
         with self._lock:
-            self._step, self._last_use = step, last_use
+            self._step, self._last_use, self._ends = step, last_use, sorted(last_use.values())
             self._todo, self._parts = list(reversed(todo)), iter(())
         self._store.cache.keep = self._needed
         self._start()
 
     def reach(self, step: int) -> None:
-        """Note how far the epoch is."""
+        """Note how far the epoch is; look for room again when another shard was used up."""
+        used_up = bisect_left(self._ends, step) > bisect_left(self._ends, self._step)
         self._step = step
-        if self._blocked and time.monotonic() - self._blocked > PAUSE_S:
+        if used_up:
+            self._store.cache.forget_refusals()
+        if used_up and self._blocked:
             self._start()
 
     def finish(self) -> None:
@@ -55,7 +57,7 @@ class ReadAhead:
         wait(self._running)
 
     def _start(self) -> None:
-        self._blocked = 0.0
+        self._blocked = False
         self._running = [future for future in self._running if not future.done()]
         self._running += [self._threads.submit(self._work) for _ in range(AT_ONCE)]
 
@@ -78,7 +80,7 @@ class ReadAhead:
                 shard = self._todo[-1]
                 file = self._store.cache.shard(shard.sha256, shard.bytes)
                 if file is None:
-                    self._blocked = time.monotonic()
+                    self._blocked = True
                     return None
                 self._todo.pop()
                 self._parts = _parts(file, shard)

@@ -34,7 +34,7 @@ from dfer.errors import message
 VARIABLE = "DFER_CACHE"
 _log = logging.getLogger(__name__)
 REFUSED_S = 10.0
-"""Seconds for which a shard that found no room is not tried again; looking for room means looking at every file."""
+"""Seconds for which a shard that found no room is not tried again: looking for room means looking at every file."""
 MAX_OPEN = 256
 _OVERHEAD = 16 * 1024
 """What a file system may need for a file beside its bytes."""
@@ -87,6 +87,10 @@ class Cache:
             while len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
             return found
+
+    def forget_refusals(self) -> None:
+        """Look for room at once for the shards that found none: some are not needed any more."""
+        self._refused.clear()
 
     def small(self, name: str) -> bytes | None:
         """A small file kept before, None when it is not here."""

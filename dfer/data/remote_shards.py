@@ -142,6 +142,11 @@ class RemoteShards:
                     where, shard, error.chunk, error.data, hashes, attempts=attempts_of(error),
                     do=self._why() or CHANGED,
                 ) from error  # fmt: skip
+            except FileNotFoundError as error:
+                if do := self._why():
+                    where, expected = self._source.where(shard.path), "a file of the shard folder"
+                    raise DataError(message(where, expected=expected, got="no such file", do=do)) from error
+                raise
 
     def _odd_length(self, shard: ShardInfo, got: int, wanted: int) -> Exception:
         """A cut answer, which may pass; a file of another size or a server that knows no parts, which does not."""
