@@ -141,7 +141,7 @@ def storage_error(where: object, error: BaseException, *, doing: str, then: str 
 
 def is_full(error: BaseException) -> bool:
     """Whether it says that there is no space left; safetensors tells it in the text alone."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return "StorageFull" in str(error) or "os error 28" in str(error)
 

@@ -25,8 +25,8 @@ from dfer.data.format import (
     to_json,
 )
 from dfer.errors import UsageError
+from dfer.storage import Folder
 from shards.frames import StoredFrame, store_frame
-from shards.output import Output
 from shards.pool import tick
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
 
@@ -117,24 +117,25 @@ def scan(task: ShardTask) -> Scan:
         fingerprint=fingerprint,
         frames=sum(map(len, listed)),
         excluded=excluded,
-        state=_current(Output(task.out), task.plan, fingerprint),
+        state=_current(Folder(task.out), task.plan, fingerprint),
     )
 
 
 def make(task: ShardTask) -> ShardState:
-    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises OSError."""
-    plan, out = task.plan, Output(task.out)
+    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises StorageError."""
+    plan, out = task.plan, Folder(task.out)
     out.remove(plan.state_name)
     found = _list(plan.clips)
     fingerprint = _fingerprint(plan, found)
     tar = _Tar(plan)
-    info = out.write(f"{plan.name}.tar", lambda file: tar.fill(file, found))
+    with out.whole(f"{plan.name}.tar") as path, path.open("wb") as file:
+        info = tar.fill(file, found)
     if info is None:
         out.remove(f"{plan.name}.tar")
     else:
         index = to_json(ShardIndex(shard=info.path, chunks=tar.chunks, clips=tuple(tar.entries)))
         info = replace(info, index_sha256=hashlib.sha256(index).hexdigest())
-        out.write_bytes(info.index_path, index)
+        out.write(info.index_path, index)
     state = ShardState(
         fingerprint=fingerprint,
         shard=info,
@@ -143,7 +144,7 @@ def make(task: ShardTask) -> ShardState:
         encoded=tar.encoded,
         excluded=tuple(tar.excluded),
     )
-    out.write_bytes(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
+    out.write(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
     return state
 
 
@@ -282,7 +283,7 @@ def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[str, int, int]]:
         yield frame.name, frame.size, frame.mtime
 
 
-def _current(out: Output, plan: ShardPlan, fingerprint: str) -> ShardState | None:
+def _current(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
     """The finished shard's state when it was made of the same input and its files are there."""
     state = _read_state(out.read(plan.state_name))
     if state is None or state.fingerprint != fingerprint:

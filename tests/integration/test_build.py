@@ -181,7 +181,7 @@ def check_full(done: "subprocess.CompletedProcess[str]", out: Path, expected: di
     """Exit code and message; what lies in the folder is whole."""
     assert done.returncode == 6, done.stderr
     assert "Traceback" not in done.stderr
-    assert "expected room for the shards, got " in done.stderr
+    assert "expected to write it, got no space left. Free some. " in done.stderr
     left = snapshot(out)
     assert "manifest.json" not in left
     assert {name: expected[name] for name in left} == left
