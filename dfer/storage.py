@@ -132,6 +132,8 @@ def storage_error(where: object, error: BaseException, *, doing: str, then: str 
     do = "Check the path and its permissions"
     if is_full(error):
         got, do = "no space left", "Free some"
+    elif isinstance(error, OSError) and error.errno == errno.EFBIG:
+        do = "Lift the limit on the size of files, or take another disk"
     elif "://" in str(where) and not str(where).startswith("file://"):
         do = "Check the URL, the network and the credentials that the store needs"
     tried = attempts_of(error)
@@ -141,7 +143,7 @@ def storage_error(where: object, error: BaseException, *, doing: str, then: str 
 
 def is_full(error: BaseException) -> bool:
     """Whether it says that there is no space left; safetensors tells it in the text alone."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "StorageFull" in str(error) or "os error 28" in str(error)
 
