@@ -37,6 +37,16 @@ class ClipBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadClip:
+    """A training clip that could not be read or decoded in an epoch, why, and the clip that was taken instead."""
+
+    key: str
+    epoch: int
+    cause: str
+    replaced_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recognition:
     """A model's answer. logits: float [B K]; aux: what the loss needs beside them, by name."""
 

@@ -59,7 +59,7 @@ class Clips:
 
 def open_clips(config: RunConfig) -> Clips:
     """Open the shards and form the fold. Raises DataError or ConfigProblem when they do not fit the configuration."""
-    emotions, store = label_set(config.data.classes), Store(config.data.shards)
+    emotions, store = label_set(config.data.classes), config.data.store()
     partitions = store.manifest.partitions()
     split = split_of(partitions, config.fold)
     train = ClipSet.open(store, split.train, emotions=emotions)

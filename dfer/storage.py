@@ -38,6 +38,8 @@ _S3_OPTIONS: dict[str, Any] = {
     },
     "use_listings_cache": False,
 }
+STALL_S = 10
+"""Seconds without a byte after which a part that is being read is asked for anew."""
 _LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 _LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
 
@@ -83,9 +85,13 @@ def attempts_of(error: BaseException) -> int:
     return int(notes[-1].removeprefix("attempts: ")) if notes else 1
 
 
-def client(url: str, *, what: str = "the address") -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. what: the setting a message tells to correct.
+def client(url: str, *, what: str = "the address", tries_once: bool = False) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
 
+    Args:
+        what: the setting a message tells to correct.
+        tries_once: the client tries nothing again by itself and notices a stall within STALL_S, for callers that read
+            small parts through `Retry`: attempts on several floors would multiply.
     Raises:
         UsageError: no such scheme, a chain of schemes, or credentials in the URL.
         StorageError: the client cannot be set up.
@@ -97,7 +103,9 @@ def client(url: str, *, what: str = "the address") -> tuple[Any, str]:
         do = "Take them out and set the store's own variables, a profile or the instance's role."
         raise UsageError(message(url, expected="a URL without credentials", got="some in it", do=do))
     try:
-        fs, path = fsspec.core.url_to_fs(url, **(_S3_OPTIONS if scheme in ("s3", "s3a") else {}))
+        fs, path = fsspec.core.url_to_fs(url, **_options(scheme, tries_once=tries_once))
+        if tries_once and hasattr(fs, "retries"):
+            fs.retries = 1  # fsspec keeps one client for these options, so this is nobody else's
     except (ValueError, ImportError) as error:
         expected = "a folder or an fsspec URL"
         raise UsageError(message(url, expected=expected, got=str(error), do=f"Correct {what}.")) from error
@@ -106,12 +114,26 @@ def client(url: str, *, what: str = "the address") -> tuple[Any, str]:
     return fs, str(path)
 
 
+def _options(scheme: str, *, tries_once: bool) -> dict[str, Any]:
+    if scheme in ("s3", "s3a"):
+        once = {"read_timeout": STALL_S, "retries": {"total_max_attempts": 1}} if tries_once else {}
+        return {**_S3_OPTIONS, "config_kwargs": {**_S3_OPTIONS["config_kwargs"], **once}}
+    if scheme in ("http", "https") and tries_once:
+        import aiohttp  # comes with the clients; slow to import where shards are local
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_S, sock_read=STALL_S)
+        return {"client_kwargs": {"timeout": timeout}}
+    return {}
+
+
 def storage_error(where: object, error: BaseException, *, doing: str, then: str = "") -> StorageError:
     """What a file system or its client raised, as a message. doing: what was wanted; then: what to do after mending."""
     got = str(getattr(error, "strerror", None) or error) or type(error).__name__
     do = "Check the path and its permissions"
     if is_full(error):
         got, do = "no space left", "Free some"
+    elif isinstance(error, OSError) and error.errno == errno.EFBIG:
+        do = "Lift the limit on the size of files, or take another disk"
     elif "://" in str(where) and not str(where).startswith("file://"):
         do = "Check the URL, the network and the credentials that the store needs"
     tried = attempts_of(error)

@@ -16,8 +16,9 @@ from typing import Any
 from dfer.data.format import MANIFEST, Excluded, FrameSettings, Manifest, to_json
 from dfer.emotions import Emotions
 from dfer.errors import DataError, UsageError, message
+from dfer.storage import TEMPORARY, Folder
 from shards import pool
-from shards.output import TEMPORARY, Output, storage_errors
+from shards.output import only_writer, shard_folder, storage_errors
 from shards.shard import BuildOptions, Scan, ShardPlan, ShardState, ShardTask, make, plan_shards, scan
 from shards.sources.clips import RawSet
 from shards.totals import renumbered
@@ -58,11 +59,11 @@ def build(
         StorageError: disk full, folder not writable, another builder at work.
     """
     check_numbering(raw)
-    out = Output(url)
-    with storage_errors(url):
+    with storage_errors(url, builds=True):
+        out = shard_folder(url)
         names = out.names()
         _check_folder(out, names, raw, options)
-        with out.only_writer():
+        with only_writer(out):
             return _Build(raw, out, options, jobs=jobs, allow_missing=allow_missing, progress=progress).run(names)
 
 
@@ -70,7 +71,7 @@ class _Build:
     """The steps of one build; holds the arguments they share."""
 
     def __init__(
-        self, raw: RawSet, out: Output, options: BuildOptions, *, jobs: int, allow_missing: int, progress: bool
+        self, raw: RawSet, out: Folder, options: BuildOptions, *, jobs: int, allow_missing: int, progress: bool
     ) -> None:
         self.raw, self.out, self.options = raw, out, options
         self.jobs, self.allow_missing, self.progress = jobs, allow_missing, progress
@@ -81,7 +82,7 @@ class _Build:
             if TEMPORARY.search(name):
                 self.out.remove(name)
         if BEGUN not in names:
-            self.out.write_bytes(BEGUN, _begun(self.raw, self.options))
+            self.out.write(BEGUN, _begun(self.raw, self.options))
         scans = self._run(scan, self.plans, total=len(self.plans), label="checking", unit="shards")
         self._protect_finished(scans)
         states = {plan.name: found.state for plan, found in zip(self.plans, scans, strict=True)}
@@ -114,7 +115,7 @@ class _Build:
         excluded = sorted((item for state in done for item in state.excluded), key=lambda item: item.key)
         if len(excluded) > self.allow_missing:
             self.out.remove(MANIFEST)
-            self.out.write_bytes(EXCLUDED, "".join(f"{e.key}\t{e.reason}\n" for e in excluded).encode())
+            self.out.write(EXCLUDED, "".join(f"{e.key}\t{e.reason}\n" for e in excluded).encode())
             raise DataError(
                 f"{_excluded_text(self.out.url, excluded)}No manifest was written; all are listed in {EXCLUDED} there."
                 " Mend the raw data and run the same command again (finished shards are kept), or accept the gaps"
@@ -124,7 +125,7 @@ class _Build:
         self._remove_stale(manifest)
         data = to_json(manifest)
         if self.out.read(MANIFEST) != data:
-            self.out.write_bytes(MANIFEST, data)
+            self.out.write(MANIFEST, data)
         return manifest
 
     def _manifest(self, done: Sequence[ShardState], excluded: tuple[Excluded, ...]) -> Manifest:
@@ -211,7 +212,7 @@ def _begun(raw: RawSet, options: BuildOptions) -> bytes:
     return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _check_folder(out: Output, names: Sequence[str], raw: RawSet, options: BuildOptions) -> None:
+def _check_folder(out: Folder, names: Sequence[str], raw: RawSet, options: BuildOptions) -> None:
     """Raise UsageError unless the folder is new, empty, or of a build with the same options."""
     begun = out.read(BEGUN)
     if begun is None:

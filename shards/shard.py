@@ -15,6 +15,7 @@ from typing import IO
 from dfer.config import ConfigProblem, from_plain
 from dfer.data.format import (
     BLOCK,
+    CHUNK,
     ClipEntry,
     Excluded,
     ShardIndex,
@@ -24,13 +25,13 @@ from dfer.data.format import (
     to_json,
 )
 from dfer.errors import UsageError
+from dfer.storage import Folder
 from shards.frames import StoredFrame, store_frame
-from shards.output import Output
 from shards.pool import tick
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
 
 # Raised whenever the same raw clips would give other bytes than before: shards of older builds are then made again.
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,24 +117,25 @@ def scan(task: ShardTask) -> Scan:
         fingerprint=fingerprint,
         frames=sum(map(len, listed)),
         excluded=excluded,
-        state=_current(Output(task.out), task.plan, fingerprint),
+        state=_current(Folder(task.out), task.plan, fingerprint),
     )
 
 
 def make(task: ShardTask) -> ShardState:
-    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises OSError."""
-    plan, out = task.plan, Output(task.out)
+    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises StorageError."""
+    plan, out = task.plan, Folder(task.out)
     out.remove(plan.state_name)
     found = _list(plan.clips)
     fingerprint = _fingerprint(plan, found)
     tar = _Tar(plan)
-    info = out.write(f"{plan.name}.tar", lambda file: tar.fill(file, found))
+    with out.whole(f"{plan.name}.tar") as path, path.open("wb") as file:
+        info = tar.fill(file, found)
     if info is None:
         out.remove(f"{plan.name}.tar")
     else:
-        index = to_json(ShardIndex(shard=info.path, clips=tuple(tar.entries)))
+        index = to_json(ShardIndex(shard=info.path, chunks=tar.chunks, clips=tuple(tar.entries)))
         info = replace(info, index_sha256=hashlib.sha256(index).hexdigest())
-        out.write_bytes(info.index_path, index)
+        out.write(info.index_path, index)
     state = ShardState(
         fingerprint=fingerprint,
         shard=info,
@@ -142,7 +144,7 @@ def make(task: ShardTask) -> ShardState:
         encoded=tar.encoded,
         excluded=tuple(tar.excluded),
     )
-    out.write_bytes(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
+    out.write(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
     return state
 
 
@@ -154,6 +156,7 @@ class _Tar:
         self.entries: list[ClipEntry] = []
         self.excluded: list[Excluded] = []
         self.kept = self.encoded = 0
+        self.chunks: tuple[str, ...] = ()
 
     def fill(self, file: IO[bytes], found: "Sequence[list[FrameFile] | BadClip]") -> ShardInfo | None:
         """Write every clip that can be read; None when none can."""
@@ -166,6 +169,7 @@ class _Tar:
                     self.excluded.append(Excluded(key=clip.key, reason=str(bad)))
         if not self.entries:
             return None
+        self.chunks = hashed.chunks()
         return ShardInfo(
             path=f"{self.plan.name}.tar",
             partition=self.plan.partition,
@@ -189,20 +193,33 @@ class _Tar:
 
 
 class _HashingFile:
-    """What tarfile needs of a file to write to, hashing as it goes."""
+    """What tarfile needs of a file to write to, hashing the whole and its chunks as it goes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._at = 0
-        self.sha256 = hashlib.sha256()
+        self.sha256, self._chunk = hashlib.sha256(), hashlib.sha256()
+        self._done: list[str] = []
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        self._at += len(data)
+        view = memoryview(data)
+        while view:
+            part = view[: CHUNK - self._at % CHUNK]
+            self._chunk.update(part)
+            self._at += len(part)
+            if self._at % CHUNK == 0:
+                self._done.append(self._chunk.hexdigest())
+                self._chunk = hashlib.sha256()
+            view = view[len(part) :]
         return self._file.write(data)
 
     def tell(self) -> int:
         return self._at
+
+    def chunks(self) -> tuple[str, ...]:
+        """SHA-256 of every chunk written, the last one shorter."""
+        return (*self._done, self._chunk.hexdigest()) if self._at % CHUNK else tuple(self._done)
 
 
 def clip_json(clip: RawClip, classes: Sequence[str], num_frames: int) -> bytes:
@@ -266,7 +283,7 @@ def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[str, int, int]]:
         yield frame.name, frame.size, frame.mtime
 
 
-def _current(out: Output, plan: ShardPlan, fingerprint: str) -> ShardState | None:
+def _current(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
     """The finished shard's state when it was made of the same input and its files are there."""
     state = _read_state(out.read(plan.state_name))
     if state is None or state.fingerprint != fingerprint:

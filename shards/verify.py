@@ -17,6 +17,7 @@ import simplejpeg
 
 from dfer.data.format import (
     BLOCK,
+    CHUNK,
     MANIFEST,
     ClipEntry,
     Manifest,
@@ -28,8 +29,9 @@ from dfer.data.format import (
     read_manifest,
 )
 from dfer.errors import DataError, message
+from dfer.storage import Folder
 from shards import pool
-from shards.output import Output, storage_errors
+from shards.output import shard_folder, storage_errors
 from shards.pool import tick
 
 MAX_JSON_BYTES = 64 * 1024
@@ -68,9 +70,8 @@ class VerifyReport:
 
 def load_manifest(url: str) -> Manifest:
     """The manifest below `url`. Raises DataError when there is none or it cannot be used."""
-    out = Output(url)
     with storage_errors(url):
-        data = out.read(MANIFEST)
+        data = shard_folder(url).read(MANIFEST)
     if data is None:
         raise DataError(
             message(url, expected=f"a folder of shards with its {MANIFEST}", got="none there",
@@ -109,7 +110,7 @@ def verify(url: str, *, quick: bool = False, jobs: int = 1, progress: bool = Tru
 
 def check_shard(task: VerifyTask) -> ShardCheck:
     """Compare one shard with its index and the manifest."""
-    shard, out = task.shard, Output(task.out)
+    shard, out = task.shard, Folder(task.out)
     try:
         index_data = out.read(shard.index_path)
         if index_data is None:
@@ -130,7 +131,7 @@ def check_shard(task: VerifyTask) -> ShardCheck:
 
 
 @contextmanager
-def _content(out: Output, shard: ShardInfo) -> Iterator[memoryview]:
+def _content(out: Folder, shard: ShardInfo) -> Iterator[memoryview]:
     """The tar's bytes, mapped when it is a local file. Raises DataError when its size is not the manifest's."""
     size = out.size(shard.path)
     if not size or size != shard.bytes:
@@ -151,6 +152,9 @@ def _content(out: Output, shard: ShardInfo) -> Iterator[memoryview]:
 
 def _check_tar(data: memoryview, index: ShardIndex, task: VerifyTask) -> list[str]:
     problems, at = [], 0
+    for number, expected in enumerate(index.chunks):
+        if hashlib.sha256(data[number * CHUNK : (number + 1) * CHUNK]).hexdigest() != expected:
+            return [f"{task.shard.index_path}: the sha256 of chunk {number} is not that of the tar"]
     if index.shard != task.shard.path:
         problems.append(f"{task.shard.index_path}: is the index of {index.shard[:100]}")
     for clip in index.clips:

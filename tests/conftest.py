@@ -1,6 +1,8 @@
 """What all tests share: quiet, repeatable settings for hypothesis and thread counts that suit a shared machine."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +13,14 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Deadlines measure the machine, not the code; the derandomised profile makes a failure repeat.
 settings.register_profile("dfer", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dfer")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache() -> Iterator[None]:
+    """Shards are cached in a folder of the test run's, also by the processes it starts."""
+    with tempfile.TemporaryDirectory(prefix="dfer-test-cache-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFER_CACHE", folder)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+
+import fsspec
+import pytest
 
 BIN = Path(sys.executable).parent
 ACCESS, SECRET = "TESTKEY", "TESTSECRET"
@@ -33,6 +37,18 @@ class S3:
             "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         }  # fmt: skip
+
+
+def use(server: S3, patch: pytest.MonkeyPatch) -> None:
+    """Let clients of this process, and of worker processes started from now on, find the server."""
+    for name, value in server.environment.items():
+        patch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    # The fork server keeps the environment of its start. It ends by itself with the last worker that came from it.
+    old = forkserver._forkserver
+    if old._forkserver_pid is not None:
+        os.close(old._forkserver_alive_fd)
+        old._forkserver_address = old._forkserver_alive_fd = old._forkserver_pid = None
 
 
 def free_port() -> int:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dfer.data.chunks import Bytes, Span
 from dfer.data.format import MANIFEST, ClipEntry, Manifest, ShardInfo
+from dfer.data.remote_shards import Pending
 from dfer.data.store import Store
 from dfer.emotions import LABEL_SETS, Emotions, canonical_name
 from dfer.errors import UsageError, message
@@ -47,7 +49,7 @@ class ClipSet:
         """
         to_class = _class_numbers(store, emotions)
         shards = tuple(store.manifest.shards_of(partitions))
-        entries = [(number, clip) for number, shard in enumerate(shards) for clip in store.index(shard).clips]
+        entries = [(number, clip) for number, index in enumerate(store.indexes(shards)) for clip in index.clips]
         table = _table(shards, entries, to_class)
         return cls(store=store, num_classes=len(emotions), table=table, ids=np.arange(len(entries)))
 
@@ -88,10 +90,18 @@ class ClipSet:
         row = self.ids[index]
         return int(self.table.first[row + 1] - self.table.first[row])
 
-    def read(self, index: int, positions: Sequence[int] | Ids) -> list[memoryview | bytes]:
+    def prefetch(self, index: int, positions: Sequence[int] | Ids) -> Pending | None:
+        """Start to fetch these frames of a clip where they are far away; what `read` is to be given."""
+        return self.store.prefetch(self._shard(index), self._spans(index, positions), where=self.where(index))
+
+    def read(self, index: int, positions: Sequence[int] | Ids, pending: Pending | None = None) -> list[Bytes]:
         """The JPEGs of a clip's frames at these positions in time. Raises DataError, StorageError."""
-        spans = self._entry(index).frame_spans()
-        return self.store.read(self._shard(index), [spans[at] for at in positions])
+        spans = self._spans(index, positions)
+        return self.store.read(self._shard(index), spans, where=self.where(index), pending=pending)
+
+    def key(self, index: int) -> str:
+        """A clip's key in the data set."""
+        return str(self.table.keys[self.ids[index]])
 
     def where(self, index: int) -> str:
         """Shard and key of a clip, for messages."""
@@ -99,6 +109,10 @@ class ClipSet:
 
     def _shard(self, index: int) -> ShardInfo:
         return self.table.shards[int(self.table.shard[self.ids[index]])]
+
+    def _spans(self, index: int, positions: Sequence[int] | Ids) -> list[Span]:
+        spans = self._entry(index).frame_spans()
+        return [spans[at] for at in positions]
 
     def _entry(self, index: int) -> ClipEntry:
         row, table = int(self.ids[index]), self.table

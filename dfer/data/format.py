@@ -20,13 +20,18 @@ from dfer.errors import DataError, message
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 BLOCK = 512
+CHUNK = 256 * 1024
+"""Bytes of a tar that have a hash of their own, so that any part of it can be checked without the rest."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,40}(/[A-Za-z0-9_-]{1,40}){0,3}")
 PARTITION = re.compile(r"[a-z0-9_]{1,40}")
 MAX_FRAMES = 10_000
 MAX_FRAME_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
+"""Largest manifest or index that is parsed."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +59,14 @@ class ClipEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """Contents of one `*.index.json`: the clips of one tar in order."""
+    """Contents of one `*.index.json`: the clips of one tar in order.
+
+    chunks: SHA-256 of every CHUNK bytes of the tar, the last one shorter, in hexadecimal digits.
+    """
 
     version: int = FORMAT_VERSION
     shard: str
+    chunks: tuple[str, ...]
     clips: tuple[ClipEntry, ...]
 
 
@@ -133,6 +142,11 @@ class Manifest:
         return [shard for shard in self.shards if shard.partition in partitions]
 
 
+def num_chunks(size: int) -> int:
+    """Chunks of a tar of `size` bytes."""
+    return -(-size // CHUNK)
+
+
 def data_name(dataset: str, *, generated: str) -> str:
     """What to call the data before a reader: generated faces never bear the data set's own name."""
     return f"generated faces in {dataset}'s layout" if generated else dataset
@@ -152,6 +166,13 @@ def read_manifest(data: bytes, *, where: str) -> Manifest:
         raise DataError(
             message(where, expected="relative shard paths below the folder", got=bad[0], do="Build the shards again.")
         )
+    # The hashes become file names in the cache.
+    unnamed = [s.path for s in manifest.shards if not (SHA256.fullmatch(s.sha256) and SHA256.fullmatch(s.index_sha256))]
+    if unnamed:
+        raise DataError(
+            message(where, expected="a SHA-256 of every shard and index", got=f"none for {unnamed[0]}",
+                    do="Build the shards again.")
+        )  # fmt: skip
     wrong = [p for p in manifest.partitions() if len(manifest.counts.get(p, ())) != len(manifest.classes)]
     if wrong:
         raise DataError(
@@ -175,6 +196,11 @@ def read_index(data: bytes, *, where: str, shard: ShardInfo, num_classes: int) -
         raise DataError(
             message(where, expected=f"{shard.clips} clips", got=str(len(index.clips)), do="Build the shards again.")
         )
+    if len(index.chunks) != num_chunks(shard.bytes) or not all(map(SHA256.fullmatch, index.chunks)):
+        raise DataError(
+            message(where, expected=f"the SHA-256 of each of {num_chunks(shard.bytes)} chunks",
+                    got=f"{len(index.chunks)} entries", do="Build the shards again.")
+        )  # fmt: skip
     return index
 
 
@@ -221,7 +247,17 @@ def clip_name(key: str) -> str:
     return f"{key}.json"
 
 
+def check_json_size(size: int, *, where: str) -> None:
+    """Raise DataError when a manifest or index is larger than any real one, before it is read or parsed."""
+    if size > MAX_JSON_BYTES:
+        raise DataError(
+            message(where, expected=f"at most {MAX_JSON_BYTES:,} bytes", got=f"{size:,}",
+                    do="This is no manifest or index of ours: build the shards again.")
+        )  # fmt: skip
+
+
 def _parse(data: bytes, kind: type[T], where: str) -> T:
+    check_json_size(len(data), where=where)
     try:
         plain: Any = json.loads(data)
     except (ValueError, RecursionError) as error:

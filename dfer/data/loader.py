@@ -9,28 +9,23 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from dfer.config import ConfigProblem
 from dfer.data.augment import AugmentConfig
+from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
-from dfer.data.decode import decode
-from dfer.data.order import accumulation, epoch_order, num_steps, partitioned_order, step_slice
-from dfer.data.sampling import clip_rng, test_frames, train_frames
+from dfer.data.plan import Plan
+from dfer.data.reader import Parts, Reader, Request
+from dfer.data.store import CACHE_GIB, Store
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
-from dfer.recognition import PADDING, ClipBatch
-
-Ids = NDArray[np.int64]
-Request = tuple[int, Ids]
-Parts = dict[str, Tensor]
+from dfer.recognition import BadClip, ClipBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,9 @@ class DataConfig:
 
     size: pixels of a side (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 decodes in the training
     process. canonical_partitions: 1 shuffles all clips; more make a node read few shards at a time (docs/data.md).
-    classes: label set, `basic7` or `mafw11`.
+    classes: label set, `basic7` or `mafw11`. cache: folder for shards of remote stores, none = DFER_CACHE or a
+    folder of yours in the temporary one; cache_gib: most it may take. read_ahead: fetch whole shards in the background.
+    max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
     """
 
     shards: str
@@ -49,11 +46,24 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     canonical_partitions: int = 1
     classes: str = "basic7"
+    cache: str | None = None
+    cache_gib: float = CACHE_GIB
+    read_ahead: bool = True
+    max_bad_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():
             if getattr(self, name) < low:
                 raise ConfigProblem(f"{name}: expected at least {low}, got {getattr(self, name)}. Correct it in data")
+        if self.cache_gib <= 0:
+            raise ConfigProblem(f"cache_gib: expected more than 0, got {self.cache_gib}. Correct it in data")
+        if not 0 <= self.max_bad_share < 1:
+            got = self.max_bad_share
+            raise ConfigProblem(f"max_bad_share: expected a share of the clips, 0 to 1, got {got}. 0.001 is a lot")
+
+    def store(self) -> Store:
+        """The shards, opened. Raises DataError, StorageError, UsageError."""
+        return Store(self.shards, cache=Cache(self.cache, budget=int(self.cache_gib * 2**30)))
 
 
 class Loader:
@@ -66,6 +76,7 @@ class Loader:
         steps_per_epoch: global steps.
         accumulation: micro-batches a step, in training.
         wait_seconds: time the consumer has waited for data so far.
+        max_bad: clips that training may replace, none in evaluation.
     """
 
     def __init__(
@@ -85,26 +96,34 @@ class Loader:
         Raises:
             ConfigProblem: the global batch does not divide by ranks and micro-batch, or there are fewer clips.
         """
-        self._clips, self._config, self._world = clips, config, world
-        self._seed, self._train = seed, train
-        self._global_batch, self._micro_batch = global_batch, micro_batch
-        self.steps_per_epoch = num_steps(len(clips), global_batch, drop_last=train)
-        self.accumulation = -(-global_batch // (world.size * micro_batch))
-        self.wait_seconds = 0.0
+        self._clips = clips
+        self._plan = Plan(
+            shard_of=clips.shard_of, world=world, seed=seed, train=train, global_batch=global_batch,
+            micro_batch=micro_batch, partitions=config.canonical_partitions,
+        )  # fmt: skip
         if train:
-            self._check_training()
+            self._plan.check()
+        self.steps_per_epoch, self.accumulation = self._plan.steps, self._plan.accumulation
+        self.wait_seconds = 0.0
+        self.max_bad = int(config.max_bad_share * len(clips)) if train else 0
+        self._bad: list[BadClip] = []
         self._requests = _Requests()
-        reader = _Reader(clips, frames=config.frames, size=size or config.size, seed=seed, train=train)
+        reader = Reader(
+            clips, self._plan, frames=config.frames, size=size or config.size, replace_bad=self.max_bad > 0,
+            read_ahead=config.read_ahead,
+        )  # fmt: skip
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
         """This rank's micro-batches from `start_step` (a global step) to the end of the epoch.
 
         Raises:
-            DataError: a clip that cannot be read or decoded.
-            StorageError: a worker process died.
+            DataError: a clip that cannot be read or decoded and may not be replaced; the shards were built anew.
+            StorageError: the shards cannot be reached, or a worker process died.
         """
-        self._requests.set(self._plan(epoch, start_step))
+        with suppress(StorageError):  # all may be in the cache
+            self._clips.store.check_unchanged()
+        self._requests.set([(epoch, start_step, number) for number in self._plan.numbers(start_step)])
         batches = iter(self._batches)
         while True:
             began = time.perf_counter()
@@ -112,39 +131,13 @@ class Loader:
             self.wait_seconds += time.perf_counter() - began
             if parts is None:
                 return
+            self._bad += parts.pop("bad")
             yield ClipBatch(**parts)
 
-    def _plan(self, epoch: int, start_step: int) -> list[Request]:
-        order = self._order(epoch)
-        requests = []
-        for step in range(start_step, self.steps_per_epoch):
-            ids = step_slice(
-                order, step=step, global_batch=self._global_batch, rank=self._world.rank, world_size=self._world.size
-            )
-            requests += [(epoch, ids[at : at + self._micro_batch]) for at in range(0, len(ids), self._micro_batch)]
-        return requests
-
-    def _order(self, epoch: int) -> Ids:
-        if not self._train:
-            return np.arange(len(self._clips))
-        if self._config.canonical_partitions == 1:
-            return epoch_order(len(self._clips), seed=self._seed, epoch=epoch)
-        return partitioned_order(
-            self._clips.shard_of,
-            partitions=self._config.canonical_partitions,
-            global_batch=self._global_batch,
-            seed=self._seed,
-            epoch=epoch,
-        )
-
-    def _check_training(self) -> None:
-        accumulation(self._global_batch, world_size=self._world.size, micro_batch=self._micro_batch)
-        self._order(0)  # reports partitions that do not divide the batch now rather than after the model is built
-        if not self.steps_per_epoch:
-            raise ConfigProblem(
-                f"batch: expected at most the {len(self._clips)} clips of the training partitions, "
-                f"got {self._global_batch}. Set a smaller batch or add partitions"
-            )
+    def take_bad(self) -> list[BadClip]:
+        """The clips this rank replaced in the batches it gave since the last call."""
+        bad, self._bad = self._bad, []
+        return bad
 
 
 class _Requests(Sampler[Request]):
@@ -163,48 +156,7 @@ class _Requests(Sampler[Request]):
         return len(self._requests)
 
 
-class _Reader(Dataset[Parts | DferError]):
-    """Reads and decodes the clips of one request; runs in a worker process or in the training process."""
-
-    def __init__(self, clips: ClipSet, *, frames: int, size: int, seed: int, train: bool) -> None:
-        self._clips = clips
-        self._frames, self._size, self._seed, self._train = frames, size, seed, train
-
-    def __getitem__(self, request: Request) -> Parts | DferError:
-        """Fields of a ClipBatch; an error is returned, since DataLoader would bury its message in a traceback."""
-        epoch, ids = request
-        frames = np.empty((len(ids), self._frames, self._size, self._size, 3), np.uint8)
-        try:
-            for row, index in enumerate(ids):
-                if index == PADDING:
-                    frames[row] = 0
-                else:
-                    self._read(int(index), epoch, frames[row])
-        except DferError as error:
-            return error
-        labels = np.where(ids == PADDING, 0, self._clips.labels[ids])
-        return {
-            "frames": torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
-            "labels": torch.from_numpy(labels),
-            "index": torch.from_numpy(ids.copy()),
-        }
-
-    def _read(self, index: int, epoch: int, out: NDArray[np.uint8]) -> None:
-        """Decode the sampled frames of a clip into `out` [T H W C]."""
-        positions = self._positions(self._clips.num_frames(index), index, epoch)
-        distinct = np.unique(positions)
-        where = self._clips.where(index)
-        for row, (at, jpeg) in enumerate(zip(distinct, self._clips.read(index, distinct), strict=True)):
-            decode(jpeg, size=self._size, where=f"{where}, frame {at}", out=out[row])
-        out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip stands more than once
-
-    def _positions(self, num_frames: int, index: int, epoch: int) -> Ids:
-        if self._train:
-            return train_frames(num_frames, self._frames, clip_rng(self._seed, epoch, index))
-        return test_frames(num_frames, self._frames)
-
-
-def _data_loader(reader: _Reader, requests: _Requests, *, workers: int) -> "DataLoader[Any]":
+def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataLoader[Any]":
     options: dict[str, Any] = {}
     if workers:
         context = multiprocessing.get_context("forkserver")

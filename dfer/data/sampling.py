@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
-FRAMES, AUGMENTATION = 3, 4
+FRAMES, AUGMENTATION, REPLACEMENT = 3, 4, 5
 """What a clip's draws are for; one purpose never shifts the draws of another."""
 
 

@@ -1,173 +1,179 @@
-"""Reading a shard folder: manifest, indexes, and the bytes of single frames, through fsspec.
+"""Reading a shard folder: manifest, indexes, and the bytes of single frames, from a disk or any store fsspec knows.
 
-Local shards are memory-mapped, so a clip costs only the pages of the frames that are read. Elsewhere frames are
-fetched as byte ranges. Clients and maps are opened on first use and left out of pickles: every process has its own.
+Every byte that is used was checked: the manifest holds the hash of each index, and the index those of all chunks of its
+shard. So whatever changes under way, nothing else is read than what was there when the folder was opened. Local shards
+are memory-mapped; others are fetched in parts and kept in the cache of the node. Clients, maps and threads are made on
+first use and left out of pickles: every process has its own.
 """
 
-import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from dfer.data.cache import Cache
+from dfer.data.chunks import Bytes, Span
+from dfer.data.format import (
+    MANIFEST,
+    MAX_JSON_BYTES,
+    ShardIndex,
+    ShardInfo,
+    check_json_size,
+    read_index,
+    read_manifest,
+)
+from dfer.data.local_shards import LocalShards
+from dfer.data.remote_shards import Pending, RemoteShards, other_size
+from dfer.data.source import FileNotFoundInStore, Source
+from dfer.errors import DataError, DferError, message
+from dfer.storage import Retry
 
-from dfer.data.format import MANIFEST, Manifest, ShardIndex, ShardInfo, read_index, read_manifest
-from dfer.errors import DataError, DferError, StorageError, UsageError, message
-
-MAX_OPEN = 256
-"""Shards a process keeps mapped; each holds a file descriptor, and 1,024 are usual."""
-
-Span = tuple[int, int]
+CACHE_GIB = 64.0
+INDEXES_AT_ONCE = 16
+REPLACED = "The shards were built anew since: start again, or set data.shards to the ones this run began with."
 
 
 class Store:
-    """A shard folder, opened for reading. url: a path or any fsspec URL.
+    """A shard folder, opened for reading.
 
+    Args:
+        url: a path or any fsspec URL.
+        cache: where shards of remote stores are kept; by default the node's, with CACHE_GIB.
+        retry: how often and how patiently a remote store is asked.
     Raises:
-        DataError: no manifest, of another version, or damaged.
+        DataError: no manifest, of another version, too large, or damaged.
         StorageError: the folder cannot be read.
+        UsageError: a URL of no known kind, or with credentials in it.
     """
 
-    url: str
-    manifest: Manifest
-    _fs: Any
-    _root: str
-    _maps: dict[str, memoryview]
-    _checked: set[str]
-
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, cache: Cache | None = None, retry: Retry | None = None) -> None:
         self.url = url.rstrip("/")
+        self.cache = cache or Cache(budget=int(CACHE_GIB * 2**30))
+        self._source = Source(self.url, retry or Retry())
+        self._hashes: dict[str, bytes] = {}
         self._clear()
-        self.manifest = read_manifest(self._manifest_bytes(), where=self._where(MANIFEST))
+        data = self._manifest_bytes()
+        self.manifest = read_manifest(data, where=self._source.where(MANIFEST))
+        self._manifest_sha256 = hashlib.sha256(data).hexdigest()
+        self._stamp = self._source.stamp(MANIFEST)
+
+    def _clear(self) -> None:
+        self._local_shards: LocalShards | None = None
+        self._remote_shards: RemoteShards | None = None
 
     def index(self, shard: ShardInfo) -> ShardIndex:
-        """The shard's index, checked against the manifest's hash. Raises DataError."""
-        path = shard.index_path
-        return read_index(
-            self._whole_file(path), where=self._where(path), shard=shard, num_classes=len(self.manifest.classes)
-        )
+        """The shard's index, checked against the manifest's hash. Raises DataError, StorageError."""
+        data = None if self.is_local else self.cache.small(shard.index_sha256)
+        if data is None or hashlib.sha256(data).hexdigest() != shard.index_sha256:
+            data = self._source.whole(shard.index_path, at_most=MAX_JSON_BYTES)
+        where = self._source.where(shard.index_path)
+        index = read_index(data, where=where, shard=shard, num_classes=len(self.manifest.classes))
+        if not self.is_local:
+            self.cache.keep_small(shard.index_sha256, data)
+        self._hashes[shard.sha256] = bytes.fromhex("".join(index.chunks))
+        return index
 
-    def read(self, shard: ShardInfo, spans: Sequence[Span]) -> list[memoryview | bytes]:
-        """The bytes at these (offset, size) of a shard, in the same order.
+    def indexes(self, shards: Sequence[ShardInfo]) -> list[ShardIndex]:
+        """The indexes of several shards, of a remote store side by side. Raises DataError, StorageError."""
+        if self.is_local or not shards:
+            return [self.index(shard) for shard in shards]
+        with ThreadPoolExecutor(min(INDEXES_AT_ONCE, len(shards))) as threads:
+            return list(threads.map(self.index, shards))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the shards are on a disk of this machine."""
+        return self._source.local is not None
+
+    @property
+    def fetched(self) -> int:
+        """Bytes of shards that this process has fetched from a remote store."""
+        return self._remote_shards.fetched if self._remote_shards else 0
+
+    def prefetch(self, shard: ShardInfo, spans: Sequence[Span], *, where: str = "") -> Pending | None:
+        """Start to fetch these (offset, size) of a shard, for `read` to wait for; None where shards are local."""
+        if self.is_local:
+            return None
+        return self.remote.prefetch(shard, self.hashes(shard), spans, where=where or self._source.where(shard.path))
+
+    def read(
+        self, shard: ShardInfo, spans: Sequence[Span], *, where: str = "", pending: Pending | None = None
+    ) -> list[Bytes]:
+        """The bytes at these (offset, size) of a shard, in the same order. where: shard and clip, for messages.
 
         Raises:
-            DataError: the shard is missing or is not as long as the manifest says.
+            DataError: the shard is missing, is not as long as the manifest says, or was changed there.
             StorageError: the shard cannot be read.
         """
-        self._open(shard)
-        view = self._maps.get(shard.path)
-        if view is not None:
-            return [view[at : at + size] for at, size in spans]
-        with self._reading(shard.path):
-            path = self._full(shard.path)
-            return [self._filesystem().cat_file(path, start=at, end=at + size) for at, size in spans]
+        where = where or self._source.where(shard.path)
+        if not self.is_local:
+            return self.remote.read(shard, self.hashes(shard), spans, where=where, pending=pending)
+        with self._source.telling(shard.path):
+            found = self.local.open(shard)
+            if found != shard.bytes:
+                raise other_size(self._source.where(shard.path), shard, found, do=self._why())
+            return list(self.local.read(shard, self.hashes(shard), spans, where=where))
 
-    def _open(self, shard: ShardInfo) -> None:
-        if shard.path in self._checked:
+    def hashes(self, shard: ShardInfo) -> bytes:
+        """SHA-256 of all chunks of a shard, one after another, 32 bytes each."""
+        if shard.sha256 not in self._hashes:
+            self.index(shard)
+        return self._hashes[shard.sha256]
+
+    def check_unchanged(self, *, trust_stamp: bool = True) -> None:
+        """Raise DataError when another manifest has taken the place of the one that was opened.
+
+        trust_stamp: read it only if the store says that it changed, which some web servers never do."""
+        stamp = self._source.stamp(MANIFEST)
+        if trust_stamp and stamp == self._stamp:
             return
-        with self._reading(shard.path):
-            fs, path = self._filesystem(), self._full(shard.path)
-            self._check_size(shard, fs.size(path))
-            if isinstance(fs, LocalFileSystem):
-                self._map(shard.path, path)
-            else:
-                self._checked.add(shard.path)
+        found = hashlib.sha256(self._manifest_bytes()).hexdigest()
+        if found != self._manifest_sha256:
+            expected = f"the manifest this run began with, sha256 {self._manifest_sha256[:12]}..."
+            got = f"another one, {found[:12]}..."
+            raise DataError(message(self._source.where(MANIFEST), expected=expected, got=got, do=REPLACED))
+        self._stamp = stamp
 
-    def _map(self, name: str, path: str) -> None:
-        if len(self._maps) >= MAX_OPEN:
-            oldest = next(iter(self._maps))
-            del self._maps[oldest]  # unmapped when the last frame read from it is let go
-            self._checked.discard(oldest)
-        with open(path, "rb") as file:  # noqa: PTH123 - fsspec's path, not ours
-            self._maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        self._checked.add(name)
+    @property
+    def local(self) -> LocalShards:
+        if self._local_shards is None:
+            root = self._source.local
+            assert root is not None
+            self._local_shards = LocalShards(root, self.cache)
+        return self._local_shards
 
-    def _check_size(self, shard: ShardInfo, got: int) -> None:
-        if got != shard.bytes:
-            raise DataError(
-                message(
-                    self._where(shard.path),
-                    expected=f"{shard.bytes} bytes as the manifest says",
-                    got=str(got),
-                    do="The copy is incomplete or the file was changed: copy it again or build the shards again.",
-                )
-            )
+    @property
+    def remote(self) -> RemoteShards:
+        if self._remote_shards is None:
+            self._remote_shards = RemoteShards(self._source, self.cache, why=self._why)
+        return self._remote_shards
+
+    def _why(self) -> str:
+        """The remedy when a shard is wrong because the whole folder was replaced."""
+        try:
+            self.check_unchanged(trust_stamp=False)
+        except DferError as error:
+            return REPLACED if isinstance(error, DataError) else ""
+        return ""
 
     def _manifest_bytes(self) -> bytes:
         try:
-            return self._whole_file(MANIFEST)
+            data = self._source.whole(MANIFEST, at_most=MAX_JSON_BYTES)
         except FileNotFoundInStore as error:
-            raise DataError(
+            raise FileNotFoundInStore(
                 message(
-                    self._where(MANIFEST),
+                    self._source.where(MANIFEST),
                     expected="the manifest that a finished build writes last",
                     got="no such file",
                     do="Correct data.shards, or run `dfer-shards build` to its end.",
                 )
             ) from error
-
-    def _whole_file(self, path: str) -> bytes:
-        with self._reading(path):
-            data: bytes = self._filesystem().cat_file(self._full(path))
+        check_json_size(len(data), where=self._source.where(MANIFEST))
         return data
 
-    @contextmanager
-    def _reading(self, path: str) -> Iterator[None]:
-        """Clients of remote stores raise classes of their own, of which many are no OSError."""
-        try:
-            yield
-        except DferError:
-            raise
-        except Exception as error:
-            if isinstance(self._fs, LocalFileSystem) and not isinstance(error, OSError):
-                raise  # a fault of ours
-            raise self._unreadable(path, error) from error
-
-    def _unreadable(self, path: str, error: Exception) -> DataError | StorageError:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            return FileNotFoundInStore(
-                message(
-                    self._where(path),
-                    expected="a file of the shard folder",
-                    got="no such file",
-                    do="Copy the folder again or build the shards again.",
-                )
-            )
-        do = "Check the disk and the permissions."
-        if not isinstance(self._fs, LocalFileSystem):
-            do = "Check the URL, the network and the credentials that the store needs."
-        got = str(error) or type(error).__name__
-        return StorageError(message(self._where(path), expected="to read it", got=got, do=do))
-
-    def _filesystem(self) -> Any:
-        if self._fs is None:
-            try:
-                self._fs, self._root = fsspec.core.url_to_fs(self.url)
-            except (ValueError, ImportError) as error:
-                raise UsageError(
-                    message(self.url, expected="a folder or an fsspec URL", got=str(error), do="Correct data.shards.")
-                ) from error
-        return self._fs
-
-    def _full(self, path: str) -> str:
-        self._filesystem()
-        return f"{self._root.rstrip('/')}/{path}"
-
-    def _where(self, path: str) -> str:
-        return f"{self.url}/{path}"
-
-    def _clear(self) -> None:
-        self._fs, self._root = None, ""
-        self._maps, self._checked = {}, set()
-
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "manifest": self.manifest}
+        return {key: value for key, value in self.__dict__.items() if not key.endswith("_shards")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._clear()
-        self.url, self.manifest = state["url"], state["manifest"]
-
-
-class FileNotFoundInStore(DataError):
-    """A file that the manifest promises, or the manifest itself, is not there."""

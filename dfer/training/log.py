@@ -104,6 +104,11 @@ class RunLog:
         if self._active:
             self._journal_add({"kind": "clips", "step": step, "epoch": epoch, "clips": list(ids)})
 
+    def bad_clip(self, record: dict[str, Any], *, step: int) -> None:
+        """Record a training clip that had to be replaced in the step after `step - 1` updates."""
+        if self._active:
+            self._write({"kind": "bad_clip", "step": step, **record})
+
     def sync(self) -> None:
         """Return when everything recorded so far outlives this machine. Raises StorageError, FencedError."""
         if self._active:
@@ -186,6 +191,8 @@ def flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
 def as_line(record: dict[str, Any], *, total: int) -> str:
     """A record as one line for people."""
     where = f"step {record['step']}/{total} epoch {record['epoch']}"
+    if record["kind"] == "bad_clip":
+        return f"{where}: clip {record['key']} replaced by {record['replaced_by']}: {record['cause']}"
     if record["kind"] == "eval":
         return f"{where}: eval " + " ".join(
             f"{k} {v:.4g}" for k, v in flat(record) if k not in ("step", "epoch", "time")

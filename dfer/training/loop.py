@@ -1,6 +1,6 @@
 """The training loop. It receives built objects and knows no method, data set or configuration file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, NoReturn, Protocol
@@ -8,9 +8,9 @@ from typing import Any, Literal, NoReturn, Protocol
 from dfer.checkpoint import BEST, Checkpoint, Checkpoints
 from dfer.config import from_plain
 from dfer.distributed import gather_objects, highest, on_first
-from dfer.errors import StoppedError, message
+from dfer.errors import DataError, StoppedError, message
 from dfer.interruption import Stop
-from dfer.recognition import ClipBatch, Progress
+from dfer.recognition import BadClip, ClipBatch, Progress
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 from dfer.training.optim import ScheduleConfig
@@ -30,6 +30,11 @@ class Loader(Protocol):
 
     @property
     def wait_seconds(self) -> float: ...
+
+    @property
+    def max_bad(self) -> int: ...
+
+    def take_bad(self) -> list[BadClip]: ...
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]: ...
 
@@ -108,6 +113,7 @@ def train(
 
     Raises:
         NonFiniteLossError, StorageError: on all ranks; the last checkpoint stands.
+        DataError: on all ranks; more clips had to be replaced than is allowed.
         FencedError: on all ranks; a newer copy has taken the run folder over.
         StoppedError: on all ranks; a stop was asked for, and everything up to here is saved.
     """
@@ -190,7 +196,7 @@ class _Training:
         every = self.evaluation.every_epochs if self.evaluation else 0
         if every and done and (done % every == 0 or done == self.epochs):
             self.state = replace(self.state, evaluate=True)
-        wanted = self._vote()
+        wanted = self._vote(self.loader.take_bad())
         if wanted == _STOP:
             self._save_and_stop()
         is_best = self._evaluate() if self.state.evaluate else False
@@ -216,15 +222,32 @@ class _Training:
         if self._vote() == _STOP:
             raise _StopWantedError
 
-    def _vote(self) -> int:
-        """What the ranks want most: to go on, save, stop; raises the first rank's failure on all of them."""
+    def _vote(self, bad: Sequence[BadClip] = ()) -> int:
+        """What the ranks want most: to go on, save, stop; raises the first rank's failure on all of them.
+
+        bad: clips that this rank had to replace; any rank's are recorded.
+        """
         mine = _STOP if self.stop.requested else _SAVE if self.checkpoints.overdue else _GO_ON
         if self.checkpoints.failed or self.log.problem is not None:
             mine = _FAIL
-        (wanted,) = highest([mine], self.engine.world)
+        wanted, replaced = highest([mine, len(bad)], self.engine.world)
+        if replaced:
+            self._note_bad([clip for rank in gather_objects(list(bad)) for clip in rank])
         if wanted == _FAIL:
             on_first(self._raise_failure, self.engine.world)
         return wanted
+
+    def _note_bad(self, found: list[BadClip]) -> None:
+        """Record replaced clips; raises DataError on all ranks when there are more of them than allowed."""
+        for clip in found:
+            self.log.bad_clip(asdict(clip), step=self.state.global_step)
+        bad = tuple(sorted({*self.state.bad_clips, *(clip.key for clip in found)}))
+        self.state = replace(self.state, bad_clips=bad)
+        if len(bad) > self.loader.max_bad:
+            got = f"{len(bad)} ({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; the last: {found[-1].cause})"
+            expected = f"at most {self.loader.max_bad} bad clips, as data.max_bad_share allows"
+            do = "metrics.jsonl lists them; mend the shards, or allow more."
+            raise DataError(message("training clips", expected=expected, got=got, do=do))
 
     def _raise_failure(self) -> None:
         if self.log.problem is not None:

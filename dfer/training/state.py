@@ -1,7 +1,7 @@
 """What is in a checkpoint of a training run: names of its tensors, and where training stands."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,22 +14,24 @@ from dfer.errors import CheckpointError, message
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """Position in a run: the next step to take. epoch and step count from 0, step within the epoch, global_step over
-    all epochs; evaluate: the epoch that has just ended is still to be evaluated. No random state: every draw is a
-    function of (seed, epoch, sample)."""
+    all epochs; evaluate: the epoch that has just ended is still to be evaluated; bad_clips: keys of those replaced so
+    far. No random state: every draw is a function of (seed, epoch, sample)."""
 
     epoch: int = 0
     step: int = 0
     global_step: int = 0
     evaluate: bool = False
+    bad_clips: tuple[str, ...] = ()
 
     def after_step(self, *, steps_per_epoch: int) -> "TrainingState":
         """The position one step on."""
         epoch_done = self.step + 1 == steps_per_epoch
-        return TrainingState(
-            epoch=self.epoch + epoch_done, step=0 if epoch_done else self.step + 1, global_step=self.global_step + 1
-        )
+        return replace(
+            self, epoch=self.epoch + epoch_done, step=0 if epoch_done else self.step + 1,
+            global_step=self.global_step + 1, evaluate=False,
+        )  # fmt: skip
 
-    def to_json(self) -> dict[str, int | bool]:
+    def to_json(self) -> dict[str, Any]:
         """Plain values for a checkpoint's state.json."""
         return asdict(self)
 

@@ -139,9 +139,9 @@ def test_a_folder_without_manifest(capsys: Capture, tiny: Path, shards: Path) ->
 
 def test_a_manifest_of_another_version(capsys: Capture, tiny: Path, shards: Path) -> None:
     plain = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps({**plain, "version": 2}))
+    (shards / "manifest.json").write_text(json.dumps({**plain, "version": 1}))
     refused_shards(
-        capsys, tiny, shards, f"{shards}/manifest.json: expected format version 1, got 2. Build the shards again"
+        capsys, tiny, shards, f"{shards}/manifest.json: expected format version 2, got 1. Build the shards again"
     )
 
 

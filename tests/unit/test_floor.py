@@ -173,10 +173,12 @@ def test_manifest_round_trip_and_refusals() -> None:
     for data, says in [
         (b"{", "expected JSON"),
         (b"[" * 100_000, "expected JSON"),
-        (good.replace(b'"version": 1', b'"version": 9'), "expected format version 1, got 9"),
+        (good.replace(b'"version": 2', b'"version": 9'), "expected format version 2, got 9"),
         (good.replace(b"train/00000.tar", b"../00000.tar"), "relative shard paths"),
         (good.replace(b"train/00000.tar", b"pipe:rm x"), "relative shard paths"),
         (good.replace(b'"dataset"', b'"datasset"'), "Did you mean 'dataset'"),
+        (good.replace(b'"sha256": "0', b'"sha256": "../'), "a SHA-256 of every shard and index, got none for train/"),
+        (b" " * (64 * 2**20 + 1), "at most 67,108,864 bytes, got 67,108,865. This is no manifest or index of ours"),
         (fmt.to_json(manifest(counts={"train": (1,)})), "2 class counts"),
     ]:
         with pytest.raises(DataError, match="m: ") as caught:
@@ -203,10 +205,22 @@ def test_index_outside_its_shard_is_refused(clip: dict[str, object], says: str) 
 
     fields: dict[str, object] = {"key": "a", "label": 0, "offset": 512, "sizes": (1, 2)}
     entry = fmt.ClipEntry(**{**fields, **clip})  # type: ignore[arg-type]
-    data = fmt.to_json(fmt.ShardIndex(shard="train/00000.tar", clips=(entry,)))
+    data = fmt.to_json(fmt.ShardIndex(shard="train/00000.tar", chunks=("0" * 64,), clips=(entry,)))
     info = replace(manifest().shards[0], index_sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(DataError) as caught:
         fmt.read_index(data, where="i", shard=info, num_classes=2)
     assert says in str(caught.value)
     with pytest.raises(DataError, match="expected sha256 0000"):
         fmt.read_index(data, where="i", shard=manifest().shards[0], num_classes=2)
+
+
+@pytest.mark.parametrize("chunks", [(), ("0" * 64, "0" * 64), ("x" * 64,)])
+def test_an_index_without_the_hash_of_every_chunk_is_refused(chunks: tuple[str, ...]) -> None:
+    import hashlib
+    from dataclasses import replace
+
+    entry = fmt.ClipEntry(key="a", label=0, offset=512, sizes=(1, 2))
+    data = fmt.to_json(fmt.ShardIndex(shard="train/00000.tar", chunks=chunks, clips=(entry,)))
+    info = replace(manifest().shards[0], index_sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(DataError, match=f"i: expected the SHA-256 of each of 1 chunks, got {len(chunks)} entries"):
+        fmt.read_index(data, where="i", shard=info, num_classes=2)

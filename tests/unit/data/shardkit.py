@@ -37,7 +37,7 @@ def write_shards(
         for number, clips in enumerate(contents):
             shards.append(_write_shard(folder, partition, number, clips))
     manifest = {
-        "version": 1,
+        "version": 2,
         "dataset": "test",
         "classes": list(classes),
         "builder": "shardkit",
@@ -59,9 +59,11 @@ def _write_shard(folder: Path, partition: str, number: int, clips: Sequence[Clip
                 info = tarfile.TarInfo(f"{clip.key}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    index = json.dumps({"version": 1, "shard": f"{partition}/{number:05d}.tar", "clips": _entries(path, clips)})
-    path.with_suffix(".index.json").write_text(index)
     data = path.read_bytes()
+    chunks = [hashlib.sha256(data[at : at + 262_144]).hexdigest() for at in range(0, len(data), 262_144)]
+    plain = {"version": 2, "shard": f"{partition}/{number:05d}.tar", "chunks": chunks, "clips": _entries(path, clips)}
+    index = json.dumps(plain)
+    path.with_suffix(".index.json").write_text(index)
     return {
         "path": f"{partition}/{number:05d}.tar",
         "partition": partition,

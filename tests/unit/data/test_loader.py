@@ -197,6 +197,97 @@ def test_a_truncated_frame_stops_with_shard_clip_and_frame(tmp_path, workers):
     assert caught.value.exit_code == 3
 
 
+# Bad clips in training
+
+
+@pytest.fixture(scope="module")
+def with_bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 clips of one frame in two shards; two do not decode, and a whole chunk of a third one is damaged."""
+    clips = [Clip(key=f"k{n}", label=n % 7, frames=[jpeg(level(n, 0))] * 3) for n in range(40)]
+    clips[5] = Clip(key="k5", frames=[b"no jpeg"] * 3)
+    clips[17] = Clip(key="k17", frames=[jpeg(9)[:-60]] * 3)
+    clips[39] = Clip(key="k39", frames=[jpeg(level(39, 0)) + b"x" * 300_000] * 3)
+    folder = write_shards(tmp_path_factory.mktemp("bad"), {"train": [clips[:20], clips[20:]]})
+    path = folder / "train/00001.tar"
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"x" * 1000) - 700_000] ^= 1
+    path.write_bytes(data)
+    return folder
+
+
+def lenient(folder: Path, share: float, **changes: object) -> Loader:
+    clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7"))
+    config = DataConfig(
+        shards=str(folder), frames=2, size=32, max_bad_share=share, workers=int(str(changes.pop("workers", 0)))
+    )
+    options = {"world": World(), "seed": 3, "train": True, "global_batch": 8, "micro_batch": 4} | changes
+    return Loader(clips, config, **options)
+
+
+def test_bad_clips_are_replaced_where_that_is_allowed_and_told_once(with_bad):
+    there = lenient(with_bad, 0.1)
+    assert there.max_bad == 4 and lenient(with_bad, 0.1, train=False).max_bad == 0
+    got = dict(rows(list(there.epoch(2))))
+    bad = there.take_bad()
+    assert there.take_bad() == []
+    assert sorted(clip.key for clip in bad) == ["k17", "k39", "k5"] and {clip.epoch for clip in bad} == {2}
+    causes = {clip.key: clip.cause for clip in bad}
+    assert causes["k5"].startswith(f"{with_bad}/train/00000.tar, clip k5, frame 0: expected a whole JPEG, got ")
+    assert "train/00001.tar, clip k39: expected sha256 " in causes["k39"]
+    assert not {5, 17, 39} & set(got) and not {"k5", "k17", "k39"} & {clip.replaced_by for clip in bad}
+    for index, frames in got.items():
+        assert abs(frames.float().mean() - level(index, 0)) <= 1, "labelled and numbered as what is seen"
+    labels = [(i, label) for b in there.epoch(2) for i, label in zip(b.index.tolist(), b.labels.tolist())]
+    assert all(label == index % 7 for index, label in labels)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replacements_are_the_same_in_any_layout_and_after_a_resume(with_bad, ranks, workers):
+    reference = lenient(with_bad, 0.1)
+    whole = [i for batch in reference.epoch(1) for i in batch.index.tolist()]
+    told = {clip.key: clip.replaced_by for clip in reference.take_bad()}
+    parts = [
+        lenient(with_bad, 0.1, workers=workers, micro_batch=4 // ranks, world=World(rank=r, size=ranks))
+        for r in range(ranks)
+    ]
+    got = [[i for batch in part.epoch(1, 2) for i in batch.index.tolist()] for part in parts]
+    share = 8 // ranks
+    assert [i for s in range(3) for ids in got for i in ids[s * share : (s + 1) * share]] == whole[16:]
+    again = {clip.key: clip.replaced_by for part in parts for clip in part.take_bad()}
+    assert again.items() <= told.items()
+
+
+def test_bad_clips_stop_evaluation_and_training_that_allows_none(with_bad):
+    for there in (lenient(with_bad, 0.5, train=False), lenient(with_bad, 0.0), lenient(with_bad, 0.02)):
+        with pytest.raises(DataError, match=r"clip k(5|17|39)"):
+            list(there.epoch(0))
+
+
+def test_only_bad_clips_stop_the_training_whatever_is_allowed(tmp_path):
+    write_shards(tmp_path, {"train": [[Clip(key=f"k{n}", frames=[b"bad"]) for n in range(8)]]})
+    with pytest.raises(DataError, match=r"clip k\d, frame 0: expected a whole JPEG"):
+        list(lenient(tmp_path, 0.9).epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("max_bad_share", 1.0, "max_bad_share: expected a share of the clips, 0 to 1, got 1.0. 0.001 is a lot"),
+        ("cache_gib", 0.0, "cache_gib: expected more than 0, got 0.0. Correct it in data"),
+    ],
+)
+def test_shares_and_sizes_out_of_bounds_are_named(field, value, says):
+    with pytest.raises(ConfigProblem, match=says):
+        DataConfig(shards="x", **{field: value})
+
+
+def test_the_configuration_says_where_shards_are_cached(folder, tmp_path):
+    store = DataConfig(shards=str(folder), cache=str(tmp_path / "c"), cache_gib=0.5).store()
+    assert (store.cache.folder, store.cache.budget) == (tmp_path / "c", 2**29)
+    assert DataConfig(shards=str(folder)).store().cache.budget == 64 * 2**30
+
+
 def test_a_batch_that_does_not_divide_by_the_world(folder):
     with pytest.raises(ConfigProblem, match=r"batch: expected a multiple of 3 ranks x micro_batch 2 = 6, got 4"):
         loader(folder, ranks=3)

@@ -11,10 +11,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
 from dfer.data.store import Store
 from dfer.emotions import label_set
 from dfer.errors import DataError, DferError, StorageError, UsageError
+from dfer.storage import Retry
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
 FRAMES = [b"first" * 150, b"second" * 7, b"third"]
@@ -29,8 +31,12 @@ def folder(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "shards", {"fold_1": shards, "fold_2": [[Clip(key="d", label=3)]]})
 
 
-def opened(folder: Path | str, *partitions: str, classes: str = "basic7") -> ClipSet:
-    return ClipSet.open(Store(str(folder)), partitions or ("fold_1",), emotions=label_set(classes))
+QUICK = Retry(attempts=3, base_s=0.001, timeout_s=5)
+
+
+def opened(folder: Path | str, *partitions: str, classes: str = "basic7", cache: Cache | None = None) -> ClipSet:
+    store = Store(str(folder), cache=cache, retry=QUICK)
+    return ClipSet.open(store, partitions or ("fold_1",), emotions=label_set(classes))
 
 
 def test_clips_labels_subjects_and_counts(folder):
@@ -73,7 +79,8 @@ def test_a_used_store_can_be_pickled_and_read_again(folder):
     assert [bytes(x) for x in copy.read(0, [0])] == FRAMES[:1]
 
 
-def test_any_fsspec_url_reads_the_same(folder):
+def test_any_fsspec_url_reads_the_same(folder, tmp_path):
+    empty = Cache(tmp_path / "cache", budget=2**30)
     memory = fsspec.filesystem("memory")
     memory.put(str(folder) + "/", "/remote/", recursive=True)
     try:
@@ -81,13 +88,13 @@ def test_any_fsspec_url_reads_the_same(folder):
         assert [bytes(x) for x in clips.read(0, [2, 0])] == [FRAMES[2], FRAMES[0]]
         memory.pipe("/remote/fold_1/00000.tar", b"short")
         with pytest.raises(DataError, match=r"fold_1/00000.tar: expected .* bytes as the manifest says, got 5"):
-            opened("memory://remote").read(0, [0])
+            opened("memory://remote", cache=empty).read(0, [0])
     finally:
         memory.rm("/remote", recursive=True)
 
 
 def test_more_shards_than_may_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("dfer.data.store.MAX_OPEN", 2)
+    monkeypatch.setattr("dfer.data.local_shards.MAX_OPEN", 2)
     shards = [[Clip(key=f"k{i}", frames=[b"%d" % i * 600])] for i in range(5)]
     clips = opened(write_shards(tmp_path / "s", {"fold_1": shards}))
     kept = {i: clips.read(i, [0])[0] for i in (0, 1, 2, 3, 4, 0)}
@@ -117,7 +124,7 @@ def test_folder_missing(tmp_path):
 def test_manifest_of_another_version(folder):
     plain = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(plain | {"version": 99}))
-    expect(folder, DataError, "manifest.json: expected format version 1, got 99. Build the shards again", exit_code=3)
+    expect(folder, DataError, "manifest.json: expected format version 2, got 99. Build the shards again", exit_code=3)
 
 
 def test_manifest_that_is_not_json(folder):
@@ -173,7 +180,7 @@ def no_credentials(monkeypatch, tmp_path):
 
 def test_s3_without_credentials(no_credentials):
     with pytest.raises(StorageError) as caught:
-        Store("s3://no-such-bucket/dfew")
+        Store("s3://no-such-bucket/dfew", retry=QUICK)
     assert str(caught.value) == (
         "s3://no-such-bucket/dfew/manifest.json: expected to read it, got Unable to locate credentials. "
         "Check the URL, the network and the credentials that the store needs."
@@ -191,10 +198,10 @@ def free_port() -> int:
 def test_a_server_that_does_not_answer():
     url = f"http://127.0.0.1:{free_port()}/dfew"
     with pytest.raises(StorageError) as caught:
-        Store(url)
+        Store(url, retry=QUICK)
     text = str(caught.value)
     assert text.startswith(f"{url}/manifest.json: expected to read it, got ")
-    assert text.endswith("Check the URL, the network and the credentials that the store needs.")
+    assert text.endswith("(3 attempts). Check the URL, the network and the credentials that the store needs.")
 
 
 class Broken(http.server.BaseHTTPRequestHandler):
@@ -207,10 +214,10 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
 def test_a_server_that_answers_with_an_error():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             with pytest.raises(StorageError, match=r"got 500, .* Check the URL, the network") as caught:
-                Store(f"http://127.0.0.1:{server.server_port}/dfew")
+                Store(f"http://127.0.0.1:{server.server_port}/dfew", retry=QUICK)
             assert caught.value.exit_code == 6
             with pytest.raises(DataError, match=r"absent/manifest.json: expected the manifest .* got no such file"):
                 Store(f"http://127.0.0.1:{server.server_port}/absent")
@@ -224,10 +231,15 @@ def test_credentials_in_a_url_are_not_told(monkeypatch):
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(StorageError) as caught:
-        Store("ftp://me:open-sesame@host/dfew")
+        Store("ftp://host/dfew")
     assert "open-sesame" not in str(caught.value)
-    assert str(caught.value).startswith("ftp://host/dfew/manifest.json: expected to read it, got no answer from ftp://")
+    assert str(caught.value).startswith("ftp://host/dfew: expected to open it, got no answer from ftp://")
     assert ", sorry. Check the URL" in str(caught.value)
+
+
+def test_credentials_in_a_url_are_refused():
+    with pytest.raises(UsageError, match=r"^ftp://host/x: expected a URL without credentials, got some in it. Take"):
+        Store("ftp://me:open-sesame@host/x")
 
 
 def test_an_unknown_scheme():

@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,11 +17,11 @@ import webdataset
 
 from dfer.data.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
 from dfer.errors import DataError, StorageError, UsageError
-from shards import output
+from dfer.storage import Folder
 from shards.__main__ import main
 from shards.build import build
-from shards.output import Output
-from shards.shard import BuildOptions
+from shards.output import only_writer
+from shards.shard import BuildOptions, _HashingFile
 from shards.sources import SOURCES
 from shards.verify import load_manifest
 from tests.unit.shards import rawkit
@@ -92,6 +94,18 @@ def test_tar_members_are_plain_and_without_time_or_owner(raw: Path, tmp_path: Pa
             clip = json.loads(tar.extractfile(members[-1]).read())  # type: ignore[union-attr]
             assert names[-1] == f"{clip['key']}.json"
             assert clip["num_frames"] == sum(n.startswith(f"{clip['key']}.") and n.endswith(".jpg") for n in names)
+
+
+@pytest.mark.parametrize("sizes", [[1], [262_144], [262_143, 1], [100_000] * 9, [700_000, 3], [524_288]])
+def test_chunks_are_hashed_whatever_the_writes(sizes: list[int]) -> None:
+    file = io.BytesIO()
+    hashing = _HashingFile(file)
+    for number, size in enumerate(sizes):
+        hashing.write(bytes([number]) * size)
+    data = file.getvalue()
+    chunks = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
+    assert hashing.chunks() == tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
+    assert hashing.sha256.hexdigest() == hashlib.sha256(data).hexdigest() and hashing.tell() == len(data)
 
 
 # webdataset leaves the closing of its files to the garbage collector.
@@ -331,7 +345,10 @@ def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError, match=r"expected room for the shards, got .*Free space") as caught:
+        with pytest.raises(
+            StorageError,
+            match=r"expected to write it, got (no space left. Free|File too large. Lift) .* Then run the same command",
+        ) as caught:
             build_small(raw, tmp_path / "out")
     assert caught.value.exit_code == 6
     assert not (tmp_path / "out/manifest.json").exists()
@@ -345,16 +362,16 @@ def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_no_permission(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out/fold_1")
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(output, "_publish", forbidden)
-    with pytest.raises(StorageError, match=r"got Permission denied \(out/fold_1\)\. Correct it"):
+    monkeypatch.setattr(Path, "replace", forbidden)
+    with pytest.raises(StorageError, match=r"build.json: expected to write it, got Permission denied. Check"):
         build_small(raw, tmp_path / "out")
 
 
 def test_a_second_builder_is_kept_out(raw: Path, tmp_path: Path) -> None:
     with (
-        Output(str(tmp_path / "out")).only_writer(),
+        only_writer(Folder(tmp_path / "out")),
         pytest.raises(StorageError, match="another dfer-shards build at work there"),
     ):
         build_small(raw, tmp_path / "out")
@@ -371,14 +388,14 @@ def test_any_fsspec_url(raw: Path, tmp_path: Path) -> None:
     url = f"memory://{tmp_path.name}"
     build(SOURCES["dfew"](raw), url, SMALL, progress=False)
     build_small(raw, tmp_path / "out")
-    out = Output(url)
+    out = Folder(url)
     assert {name: out.read(name) for name in out.names()} == snapshot(tmp_path / "out")
     assert build(SOURCES["dfew"](raw), url, SMALL, progress=False).made == 0
 
 
 @pytest.mark.parametrize("url", ["nosuchscheme://bucket/x", "sftp://host/x"])
 def test_an_address_nobody_can_open(raw: Path, url: str) -> None:
-    with pytest.raises(UsageError, match="expected a local path or a URL that fsspec can open"):
+    with pytest.raises(UsageError, match=r"expected a folder or an fsspec URL, got .* Correct the address."):
         build(SOURCES["dfew"](raw), url, SMALL, progress=False)
 
 
@@ -396,10 +413,12 @@ def test_a_store_without_credentials(raw: Path, no_credentials: None, capsys: py
     url = "s3://no-such-bucket/dfew"
     for arguments in (["build", "dfew", str(raw), url, "--jobs", "1"], ["verify", url], ["show", url]):
         assert main([*arguments]) == 6
-        assert capsys.readouterr().err == (
-            f"error: {url}: expected a store that answers, got Unable to locate credentials. "
-            "Check the URL, the network and the credentials that the store needs.\n"
+        told = capsys.readouterr().err
+        assert told.startswith(
+            f"error: {url}: expected to look at it, got Unable to locate credentials. "
+            "Check the URL, the network and the credentials that the store needs."
         )
+        assert ("finished shards are kept" in told) == (arguments[0] == "build") and told.count("\n") == 1
 
 
 def test_what_a_client_raises_in_the_midst_of_a_build_is_told_without_credentials(
@@ -408,11 +427,12 @@ def test_what_a_client_raises_in_the_midst_of_a_build_is_told_without_credential
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("PUT https://host/x?X-Amz-Signature=open-sesame failed")
 
-    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", refuse)
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.pipe_file", refuse)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(StorageError) as caught:
-        build(SOURCES["dfew"](raw), "memory://me:open-sesame@never-written", SMALL, progress=False)
+        build(SOURCES["dfew"](raw), "memory://never-written", SMALL, progress=False)
     assert str(caught.value).startswith(
-        "memory://never-written: expected a store that answers, got PUT https://host/x failed. Check the URL"
+        "memory://never-written/build.json: expected to write it, got PUT https://host/x failed (6 attempts). Check the"
     )
 
 

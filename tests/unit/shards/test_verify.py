@@ -43,7 +43,10 @@ def reseal(out: Path) -> None:
     plain = json.loads((out / "manifest.json").read_text())
     for shard in plain["shards"]:
         tar = (out / shard["path"]).read_bytes()
-        index = (out / shard["path"].replace(".tar", ".index.json")).read_bytes()
+        path = out / shard["path"].replace(".tar", ".index.json")
+        chunks = [hashlib.sha256(tar[at : at + 262_144]).hexdigest() for at in range(0, len(tar), 262_144)]
+        edit_json(path, lambda plain: plain.update(chunks=chunks))  # noqa: B023 - called at once
+        index = path.read_bytes()
         shard |= {"bytes": len(tar), "sha256": hashlib.sha256(tar).hexdigest()}
         shard |= {"index_sha256": hashlib.sha256(index).hexdigest()}
     (out / "manifest.json").write_text(json.dumps(plain))
@@ -198,6 +201,15 @@ def test_an_index_of_another_shard(out: Path) -> None:
     assert "is the index of fold_9/00000.tar" in problems(out, quick=True)
 
 
+def test_the_hash_of_a_chunk_disagrees(out: Path) -> None:
+    path = out / "fold_1/00000.index.json"
+    edit_json(path, lambda index: index.update(chunks=["0" * 64]))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_json(out / "manifest.json", lambda plain: plain["shards"][0].update(index_sha256=digest))
+    text = problems(out, quick=True)
+    assert "fold_1/00000.index.json: the sha256 of chunk 0 is not that of the tar" in text
+
+
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected a folder of shards with its manifest\.json, got none there"):
         load_manifest(str(tmp_path))
@@ -206,8 +218,8 @@ def test_no_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda plain: plain.update(version=2), "expected format version 1, got 2"),
-        (lambda plain: plain.pop("version"), "expected format version 1, got None"),
+        (lambda plain: plain.update(version=1), "expected format version 2, got 1"),
+        (lambda plain: plain.pop("version"), "expected format version 2, got None"),
         (lambda plain: plain.pop("shards"), "shards: required, but missing"),
         (lambda plain: plain["shards"][0].update(path="/etc/passwd"), "expected relative shard paths below the folder"),
         (lambda plain: plain["shards"][0].update(path="../x.tar"), "expected relative shard paths below the folder"),

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dfer.checkpoint import CheckpointConfig, Checkpoints
 from dfer.distributed import World, process_group
-from dfer.errors import CheckpointError, FencedError, NonFiniteLossError, StoppedError
+from dfer.errors import CheckpointError, DataError, FencedError, NonFiniteLossError, StoppedError
 from dfer.interruption import Stop
 from dfer.lease import Fence
-from dfer.recognition import ClipBatch
+from dfer.recognition import BadClip, ClipBatch
 from dfer.storage import Folder
 from dfer.training.engine import Engine, EngineConfig, build_engine
 from dfer.training.log import RunLog
@@ -32,6 +32,10 @@ class StubLoader:
 
     steps_per_epoch = PER_EPOCH
     wait_seconds = 0.0
+    max_bad = 2
+
+    def take_bad(self) -> list[BadClip]:
+        return []
 
     def __init__(self, *, stop_at: int | None = None, broken: int | None = None) -> None:
         self._stop_at, self._broken = stop_at, broken
@@ -118,7 +122,7 @@ def test_rates_follow_the_schedule_and_state_the_position(tmp_path: Path) -> Non
     rates = [r["lr"]["head"] for r in records(tmp_path)]
     assert rates == pytest.approx([0.3] * 5 + [0.15] * 5 + [0.075] * 5)
     (last,) = tmp_path.glob("checkpoints/step_00000015-*")
-    position = {"epoch": 3, "step": 0, "global_step": 15, "evaluate": False}
+    position = {"epoch": 3, "step": 0, "global_step": 15, "evaluate": False, "bad_clips": []}
     assert json.loads((last / "state.json").read_text()) == {"seed": 7, "training": position, "best": None}
 
 
@@ -286,3 +290,44 @@ def test_the_clips_of_every_step_are_recorded_on_request(tmp_path: Path) -> None
     run(tmp_path, StubLoader(), record_clips=True, epochs=1)
     told = [(r["step"], r["epoch"], r["clips"]) for r in records(tmp_path) if r["kind"] == "clips"]
     assert told == [(step, 0, [0, 1, 2, 3]) for step in range(1, 6)]
+
+
+# Clips that had to be replaced
+
+
+class SpoiltLoader(StubLoader):
+    """At some steps a clip had to be replaced."""
+
+    def __init__(self, bad: dict[int, str], **more: Any) -> None:
+        super().__init__(**more)
+        self._bad = bad
+
+    def take_bad(self) -> list[BadClip]:
+        key = self._bad.get(self.served[-1])
+        return [BadClip(key=key, epoch=0, cause="not a JPEG", replaced_by="z")] if key else []
+
+
+def test_replaced_clips_are_recorded_and_counted_once_over_a_stop(tmp_path: Path) -> None:
+    bad = {1: "a", 6: "a", 8: "b"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, SpoiltLoader(bad, stop_at=7), every_steps=1)
+    run(tmp_path, SpoiltLoader(bad), every_steps=1)
+    told = [(r["step"], r["key"], r["replaced_by"], r["cause"]) for r in records(tmp_path) if r["kind"] == "bad_clip"]
+    assert told == [(2, "a", "z", "not a JPEG"), (7, "a", "z", "not a JPEG"), (9, "b", "z", "not a JPEG")]
+    latest = Checkpoints(Folder(tmp_path), world=World()).latest()
+    assert latest is not None and latest.state["training"]["bad_clips"] == ["a", "b"]
+
+
+def test_more_replaced_clips_than_allowed_stop_the_run(tmp_path: Path) -> None:
+    """The third one comes after a stop: those before it count."""
+    bad = {1: "a", 3: "b", 7: "c"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, SpoiltLoader(bad, stop_at=5), every_steps=1)
+    loader = SpoiltLoader(bad)
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, loader, every_steps=1)
+    assert loader.served == [5, 6, 7]
+    assert str(caught.value) == (
+        "training clips: expected at most 2 bad clips, as data.max_bad_share allows, got 3 (a, b, c; the last: "
+        "not a JPEG). metrics.jsonl lists them; mend the shards, or allow more."
+    )

@@ -1,0 +1,98 @@
+"""Which clips a rank reads when, and which shards its node needs from when to when. Pure, so every worker knows all."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfer.config import ConfigProblem
+from dfer.data.order import accumulation, epoch_order, num_steps, partitioned_order, step_slice
+from dfer.data.sampling import REPLACEMENT, clip_rng
+from dfer.distributed import World
+
+Ids = NDArray[np.int64]
+REPLACEMENTS = 10
+"""Clips that are tried in the place of a bad one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The micro-batches of one rank, numbered from 0 in every epoch. shard_of: shard of every clip, int64 [N]."""
+
+    shard_of: Ids
+    world: World
+    seed: int
+    train: bool
+    global_batch: int
+    micro_batch: int
+    partitions: int = 1
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.shard_of)
+
+    @property
+    def steps(self) -> int:
+        """Global steps of an epoch; training leaves out the last, partial one."""
+        return num_steps(self.num_clips, self.global_batch, drop_last=self.train)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a whole step."""
+        return -(-self.global_batch // (self.world.size * self.micro_batch))
+
+    def check(self) -> None:
+        """Raise ConfigProblem for a training that cannot be cut into steps."""
+        accumulation(self.global_batch, world_size=self.world.size, micro_batch=self.micro_batch)
+        self.order(0)  # reports partitions that do not divide the batch now rather than after the model is built
+        if not self.steps:
+            raise ConfigProblem(
+                f"batch: expected at most the {self.num_clips} clips of the training partitions, "
+                f"got {self.global_batch}. Set a smaller batch or add partitions"
+            )
+
+    def numbers(self, start_step: int) -> range:
+        """Micro-batches from a global step to the end of the epoch."""
+        if not self.steps:
+            return range(0)
+        last = self.num_clips - (self.steps - 1) * self.global_batch
+        share = -(-min(last, self.global_batch) // self.world.size)
+        end = (self.steps - 1) * self.accumulation + -(-share // self.micro_batch)
+        return range(start_step * self.accumulation, end)
+
+    def ids(self, order: Ids, number: int) -> Ids:
+        """The clips of a micro-batch, given the order of its epoch; PADDING fills up."""
+        step, part = divmod(number, self.accumulation)
+        share = step_slice(
+            order, step=step, global_batch=self.global_batch, rank=self.world.rank, world_size=self.world.size
+        )
+        return share[part * self.micro_batch : (part + 1) * self.micro_batch]
+
+    def order(self, epoch: int) -> Ids:
+        """All clips in the order of an epoch, int64 [N]."""
+        if not self.train:
+            return np.arange(self.num_clips)
+        if self.partitions == 1:
+            return epoch_order(self.num_clips, seed=self.seed, epoch=epoch)
+        return partitioned_order(
+            self.shard_of, partitions=self.partitions, global_batch=self.global_batch, seed=self.seed, epoch=epoch
+        )
+
+    def uses(self, order: Ids, start_step: int) -> tuple[Ids, Ids]:
+        """First and last step from `start_step` on in which this node reads each shard, int64 [shards]; -1 = never."""
+        at = np.arange(start_step * self.global_batch, min(self.num_clips, self.steps * self.global_batch))
+        step, within = np.divmod(at, self.global_batch)
+        in_step = np.minimum(self.global_batch, self.num_clips - step * self.global_batch)
+        rank = within // -(-in_step // self.world.size)
+        mine = rank // self.world.local_size == self.world.rank // self.world.local_size
+        shards, steps = self.shard_of[order[at[mine]]], step[mine]
+        first, last = (np.full(int(self.shard_of.max(initial=-1)) + 1, -1, np.int64) for _ in range(2))
+        last[shards] = steps  # of several values for one place the last one stays
+        first[shards[::-1]] = steps[::-1]
+        return first, last
+
+    def replacements(self, epoch: int, index: int) -> list[int]:
+        """Clips to take in the place of a bad one: drawn from (seed, epoch, clip), the same on all ranks and after a
+        resume."""
+        draws = clip_rng(self.seed, epoch, index, purpose=REPLACEMENT).integers(self.num_clips, size=REPLACEMENTS)
+        return [int(draw) for draw in draws if draw != index]

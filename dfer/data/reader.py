@@ -1,0 +1,151 @@
+"""What a worker process does with a request: fetch the clips' frames, decode them, look ahead."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from dfer.data.ahead import ReadAhead
+from dfer.data.clips import ClipSet
+from dfer.data.decode import decode
+from dfer.data.plan import Plan
+from dfer.data.remote_shards import Pending
+from dfer.data.sampling import clip_rng, test_frames, train_frames
+from dfer.errors import DataError, DferError
+from dfer.recognition import PADDING, BadClip
+
+Ids = NDArray[np.int64]
+Request = tuple[int, int, int]
+"""Epoch, its first step in this stretch of the run, and the number of a micro-batch in the epoch."""
+Parts = dict[str, Any]
+LOOK_AHEAD = 2
+"""Requests of a worker whose frames are under way while one is decoded."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Frames of a clip at these positions. pending: their bytes under way, where they are far away."""
+
+    positions: Ids
+    pending: Pending | None
+
+
+class Reader(Dataset[Parts | DferError]):
+    """Reads and decodes the clips of one request; runs in a worker process or in the training process."""
+
+    def __init__(
+        self, clips: ClipSet, plan: Plan, *, frames: int, size: int, replace_bad: bool = False, read_ahead: bool = True
+    ) -> None:
+        self._clips, self._plan = clips, plan
+        self._frames, self._size = frames, size
+        self._replace_bad, self._reads_ahead = replace_bad, read_ahead
+        self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
+        self._wanted: dict[int, list[_Wanted | None]] = {}
+        self._ahead: ReadAhead | None = None
+
+    def __getitem__(self, request: Request) -> Parts | DferError:
+        """Fields of a ClipBatch and `bad`; an error is returned, since DataLoader would bury it in a traceback."""
+        epoch, start, number = request
+        try:
+            self._enter(epoch, start)
+            ids = self._plan.ids(self._order, number).copy()
+            wanted = self._wanted.pop(number, None) or self._want(ids, epoch)
+            self._look_ahead(epoch, number)
+            return self._decoded(ids, wanted, epoch)
+        except DferError as error:
+            return error
+
+    def _decoded(self, ids: Ids, wanted: list[_Wanted | None], epoch: int) -> Parts:
+        frames = np.empty((len(ids), self._frames, self._size, self._size, 3), np.uint8)
+        bad = []
+        for row, clip in enumerate(wanted):
+            if clip is None:
+                frames[row] = 0
+                continue
+            try:
+                self._read(int(ids[row]), clip, frames[row])
+            except DataError as error:
+                if not self._replace_bad:
+                    raise
+                ids[row], found = self._replaced(int(ids[row]), epoch, frames[row], error)
+                bad.append(found)
+        return {
+            "frames": torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
+            "labels": torch.from_numpy(np.where(ids == PADDING, 0, self._clips.labels[ids])),
+            "index": torch.from_numpy(ids),
+            "bad": bad,
+        }
+
+    def _read(self, index: int, wanted: _Wanted, out: NDArray[np.uint8]) -> None:
+        """Decode the sampled frames of a clip into `out` [T H W C]."""
+        distinct, where = wanted.positions, self._clips.where(index)
+        jpegs = self._clips.read(index, distinct, wanted.pending)
+        for row, (at, jpeg) in enumerate(zip(distinct, jpegs, strict=True)):
+            decode(jpeg, size=self._size, where=f"{where}, frame {at}", out=out[row])
+        out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip stands more than once
+
+    def _replaced(self, index: int, epoch: int, out: NDArray[np.uint8], error: DataError) -> tuple[int, BadClip]:
+        """Read another clip in the place of a bad one. Raises the error when that many others are bad as well."""
+        for other in self._plan.replacements(epoch, index):
+            try:
+                self._read(other, self._wanted_of(other, epoch), out)
+            except DataError:
+                continue
+            keys = self._clips.key(index), self._clips.key(other)
+            return other, BadClip(key=keys[0], epoch=epoch, cause=str(error), replaced_by=keys[1])
+        raise error
+
+    def _want(self, ids: Ids, epoch: int) -> list[_Wanted | None]:
+        return [None if index == PADDING else self._wanted_of(int(index), epoch) for index in ids]
+
+    def _wanted_of(self, index: int, epoch: int) -> _Wanted:
+        positions = np.unique(self._positions(self._clips.num_frames(index), index, epoch))
+        return _Wanted(positions, self._clips.prefetch(index, positions))
+
+    def _positions(self, num_frames: int, index: int, epoch: int) -> Ids:
+        if self._plan.train:
+            return train_frames(num_frames, self._frames, clip_rng(self._plan.seed, epoch, index))
+        return test_frames(num_frames, self._frames)
+
+    def _enter(self, epoch: int, start: int) -> None:
+        """Make the schedule of an epoch when its first request comes."""
+        if self._stretch == (epoch, start):
+            return
+        self._stretch, self._order = (epoch, start), self._plan.order(epoch)
+        self._wanted.clear()
+        if self._reads_ahead and not self._clips.store.is_local:
+            self._ahead = self._ahead or ReadAhead(self._clips.store)
+            self._schedule(self._ahead, start)
+
+    def _schedule(self, ahead: ReadAhead, start: int) -> None:
+        first, last = self._plan.uses(self._order, start)
+        worker, workers = _place()
+        world, shards = self._plan.world, self._clips.table.shards
+        used = [number for number in np.argsort(first, kind="stable").tolist() if first[number] >= 0]
+        in_set = np.bincount(self._clips.shard_of, minlength=len(shards))
+        # Of a shard of which this set has a few clips only, only those are fetched.
+        whole = [shards[number] for number in used if 2 * in_set[number] >= shards[number].clips]
+        share = whole[world.local_rank * workers + worker :: world.local_size * workers]
+        ahead.begin(share, {shards[number].sha256: int(last[number]) for number in used}, start)
+
+    def _look_ahead(self, epoch: int, number: int) -> None:
+        """Start on this worker's next requests, which DataLoader gives to the workers in turn."""
+        if self._clips.store.is_local:
+            return
+        workers, end = _place()[1], self._plan.numbers(0).stop
+        for following in range(number + workers, min(end, number + LOOK_AHEAD * workers + 1), workers):
+            if following not in self._wanted:
+                self._wanted[following] = self._want(self._plan.ids(self._order, following), epoch)
+        if self._ahead is not None:
+            self._ahead.reach(number // self._plan.accumulation)
+            if number + workers >= end:
+                self._ahead.finish()
+
+
+def _place() -> tuple[int, int]:
+    """Number of this worker process, and how many there are."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
