@@ -303,7 +303,7 @@ class Folder:
 
     def _put(self, name: str | Path, work: Callable[[Any, str], Any]) -> None:
         try:
-            self._do(name, "to write it", work)
+            self._do(name, "to write it", lambda _, path: work(self._patient_client(), path))
         except FileNotFoundError as error:  # no such bucket
             raise storage_error(self.where(name), error, doing="to write it") from error
 
@@ -330,10 +330,14 @@ class Folder:
                 raise
             raise storage_error(self.where(name), error, doing=doing) from error
 
+    def _patient_client(self) -> Any:
+        """For large files that are sent in parts: the client tries each part again, `Retry` the whole."""
+        return client(self.url, what=self._what)[0]
+
     @property
     def _fs(self) -> Any:
         if self._client is None:
-            self._client, self._root = client(self.url, what=self._what)
+            self._client, self._root = client(self.url, what=self._what, tries_once=True)
         return self._client
 
     def _path(self, name: str) -> str:
