@@ -30,6 +30,7 @@ EXAMPLES = {
     "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
     "report": "dfer report runs/dfew/dfer_clip",
     "bench loader": "dfer bench loader demo/shards\n  dfer bench loader data/dfew --seconds 20",
+    "bench save": "dfer bench save\n  dfer bench save --out s3://bucket/bench",
     "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
 }
 
@@ -108,6 +109,11 @@ def parser() -> argparse.ArgumentParser:
     sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
     sub.add_argument("shards", help="shard folder of 224 px frames")
     sub.add_argument("--seconds", type=float, default=10.0)
+    sub = _command(bench, "save", _bench_save, "what saving in the background costs a step at full size")
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    sub.add_argument("--clips", type=int, default=2)
+    sub.add_argument("--saves", type=int, default=5)
+    sub.add_argument("--out", help="folder or URL to save to; default: a temporary folder")
     sub = _command(bench, "step", _bench_step, "clips/s of a training step at full size")
     sub.add_argument("--arch", default="ViT-B-32-quickgelu")
     sub.add_argument("--clips", type=int, default=2)
@@ -256,6 +262,12 @@ def _bench_loader(args: argparse.Namespace) -> None:
     from dfer.bench.loader import bench_loader
 
     bench_loader(args.shards, seconds=args.seconds)
+
+
+def _bench_save(args: argparse.Namespace) -> None:
+    from dfer.bench.save import bench_save
+
+    bench_save(arch=args.arch, clips=args.clips, saves=args.saves, out=args.out)
 
 
 def _bench_step(args: argparse.Namespace) -> None:

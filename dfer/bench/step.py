@@ -45,7 +45,7 @@ def bench_step(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = DferClipConfig(towers=TowersConfig(arch=arch, image_size=size))
         model = build(config, label_set("basic7"), num_frames=frames, seed=0).to(device)
-        step = _step(model, _batch(clips, frames, model.image_size, device), precision)
+        step = _step(model, clips_of_noise(clips, frames, model.image_size, device), precision)
         seconds = [_timed(step, device) for _ in range(steps + 1)][1:]
         used = torch.get_num_threads()
     finally:
@@ -57,7 +57,8 @@ def bench_step(
             "seconds": seconds, "clips_per_second": rate}  # fmt: skip
 
 
-def _batch(clips: int, frames: int, size: int, device: torch.device) -> ClipBatch:
+def clips_of_noise(clips: int, frames: int, size: int, device: torch.device) -> ClipBatch:
+    """A batch of random pixels, labels in turn."""
     pictures = torch.randint(0, 256, (clips, frames, 3, size, size), dtype=torch.uint8)
     batch = ClipBatch(frames=pictures, labels=torch.arange(clips) % 7, index=torch.arange(clips))
     return batch.to(device)
