@@ -30,6 +30,7 @@ EXAMPLES = {
     "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
     "report": "dfer report runs/dfew/dfer_clip",
     "bench loader": "dfer bench loader demo/shards\n  dfer bench loader data/dfew --seconds 20",
+    "bench resume": "dfer bench resume configs/demo.yaml data.shards=demo/shards",
     "bench save": "dfer bench save\n  dfer bench save --out s3://bucket/bench",
     "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
 }
@@ -109,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
     sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
     sub.add_argument("shards", help="shard folder of 224 px frames")
     sub.add_argument("--seconds", type=float, default=10.0)
+    sub = _command(bench, "resume", _bench_resume, "seconds to the next step of a killed run, beside a fresh one")
+    sub.add_argument("config", type=Path, help="YAML file, see configs/")
+    sub.add_argument("overrides", nargs="*", metavar="a.b=c")
     sub = _command(bench, "save", _bench_save, "what saving in the background costs a step at full size")
     sub.add_argument("--arch", default="ViT-B-32-quickgelu")
     sub.add_argument("--clips", type=int, default=2)
@@ -262,6 +266,12 @@ def _bench_loader(args: argparse.Namespace) -> None:
     from dfer.bench.loader import bench_loader
 
     bench_loader(args.shards, seconds=args.seconds)
+
+
+def _bench_resume(args: argparse.Namespace) -> None:
+    from dfer.bench.resume import bench_resume
+
+    bench_resume(args.config, args.overrides)
 
 
 def _bench_save(args: argparse.Namespace) -> None:

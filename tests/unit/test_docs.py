@@ -113,6 +113,14 @@ def test_relative_links_resolve(page: Path) -> None:
     assert not broken
 
 
+def test_every_test_the_promises_name_exists() -> None:
+    named = re.findall(
+        r"`((?:unit|integration|cluster|hostile)/[\w/.]*|[\w]+\.py)`", (DOCS / "reliability.md").read_text()
+    )
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_links_are_found_at_all() -> None:
     assert ("docs/images/synthetic_faces.png", "") in links(Path("README.md"))
     assert ("shard_format.md", "the-tar") in links(Path("docs/data.md"))
