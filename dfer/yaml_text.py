@@ -5,7 +5,7 @@ long as the file, and raises whatever its parts raise. Here a file is small, fla
 """
 
 from collections.abc import Hashable
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -39,13 +39,13 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=event.start_mark)
+            raise _problem("aliases (*name) are not read", event)
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"tags ({event.tag}) are not read", problem_mark=event.start_mark)
+            raise _problem(f"tags ({event.tag}) are not read", event)
         if self.depth == MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+            raise _problem(f"nested deeper than {MAX_DEPTH}", event)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -55,14 +55,19 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
         if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"{twice!r} stands there twice", problem_mark=node.start_mark)
+            raise _problem(f"{twice!r} stands there twice", node)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        number = cast(int, super().construct_yaml_int(node))
+        number = super().construct_yaml_int(node)
         if not -(2**63) <= number < 2**63:
-            raise yaml.MarkedYAMLError(problem="a whole number of more than 64 bits", problem_mark=node.start_mark)
+            raise _problem("a whole number of more than 64 bits", node)
         return number
+
+
+def _problem(text: str, at: Any) -> yaml.YAMLError:
+    """An error that says where in the text. at: an event or node."""
+    return yaml.MarkedYAMLError(problem=text, problem_mark=at.start_mark)
 
 
 # `2026-02-30` is text to us, not a date that does not exist.

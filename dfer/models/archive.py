@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_PICKLE_BYTES = 4 * 2**20
+MAX_PICKLE_BYTES = 2 * 2**20
 """Largest `data.pkl`; of the largest CLIP with the state of its optimizer it has a tenth of that."""
 MAX_ENTRIES = 100_000
 MAX_DIMENSIONS = 16
@@ -138,7 +138,8 @@ class Archive:
             raise NotAnArchive(f"no {name[:80]!r} of at most {most} bytes in it")
         data = bytearray(entry.file_size)
         with self._zip.open(entry) as file:
-            if file.readinto(data) != len(data) or file.read(1):  # the end is where its checksum is compared
+            buffer: Any = file  # one of `io`'s, which typeshed does not tell
+            if buffer.readinto(data) != len(data) or file.read(1):  # the end is where its checksum is compared
                 raise NotAnArchive(f"{name[:80]!r} is cut off")
         return data
 

@@ -5,6 +5,7 @@ Letters: N pictures, C colours, H height, W width of a picture (of a token in te
 
 import functools
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,10 +150,22 @@ def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int |
     weights = {_plain_name(name): value for name, value in weights.items()}
     weights = {name: value.float() for name, value in weights.items() if name not in NOT_NEEDED}
     if resize is not None:
+        _check_positions(weights.get("visual.positional_embedding"), where=where)
         resize_pos_embed(weights, clip)
     own = {name: value for name, value in clip.state_dict().items() if name not in NOT_NEEDED}
     check_names(weights, own, where=where, do="Set `arch` to the architecture of this file.")
     clip.load_state_dict(weights, strict=False)
+
+
+def _check_positions(positions: Tensor | None, *, where: object) -> None:
+    """Raise CheckpointError unless they are those of a square of patches and one token, which can be resized."""
+    if positions is None:
+        return
+    side = math.isqrt(max(len(positions) - 1, 0)) if positions.dim() == 2 else 0
+    if not side or side**2 + 1 != len(positions):
+        got = f"visual.positional_embedding of {tuple(positions.shape)}"
+        do = "Leave model.towers.image_size out."
+        raise CheckpointError(message(where, expected="positions of a square of patches", got=got, do=do))
 
 
 def _plain_name(name: str) -> str:

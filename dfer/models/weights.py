@@ -34,7 +34,8 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(
             message(path, expected="a file of weights", got="no such file", do="Check the path; null stands for none.")
         )
-    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    weights = {name: value for name, value in read.items() if not value.is_complex()}  # no model has such
     if not weights:
         raise CheckpointError(
             message(path, expected="tensors by name, or a `state_dict` of them", got="none",
@@ -49,7 +50,7 @@ def _read_safetensors(path: Path) -> Weights:
             header = int.from_bytes(file.read(8), "little")
         if header > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {header} bytes")
-        return safetensors.torch.load_file(path)
+        return dict(safetensors.torch.load_file(path))
     except Exception as error:  # a damaged header fails in the parser's own classes
         raise CheckpointError(
             message(path, expected="a whole safetensors file", got=f"a damaged one ({error})", do="Copy it again.")

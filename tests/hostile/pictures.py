@@ -7,7 +7,7 @@ from pathlib import Path
 from dfer.data.decode import decode
 from dfer.predict import read_clip
 from tests.hostile import pictures_kit
-from tests.hostile.shards import rng
+from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
 COUNT = 260

@@ -7,7 +7,7 @@ from shards.frames import store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.hostile import pictures_kit
 from tests.hostile.guard import wrong_shape
-from tests.hostile.shards import rng
+from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
 COUNT = 160

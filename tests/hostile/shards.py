@@ -4,7 +4,6 @@ shards as well as we can. Read by `dfer-shards verify` and `show`, and on the wa
 import copy
 import hashlib
 import json
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,8 +103,3 @@ READS: dict[str, Callable[[Path], object]] = {
     "show": lambda at: describe(load_manifest(str(at / "shards"))),
     "train": _train,
 }
-
-
-def rng(kind: str) -> random.Random:
-    """The draws of a kind, the same every time."""
-    return random.Random(f"dfer/{kind}")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.hostile import pictures_kit, shards, values
-from tests.hostile.shards import Seeds, rng
+from tests.hostile.shards import Seeds
+from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
 COUNT = 520

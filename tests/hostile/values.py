@@ -22,6 +22,11 @@ TEXTS = ("", "x", "\0", "\ud800", "\x1b]0;x\x07", "<script>alert(1)</script>", "
          "{{7*7}}", "%s%n", "1e5", "nan", "null", "\u0661\u0662", "a" * 20_000, "\n" * 50, "${jndi:x}")  # fmt: skip
 
 
+def rng(kind: str) -> random.Random:
+    """The draws of a kind, the same every time."""
+    return random.Random(f"dfer/{kind}")
+
+
 def deep(levels: int, *, mapping: bool = False) -> Any:
     """A list in a list in a list, or the same of mappings."""
     value: Any = 0
