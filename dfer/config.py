@@ -118,7 +118,7 @@ def _override(text: str) -> dict[str, Any]:
     if not equals or not key or key.count(".") > MAX_BASES:
         raise ConfigProblem(message("override", expected="key.sub=value", got=_shown(text), do="Write it as seed=2."))
     try:
-        plain: Any = parse(value.encode(errors="surrogateescape"))
+        plain: Any = parse(value.encode(errors="surrogatepass"))
     except YamlProblem as error:
         got = f"{_shown(value)} ({error})"
         raise ConfigProblem(message(key, expected="a YAML value", got=got, do="Put it in quotes.")) from error
