@@ -79,7 +79,9 @@ def _read(path: Path) -> bytes:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         do = "Give the path of a YAML file."
-        raise ConfigProblem(message(path, expected="a YAML file", got=f"one that cannot be read ({error})", do=do)) from error
+        raise ConfigProblem(
+            message(path, expected="a YAML file", got=f"one that cannot be read ({error})", do=do)
+        ) from error
 
 
 def _mapping(data: bytes, where: object) -> dict[str, Any]:
@@ -200,7 +202,13 @@ def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
 def _tuple(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(plain, list | tuple):
         return _checked(plain, False, where, problems, expected="a list")
-    if kind is int and plain and all(type(x) is int for x in plain) and _fits(int, min(plain)) and _fits(int, max(plain)):
+    if (
+        kind is int
+        and plain
+        and all(type(x) is int for x in plain)
+        and _fits(int, min(plain))
+        and _fits(int, max(plain))
+    ):
         return tuple(plain)  # a shard index holds a million of them
     built = []
     for i, item in enumerate(plain):
@@ -278,7 +286,9 @@ def _checked(plain: Any, ok: bool, where: str, problems: list[str], *, expected:
         hint = ""
         if isinstance(plain, str) and expected == _NAMES[float] and _is_number(plain):
             hint = f". YAML reads {plain} as text: write it with a point, {_with_point(plain)}, and no quotes"
-        problems.append(f"{where or 'top level'}: expected {expected}, got {_shown(plain)} ({type(plain).__name__}){hint}")
+        problems.append(
+            f"{where or 'top level'}: expected {expected}, got {_shown(plain)} ({type(plain).__name__}){hint}"
+        )
     return plain
 
 

@@ -7,7 +7,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
 MAX_CHARACTERS = 4000
 """Longest message; a file that is quoted in one may be of any length."""
 

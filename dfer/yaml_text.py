@@ -22,8 +22,8 @@ def parse(text: bytes) -> Any:
     """Mappings, lists, text, numbers up to 64 bits, true, false and null of one YAML document.
 
     Raises:
-        YamlProblem: larger than MAX_BYTES, not UTF-8, not YAML, nested deeper than MAX_DEPTH, or with an alias, a tag or
-            a key twice.
+        YamlProblem: larger than MAX_BYTES, not UTF-8, not YAML, nested deeper than MAX_DEPTH, or with an alias, a tag
+            or a key twice.
     """
     if len(text) > MAX_BYTES:
         raise YamlProblem(f"{len(text):,} bytes, more than {MAX_BYTES:,}")

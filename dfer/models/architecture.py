@@ -22,8 +22,8 @@ MAX_PATCHES = 64
 LIMITS: dict[str, float] = {
     "embed_dim": 4096, "layers": 64, "width": 4096, "heads": 128, "head_width": 256, "mlp_ratio": 8.0,
     "patch_size": 64, "image_size": 1024, "context_length": 256, "vocab_size": 2**17, "patch_dropout": 1.0,
-    "ls_init_value": 1.0, "timm_drop": 1.0, "timm_drop_path": 1.0, "attn_pooler_queries": 1024, "attn_pooler_heads": 128,
-    "pad_id": 2**17, "eos_id": 2**17,
+    "ls_init_value": 1.0, "timm_drop": 1.0, "timm_drop_path": 1.0, "attn_pooler_queries": 1024,
+    "attn_pooler_heads": 128, "pad_id": 2**17, "eos_id": 2**17,
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
 

@@ -90,9 +90,7 @@ def _own_name(name: str) -> str:
 def _check_settings(model: DferClip, released: Weights, path: Path) -> None:
     """Compare what the shapes tell with the configuration, so that a message names a setting and not a tensor."""
     contexts, config = released[CONTEXTS], model.config
-    depth = 1 + max(
-        (int(n) for name in released for n in re.findall(rf"^{LAYER}\.", name)), default=-1
-    )
+    depth = 1 + max((int(n) for name in released for n in re.findall(rf"^{LAYER}\.", name)), default=-1)
     found = {
         "model.num_contexts": (contexts.shape[-2], config.num_contexts),
         "model.shared_contexts": (contexts.dim() == 2, config.shared_contexts),

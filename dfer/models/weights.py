@@ -82,7 +82,9 @@ def _state(content: Any) -> Mapping[str, Any]:
             return _flat(content)
         if not isinstance(content, Mapping):
             return {}
-        inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping | Call)), None)
+        inner = next(
+            (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping | Call)), None
+        )
         if inner is None:
             break
         content = inner

@@ -24,7 +24,9 @@ def read_record(path: Path) -> dict[str, Any]:
         found = error
     if not isinstance(found, dict):
         do = "Delete the folder, or choose another."
-        raise DataError(message(path, expected="the record of generated faces, a JSON object", got=str(found)[:200], do=do))
+        raise DataError(
+            message(path, expected="the record of generated faces, a JSON object", got=str(found)[:200], do=do)
+        )
     return found
 
 

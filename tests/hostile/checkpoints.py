@@ -19,7 +19,7 @@ from dfer.storage import Folder
 from dfer.training.engine import Engine
 from dfer.training.loop import resume
 from dfer.training.state import check_names, check_shapes
-from tests.hostile import values, weights
+from tests.hostile import tensors_kit, values
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
@@ -68,10 +68,6 @@ def seeds(folder: Path) -> Seeds:
     return Seeds(run=run, newest=newest.relative_to(run), lease=lease.relative_to(run), model=model)
 
 
-def warm_up(seeds: Seeds) -> None:
-    """Nothing more is loaded late."""
-
-
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     draw = rng("checkpoints")
     yield _case(seeds, "as it was saved", {})
@@ -83,12 +79,19 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         yield _case(seeds, f"state: {how}", {"state.json": text})
     for path in values.PATHS:
         files = {**manifest["files"], path: manifest["files"]["state.json"]}
-        yield _case(seeds, f"a file {path[:20]!r}", {"manifest.json": values.as_json({**manifest, "files": files})}, sign=False)
+        yield _case(
+            seeds, f"a file {path[:20]!r}", {"manifest.json": values.as_json({**manifest, "files": files})}, sign=False
+        )
     for tree in values.drawn(values.trees(), 50):
         key = draw.choice(sorted(STATE))
         yield _case(seeds, f"{key} {tree!r:.50}", {"state.json": values.as_json({**STATE, key: tree})})
-        yield _case(seeds, f"manifest's files {tree!r:.40}", {"manifest.json": values.as_json({**manifest, "files": tree})}, sign=False)
-    headers = [data for _, suffix, data in weights._headers(draw) if suffix == "safetensors" and len(data) < 1_000_000]
+        yield _case(
+            seeds,
+            f"manifest's files {tree!r:.40}",
+            {"manifest.json": values.as_json({**manifest, "files": tree})},
+            sign=False,
+        )
+    headers = [data for _, suffix, data in tensors_kit.headers() if suffix == "safetensors" and len(data) < 1_000_000]
     for number, data in enumerate(headers):
         yield _case(seeds, f"tensors {number}", {draw.choice(FILES[:2]): data})
     for name, tricks in TRICKS.items():
@@ -177,13 +180,26 @@ TRICKS: dict[str, Callable[[Path, Seeds], None]] = {
     "a large state": _large("state.json"),
     "large weights": _large("weights.safetensors"),
     "a manifest that is a folder": lambda run, seeds: (
-        (run / seeds.newest / "manifest.json").unlink(), (run / seeds.newest / "manifest.json").mkdir()
+        (run / seeds.newest / "manifest.json").unlink(),
+        (run / seeds.newest / "manifest.json").mkdir(),
     )[-1],
-    "strange names": _named("step_00000009", "step_\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0669-g1-00000000", "step_99999999999999-g1-0a0a0a0a",
-                            "step_00000009-g1-zzzzzzzz", "\x1b[2J", "step_00000009-g-1-00000000", "a\nb", "\udcff"),
+    "strange names": _named(
+        "step_00000009",
+        "step_\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0669-g1-00000000",
+        "step_99999999999999-g1-0a0a0a0a",
+        "step_00000009-g1-zzzzzzzz",
+        "\x1b[2J",
+        "step_00000009-g-1-00000000",
+        "a\nb",
+        "\udcff",
+    ),
     "a later step of the same lease": _named("step_00000099-g1-0a0a0a0a", "step_99999999-g999999999-ffffffff"),
-    "a lease of the far future": lambda run, seeds: shutil.copy(run / seeds.lease, run / "lease" / "999999-ffffffff.json"),
-    "many leases": lambda run, seeds: [shutil.copy(run / seeds.lease, run / "lease" / f"{n:06d}-ffffffff.json") for n in range(1, 400)],
+    "a lease of the far future": lambda run, seeds: shutil.copy(
+        run / seeds.lease, run / "lease" / "999999-ffffffff.json"
+    ),
+    "many leases": lambda run, seeds: [
+        shutil.copy(run / seeds.lease, run / "lease" / f"{n:06d}-ffffffff.json") for n in range(1, 400)
+    ],
     "a lease that is a folder": lambda run, seeds: (run / "lease" / "000099-ffffffff.json").mkdir(),
     "a large lease": lambda run, seeds: (run / seeds.lease).write_bytes(b" " * 2_000_000),
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""What a process that reads hostile files may not do, watched from inside it: run, reach out, write elsewhere, hang, grow.
+"""What a process that reads hostile files may not do, watched from inside: run, reach out, write elsewhere, hang, grow.
 
 An audit hook sees every file that Python opens, every module, process and connection. It cannot be taken off again, so
 that it lives in a process of its own, which `tests.hostile.worker` is. Native code opens files without telling Python;
@@ -24,7 +24,7 @@ from dfer.errors import DferError
 LIMIT_S = 20.0
 """Seconds a case may take on a busy machine; the process is ended then, with the stack on its error stream."""
 LIMIT_MIB = 1024
-"""Most memory of the process, in MiB: resident pages, those of Python and of torch's libraries among them. Address space
+"""Most memory of the process, in MiB: resident pages, those of Python and torch themselves among them. Address space
 would be of no use here: torch reserves gigabytes of it on import and touches little."""
 SAFETY_NET = 4 * 2**30
 """Address space on top of what the imports took, so that a bomb that goes off does not take the machine with it."""
@@ -43,8 +43,18 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.syml
            "os.truncate", "os.utime", "os.setxattr", "shutil.rmtree", "shutil.copyfile", "shutil.move",
            "shutil.unpack_archive", "tempfile.mkstemp", "tempfile.mkdtemp")  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CODECS = ("utf_8_sig", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "utf_32_le", "utf_32_be", "latin_1", "idna",
-          "unicode_escape")
+CODECS = (
+    "utf_8_sig",
+    "utf_16",
+    "utf_16_le",
+    "utf_16_be",
+    "utf_32",
+    "utf_32_le",
+    "utf_32_be",
+    "latin_1",
+    "idna",
+    "unicode_escape",
+)
 """Imported when they are first used, which must not look like an import that a file asked for."""
 
 
@@ -63,15 +73,23 @@ class Outcome:
 class Guard:
     """Watches this process while `run` does something. home: the only folder below which that may touch anything.
 
-    mark: a path that hostile payloads try to make.
+    mark: a path that hostile payloads try to make. limit_s: seconds a case may take.
     """
 
-    def __init__(self, home: Path, *, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, home: Path, *, mark: Path, limit_s: float = LIMIT_S) -> None:
+        self.mark, self._limit_s = mark, limit_s
         self._home = os.path.realpath(home)
         # Where code and its data lie, and what a system tells of itself.
         root = Path(__file__).parents[2]
-        code = {str(root), sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), "/usr", "/lib", "/etc/mime.types"}
+        code = {
+            str(root),
+            sys.prefix,
+            sys.base_prefix,
+            os.path.realpath(sys.executable),
+            "/usr",
+            "/lib",
+            "/etc/mime.types",
+        }
         self._readable = tuple(os.path.realpath(path) for path in code)
         self._exact = {"/dev/null", "/dev/urandom", "/etc/localtime"}
         self._armed = False
@@ -89,7 +107,7 @@ class Guard:
         self._seen.clear()
         start = time.monotonic()
         refused, fault, text = False, "", ""
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+        faulthandler.dump_traceback_later(self._limit_s, exit=True)
         try:
             with self._watching():
                 work()
@@ -158,9 +176,9 @@ def _full(path: Any, arguments: tuple[Any, ...]) -> str:
     """The path without links and relative parts. `shutil.rmtree` names files relative to an open folder."""
     text = os.fsdecode(path)
     folders = [number for number in arguments if isinstance(number, int) and number > 2]
-    if not os.path.isabs(text) and folders:
+    if not text.startswith("/") and folders:
         with contextlib.suppress(OSError):
-            text = os.path.join(os.readlink(f"/proc/self/fd/{folders[-1]}"), text)
+            text = f"{Path(f'/proc/self/fd/{folders[-1]}').readlink()}/{text}"
     return os.path.realpath(text)
 
 

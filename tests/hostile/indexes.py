@@ -19,7 +19,7 @@ BOMBS = {
 }
 """As large as a careless bound lets them be, and many times larger in memory. VERSION becomes the format's."""
 
-seeds, warm_up = shards.seeds, shards.warm_up
+seeds = shards.seeds
 
 
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
@@ -32,7 +32,9 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     for tree in values.drawn(values.trees(), 60):
         clip = dict(whole["clips"][0])
         field = draw.choice(sorted(clip))
-        yield shards.case(f"{field} {tree!r:.60}", seeds, index={**whole, "clips": [{**clip, field: tree}, *whole["clips"][1:]]})
+        yield shards.case(
+            f"{field} {tree!r:.60}", seeds, index={**whole, "clips": [{**clip, field: tree}, *whole["clips"][1:]]}
+        )
     for number in range(COUNT - 1 - len(BOMBS) - 60):
         if number % 3 == 0:
             how, text = values.broken_json(json.dumps(whole).encode(), draw)

@@ -12,7 +12,7 @@ from tests.hostile.worker import Case
 
 COUNT = 340
 
-seeds, warm_up = shards.seeds, shards.warm_up
+seeds = shards.seeds
 
 
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:

@@ -51,7 +51,9 @@ def numbers(*values: int) -> bytes:
 def tensor(*, data: bytes | None = None, offset: int = 0, size: tuple[int, ...] = (2, 3),
            strides: tuple[int, ...] = (3, 1), function: str = "torch._utils._rebuild_tensor_v2") -> bytes:  # fmt: skip
     found = storage() if data is None else data
-    return call(function, found, number(offset), numbers(*size), numbers(*strides), b"\x89", call("collections.OrderedDict"))
+    return call(
+        function, found, number(offset), numbers(*size), numbers(*strides), b"\x89", call("collections.OrderedDict")
+    )
 
 
 def program(content: bytes) -> bytes:

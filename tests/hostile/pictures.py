@@ -17,10 +17,6 @@ def seeds(folder: Path) -> None:
     """None needed."""
 
 
-def warm_up(seeds: None) -> None:
-    """Nothing more is loaded late."""
-
-
 def cases(seeds: None, mark: Path) -> Iterator[Case]:
     draw = rng("pictures")
     yield _jpeg("whole", pictures_kit.whole_jpegs()["baseline"])

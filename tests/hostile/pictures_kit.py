@@ -77,18 +77,15 @@ def _part(marker: int, data: bytes) -> bytes:
 
 
 def scans(jpeg: bytes, count: int) -> bytes:
-    """A progressive picture whose last scan comes `count` times: each costs a pass over all its pixels."""
-    start = jpeg.rindex(b"\xff\xda")
-    end = jpeg.rindex(b"\xff\xd9")
-    return jpeg[:end] + jpeg[start:end] * count + jpeg[end:]
+    """A progressive picture whose last scan comes `count` times more: each costs a pass over all its pixels."""
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * count + jpeg[-2:]
 
 
-def empty_scans(height: int, width: int, count: int) -> bytes:
-    """A large progressive picture of nothing but short scans."""
-    jpeg = _sided(whole_jpegs()["progressive"], height, width)
-    start = _segment(jpeg, SOS)
-    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x05\x02" + b"\x00" * 2
-    return jpeg[:start] + jpeg[start : jpeg.index(b"\xff", start + 14)] + scan * count + b"\xff\xd9"
+@functools.cache
+def large_progressive(side: int) -> bytes:
+    """A large picture of one grey, small as a file."""
+    return _encoded(Image.new("L", (side, side), 128), {"progressive": True})
 
 
 def hostile_jpeg(draw: random.Random) -> tuple[str, bytes]:
@@ -100,14 +97,15 @@ def hostile_jpeg(draw: random.Random) -> tuple[str, bytes]:
     def put(at: int, data: bytes) -> bytes:
         return jpeg[:at] + data + jpeg[at + len(data) :]
 
-    marker, at, _ = draw.choice(segments(jpeg))
+    _, at, _ = draw.choice(segments(jpeg))
     height, width = draw.choice(SIDES)
     forms: dict[str, Callable[[], bytes]] = {
         f"{width} x {height} pixels": lambda: _sided(jpeg, height, width),
         "12 bit": lambda: put(frame + 4, bytes([12])),
         "other bits": lambda: put(frame + 4, bytes([draw.choice((0, 1, 7, 9, 16, 255))])),
-        "another kind of frame": lambda: put(frame + 1, bytes([draw.choice((0xC1, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB,
-                                                                           0xCD, 0xF7))])),
+        "another kind of frame": lambda: put(
+            frame + 1, bytes([draw.choice((0xC1, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xF7))])
+        ),
         "components": lambda: put(frame + 9, bytes([draw.choice((0, 2, 4, 5, 255))])),
         "sampling": lambda: put(frame + 11, bytes([draw.choice((0x00, 0x44, 0x14, 0x41, 0xFF, 0x13))])),
         "no such table": lambda: put(frame + 12, bytes([draw.choice((3, 4, 255))])),
@@ -116,13 +114,17 @@ def hostile_jpeg(draw: random.Random) -> tuple[str, bytes]:
         "a scan of others": lambda: put(scan + 5, draw.randbytes(2)),
         "a scan of nothing": lambda: put(scan + 4, b"\0"),
         "spectral selection": lambda: put(scan + 4 + 1 + 2 * jpeg[scan + 4], draw.randbytes(3)),
-        "a length that lies": lambda: put(at + 2, struct.pack(">H", draw.choice((0, 1, 2, 3, 65535, len(jpeg) % 65536)))),
+        "a length that lies": lambda: put(
+            at + 2, struct.pack(">H", draw.choice((0, 1, 2, 3, 65535, len(jpeg) % 65536)))
+        ),
         "a segment less": lambda: jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :],
         "two frames": lambda: jpeg[:scan] + jpeg[frame:scan] + jpeg[scan:],
         "two starts": lambda: jpeg[:2] + jpeg,
         "a start alone": lambda: b"\xff\xd8" * draw.choice((1, 1000)),
         "comments": lambda: jpeg[:2] + _part(COM, b"pipe:touch MARK" * 4000) * 50 + jpeg[2:],
-        "EXIF of nothing": lambda: jpeg[:2] + _part(APP1, b"Exif\0\0MM\0*\xff\xff\xff\xff" + draw.randbytes(50)) + jpeg[2:],
+        "EXIF of nothing": lambda: (
+            jpeg[:2] + _part(APP1, b"Exif\0\0MM\0*\xff\xff\xff\xff" + draw.randbytes(50)) + jpeg[2:]
+        ),
         "restarts": lambda: jpeg[:scan] + _part(DRI, draw.choice((b"\0\1", b"\xff\xff", b"\0"))) + jpeg[scan:],
         "no end": lambda: jpeg[:-2],
         "cut": lambda: jpeg[: draw.randrange(len(jpeg))],
@@ -131,13 +133,22 @@ def hostile_jpeg(draw: random.Random) -> tuple[str, bytes]:
         "ones in its scan": lambda: jpeg[: scan + 14] + b"\xff" * 500 + jpeg[scan + 14 :],
         "noise as its scan": lambda: jpeg[: scan + 14] + draw.randbytes(2000).replace(b"\xff", b"\0") + b"\xff\xd9",
         "scans": lambda: scans(whole_jpegs()["progressive"], draw.choice((5, 100, 5000))),
-        "large with short scans": lambda: empty_scans(4096, 4096, draw.choice((50, 3000))),
-        "another format": lambda: draw.choice((b"GIF89a" + b"\xff" * 50, b"BM" + b"\xff" * 60, b"II*\0" + b"\xff" * 60,
-                                               b"RIFF\xff\xff\xff\xffWEBPVP8 " + b"\xff" * 60, b"%PDF-1.7", b"",
-                                               b"#!/bin/sh\ntouch MARK\n", PNG)),
+        "large with short scans": lambda: scans(large_progressive(4096), draw.choice((40, 3000))),
+        "another format": lambda: draw.choice(
+            (
+                b"GIF89a" + b"\xff" * 50,
+                b"BM" + b"\xff" * 60,
+                b"II*\0" + b"\xff" * 60,
+                b"RIFF\xff\xff\xff\xffWEBPVP8 " + b"\xff" * 60,
+                b"%PDF-1.7",
+                b"",
+                b"#!/bin/sh\ntouch MARK\n",
+                PNG,
+            )
+        ),
         "damage": lambda: values.damaged(jpeg, draw)[1],
         "more damage": lambda: values.damaged(values.damaged(jpeg, draw)[1], draw)[1],
-    }  # fmt: skip
+    }
     how = draw.choice(sorted(forms))
     return f"{kind}: {how}", forms[how]()
 
@@ -190,7 +201,9 @@ def hostile_png(draw: random.Random) -> tuple[str, bytes]:
     kind = draw.choice(sorted(whole_pngs()))
     png = whole_pngs()[kind]
     head, rest = png[8:33], png[33:]
-    width, height = draw.choice(((2**31 - 1, 2**31 - 1), (2**32 - 1, 1), (0, 0), (0, 5), (1, 2**24), (2**16, 2**16), (5000, 5000)))
+    width, height = draw.choice(
+        ((2**31 - 1, 2**31 - 1), (2**32 - 1, 1), (0, 0), (0, 5), (1, 2**24), (2**16, 2**16), (5000, 5000))
+    )
     forms: dict[str, Callable[[], bytes]] = {
         f"{width} x {height} pixels": lambda: PNG + _header(width, height) + rest,
         "depth and colour": lambda: PNG + _header(26, 24, depth=draw.randrange(256), colour=draw.randrange(256)) + rest,
@@ -202,24 +215,35 @@ def hostile_png(draw: random.Random) -> tuple[str, bytes]:
         "a profile bomb": lambda: PNG + head + chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 50_000_000, 9)) + rest,
         "a text bomb": lambda: PNG + head + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 50_000_000, 9)) + rest,
         "many texts": lambda: PNG + head + chunk(b"tEXt", b"a\0" + b"b" * 100) * 5000 + rest,
-        "too much data": lambda: PNG + head + chunk(b"IDAT", zlib.compress(b"\0" * 50_000_000, 9)) + chunk(b"IEND", b""),
+        "too much data": lambda: (
+            PNG + head + chunk(b"IDAT", zlib.compress(b"\0" * 50_000_000, 9)) + chunk(b"IEND", b"")
+        ),
         "no data": lambda: PNG + head + chunk(b"IEND", b""),
         "no deflate": lambda: PNG + head + chunk(b"IDAT", draw.randbytes(2000)) + chunk(b"IEND", b""),
         "a palette that lies": lambda: PNG + head + chunk(b"PLTE", b"x" * draw.choice((0, 1, 3, 768, 900))) + rest,
         "an animation": lambda: PNG + head + chunk(b"acTL", b"\xff" * 8) + chunk(b"fcTL", draw.randbytes(26)) + rest,
-        "an animation of much": lambda: PNG + head + chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
-        + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2**31 - 1, 2**31 - 1, 0, 0, 1, 1, 0, 0)) + rest,
+        "an animation of much": lambda: (
+            PNG
+            + head
+            + chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
+            + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2**31 - 1, 2**31 - 1, 0, 0, 1, 1, 0, 0))
+            + rest
+        ),
         "EXIF": lambda: PNG + head + chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff" + draw.randbytes(60)) + rest,
         "unknown chunks": lambda: PNG + head + chunk(draw.choice((b"ABCD", b"aBCD", b"\0\0\0\0")), b"x") + rest,
         "a length that lies": lambda: png[:33] + struct.pack(">I", draw.choice((0, 2**31, 2**32 - 1, 5))) + png[37:],
-        "many pixels": lambda: bomb(*draw.choice(((4096, 4096), (4000, 4100), (16384, 1024))), colour=draw.choice((0, 2, 6))),
+        "many pixels": lambda: bomb(
+            *draw.choice(((4096, 4096), (4000, 4100), (16384, 1024))), colour=draw.choice((0, 2, 6))
+        ),
         "deep pixels": lambda: bomb(4096, 4096, colour=2, depth=16),
         "a JPEG": lambda: whole_jpegs()["baseline"],
-        "another format": lambda: draw.choice((b"GIF89a" + b"\xff" * 50, b"BM" + b"\xff" * 60, b"", PNG, PNG + b"\0" * 30)),
+        "another format": lambda: draw.choice(
+            (b"GIF89a" + b"\xff" * 50, b"BM" + b"\xff" * 60, b"", PNG, PNG + b"\0" * 30)
+        ),
         "cut": lambda: png[: draw.randrange(len(png))],
         "something behind": lambda: png + b"PK\x03\x04" * 100,
         "damage": lambda: values.damaged(png, draw)[1],
         "more damage": lambda: values.damaged(values.damaged(png, draw)[1], draw)[1],
-    }  # fmt: skip
+    }
     how = draw.choice(sorted(forms))
     return f"{kind}: {how}", forms[how]()

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dfer.errors import DataError
 from shards.frames import store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.hostile import pictures_kit
-from tests.hostile.guard import wrong_shape
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
@@ -17,17 +17,15 @@ def seeds(folder: Path) -> None:
     """None needed."""
 
 
-def warm_up(seeds: None) -> None:
-    """Nothing more is loaded late."""
-
-
 def cases(seeds: None, mark: Path) -> Iterator[Case]:
     draw = rng("raw pictures")
     yield _case("whole", "1.jpg", pictures_kit.whole_jpegs()["baseline"])
     yield _case("64 million pixels", "1.png", pictures_kit.bomb(8192, 8192))
     yield _case("64 million transparent pixels", "1.png", pictures_kit.bomb(8192, 8192, colour=6))
     yield _case("64 million deep pixels", "1.png", pictures_kit.bomb(8192, 8192, depth=16))
-    yield _case("a large picture of short scans", "1.jpg", pictures_kit.empty_scans(8192, 8192, 2000))
+    yield _case(
+        "a large picture of short scans", "1.jpg", pictures_kit.scans(pictures_kit.large_progressive(8192), 2000)
+    )
     yield Case(name="8 GiB", write=_sparse, reads=READS)
     while True:
         yield _case(*_named(draw.choice(("jpg", "png")), pictures_kit.hostile_jpeg(draw)))
@@ -53,7 +51,7 @@ def _store(at: Path) -> None:
         for frame in list_frames(at):
             store_frame(frame, max_side=64, quality=90)
     except BadClip as bad:
-        assert not wrong_shape(f"clip: expected frames got {bad}"), str(bad)
+        raise DataError(f"clip: expected frames that can be packed, got {bad}") from bad
 
 
 READS: dict[str, Callable[[Path], object]] = {"build": _store}

@@ -20,7 +20,11 @@ SPLITS = {
     "ferv39k": "4_setups/All_scenes/train_All.csv",
     "mafw": "Train & Test Set/single/no_caption/set_2/test.txt",
 }
-FRAMES = {"dfew": "Clip/clip_224x224/00002", "ferv39k": "2_ClipsforFaceCrop/Action/Happy/0000", "mafw": "data/faces/00027"}
+FRAMES = {
+    "dfew": "Clip/clip_224x224/00002",
+    "ferv39k": "2_ClipsforFaceCrop/Action/Happy/0000",
+    "mafw": "data/faces/00027",
+}
 
 
 def seeds(folder: Path) -> Path:
@@ -28,10 +32,6 @@ def seeds(folder: Path) -> Path:
     rawkit.ferv39k(folder / "ferv39k")
     rawkit.mafw(folder / "mafw")
     return folder
-
-
-def warm_up(seeds: Path) -> None:
-    """Nothing more is loaded late."""
 
 
 def cases(seeds: Path, mark: Path) -> Iterator[Case]:
@@ -44,14 +44,21 @@ def cases(seeds: Path, mark: Path) -> Iterator[Case]:
         for how, change in FOLDERS.items():
             yield _case(seeds, name, f"frames: {how}", lambda raw, name=name, change=change: change(raw / FRAMES[name]))
         for how, change in FILES.items():
-            yield _case(seeds, name, f"record: {how}", lambda raw, change=change: (_record(raw), change(raw / "synthetic.json")))
+            yield _case(
+                seeds, name, f"record: {how}", lambda raw, change=change: (_record(raw), change(raw / "synthetic.json"))
+            )
         for number in range(12):
             yield _case(seeds, name, *_json(number, draw))
     while True:
         name = draw.choice(sorted(SPLITS))
         data = (seeds / name / SPLITS[name]).read_bytes()
         how, changed = _changed(data, draw) if draw.random() < 0.6 else values.damaged(data, draw)
-        yield _case(seeds, name, f"split file: {how}", lambda raw, name=name, data=changed: (raw / SPLITS[name]).write_bytes(data))
+        yield _case(
+            seeds,
+            name,
+            f"split file: {how}",
+            lambda raw, name=name, data=changed: (raw / SPLITS[name]).write_bytes(data),
+        )
 
 
 def _json(number: int, draw: random.Random) -> tuple[str, Callable[[Path], object]]:
@@ -84,7 +91,9 @@ def _changed(data: bytes, draw: random.Random) -> tuple[str, bytes]:
     if act < 3:
         mark = "," if "," in lines[at] else " "
         words = lines[at].split(mark)
-        words[draw.randrange(len(words))] = str(draw.choice((*values.PATHS, *values.TEXTS, "9" * 6000, -1, 1e9, "7", "Happy", "fear")))
+        words[draw.randrange(len(words))] = str(
+            draw.choice((*values.PATHS, *values.TEXTS, "9" * 6000, -1, 1e9, "7", "Happy", "fear"))
+        )
         lines[at] = mark.join(words)
     elif act == 3:
         lines[draw.randrange(len(lines))] = lines[at]

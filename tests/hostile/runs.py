@@ -1,4 +1,4 @@
-"""Run folders that a report, an evaluation or a continued training reads: results, metrics, environments, configurations."""
+"""Run folders for a report, an evaluation or a continued training: results, metrics, environments, configurations."""
 
 import json
 import random
@@ -47,10 +47,6 @@ def seeds(folder: Path) -> Seeds:
     return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
 
 
-def warm_up(seeds: Seeds) -> None:
-    """Nothing more is loaded late."""
-
-
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     draw = rng("runs")
     yield _case(seeds, "as it was written", {}, draw=True)
@@ -60,7 +56,9 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         yield _case(seeds, f"a script as {key}", {FILES[0]: values.as_json({**result, key: SCRIPT})}, draw=True)
     for file, data in {
         "environment.json": values.as_json({**environment, "device": SCRIPT, SCRIPT: 1}),
-        "metrics.jsonl": _lines({"kind": SCRIPT, "step": 1, SCRIPT: 2}, {"kind": "train", "step": 2, "lr": {SCRIPT: 1, "b": 2}}),
+        "metrics.jsonl": _lines(
+            {"kind": SCRIPT, "step": 1, SCRIPT: 2}, {"kind": "train", "step": 2, "lr": {SCRIPT: 1, "b": 2}}
+        ),
         "config.yaml": yaml.safe_dump({**settings, SCRIPT: SCRIPT}).encode(),
     }.items():
         yield _case(seeds, f"a script in {file}", {file: data}, draw=True)
@@ -75,7 +73,9 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         yield _case(seeds, f"{key} {tree!r:.50}", {FILES[0]: values.as_json({**result, key: tree})})
         yield _case(seeds, f"published {tree!r:.50}", {"config.yaml": values.as_json({**settings, "published": tree})})
     for name, tricks in TRICKS.items():
-        yield Case(name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=_reads(seeds, draw=False))
+        yield Case(
+            name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=_reads(seeds, draw=False)
+        )
     for number in range(COUNT):
         file = draw.choice(FILES)
         yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)
@@ -137,15 +137,23 @@ def _lines(*records: object) -> bytes:
 METRICS: dict[str, Callable[[], bytes]] = {
     "huge numbers": lambda: _lines(*({"kind": "train", "step": n, "loss": x} for n, x in enumerate(values.NUMBERS))),
     "huge steps": lambda: _lines(*({"kind": "train", "step": x, "loss": 1} for x in values.NUMBERS)),
-    "a million metrics": lambda: _lines(*({"kind": "train", "step": n, **{f"m{n}_{k}": 1 for k in range(1000)}} for n in range(200))),
-    "a thousand groups": lambda: _lines(*({"kind": "train", "step": n, "lr": {f"g{k}": 1e-3 for k in range(1000)}} for n in range(3))),
+    "a million metrics": lambda: _lines(
+        *({"kind": "train", "step": n, **{f"m{n}_{k}": 1 for k in range(1000)}} for n in range(200))
+    ),
+    "a thousand groups": lambda: _lines(
+        *({"kind": "train", "step": n, "lr": {f"g{k}": 1e-3 for k in range(1000)}} for n in range(3))
+    ),
     "deep records": lambda: b'{"step": 1, "a": ' + b'{"a": ' * 900 + b"1" + b"}" * 901 + b"\n",
     "many lines": lambda: _lines({"kind": "train", "step": 1, "loss": 1}) * 100_000,
     "no line": lambda: b"x" * 5_000_000,
     "lines of nothing": lambda: b"\n" * 1_000_000,
-    "spread": lambda: _lines(*({"kind": "eval", "step": s, "uar": v, "war": v} for s in (-1e308, 0, 1e308) for v in (1e308, -1e308, 1e-320))),
-    "rates below nothing": lambda: _lines(*({"kind": "train", "step": n, "lr": {"a": -1.0, "b": 0.0}} for n in range(4))),
-}  # fmt: skip
+    "spread": lambda: _lines(
+        *({"kind": "eval", "step": s, "uar": v, "war": v} for s in (-1e308, 0, 1e308) for v in (1e308, -1e308, 1e-320))
+    ),
+    "rates below nothing": lambda: _lines(
+        *({"kind": "train", "step": n, "lr": {"a": -1.0, "b": 0.0}} for n in range(4))
+    ),
+}
 
 
 def _as_link(file: str, target: str) -> Callable[[Path], None]:
@@ -177,6 +185,7 @@ TRICKS: dict[str, Callable[[Path], object]] = {
     **{f"{file} of 3 GiB": _large(file) for file in FILES},
     **{f"{file} is a link to itself": _as_link(file, Path(file).name) for file in FILES},
     "folds of strange names": lambda run: [
-        shutil.copytree(run / "results", run / name / "results") for name in ("fold_1", "fold_\u0661", "fold_999", "fold_x", "fold_01")
+        shutil.copytree(run / "results", run / name / "results")
+        for name in ("fold_1", "fold_\u0661", "fold_999", "fold_x", "fold_01")
     ],
 }

@@ -48,10 +48,6 @@ def seeds(folder: Path) -> Seeds:
     return Seeds(at, (at / PARTITION / "00000.tar").read_bytes(), index, json.loads((at / "manifest.json").read_text()))
 
 
-def warm_up(seeds: Seeds) -> None:
-    """Nothing more is loaded late."""
-
-
 def case(name: str, seeds: Seeds, *, tar: bytes | None = None, index: Any = None, manifest: Any = None,
          sign: bool = True, refuse: tuple[str, ...] = ()) -> Case:  # fmt: skip
     """A copy of the folder with these contents instead. index, manifest: a tree, or the bytes of the file."""

@@ -23,7 +23,7 @@ SIZES = (b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"0x000000010\0",
          b"\x80" + b"\0" * 10 + b"\x01", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\x80" + b"\0" * 11,
          b"\xff" + b"\xff" * 10 + b"\x9c", b"1e10\0\0\0\0\0\0\0\0", b"\xb2\xb2\0\0\0\0\0\0\0\0\0\0")  # fmt: skip
 
-seeds, warm_up = shards.seeds, shards.warm_up
+seeds = shards.seeds
 
 
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
@@ -90,9 +90,18 @@ def _extra(tar: bytes, draw: random.Random) -> tuple[str, bytes, bool]:
     name = draw.choice(("../MARK", "/MARK", "x.000.jpg", "a" * 90, "00001.json"))
     kind = draw.choice(("x", "g", "L", "K", "plain", "sparse", "link"))
     if kind in "xg":
-        records = draw.choice((b"19 path=../../MARK\n", b"30 size=99999999999999999999\n", b"999999999 a=b\n", b"-1 a=b\n",
-                               b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n23 GNU.sparse.realsize=9\n", b"\0" * 512,
-                               b"21 linkpath=/etc/x\n\n", b"11 hdrcharset=\xff\n"))  # fmt: skip
+        records = draw.choice(
+            (
+                b"19 path=../../MARK\n",
+                b"30 size=99999999999999999999\n",
+                b"999999999 a=b\n",
+                b"-1 a=b\n",
+                b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n23 GNU.sparse.realsize=9\n",
+                b"\0" * 512,
+                b"21 linkpath=/etc/x\n\n",
+                b"11 hdrcharset=\xff\n",
+            )
+        )
         new = _member("pax", records, kind.encode())
     elif kind in "LK":
         new = _member("././@LongLink", name.encode() * 400, kind.encode())

@@ -10,11 +10,42 @@ from hypothesis import strategies as st
 
 HUGE = 10**400
 PATHS = (
-    "../MARK", "../../MARK", "/MARK", "/etc/passwd", "a/../../MARK", "..", ".", "", "/", "//host/x", "C:\\x", "..\\MARK",
-    "a\0b", "a\nb", "\x1b[31mred", "pipe:touch MARK", "file:///etc/passwd", "http://127.0.0.1:9/x", "s3://bucket/x",
-    "zip://x::file:///etc/passwd", "~/x", "$HOME/x", "`touch MARK`", "$(touch MARK)", "\ud800", "\u202e", "é" * 50,
-    "a" * 5000, "/proc/self/mem", "/dev/zero", "con.tar", " ", "-rf", "%00", "fold_1/../../x.tar",
-)  # fmt: skip
+    "../MARK",
+    "../../MARK",
+    "/MARK",
+    "/etc/passwd",
+    "a/../../MARK",
+    "..",
+    ".",
+    "",
+    "/",
+    "//host/x",
+    "C:\\x",
+    "..\\MARK",
+    "a\0b",
+    "a\nb",
+    "\x1b[31mred",
+    "pipe:touch MARK",
+    "file:///etc/passwd",
+    "http://127.0.0.1:9/x",
+    "s3://bucket/x",
+    "zip://x::file:///etc/passwd",
+    "~/x",
+    "$HOME/x",
+    "`touch MARK`",
+    "$(touch MARK)",
+    "\ud800",
+    "\u202e",
+    "é" * 50,
+    "a" * 5000,
+    "/proc/self/mem",
+    "/dev/zero",
+    "con.tar",
+    " ",
+    "-rf",
+    "%00",
+    "fold_1/../../x.tar",
+)
 """Names that lead elsewhere, are no names, or are commands to whoever runs them."""
 NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, -(2**31), 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, HUGE, -HUGE, 1e308, -0.0,
            float("nan"), float("inf"), -float("inf"), 0.5, 1e-320, True, False)  # fmt: skip
@@ -122,7 +153,9 @@ def damaged(data: bytes, draw: random.Random) -> tuple[str, bytes]:
     out = bytearray(data)
     at = draw.randrange(len(data)) if data else 0
     size = draw.choice((1, 2, 4, 8, 64, 512, 4096))
-    how = draw.choice(("cut", "flip", "flips", "zero", "ones", "repeat", "remove", "insert", "append", "number", "swap"))
+    how = draw.choice(
+        ("cut", "flip", "flips", "zero", "ones", "repeat", "remove", "insert", "append", "number", "swap")
+    )
     if how == "cut":
         del out[at:]
     elif how in ("flip", "flips"):

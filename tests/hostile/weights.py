@@ -1,4 +1,4 @@
-"""Weight files of strangers: pickles that would run something, archives that unfold, overlap or lie, headers, shapes."""
+"""Weight files of strangers: pickles that would run something, archives that unfold, overlap or lie, odd tensors."""
 
 import io
 import pickle
@@ -25,6 +25,7 @@ from dfer.models.towers import TowersConfig, load_clip
 from dfer.models.weights import read_weights
 from tests.hostile import pickle_kit as p
 from tests.hostile import values
+from tests.hostile.tensors_kit import Made, headers, shapes
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
@@ -32,15 +33,47 @@ COUNT = 660
 SUFFIXES = ("pth", "pt", "bin", "safetensors")
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.0, 2.0])}
 NAMES = (
-    "os.system", "posix.system", "builtins.eval", "builtins.exec", "builtins.__import__", "builtins.open",
-    "builtins.getattr", "builtins.bytearray", "builtins.compile", "builtins.set", "subprocess.Popen", "shutil.rmtree",
-    "importlib.import_module", "socket.create_connection", "pickle.loads", "marshal.loads", "types.CodeType",
-    "types.FunctionType", "torch.load", "torch.jit.load", "torch.hub.load", "torch.Tensor", "torch.FloatStorage",
-    "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass", "numpy.load",
-    "numpy.core.multiarray._reconstruct", "_codecs.encode", "operator.attrgetter", "functools.partial",
-    "webbrowser.open", "pty.spawn", "ctypes.CDLL", "runpy.run_path", "dfer.storage.Folder", "\ud800.x", "a" * 3000 + ".b",
-    "torch.storage._load_from_bytes", "torch._utils._rebuild_device_tensor_from_numpy", "builtins.complex",
-)  # fmt: skip
+    "os.system",
+    "posix.system",
+    "builtins.eval",
+    "builtins.exec",
+    "builtins.__import__",
+    "builtins.open",
+    "builtins.getattr",
+    "builtins.bytearray",
+    "builtins.compile",
+    "builtins.set",
+    "subprocess.Popen",
+    "shutil.rmtree",
+    "importlib.import_module",
+    "socket.create_connection",
+    "pickle.loads",
+    "marshal.loads",
+    "types.CodeType",
+    "types.FunctionType",
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "torch.Tensor",
+    "torch.FloatStorage",
+    "torch._utils._rebuild_meta_tensor_no_storage",
+    "torch._utils._rebuild_wrapper_subclass",
+    "numpy.load",
+    "numpy.core.multiarray._reconstruct",
+    "_codecs.encode",
+    "operator.attrgetter",
+    "functools.partial",
+    "webbrowser.open",
+    "pty.spawn",
+    "ctypes.CDLL",
+    "runpy.run_path",
+    "dfer.storage.Folder",
+    "\ud800.x",
+    "a" * 3000 + ".b",
+    "torch.storage._load_from_bytes",
+    "torch._utils._rebuild_device_tensor_from_numpy",
+    "builtins.complex",
+)
 
 
 class Calls:
@@ -61,27 +94,29 @@ class Seeds:
     archive: bytes
     script: bytes
     header: bytes
-    clip: bytes
 
 
 def seeds(folder: Path) -> Seeds:
     folder.mkdir()
     towers = TowersConfig(arch="tiny-vit-64")
     model = build(DferClipConfig(towers=towers), label_set("basic7"), num_frames=4, seed=0)
-    torch.save({"epoch": 1, "state_dict": STATE, "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(2))]).state_dict(),
-                "recorder": Calls(print, "never")}, folder / "a.pt")  # fmt: skip
+    torch.save(
+        {
+            "epoch": 1,
+            "state_dict": STATE,
+            "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(2))]).state_dict(),
+            "recorder": Calls(print, "never"),
+        },
+        folder / "a.pt",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch advises against writing new ones
         torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))).save(str(folder / "s.pt"))
     safetensors.torch.save_file(STATE, folder / "a.safetensors")
     return Seeds(
         model=model, archive=(folder / "a.pt").read_bytes(), script=(folder / "s.pt").read_bytes(),
-        header=(folder / "a.safetensors").read_bytes(), clip=b"",
+        header=(folder / "a.safetensors").read_bytes(),
     )  # fmt: skip
-
-
-def warm_up(seeds: Seeds) -> None:
-    """A released checkpoint that does not fit is looked at once."""
 
 
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
@@ -89,10 +124,19 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     yield _case(seeds, "whole", "pth", seeds.archive, tensors=2)
     yield _case(seeds, "whole script", "pt", seeds.script, tensors=4)
     yield _case(seeds, "whole safetensors", "safetensors", seeds.header, tensors=2)
-    for name, suffix, data in [*_payloads(mark), *_lies(), *_zips(seeds), *_others(mark), *_shapes(seeds), *_headers(draw)]:
+    for name, suffix, data in [
+        *_payloads(mark),
+        *_lies(),
+        *_zips(),
+        *_others(mark),
+        *shapes(seeds.model.towers.visual.state_dict()),
+        *headers(),
+    ]:
         yield _case(seeds, name, suffix, data)
     for opcode in pickletools.opcodes:
-        before = draw.choice((b"", p.number(3), p.text("x") + p.number(3), b"(", b"(" + p.text("x") + p.number(1), b"}", b"]"))
+        before = draw.choice(
+            (b"", p.number(3), p.text("x") + p.number(3), b"(", b"(" + p.text("x") + p.number(1), b"}", b"]")
+        )
         stream = p.START + before + p.any_opcode(draw, opcode) + draw.choice((b"", p.STOP, b"." * 3))
         yield _case(seeds, f"opcode {opcode.name}", "pth", p.archive(stream))
     while True:
@@ -109,14 +153,13 @@ def _case(seeds: Seeds, name: str, suffix: str, data: bytes, *, tensors: int | N
     reads: dict[str, Callable[[Path], object]] = {"weights": read}
     if tensors is None:  # whole files of something else are refused by them
         reads["released"] = lambda at: load_released(seeds.model, at / f"x.{suffix}")
-        reads["pretrained"] = lambda at: load_clip(seeds.model.towers, read_weights(at / f"x.{suffix}"), where=at, resize=32)
+        reads["pretrained"] = lambda at: load_clip(
+            seeds.model.towers, read_weights(at / f"x.{suffix}"), where=at, resize=32
+        )
     return Case(name=name, write=lambda at: (at / f"x.{suffix}").write_bytes(data), reads=reads)
 
 
-Made = Iterator[tuple[str, str, bytes]]
-
-
-def _payloads(mark: Path) -> Made:
+def _payloads(mark: Path) -> Iterator[Made]:
     """What would run, were it unpickled: every name with a call of every kind, inside a state dict and around it."""
     shell, code = f"touch {mark}", f"__import__('pathlib').Path({str(mark)!r}).touch()"
     for number, name in enumerate(NAMES):
@@ -129,10 +172,18 @@ def _payloads(mark: Path) -> Made:
             "NEWOBJ_EX": p.name(name) + p.tuple_(argument) + b"}\x92",
             "INST": b"(" + argument + b"i" + p.name(name)[1:],
             "OBJ": b"(" + p.name(name) + argument + b"o",
-            "STACK_GLOBAL": p.text(name.rpartition(".")[0]) + p.text(name.rpartition(".")[2]) + b"\x93" + p.tuple_(argument) + b"R",
+            "STACK_GLOBAL": p.text(name.rpartition(".")[0])
+            + p.text(name.rpartition(".")[2])
+            + b"\x93"
+            + p.tuple_(argument)
+            + b"R",
             "BUILD": p.name(name) + b")R" + p.mapping({"x": argument}) + b"b",
-            "a call of a call": p.name("builtins.getattr") + p.tuple_(p.name("os"), p.text("system")) + b"R" + p.tuple_(argument) + b"R",
-        }  # fmt: skip
+            "a call of a call": p.name("builtins.getattr")
+            + p.tuple_(p.name("os"), p.text("system"))
+            + b"R"
+            + p.tuple_(argument)
+            + b"R",
+        }
         for way in (sorted(forms)[number % len(forms)], "REDUCE"):
             beside = p.mapping({"state_dict": p.mapping({"w": p.tensor()}), "recorder": forms[way]})
             yield f"{way} of {name[:40]} beside weights", "pth", p.archive(p.program(beside))
@@ -144,7 +195,7 @@ def _payloads(mark: Path) -> Made:
             yield f"protocol {protocol}, no archive", "bin", data
 
 
-def _lies() -> Made:
+def _lies() -> Iterator[Made]:
     """Tensors and storages that are not what they say; graphs that take for ever."""
     tensors = {
         "more numbers": p.tensor(data=p.storage(count=2**40), size=(2**40,), strides=(1,)),
@@ -168,19 +219,36 @@ def _lies() -> Made:
         "no such kind": p.tensor(data=p.storage(kind="torch.EvilStorage")),
         "a kind from elsewhere": p.tensor(data=p.storage(kind="os.FloatStorage")),
         "complex numbers": p.tensor(data=p.storage(kind="torch.ComplexFloatStorage", count=3)),
-        "quantized": p.call("torch._utils._rebuild_qtensor", p.storage(), p.number(0), p.numbers(2, 3), p.numbers(3, 1)),
-        "sparse": p.call("torch._utils._rebuild_sparse_tensor", p.number(0), p.tuple_(p.tensor(), p.tensor(), p.numbers(2**40, 2**40))),
+        "quantized": p.call(
+            "torch._utils._rebuild_qtensor", p.storage(), p.number(0), p.numbers(2, 3), p.numbers(3, 1)
+        ),
+        "sparse": p.call(
+            "torch._utils._rebuild_sparse_tensor",
+            p.number(0),
+            p.tuple_(p.tensor(), p.tensor(), p.numbers(2**40, 2**40)),
+        ),
         "of no storage": p.call("torch._utils._rebuild_meta_tensor_no_storage", p.numbers(2**20, 2**20)),
         "a GPU's": p.tensor(data=p.storage(location="cuda:7")),
         "of nowhere": p.tensor(data=p.storage(location="meta")),
         "no arguments": p.call("torch._utils._rebuild_tensor_v2"),
-        "text as a storage": p.call("torch._utils._rebuild_tensor_v2", p.text("x"), p.number(0), p.numbers(1), p.numbers(1)),
-        "truth as numbers": p.call("torch._utils._rebuild_tensor_v2", p.storage(), b"\x88", p.tuple_(b"\x88"), p.tuple_(b"\x88")),
-        "a parameter of a parameter": p.call("torch._utils._rebuild_parameter", p.call("torch._utils._rebuild_parameter", p.tensor())),
+        "text as a storage": p.call(
+            "torch._utils._rebuild_tensor_v2", p.text("x"), p.number(0), p.numbers(1), p.numbers(1)
+        ),
+        "truth as numbers": p.call(
+            "torch._utils._rebuild_tensor_v2", p.storage(), b"\x88", p.tuple_(b"\x88"), p.tuple_(b"\x88")
+        ),
+        "a parameter of a parameter": p.call(
+            "torch._utils._rebuild_parameter", p.call("torch._utils._rebuild_parameter", p.tensor())
+        ),
         "a parameter of text": p.call("torch._utils._rebuild_parameter", p.text("x")),
-        "a subclass": p.call("torch._tensor._rebuild_from_type_v2", p.name("os.system"), p.name("os.system"), p.tuple_(p.text("touch MARK"))),
+        "a subclass": p.call(
+            "torch._tensor._rebuild_from_type_v2",
+            p.name("os.system"),
+            p.name("os.system"),
+            p.tuple_(p.text("touch MARK")),
+        ),
         **{f"key {key[:20]!r}": p.tensor(data=p.storage(key=key)) for key in values.PATHS},
-    }  # fmt: skip
+    }
     for name, made in tensors.items():
         yield name, "pth", p.archive(p.program(p.mapping({"w": made})))
     laughs = b"K\1" + b"".join(b"q%c" % n + b"h%c" % n + b"\x86" for n in range(60))
@@ -189,8 +257,16 @@ def _lies() -> Made:
         "an argument of tuples": p.name("a.b") + laughs + b"\x85R",
         "a state dict inside itself": b"}q\0" + p.text("state_dict") + b"h\0s",
         "a module inside itself": p.name("a.B") + b")\x81q\0" + b"}" + p.text("x") + b"h\0sb",
-        "modules that share modules": p.name("a.B") + b")\x81" + b"}" + p.text("w") + p.tensor() + b"sb"
-        + b"".join(b"q%c" % n + p.name("a.B") + b")\x81}(" + p.text("l") + b"h%c" % n + p.text("r") + b"h%c" % n + b"ub" for n in range(40)),
+        "modules that share modules": p.name("a.B")
+        + b")\x81"
+        + b"}"
+        + p.text("w")
+        + p.tensor()
+        + b"sb"
+        + b"".join(
+            b"q%c" % n + p.name("a.B") + b")\x81}(" + p.text("l") + b"h%c" % n + p.text("r") + b"h%c" % n + b"ub"
+            for n in range(40)
+        ),
         "a list inside itself": b"]q\0h\0a",
         "deep lists": b"]" * 50_000 + b"a" * 49_999,
         "deep tuples": b")" + b"\x85" * 100_000,
@@ -212,7 +288,7 @@ def _lies() -> Made:
         yield name, "pth", p.archive(p.program(made))
 
 
-def _zips(seeds: Seeds) -> Made:
+def _zips() -> Iterator[Made]:
     """Archives that unfold, overlap, lead elsewhere or are two things at once."""
     whole = p.program(p.mapping({"w": p.tensor()}))
     big = p.program(p.mapping({"w": p.tensor(data=p.storage(count=2**28), size=(2**28,), strides=(1,))}))
@@ -227,7 +303,11 @@ def _zips(seeds: Seeds) -> Made:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two files of a name
         yield "one file twice", "pth", p.archive(whole, extra={"a/data/0": b"y" * 24})
-        yield "one pickle twice", "pth", p.archive(whole, extra={"a/data.pkl": p.program(p.call("os.system", p.text("x")))})
+        yield (
+            "one pickle twice",
+            "pth",
+            p.archive(whole, extra={"a/data.pkl": p.program(p.call("os.system", p.text("x")))}),
+        )
     yield "two pickles", "pth", p.archive(whole, extra={"b/data.pkl": whole})
     yield "many files", "pth", p.archive(whole, extra={f"a/data/x{n}": b"" for n in range(20_000)})
     yield "the other byte order", "pth", p.archive(whole).replace(b"little", b"big\0\0\0")
@@ -244,10 +324,9 @@ def _zips(seeds: Seeds) -> Made:
                 yield f"the list of files, {value} at {at}", "pth", bytes(changed)
             if at > data.index(b"PK\x01\x02") + 90:
                 return
-    assert seeds
 
 
-def _others(mark: Path) -> Made:
+def _others(mark: Path) -> Iterator[Made]:
     """No archives: formats of older versions, other files."""
     out = io.BytesIO()
     torch.save({"w": torch.ones(3)}, out, _use_new_zipfile_serialization=False)
@@ -265,70 +344,16 @@ def _others(mark: Path) -> Made:
             tar.addfile(link)
         yield f"torch's first format with {name}", "pth", out.getvalue()
     for suffix in SUFFIXES:
-        for data in (b"", b"\0" * 100, b"PK\x05\x06" + b"\0" * 18, b"PK\x03\x04", b"\x80\x02}.", b"\x93NUMPY\x01\0", b"\x89HDF\r\n"):
+        for data in (
+            b"",
+            b"\0" * 100,
+            b"PK\x05\x06" + b"\0" * 18,
+            b"PK\x03\x04",
+            b"\x80\x02}.",
+            b"\x93NUMPY\x01\0",
+            b"\x89HDF\r\n",
+        ):
             yield f"{data[:6]!r}", suffix, data
-
-
-def _shapes(seeds: Seeds) -> Made:
-    """The names of a released checkpoint or of a CLIP with tensors of other shapes."""
-    released = {name: torch.ones(2, 2) for name in ("prompt_learner.ctx", "prompt_learner.token_prefix",
-                                                     "prompt_learner.token_suffix", "temporal_net.pos_embedding")}  # fmt: skip
-    for name in released:
-        for shape in ((), (0,), (5,), (1, 17, 512), (7, 8, 512), (0, 0, 0), (1, 1, 1, 1)):
-            yield f"{name} of {shape}", "pth", _saved({**released, name: torch.ones(shape)})
-    for layer in ("9" * 5000, "0" * 30, "\u0663", "-1"):
-        extra = {f"temporal_net.temporal_transformer.layers.{layer}.0.fn.norm.weight": torch.ones(2)}
-        yield f"layer {layer[:20]}", "pth", _saved({**released, **extra})
-    yield "tensors of no numbers", "pth", _saved({**released, "temporal_net.cls_token": torch.ones(0)})
-    clip = {name: value for name, value in seeds.model.towers.visual.state_dict().items()}
-    for shape in ((), (3,), (65,), (65, 3), (6, 3, 3), (0, 0), (7, 64), (64, 64), (70, 64)):
-        weights = {"visual.positional_embedding": torch.ones(shape), "positional_embedding": torch.ones(shape),
-                   **{f"visual.{name}": value[:1] for name, value in list(clip.items())[:2]}}  # fmt: skip
-        yield f"positions of {shape}", "pth", _saved(weights)
-    yield "not finite", "pth", _saved({"visual.positional_embedding": torch.full((65, 64), float("nan"))})
-    for dtype in (torch.bool, torch.int8, torch.bfloat16, torch.float64, torch.complex64, torch.float8_e4m3fn):
-        yield f"{dtype}", "safetensors", safetensors.torch.save({"visual.positional_embedding": torch.ones(65, 64).to(dtype)})
-        yield f"{dtype}", "pt", _saved({"visual.positional_embedding": torch.ones(65, 64).to(dtype)})
-
-
-def _saved(weights: dict[str, torch.Tensor]) -> bytes:
-    out = io.BytesIO()
-    torch.save({"state_dict": weights}, out)
-    return out.getvalue()
-
-
-def _headers(draw: random.Random) -> Made:
-    """safetensors."""
-    entry = '{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}'
-    texts = {
-        "no such kind": entry.replace("F32", "F31"), "another kind": entry.replace("F32", "F64"),
-        "huge shape": entry.replace("[2,3]", "[9223372036854775807,9223372036854775807]"),
-        "negative shape": entry.replace("[2,3]", "[-2,-3]"), "long shape": entry.replace("[2,3]", f"[{'1,' * 5000}6]"),
-        "nothing of much": entry.replace("[2,3]", "[0,9223372036854775807]").replace("24]", "0]"),
-        "backwards": entry.replace("[0,24]", "[24,0]"), "behind": entry.replace("[0,24]", "[24,48]"),
-        "huge places": entry.replace("[0,24]", "[18446744073709551615,18446744073709551615]"),
-        "deep": "[" * 100_000, "null": "null", "a list": "[]", "text as shape": entry.replace("[2,3]", '"x"'),
-        "keys twice": entry.replace("{", '{"dtype":"F32",'), "more": entry.replace("{", '{"x":[[[1]]],'),
-    }  # fmt: skip
-    for name, text in texts.items():
-        yield name, "safetensors", _header(f'{{"w":{text}}}')
-    wholes = {
-        "two that overlap": f'{{"w":{entry},"v":{entry}}}', "no tensors": "{}", "null": "null", "nothing": "",
-        "text about it": f'{{"__metadata__":{{"a":"{"x" * 100_000}"}},"w":{entry}}}',
-        "numbers about it": f'{{"__metadata__":{{"a":1}},"w":{entry}}}', "a strange name": f'{{"\\u001b[2J\\u0000":{entry}}}',
-        "a lone surrogate": f'{{"\\ud800":{entry}}}', "one name twice": f'{{"w":{entry},"w":{entry}}}',
-        "deep": '{"w":' * 50_000, "many": "{" + ",".join(f'"w{n}":{entry}' for n in range(50_000)) + "}",
-    }  # fmt: skip
-    for name, text in wholes.items():
-        yield name, "safetensors", _header(text)
-    for length in (0, 1, 2**24 + 1, 2**31, 2**63, 2**64 - 1):
-        yield f"a header of {length} bytes", "safetensors", struct.pack("<Q", length) + b'{"w":{}}' + b"\0" * 24
-    yield "a large header", "safetensors", _header("{" + " " * 50_000_000 + "}")
-
-
-def _header(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data + p.NUMBERS
 
 
 def _mutated(seeds: Seeds, draw: random.Random) -> tuple[str, str, bytes]:

@@ -1,4 +1,4 @@
-"""Feeds one kind of hostile files to the project, in a process of its own: `python -m tests.hostile.worker KIND FOLDER`.
+"""Feeds one kind of hostile files to the project, in its own process: `python -m tests.hostile.worker KIND FOLDER`.
 
 Writes a line of JSON for every file to FOLDER/outcomes.jsonl, and before it the file's name, so that a process that
 ends on it says on which.
@@ -12,10 +12,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.guard import Guard
+from tests.hostile.guard import LIMIT_S, Guard
 
 OUTCOMES, MARK = "outcomes.jsonl", "MARK"
 
@@ -49,12 +50,11 @@ def main(kind: str, folder: Path) -> None:
             if guard is None:  # the first one is a whole file: it loads what is loaded late, and must pass
                 for read in case.reads.values():
                     read(at)
-                module.warm_up(seeds)
-                guard = Guard(home, mark=folder / MARK)
+                guard = Guard(home, mark=folder / MARK, limit_s=getattr(module, "LIMIT_S", LIMIT_S))
             out.write(json.dumps({"begun": case.name}) + "\n")
             out.flush()
             for reader, read in case.reads.items():
-                found = guard.run(f"{case.name} -> {reader}", lambda read=read: read(at))
+                found = guard.run(f"{case.name} -> {reader}", partial(read, at))
                 fault = found.fault or ("accepted" if reader in case.refuse and not found.refused else "")
                 out.write(json.dumps({**asdict(found), "fault": fault, "case": case.name}) + "\n")
             shutil.rmtree(at)

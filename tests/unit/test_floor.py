@@ -62,7 +62,9 @@ def test_errors_show_nothing_that_a_terminal_would_act_on() -> None:
 
 
 def test_long_errors_lose_their_middle_but_no_credentials() -> None:
-    text = f"file: expected a, got {'x' * 1960} s3://user:{'secret' * 10}@host {'y ' * 5000}s3://u:{'secret' * 400}@h end"
+    text = (
+        f"file: expected a, got {'x' * 1960} s3://user:{'secret' * 10}@host {'y ' * 5000}s3://u:{'secret' * 400}@h end"
+    )
     told = str(DataError(text))
     assert told.startswith("file: expected a, got xxx") and told.endswith("@h end") is False and told.endswith(" end")
     assert "characters left out]" in told and len(told) < 4100 and "secret" not in told
