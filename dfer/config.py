@@ -6,6 +6,7 @@ differs from the defaults, and may name another file as `base:`. A field typed a
 """
 
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from dfer.errors import UsageError, did_you_mean, message
+from dfer.yaml_text import MAX_BYTES, YamlProblem, parse
 
 T = TypeVar("T")
 MAX_BASES = 8
+MAX_PROBLEMS = 20
+"""Problems that one message tells of; the search ends with them."""
 
 FREE_KEYS = (
     "run", "data.shards", "data.workers", "data.cache", "data.cache_gib", "data.read_ahead", "micro_batch",
@@ -59,24 +63,33 @@ def read_yaml(path: Path, kind: Any = None, _depth: int = 0) -> dict[str, Any]:
     """A YAML mapping with its `base:` files merged below it. `base` is relative to the file that names it."""
     if _depth > MAX_BASES:
         raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigProblem(f"{path}: cannot be read ({error}). Give the path of a YAML file.") from error
-    plain = _mapping(data, path)
+    plain = _mapping(_read(path), path)
     base = plain.pop("base", None)
     if base is None:
         return plain
     return merged(read_yaml(path.parent / str(base), kind, _depth + 1), plain, kind)
 
 
+def _read(path: Path) -> bytes:
+    """At most a little more than a configuration may have: the file may be anybody's, or no file but a device."""
+    try:
+        if not path.is_file():
+            raise OSError("no such file")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        do = "Give the path of a YAML file."
+        raise ConfigProblem(
+            message(path, expected="a YAML file", got=f"one that cannot be read ({error})", do=do)
+        ) from error
+
+
 def _mapping(data: bytes, where: object) -> dict[str, Any]:
     try:
-        plain = yaml.safe_load(data.decode())
-    except UnicodeDecodeError as error:
-        raise ConfigProblem(f"{where}: cannot be read ({error}). Give the path of a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigProblem(f"{where}: not valid YAML ({error}).".replace("\n", " ")) from error
+        plain = parse(data)
+    except YamlProblem as problem:
+        got = f"not valid YAML ({problem})"
+        raise ConfigProblem(message(where, expected="a YAML file of keys", got=got, do="See configs/.")) from problem
     if not isinstance(plain, dict):
         raise ConfigProblem(message(where, expected="a mapping of keys", got=type(plain).__name__, do="See configs/."))
     return plain
@@ -104,12 +117,13 @@ def _chooses_anew(hint: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
 def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigProblem(message("override", expected="key.sub=value", got=repr(text), do="Write it as seed=2."))
+    if not equals or not key or key.count(".") > MAX_BASES:
+        raise ConfigProblem(message("override", expected="key.sub=value", got=_shown(text), do="Write it as seed=2."))
     try:
-        plain: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigProblem(message(key, expected="a YAML value", got=repr(value), do="Put it in quotes.")) from error
+        plain: Any = parse(value.encode(errors="surrogatepass"))
+    except YamlProblem as error:
+        got = f"{_shown(value)} ({error})"
+        raise ConfigProblem(message(key, expected="a YAML value", got=got, do="Put it in quotes.")) from error
     for part in reversed(key.split(".")):
         plain = {part: plain}
     return typing.cast(dict[str, Any], plain)
@@ -142,7 +156,7 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
     problems: list[str] = []
     value = _build(kind, plain, where, problems)
     if problems:
-        raise ConfigProblem("; ".join(problems))
+        raise ConfigProblem("; ".join(problems[:MAX_PROBLEMS]) + ("; and more" if len(problems) > MAX_PROBLEMS else ""))
     return typing.cast(T, value)
 
 
@@ -172,17 +186,36 @@ def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         return _checked(plain, plain in get_args(kind) and not isinstance(plain, bool), where, problems,
                         expected=" or ".join(repr(a) for a in get_args(kind)))  # fmt: skip
     if origin is tuple:
-        if isinstance(plain, list) and get_args(kind)[0] is int and all(type(x) is int for x in plain):
-            return tuple(plain)  # a shard index holds a million of them
-        ok = isinstance(plain, list | tuple)
-        items = _checked(plain, ok, where, problems, expected="a list") if not ok else plain
-        return tuple(_build(get_args(kind)[0], x, f"{where}[{i}]", problems) for i, x in enumerate(items if ok else ()))
+        return _tuple(get_args(kind)[0], plain, where, problems)
     if origin is dict:
         if not isinstance(plain, Mapping):
             return _checked(plain, False, where, problems, expected="a mapping")
         there = {str(k): v for k, v in plain.items() if v is not None}  # a null takes away what the base file has
-        return {k: _build(get_args(kind)[1], v, _join(where, k), problems) for k, v in there.items()}
+        return {
+            k: _build(get_args(kind)[1], v, _join(where, k), problems)
+            for k, v in there.items()
+            if len(problems) <= MAX_PROBLEMS
+        }
     return _scalar(kind, plain, where, problems)
+
+
+def _tuple(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(plain, list | tuple):
+        return _checked(plain, False, where, problems, expected="a list")
+    if (
+        kind is int
+        and plain
+        and all(type(x) is int for x in plain)
+        and _fits(int, min(plain))
+        and _fits(int, max(plain))
+    ):
+        return tuple(plain)  # a shard index holds a million of them
+    built = []
+    for i, item in enumerate(plain):
+        if len(problems) > MAX_PROBLEMS:
+            break  # a file of anybody's may hold millions of them
+        built.append(_build(kind, item, f"{where}[{i}]", problems))
+    return tuple(built)
 
 
 def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
@@ -191,7 +224,7 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields(kind) if f.init}
     for key in plain:
-        if key not in known:
+        if key not in known and len(problems) <= MAX_PROBLEMS:
             problems.append(f"{_join(where, str(key))}: unknown key. {did_you_mean(str(key), known)}")
     before = len(problems)
     values = {}
@@ -222,8 +255,9 @@ def _union(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         fitting = [o for o in options if _fits(o, plain)]
         return _checked(plain, bool(fitting), where, problems, expected=" or ".join(o.__name__ for o in options))
     name = plain.get("name") if isinstance(plain, Mapping) else None
-    if name not in by_name:
-        problems.append(f"{_join(where, 'name')}: unknown {name!r}. {did_you_mean(str(name), by_name)}")
+    if not isinstance(name, str) or name not in by_name:
+        hint = did_you_mean(name if isinstance(name, str) else "None", by_name)
+        problems.append(f"{_join(where, 'name')}: unknown {_shown(name)}. {hint}")
         return None
     return _dataclass(by_name[name], plain, where, problems)
 
@@ -240,10 +274,10 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def _fits(kind: Any, plain: Any) -> bool:
-    if kind is float:
-        return isinstance(plain, int | float) and not isinstance(plain, bool) and math.isfinite(plain)
-    if kind is int:
-        return isinstance(plain, int) and not isinstance(plain, bool)
+    if kind is float and isinstance(plain, float):
+        return math.isfinite(plain)
+    if kind in (int, float):  # nothing of ours needs more bits, and arrays hold no more
+        return isinstance(plain, int) and not isinstance(plain, bool) and -(2**63) <= plain < 2**63
     return isinstance(plain, kind)
 
 
@@ -252,7 +286,9 @@ def _checked(plain: Any, ok: bool, where: str, problems: list[str], *, expected:
         hint = ""
         if isinstance(plain, str) and expected == _NAMES[float] and _is_number(plain):
             hint = f". YAML reads {plain} as text: write it with a point, {_with_point(plain)}, and no quotes"
-        problems.append(f"{where or 'top level'}: expected {expected}, got {plain!r} ({type(plain).__name__}){hint}")
+        problems.append(
+            f"{where or 'top level'}: expected {expected}, got {_shown(plain)} ({type(plain).__name__}){hint}"
+        )
     return plain
 
 
@@ -271,3 +307,12 @@ def _with_point(text: str) -> str:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
+
+
+def _shown(value: Any) -> str:
+    """The value as a message quotes it: its beginning, where it is long."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 6, 4, 80, 40, 80

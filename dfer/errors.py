@@ -7,14 +7,20 @@ import difflib
 import re
 from collections.abc import Iterable
 
+MAX_CHARACTERS = 4000
+"""Longest message; a file that is quoted in one may be of any length."""
+
 
 class DferError(Exception):
-    """Base of all errors shown to users as a plain message, from which the credentials of URLs are taken out."""
+    """Base of all errors shown to users as a plain message.
+
+    Out of the text are taken the credentials of URLs, and what a file of anybody's could do to a terminal.
+    """
 
     exit_code = 1
 
     def __init__(self, text: str) -> None:
-        super().__init__(without_secrets(text))
+        super().__init__(_printable(without_secrets(_shortened(text))))
 
 
 class UsageError(DferError):
@@ -76,9 +82,25 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"),]+?(?=[.:;]?(?:[\s'\"),]|$))", r"\1", text)
 
 
+def _shortened(text: str) -> str:
+    """The text without its middle when it is long; nothing of a URL that is cut stays, since it may be credentials."""
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    start, end = text[: MAX_CHARACTERS // 2], text[-MAX_CHARACTERS // 2 :]
+    start, end = re.sub(r"://\S*\Z", "://", start), re.sub(r"\A\S+", "", end)
+    return f"{start}[{len(text) - len(start) - len(end)} characters left out]{end}"
+
+
+def _printable(text: str) -> str:
+    """The text with control characters, lone surrogates and the like escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The closest known words as a sentence, or the list of all of them when none is close."""
-    known = sorted(known)
+    known, word = sorted(known), word[:100]
     close = difflib.get_close_matches(word, known, n=2)
     if close:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"

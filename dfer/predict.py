@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dfer.checkpoint import Checkpoints
+from dfer.data.bounds import check_png
 from dfer.data.decode import MAX_PIXELS, decode, resize
 from dfer.data.sampling import test_frames
 from dfer.distributed import World
@@ -25,14 +26,14 @@ from dfer.training.engine import inference
 
 PICTURES = {".jpg", ".jpeg", ".png"}
 TRAILING_NUMBER = re.compile(r"([0-9]{1,12})\Z")
-PNG = b"\x89PNG\r\n\x1a\n"
+MAX_FILE_BYTES = 64 * 2**20
 
 
 def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict[str, float]]:
     """Class probabilities by name, one dict a clip. `clips` are folders with face frames in numeric order.
 
     Raises:
-        DataError: a folder without pictures, or a picture that cannot be read.
+        DataError: a folder without pictures, or a picture that is damaged or too large.
         CheckpointError: the run has no checkpoint.
     """
     emotions = label_set(config.data.classes)
@@ -90,16 +91,30 @@ def _in_time_order(paths: Sequence[Path]) -> list[Path]:
 
 
 def _read_picture(path: Path, *, size: int) -> Tensor:
-    data = path.read_bytes()
+    data = _read(path)
     if path.suffix.lower() != ".png":
         return torch.from_numpy(decode(data, size=size, where=str(path), do="Replace the file.")).permute(2, 0, 1)
-    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))  # where a PNG's header has them
-    if not data.startswith(PNG) or width * height > MAX_PIXELS:
-        got = f"{width} x {height} pixels" if data.startswith(PNG) else "something else"
+    # JPEGs are read without their EXIF rotation, so PNGs are too.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    picture = None
+    try:
+        check_png(data, max_pixels=MAX_PIXELS)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        got = "a damaged file"
+    except (ValueError, cv2.error) as error:
+        got = str(error)
+    if picture is None:
         expected = f"a PNG picture of at most {MAX_PIXELS:,} pixels"
         raise DataError(message(path, expected=expected, got=got, do="Replace the file."))
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise DataError(message(path, expected="a whole PNG picture", got="a damaged one", do="Replace the file."))
     rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return resize(torch.from_numpy(rgb).permute(2, 0, 1)[None], size=size)[0]
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes, no more than a picture may have."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        expected = f"a picture of at most {MAX_FILE_BYTES >> 20} MiB"
+        raise DataError(message(path, expected=expected, got="more", do="Replace the file."))
+    return data

@@ -18,7 +18,7 @@ from dfer.models.towers import NOT_NEEDED, check_activation, check_names
 from dfer.models.weights import Weights, read_weights
 
 TEXT = "token_embedding|positional_embedding|transformer|ln_final|text_projection"
-LAYER = r"temporal_net\.temporal_transformer\.layers\.(\d+)"
+LAYER = r"temporal_net\.temporal_transformer\.layers\.([0-9]{1,4})"
 
 # The pattern that matches a released name gives ours.
 NAMES = (
@@ -39,6 +39,7 @@ NAMES = (
 COPIES = ("clip_model_.visual.", "text_encoder.", "prompt_learner.token_")
 CONTEXTS, PREFIX, SUFFIX = "prompt_learner.ctx", "prompt_learner.token_prefix", "prompt_learner.token_suffix"
 POSITIONS = "temporal_net.pos_embedding"
+DIMENSIONS = {CONTEXTS: (2, 3), PREFIX: (3,), SUFFIX: (3,), POSITIONS: (3,)}
 
 
 def load_released(model: DferClip, path: Path) -> None:
@@ -49,10 +50,12 @@ def load_released(model: DferClip, path: Path) -> None:
         ConfigProblem: the architecture lacks the activation of OpenAI's CLIP, which the authors' code trains.
     """
     released = read_weights(path)
-    missing = [name for name in (CONTEXTS, PREFIX, SUFFIX, POSITIONS) if name not in released]
-    if missing:
+    wrong = [f"one without {name}" for name in DIMENSIONS if name not in released]
+    wrong += [f"one with {name} of {tuple(released[name].shape)}" for name, dimensions in DIMENSIONS.items()
+              if name in released and released[name].dim() not in dimensions]  # fmt: skip
+    if wrong:
         raise CheckpointError(
-            message(path, expected="a checkpoint of the released DFER-CLIP code", got=f"one without {missing[0]}",
+            message(path, expected="a checkpoint of the released DFER-CLIP code", got=wrong[0],
                     do="A plain CLIP goes to model.towers.pretrained, a run of this project to its run folder.")
         )  # fmt: skip
     check_activation(model.towers.arch, quick=model.towers.quick_gelu, trained=True, where=path)
@@ -70,7 +73,7 @@ def translated(released: Weights) -> Weights:
         if name.startswith(COPIES) or name.removeprefix("clip_model_.") in NOT_NEEDED:
             continue
         value = value.float()
-        if name in ("temporal_net.cls_token", POSITIONS):
+        if name in ("temporal_net.cls_token", POSITIONS) and value.dim() == 3:
             value = rearrange(value, "one t d -> (one t) d")
         if value.numel():
             out[_own_name(name)] = value
@@ -87,9 +90,7 @@ def _own_name(name: str) -> str:
 def _check_settings(model: DferClip, released: Weights, path: Path) -> None:
     """Compare what the shapes tell with the configuration, so that a message names a setting and not a tensor."""
     contexts, config = released[CONTEXTS], model.config
-    depth = 1 + max(
-        (int(n) for name in released for n in re.findall(r"^temporal_net\..*layers\.(\d+)\.", name)), default=-1
-    )
+    depth = 1 + max((int(n) for name in released for n in re.findall(rf"^{LAYER}\.", name)), default=-1)
     found = {
         "model.num_contexts": (contexts.shape[-2], config.num_contexts),
         "model.shared_contexts": (contexts.dim() == 2, config.shared_contexts),

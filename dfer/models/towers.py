@@ -5,16 +5,17 @@ Letters: N pictures, C colours, H height, W width of a picture (of a token in te
 
 import functools
 import json
+import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP, resize_pos_embed
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
 from dfer.models import conv
+from dfer.models.architecture import LIMITS, read_architecture
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.models.weights import Weights, read_weights
 
@@ -56,6 +58,9 @@ class TowersConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ConfigProblem(f"image_size: expected at least 1 pixel, got {self.image_size}. Leave it out.")
+        if self.image_size is not None and self.image_size > LIMITS["image_size"]:
+            most = LIMITS["image_size"]
+            raise ConfigProblem(f"image_size: expected at most {most} pixels, got {self.image_size}. Leave it out.")
 
 
 class TextTower(nn.Module):
@@ -87,7 +92,7 @@ class Towers(nn.Module):
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
         settings = _settings(config)
-        clip = CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
+        clip = _built(settings, config.arch)
         if config.pretrained is not None:
             weights = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
             load_clip(clip, weights, where=config.pretrained, resize=config.image_size)
@@ -149,10 +154,22 @@ def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int |
     weights = {_plain_name(name): value for name, value in weights.items()}
     weights = {name: value.float() for name, value in weights.items() if name not in NOT_NEEDED}
     if resize is not None:
+        _check_positions(weights.get("visual.positional_embedding"), where=where)
         resize_pos_embed(weights, clip)
     own = {name: value for name, value in clip.state_dict().items() if name not in NOT_NEEDED}
     check_names(weights, own, where=where, do="Set `arch` to the architecture of this file.")
     clip.load_state_dict(weights, strict=False)
+
+
+def _check_positions(positions: Tensor | None, *, where: object) -> None:
+    """Raise CheckpointError unless they are those of a square of patches and one token, which can be resized."""
+    if positions is None:
+        return
+    side = math.isqrt(max(len(positions) - 1, 0)) if positions.dim() == 2 else 0
+    if not side or side**2 + 1 != len(positions):
+        got = f"visual.positional_embedding of {tuple(positions.shape)}"
+        do = "Leave model.towers.image_size out."
+        raise CheckpointError(message(where, expected="positions of a square of patches", got=got, do=do))
 
 
 def _plain_name(name: str) -> str:
@@ -177,6 +194,16 @@ def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, whe
         )
 
 
+def _built(settings: dict[str, Any], arch: str) -> CLIP:
+    """The model with random weights. Raises ConfigProblem for settings that do not go together."""
+    try:
+        return CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
+    except (ArithmeticError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+        got = f"{arch} ({type(error).__name__}: {str(error)[:200]})"
+        do = "Check towers.arch; see dfer/models/configs for examples."
+        raise ConfigProblem(message("towers.arch", expected="sizes that go together", got=got, do=do)) from error
+
+
 def _settings(config: TowersConfig) -> dict[str, Any]:
     """Arguments of open_clip's CLIP, with the size and the activation that the config asks for."""
     settings = _architecture(config.arch)
@@ -185,7 +212,12 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
         vision["image_size"] = config.image_size
     vision.setdefault("image_size", 224)
     vision["timm_model_pretrained"] = False
-    if vision.get("timm_model_name") == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
+    timm = vision.get("timm_model_name")
+    if config.arch.endswith(".json") and timm not in (None, conv.NAME):  # timm would ask a hub for other names
+        raise ConfigProblem(
+            message(config.arch, expected=f"no timm_model_name but {conv.NAME}", got=repr(timm), do="Leave it out.")
+        )
+    if timm == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
         raise ConfigProblem(
             message("towers.image_size", expected=f"{conv.IMAGE_SIZE} for {config.arch}", got=str(vision["image_size"]),
                     do="Leave it out, or take another architecture.")
@@ -253,9 +285,10 @@ def _download(arch: str, pretrained: str) -> Path:
 def _architecture(arch: str) -> dict[str, Any]:
     """open_clip's settings of an architecture, by name or from a JSON file."""
     if arch.endswith(".json"):
-        return _read_architecture(Path(arch))
-    own = resources.files("dfer.models").joinpath("configs", f"{arch}.json")
-    if own.is_file():
+        keys = ({field.name for field in fields(kind)} for kind in (CLIPVisionCfg, CLIPTextCfg))
+        return read_architecture(Path(arch), vision=next(keys), text=next(keys))
+    if arch in shipped():
+        own = resources.files("dfer.models").joinpath("configs", f"{arch}.json")
         return typing.cast(dict[str, Any], json.loads(own.read_text()))
     known = [*shipped(), *open_clip.list_models()]
     if arch not in known:
@@ -270,23 +303,6 @@ def shipped() -> list[str]:
     """Names of the small architectures in `dfer/models/configs`."""
     folder = resources.files("dfer.models").joinpath("configs")
     return sorted(path.name.removesuffix(".json") for path in folder.iterdir() if path.name.endswith(".json"))
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigProblem(
-            message(path, expected="an architecture in open_clip's JSON layout", got=f"no readable file ({error})",
-                    do="Check towers.arch; see dfer/models/configs for examples.")
-        ) from error  # fmt: skip
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in settings]
-    if missing:
-        raise ConfigProblem(
-            message(path, expected="embed_dim, vision_cfg and text_cfg", got=f"no {', no '.join(missing)}",
-                    do="See dfer/models/configs for examples.")
-        )  # fmt: skip
-    return typing.cast(dict[str, Any], settings)
 
 
 def _speed_up(clip: nn.Module) -> None:

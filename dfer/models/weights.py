@@ -1,25 +1,24 @@
 """Reading foreign weight files without running anything they name.
 
 Understood: safetensors, `torch.save` archives and TorchScript archives (OpenAI's own CLIP downloads). The latter two
-hold a pickle; it is read by torch's restricted reader, which knows tensors and plain containers. Every other name in
-the file, such as a training script's own classes, is bound to a placeholder that does nothing.
+hold a pickle, which is read as data (`dfer.models.archive`).
 """
 
-import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from dfer.errors import CheckpointError, message
+from dfer.models.archive import Archive, Call
 
 Weights = dict[str, Tensor]
 WRAPPERS = ("module.", "_orig_mod.")
+MAX_HEADER_BYTES = 16 * 2**20
+"""Largest header of a safetensors file; of the largest CLIP it has a hundredth of that."""
+MAX_MODULES = 100_000
 
 
 def read_weights(path: Path) -> Weights:
@@ -29,14 +28,14 @@ def read_weights(path: Path) -> Weights:
     torch.compile put before every name are cut off.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds no weights, or names what must not be loaded.
+        CheckpointError: the file is missing or damaged, or holds no weights.
     """
     if not path.is_file():
         raise CheckpointError(
             message(path, expected="a file of weights", got="no such file", do="Check the path; null stands for none.")
         )
-    plain = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
-    weights = {name: value for name, value in _state(plain).items() if isinstance(value, Tensor)}
+    read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    weights = {name: value for name, value in read.items() if not value.is_complex()}  # no model has such
     if not weights:
         raise CheckpointError(
             message(path, expected="tensors by name, or a `state_dict` of them", got="none",
@@ -45,86 +44,67 @@ def read_weights(path: Path) -> Weights:
     return _without_wrappers(weights)
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(path: Path) -> Weights:
     try:
-        return safetensors.torch.load_file(path)
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header} bytes")
+        return dict(safetensors.torch.load_file(path))
     except Exception as error:  # a damaged header fails in the parser's own classes
         raise CheckpointError(
             message(path, expected="a whole safetensors file", got=f"a damaged one ({error})", do="Copy it again.")
         ) from error
 
 
-class _Inert:
-    """Stands in for a class or function that a file names: takes anything, does nothing."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _read_archive(path: Path) -> Any:
-    names: list[str] = []
+def _read_archive(path: Path) -> Weights:
     try:
-        with _opened(path) as source:
-            names = sorted(get_unsafe_globals_in_checkpoint(source))
-            source.seek(0)
-            with safe_globals([(_Inert, name) for name in names]):
-                return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file can make the reader fail in any way
-        named = f", which names {', '.join(names)}" if names else ""
+        with Archive(path) as archive:
+            read = {name: archive.tensor(value) for name, value in _state(archive.content).items()}
+    except Exception as error:  # a damaged or hostile zip can make its reader fail in any way
+        got = f"one that the safe reader refuses ({_reason(error)})"
+        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 anew."
         raise CheckpointError(
-            message(path, expected="a torch archive of tensors and plain containers",
-                    got=f"one that the safe reader refuses ({_reason(error)}){named}",
-                    do="Nothing of it was run. Copy it again from its author; save files older than torch 1.6 anew.")
-        ) from error  # fmt: skip
+            message(path, expected="a torch archive of tensors and plain containers", got=got, do=do)
+        ) from error
+    return {name: value for name, value in read.items() if value is not None}
 
 
 def _reason(error: Exception) -> str:
-    """The first cause: torch wraps it into advice to trust the file."""
-    text = str(error.__context__ or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def _opened(path: Path) -> BinaryIO:
-    """The archive; of a TorchScript one a copy without its program, which leaves an ordinary archive of tensors."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if not any(name.endswith("/constants.pkl") for name in names):
-            return path.open("rb")
-        copy = io.BytesIO()
-        with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as out:
-            for name in names:
-                if name.partition("/")[2] in ("data.pkl", "version") or "/data/" in name:
-                    out.writestr(name, archive.read(name))
-    copy.seek(0)
-    return copy
-
-
-def _state(plain: Any) -> Mapping[str, Any]:
+def _state(content: Any) -> Mapping[str, Any]:
     """The mapping of names to tensors inside what a file held."""
-    if isinstance(plain, _Inert):
-        return dict(_flat(plain, ""))
-    if not isinstance(plain, Mapping):
-        return {}
-    for key in ("state_dict", "model"):
-        if isinstance(plain.get(key), Mapping):
-            return _state(plain[key])
-    return {str(name): value for name, value in plain.items()}
+    for _ in range(3):
+        if isinstance(content, Call):
+            return _flat(content)
+        if not isinstance(content, Mapping):
+            return {}
+        inner = next(
+            (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping | Call)), None
+        )
+        if inner is None:
+            break
+        content = inner
+    return {str(name): value for name, value in content.items()}
 
 
-def _flat(module: _Inert, prefix: str) -> list[tuple[str, Tensor]]:
-    """Tensors of a scripted module and its children, with dotted names."""
-    out: list[tuple[str, Tensor]] = []
-    for name, value in (module.state if isinstance(module.state, Mapping) else {}).items():
-        if isinstance(value, _Inert):
-            out += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor):
-            out.append((f"{prefix}{name}", value))
+def _flat(root: Call) -> dict[str, Any]:
+    """What a scripted module and its children hold, with dotted names. A file may say that modules hold each other."""
+    out: dict[str, Any] = {}
+    todo, seen = [("", root)], 0
+    while todo:
+        prefix, module = todo.pop()
+        for name, value in (module.state if isinstance(module.state, Mapping) else {}).items():
+            seen += 1
+            if seen > MAX_MODULES or len(prefix) > 1000:
+                raise ValueError("modules that hold each other")
+            if isinstance(value, Call) and isinstance(value.state, Mapping):
+                todo.append((f"{prefix}{name}.", value))
+            else:
+                out[f"{prefix}{name}"] = value
     return out
 
 

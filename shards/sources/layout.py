@@ -6,6 +6,9 @@ from pathlib import Path
 
 from dfer.errors import DataError, message
 
+MAX_SPLIT_BYTES = 4 * 2**20
+"""Largest split file that is read; those of the three data sets have up to one megabyte."""
+
 
 def locate_all(root: Path, alternatives: Iterable[str]) -> Iterator[Path]:
     """Every existing path below `root` that fits one of the relative forms, best first.
@@ -74,12 +77,23 @@ def subfolders(folders: Iterable[Path]) -> dict[str, Path]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a small UTF-8 text file without line ends; blank lines at the end are dropped. Raises DataError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small(path, most=MAX_SPLIT_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise DataError(
             message(path, expected="a readable UTF-8 text file", got=str(error), do="Unpack the split files again.")
         ) from error
     return text.rstrip().splitlines()
+
+
+def read_small(path: Path, *, most: int) -> bytes:
+    """A file's bytes. Raises OSError, also where no file is but a pipe or a device, or ValueError when it is larger."""
+    if not path.is_file():
+        raise OSError("no file there")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most >> 20} MiB")
+    return data
 
 
 def _listing(root: Path) -> str:

@@ -55,6 +55,21 @@ def test_errors_tell_urls_without_their_credentials(text: str, told: str) -> Non
     assert str(pickle.loads(pickle.dumps(UsageError(text)))) == told
 
 
+def test_errors_show_nothing_that_a_terminal_would_act_on() -> None:
+    assert str(DataError("x: got \x1b[2Ja\0b\ud800\u202e, é 漢\nline")) == (
+        "x: got \\x1b[2Ja\\x00b\\ud800\\u202e, é 漢\nline"
+    )
+
+
+def test_long_errors_lose_their_middle_but_no_credentials() -> None:
+    text = (
+        f"file: expected a, got {'x' * 1960} s3://user:{'secret' * 10}@host {'y ' * 5000}s3://u:{'secret' * 400}@h end"
+    )
+    told = str(DataError(text))
+    assert told.startswith("file: expected a, got xxx") and told.endswith("@h end") is False and told.endswith(" end")
+    assert "characters left out]" in told and len(told) < 4100 and "secret" not in told
+
+
 def test_world_reads_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
@@ -81,6 +96,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 FLOOR = {
     "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
     "dfer.checkpoint_files", "dfer.data.format", "dfer.storage", "dfer.lease", "dfer.interruption",
+    "dfer.yaml_text", "dfer.data.bounds",
 }  # fmt: skip
 ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
 

@@ -1,6 +1,7 @@
 """Clips given as folders of pictures: their order, their sampling, and what is said of broken ones."""
 
 import csv
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from dfer.errors import DataError
 from dfer.predict import read_clip, save_csv
@@ -131,6 +133,22 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, damage: object) -> None:
         read_clip(tmp_path, num_frames=2, size=32)
     assert str(caught.value).startswith(f"{path}: expected a whole JPEG, got ")
     assert str(caught.value).endswith(" Replace the file.")
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
+    path = put(tmp_path / "1.png", 100)
+    os.truncate(path, 8 * 2**30)
+    with pytest.raises(DataError, match=r"1\.png: expected a picture of at most 64 MiB, got more\. Replace the file"):
+        read_clip(tmp_path, num_frames=2, size=32)
+
+
+def test_a_picture_is_read_without_its_rotation(tmp_path: Path) -> None:
+    exif, half = Image.Exif(), np.zeros((32, 32, 3), np.uint8)
+    exif[0x0112], half[:, :16] = 6, 200
+    for name in ("1.png", "2.jpg"):
+        Image.fromarray(half).save(tmp_path / name, exif=exif)
+    for frame in read_clip(tmp_path, num_frames=2, size=32).float():
+        assert frame[..., :16].mean() > 180 and frame[..., 16:].mean() < 20
 
 
 def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

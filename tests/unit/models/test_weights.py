@@ -69,16 +69,12 @@ def test_reads_a_torchscript_archive_in_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [os.system, subprocess.check_call, eval, exec])
 def test_a_call_hidden_in_a_checkpoint_never_runs(tmp_path: Path, command: Any) -> None:
-    """System calls make the whole file refused, other names are bound to nothing; the mark is never made."""
+    """What the file names is bound to nothing; the mark is never made."""
     mark = tmp_path / "mark"
     text = f"__import__('pathlib').Path({str(mark)!r}).touch()" if command in (eval, exec) else f"touch {mark}"
     arguments = (["touch", str(mark)],) if command is subprocess.check_call else (text,)
     torch.save({"state_dict": STATE, "recorder": Calls(command, *arguments)}, tmp_path / "bad.pth")
-    if command is os.system:
-        with pytest.raises(CheckpointError, match=r"refuses .*blocked.*names posix\.system\. Nothing of it was run"):
-            read_weights(tmp_path / "bad.pth")
-    else:
-        assert same(read_weights(tmp_path / "bad.pth"), STATE)
+    assert same(read_weights(tmp_path / "bad.pth"), STATE)
     assert not mark.exists()
     # The file would have run it: the test is worth something.
     torch.load(tmp_path / "bad.pth", weights_only=False)

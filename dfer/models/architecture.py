@@ -1,0 +1,104 @@
+"""Architectures in open_clip's JSON layout, from files that may be anybody's: known keys, sizes within reason.
+
+open_clip builds what such a file asks for: any number of layers, image towers by the name of a model on a hub. Here a
+file may ask for what the published CLIPs are, up to the largest of them.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfer.config import ConfigProblem
+from dfer.errors import message
+
+MAX_BYTES = 64 * 1024
+MAX_WEIGHTS = 2**28
+"""Layers times width squared: the largest published ones have half of that, ours a hundredth."""
+MAX_PATCHES = 64
+"""Patches along a side."""
+LIMITS: dict[str, float] = {
+    "embed_dim": 4096, "layers": 64, "width": 4096, "heads": 128, "head_width": 256, "mlp_ratio": 8.0,
+    "patch_size": 64, "image_size": 1024, "context_length": 256, "vocab_size": 2**17, "patch_dropout": 1.0,
+    "ls_init_value": 1.0, "timm_drop": 1.0, "timm_drop_path": 1.0, "attn_pooler_queries": 1024,
+    "attn_pooler_heads": 128, "pad_id": 2**17, "eos_id": 2**17,
+}  # fmt: skip
+_WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
+
+
+def read_architecture(path: Path, *, vision: Collection[str], text: Collection[str]) -> dict[str, Any]:
+    """embed_dim, quick_gelu, vision_cfg and text_cfg of a file. vision, text: the keys that open_clip knows.
+
+    Raises:
+        ConfigProblem: no such file, or not such an architecture.
+    """
+    settings = _parsed(path)
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in settings]
+    if missing:
+        raise _problem(path, expected="embed_dim, vision_cfg and text_cfg", got=f"no {', no '.join(missing)}")
+    _check(path, "embed_dim", settings["embed_dim"])
+    if not isinstance(settings.get("quick_gelu", False), bool):
+        raise _problem(path, expected="quick_gelu true or false", got="something else")
+    for part, known in (("vision_cfg", vision), ("text_cfg", text)):
+        if not isinstance(settings[part], Mapping):
+            raise _problem(path, expected=f"a mapping as {part}", got=type(settings[part]).__name__)
+        for key, value in settings[part].items():
+            if key not in known:
+                raise _problem(path, expected=f"keys of open_clip in {part}", got=repr(key[:40]))
+            _check(path, f"{part}.{key}", value)
+        _check_size(path, part, settings[part])
+    return settings
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    expected = "an architecture in open_clip's JSON layout"
+    try:
+        if not path.is_file():
+            raise OSError("no such file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        settings = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _problem(path, expected=expected, got=f"no readable file ({str(error)[:200]})") from error
+    if not isinstance(settings, dict):
+        raise _problem(path, expected=expected, got=type(settings).__name__)
+    return settings
+
+
+def _check(path: Path, name: str, value: Any) -> None:
+    """Raise ConfigProblem unless the value is one that such a key may have."""
+    limit = LIMITS.get(name.rpartition(".")[2])
+    if limit is None:  # switches, and names of open_clip's own variants
+        if not isinstance(value, bool | None) and not (isinstance(value, str) and _WORD.fullmatch(value)):
+            raise _problem(path, expected=f"true, false, null or a plain word as {name}", got=type(value).__name__)
+        return
+    several = name == "vision_cfg.layers" and isinstance(value, list) and len(value) == 4  # of a ResNet's stages
+    for number in value if several else [value]:
+        whole = isinstance(limit, int)
+        fits = type(number) is int and 1 - (name.endswith("_id")) <= number <= limit
+        if not whole:
+            fits = number is None or (type(number) in (int, float) and 0 <= number <= limit)
+        if not fits:
+            kind = "a whole number from 1" if whole else "a number from 0"
+            raise _problem(path, expected=f"{kind} to {limit} as {name}", got=type(value).__name__ if whole and
+                           type(number) is not int else str(number)[:40])  # fmt: skip
+
+
+def _check_size(path: Path, part: str, settings: Mapping[str, Any]) -> None:
+    layers, width = settings.get("layers", 12), settings.get("width", 768)
+    count = sum(layers) if isinstance(layers, list) else layers
+    weights = count * width**2
+    if weights > MAX_WEIGHTS:
+        raise _problem(path, expected=f"layers x width² up to {MAX_WEIGHTS:,} in {part}", got=f"{weights:,}")
+    patches = settings.get("image_size", 224) / settings.get("patch_size", 16)
+    if part == "vision_cfg" and not isinstance(layers, list) and math.floor(patches) > MAX_PATCHES:
+        raise _problem(path, expected=f"up to {MAX_PATCHES} patches along a side", got=f"{patches:.0f}")
+
+
+def _problem(path: Path, *, expected: str, got: str) -> ConfigProblem:
+    do = "Check towers.arch; see dfer/models/configs for examples."
+    return ConfigProblem(message(path, expected=expected, got=got, do=do))

@@ -1,0 +1,321 @@
+"""torch's archives read as data: nothing that a file names is looked up, called or built.
+
+A `torch.save` file is a zip of `X/data.pkl`, which says what there is, and `X/data/KEY`, the bytes of its storages; a
+TorchScript file has a program besides, which is not looked at. A pickle is a program too, for a machine that makes any
+object at all. Here it runs on one that knows plain containers only: what would be a call becomes a `Call`, a note of
+what was to be called with what. Tensors are made of the notes that torch writes for tensors, inside the bytes that
+the archive has for them.
+"""
+
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_PICKLE_BYTES = 2 * 2**20
+"""Largest `data.pkl`; of the largest CLIP with the state of its optimizer it has a tenth of that."""
+MAX_ENTRIES = 100_000
+MAX_DIMENSIONS = 16
+STORAGES = {
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+_READ = re.compile(r"[^/]+/(data\.pkl|byteorder|data/[^/]+)")
+REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+SUBCLASSED = "torch._tensor._rebuild_from_type_v2"
+
+
+class NotAnArchive(ValueError):
+    """Why a file is not read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Name:
+    """A class or function that the file names."""
+
+    text: str
+
+
+@dataclass(eq=False)
+class Call:
+    """What would be made by calling `name`. state: what would be put into it."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Where a tensor's numbers lie."""
+
+    kind: str
+    key: str
+    count: int
+
+
+class Archive:
+    """An open archive. Raises NotAnArchive, or whatever a damaged zip makes the reader raise."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+        try:
+            self._entries = _entries(self._zip, size=path.stat().st_size)
+            pickles = [name for name in self._entries if name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise NotAnArchive(f"{len(pickles)} files data.pkl in it")
+            self._folder = pickles[0].partition("/")[0]
+            self._flat: dict[tuple[str, str], Tensor] = {}
+            if self._bytes("byteorder", most=16, default=b"little") != b"little":
+                raise NotAnArchive("numbers of the other byte order")
+            self.content = Machine().run(self._bytes("data.pkl", most=MAX_PICKLE_BYTES))
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._zip.close()
+
+    def tensor(self, value: Any) -> Tensor | None:
+        """The tensor that a call stands for, on the CPU; None for other values. Raises NotAnArchive."""
+        for _ in range(3):  # parameters and subclasses are wrapped around a tensor
+            if not isinstance(value, Call):
+                return None
+            if value.name in REBUILT:
+                return self._rebuilt(value.arguments)
+            value = _unwrapped(value)
+        return None
+
+    def _rebuilt(self, arguments: tuple[Any, ...]) -> Tensor:
+        if len(arguments) < 4:
+            raise NotAnArchive("a tensor without size or strides")
+        storage, offset, size, strides = arguments[:4]
+        if not isinstance(storage, Storage) or not _counts(size) or not _counts(strides) or not _counts((offset,)):
+            raise NotAnArchive("a tensor of something else than a storage and whole numbers")
+        if len(size) != len(strides) or len(size) > MAX_DIMENSIONS:
+            raise NotAnArchive(f"a tensor of {len(size)} dimensions with {len(strides)} strides")
+        count = math.prod(size)
+        end = offset + 1 + sum((n - 1) * stride for n, stride in zip(size, strides)) if count else 0
+        if max(end, count) > storage.count:  # strides of 0 make a large tensor out of one number
+            raise NotAnArchive(f"a tensor of {_short(size)} numbers in a storage of {storage.count}")
+        return self._numbers(storage).as_strided(size, strides, offset if count else 0)
+
+    def _numbers(self, storage: Storage) -> Tensor:
+        """All numbers of a storage, which several tensors may share."""
+        found = self._flat.get((storage.kind, storage.key))
+        if found is None:
+            dtype = STORAGES.get(storage.kind)
+            if dtype is None:
+                raise NotAnArchive(f"numbers of the kind {storage.kind[:80]!r}")
+            size = storage.count * dtype.itemsize
+            data = self._bytes(f"data/{storage.key}", most=size)
+            if len(data) != size:
+                raise NotAnArchive(f"{len(data)} bytes for {storage.count} numbers of {dtype}")
+            found = torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype)
+            self._flat[storage.kind, storage.key] = found
+        if len(found) != storage.count:
+            raise NotAnArchive(f"a storage of {len(found)} and of {storage.count} numbers")
+        return found
+
+    def _bytes(self, name: str, *, most: int, default: bytes | None = None) -> bytearray:
+        entry = self._entries.get(f"{self._folder}/{name}")
+        if entry is None and default is not None:
+            return bytearray(default)
+        if entry is None or entry.file_size > most:
+            raise NotAnArchive(f"no {name[:80]!r} of at most {most} bytes in it")
+        data = bytearray(entry.file_size)
+        with self._zip.open(entry) as file:
+            buffer: Any = file  # one of `io`'s, which typeshed does not tell
+            if buffer.readinto(data) != len(data) or file.read(1):  # the end is where its checksum is compared
+                raise NotAnArchive(f"{name[:80]!r} is cut off")
+        return data
+
+
+def _entries(archive: zipfile.ZipFile, *, size: int) -> dict[str, zipfile.ZipInfo]:
+    """What is read of it by name. torch stores that as it is; packed files could unfold into any size."""
+    if len(archive.infolist()) > MAX_ENTRIES:
+        raise NotAnArchive(f"{len(archive.infolist())} files in it, more than {MAX_ENTRIES}")
+    entries = [entry for entry in archive.infolist() if _READ.fullmatch(entry.filename)]
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
+            raise NotAnArchive(f"{entry.filename[:80]!r} in it is packed or encrypted")
+    if sum(entry.file_size for entry in entries) > size:
+        raise NotAnArchive("files in it that overlap")
+    by_name = {entry.filename: entry for entry in entries}
+    if len(by_name) < len(entries):
+        raise NotAnArchive("two files of one name in it")
+    return by_name
+
+
+def _unwrapped(call: Call) -> Any:
+    if call.name in WRAPPED and call.arguments:
+        return call.arguments[0]
+    if call.name == SUBCLASSED and len(call.arguments) >= 3:
+        function, _, arguments = call.arguments[:3]
+        if isinstance(function, Name) and isinstance(arguments, tuple):
+            return Call(function.text, arguments)
+    return None
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a tuple of whole numbers from 0 on that no file exceeds."""
+    return isinstance(value, tuple) and all(type(n) is int and 0 <= n < 2**48 for n in value)
+
+
+def _short(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size)) or "1"
+
+
+class Machine:
+    """Carries out the opcodes of pickle's protocol 2, which torch writes, as far as they make plain containers."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self, program: bytes | bytearray) -> Any:
+        """What the pickle describes. Raises NotAnArchive for opcodes and uses that torch has none for."""
+        for opcode, argument, _ in pickletools.genops(bytes(program)):
+            if opcode.name == "STOP":
+                return self._pop()
+            if opcode.name in _LITERALS:
+                self._stack.append(argument)
+            elif (step := _STEPS.get(opcode.name)) is not None:
+                step(self, argument)
+            else:
+                raise NotAnArchive(f"pickle's opcode {opcode.name}")
+        raise NotAnArchive("a pickle without an end")
+
+    def _pop(self) -> Any:
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise NotAnArchive("a pickle that takes what it has not made")
+        return self._stack.pop()
+
+    def _to_mark(self) -> list[Any]:
+        if not self._marks:
+            raise NotAnArchive("a pickle that takes what it has not made")
+        at = self._marks.pop()
+        items = self._stack[at:]
+        del self._stack[at:]
+        return items
+
+    def _mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def _none(self, _: Any) -> None:
+        self._stack.append(None)
+
+    def _true(self, _: Any) -> None:
+        self._stack.append(True)
+
+    def _false(self, _: Any) -> None:
+        self._stack.append(False)
+
+    def _list(self, _: Any) -> None:
+        self._stack.append([])
+
+    def _dict(self, _: Any) -> None:
+        self._stack.append({})
+
+    def _empty_tuple(self, _: Any) -> None:
+        self._stack.append(())
+
+    def _tuple(self, _: Any) -> None:
+        self._stack.append(tuple(self._to_mark()))
+
+    def _tuple1(self, _: Any) -> None:
+        self._stack.append((self._pop(),))
+
+    def _tuple2(self, _: Any) -> None:
+        second, first = self._pop(), self._pop()
+        self._stack.append((first, second))
+
+    def _tuple3(self, _: Any) -> None:
+        third, second, first = self._pop(), self._pop(), self._pop()
+        self._stack.append((first, second, third))
+
+    def _put(self, place: Any) -> None:
+        self._memo[place] = self._pop()
+        self._stack.append(self._memo[place])
+
+    def _get(self, place: Any) -> None:
+        if place not in self._memo:
+            raise NotAnArchive("a pickle that takes what it has not made")
+        self._stack.append(self._memo[place])
+
+    def _global(self, words: Any) -> None:
+        self._stack.append(Name(".".join(str(words).split(" ", 1))))
+
+    def _persistent(self, _: Any) -> None:
+        value = self._pop()
+        if not (isinstance(value, tuple) and len(value) == 5 and value[0] == "storage"):
+            raise NotAnArchive("something kept aside that is no storage")
+        _, kind, key, _, count = value
+        if not isinstance(kind, Name) or not isinstance(key, str) or not _counts((count,)):
+            raise NotAnArchive("something kept aside that is no storage")
+        self._stack.append(Storage(kind=kind.text.removeprefix("torch."), key=key, count=count))
+
+    def _call(self, _: Any) -> None:
+        arguments, function = self._pop(), self._pop()
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise NotAnArchive("a call of something that is no name")
+        plain = function.text == "collections.OrderedDict" and not arguments
+        self._stack.append({} if plain else Call(function.text, arguments))
+
+    def _build(self, _: Any) -> None:
+        state, target = self._pop(), self._pop()
+        if isinstance(target, Call):
+            target.state = state
+        self._stack.append(target)  # attributes of a dictionary, such as a module's versions, are not kept
+
+    def _append(self, _: Any) -> None:
+        self._extend([self._pop()])
+
+    def _appends(self, _: Any) -> None:
+        self._extend(self._to_mark())
+
+    def _set_item(self, _: Any) -> None:
+        value, key = self._pop(), self._pop()
+        self._update([key, value])
+
+    def _set_items(self, _: Any) -> None:
+        self._update(self._to_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._pop()
+        if isinstance(target, list):
+            target.extend(items)
+        self._stack.append(target)
+
+    def _update(self, items: list[Any]) -> None:
+        target = self._pop()
+        if isinstance(target, dict):  # keys of other kinds name no weights, and their hash could take for ever
+            target.update(pair for pair in zip(items[::2], items[1::2]) if isinstance(pair[0], str | int))
+        self._stack.append(target)
+
+
+_LITERALS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
+_STEPS: Mapping[str, Any] = {
+    "PROTO": lambda machine, version: None, "MARK": Machine._mark, "NONE": Machine._none, "NEWTRUE": Machine._true,
+    "NEWFALSE": Machine._false, "EMPTY_LIST": Machine._list, "EMPTY_DICT": Machine._dict,
+    "EMPTY_TUPLE": Machine._empty_tuple, "TUPLE": Machine._tuple, "TUPLE1": Machine._tuple1,
+    "TUPLE2": Machine._tuple2, "TUPLE3": Machine._tuple3, "BINPUT": Machine._put, "LONG_BINPUT": Machine._put,
+    "BINGET": Machine._get, "LONG_BINGET": Machine._get, "GLOBAL": Machine._global,
+    "BINPERSID": Machine._persistent, "REDUCE": Machine._call, "NEWOBJ": Machine._call, "BUILD": Machine._build,
+    "APPEND": Machine._append, "APPENDS": Machine._appends, "SETITEM": Machine._set_item,
+    "SETITEMS": Machine._set_items,
+}  # fmt: skip

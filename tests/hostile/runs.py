@@ -1,0 +1,191 @@
+"""Run folders for a report, an evaluation or a continued training: results, metrics, environments, configurations."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dfer import __main__ as cli
+from dfer import config, folder
+from dfer.distributed import World
+from dfer.evaluation.report import write_report
+from dfer.evaluation.summary import summarise
+from dfer.evaluation.tables import markdown, plain, text_table
+from dfer.run_config import RunConfig
+from dfer.storage import Folder
+from dfer.training.journal import kept_lines
+from tests import fake_runs
+from tests.hostile import configs, values
+from tests.hostile.values import rng
+from tests.hostile.worker import Case
+
+COUNT = 330
+SCRIPT = "<script>alert(1)</script>"
+FILES = ("results/test.json", "metrics.jsonl", "environment.json", "config.yaml")
+DRAWN_EVERY = 12
+"""A page takes a second; the rest of a report does not."""
+
+
+@dataclass
+class Seeds:
+    """A run of one fold, by file, and the configuration of one."""
+
+    files: dict[str, bytes]
+    config: RunConfig
+
+
+def seeds(folder: Path) -> Seeds:
+    run = fake_runs.write_fold(folder / "run", fake_runs.result(fold=1), curves=False)
+    records = fake_runs.metrics(fold=1, epochs=2, steps_per_epoch=20)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    chosen = config.load(configs.DEMO, RunConfig, ["published={uar: 59.61, war: 71.25, source: a paper}"])
+    (run / "config.yaml").write_text(config.to_yaml(chosen))
+    return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
+
+
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+    draw = rng("runs")
+    yield _case(seeds, "as it was written", {}, draw=True)
+    settings = config.to_plain(seeds.config)
+    result, environment = json.loads(seeds.files[FILES[0]]), json.loads(seeds.files[FILES[2]])
+    for key in ("dataset", "method", "checkpoint", "finished", "validation", "generated"):
+        yield _case(seeds, f"a script as {key}", {FILES[0]: values.as_json({**result, key: SCRIPT})}, draw=True)
+    for file, data in {
+        "environment.json": values.as_json({**environment, "device": SCRIPT, SCRIPT: 1}),
+        "metrics.jsonl": _lines(
+            {"kind": SCRIPT, "step": 1, SCRIPT: 2}, {"kind": "train", "step": 2, "lr": {SCRIPT: 1, "b": 2}}
+        ),
+        "config.yaml": yaml.safe_dump({**settings, SCRIPT: SCRIPT}).encode(),
+    }.items():
+        yield _case(seeds, f"a script in {file}", {file: data}, draw=True)
+    classes = [SCRIPT, "\x1b[2J", "é" * 300, "a|b", "", " ", "$x$"]
+    yield _case(seeds, "scripts as classes", {FILES[0]: values.as_json({**result, "classes": classes})}, draw=True)
+    for name, data in METRICS.items():
+        yield _case(seeds, f"metrics: {name}", {"metrics.jsonl": data()}, draw=True)
+    for name, text in configs.TEXTS.items():
+        yield _case(seeds, f"config.yaml: {name}", {"config.yaml": text.encode()})
+    for tree in values.drawn(values.trees(), 60):
+        key = draw.choice(sorted(result))
+        yield _case(seeds, f"{key} {tree!r:.50}", {FILES[0]: values.as_json({**result, key: tree})})
+        yield _case(seeds, f"published {tree!r:.50}", {"config.yaml": values.as_json({**settings, "published": tree})})
+    for name, tricks in TRICKS.items():
+        yield Case(
+            name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=_reads(seeds, draw=False)
+        )
+    for number in range(COUNT):
+        file = draw.choice(FILES)
+        yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)
+
+
+def _mutated(file: str, data: bytes, draw: random.Random) -> tuple[str, dict[str, bytes]]:
+    act = draw.randrange(3)
+    if act == 0 and file != "metrics.jsonl":
+        tree = yaml.safe_load(data)
+        return f"{file}: a changed tree", {file: values.as_json(values.changed(tree, draw))}
+    if act == 0:
+        lines = data.splitlines()
+        changed = [values.as_json(values.changed(json.loads(draw.choice(lines)), draw)) for _ in range(20)]
+        return f"{file}: changed lines", {file: b"\n".join([*lines, *changed])}
+    how, text = values.broken_json(data, draw) if act == 1 else values.damaged(data, draw)
+    return f"{file}: {how}", {file: text}
+
+
+def _written(seeds: Seeds, at: Path, files: dict[str, bytes]) -> Path:
+    for file, data in {**seeds.files, **files}.items():
+        path = at / "run" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return at / "run"
+
+
+def _case(seeds: Seeds, name: str, files: dict[str, bytes], *, draw: bool = False) -> Case:
+    return Case(name=name, write=lambda at: _written(seeds, at, files), reads=_reads(seeds, draw=draw))
+
+
+def _reads(seeds: Seeds, *, draw: bool) -> dict[str, Callable[[Path], object]]:
+    reads: dict[str, Callable[[Path], object]] = {
+        "summary": _summary,
+        "evaluate": lambda at: cli._config_of(str(at / "run")),
+        "continue": lambda at: folder.check(Folder(at / "run"), seeds.config, World()),
+        "metrics": lambda at: kept_lines(Folder(at / "run").text("metrics.jsonl") or "", 10),
+    }
+    if draw:
+        reads["report"] = _report
+    return reads
+
+
+def _summary(at: Path) -> None:
+    report = summarise(Folder(at / "run"))
+    text_table(report)
+    assert SCRIPT not in markdown(report), "a script in the Markdown"
+    json.dumps(plain(report), indent=1, ensure_ascii=False).encode()
+
+
+def _report(at: Path) -> None:
+    write_report(Folder(at / "run"))
+    assert SCRIPT not in (at / "run" / "report" / "index.html").read_text(), "a script in the page"
+
+
+def _lines(*records: object) -> bytes:
+    return b"".join(values.as_json(record) + b"\n" for record in records)
+
+
+METRICS: dict[str, Callable[[], bytes]] = {
+    "huge numbers": lambda: _lines(*({"kind": "train", "step": n, "loss": x} for n, x in enumerate(values.NUMBERS))),
+    "huge steps": lambda: _lines(*({"kind": "train", "step": x, "loss": 1} for x in values.NUMBERS)),
+    "a million metrics": lambda: _lines(
+        *({"kind": "train", "step": n, **{f"m{n}_{k}": 1 for k in range(1000)}} for n in range(200))
+    ),
+    "a thousand groups": lambda: _lines(
+        *({"kind": "train", "step": n, "lr": {f"g{k}": 1e-3 for k in range(1000)}} for n in range(3))
+    ),
+    "deep records": lambda: b'{"step": 1, "a": ' + b'{"a": ' * 900 + b"1" + b"}" * 901 + b"\n",
+    "many lines": lambda: _lines({"kind": "train", "step": 1, "loss": 1}) * 100_000,
+    "no line": lambda: b"x" * 5_000_000,
+    "lines of nothing": lambda: b"\n" * 1_000_000,
+    "spread": lambda: _lines(
+        *({"kind": "eval", "step": s, "uar": v, "war": v} for s in (-1e308, 0, 1e308) for v in (1e308, -1e308, 1e-320))
+    ),
+    "rates below nothing": lambda: _lines(
+        *({"kind": "train", "step": n, "lr": {"a": -1.0, "b": 0.0}} for n in range(4))
+    ),
+}
+
+
+def _as_link(file: str, target: str) -> Callable[[Path], None]:
+    def write(run: Path) -> None:
+        (run / file).unlink()
+        (run / file).symlink_to(target)
+
+    return write
+
+
+def _large(file: str) -> Callable[[Path], None]:
+    def write(run: Path) -> None:
+        with (run / file).open("r+b") as opened:
+            opened.truncate(3 * 2**30)
+
+    return write
+
+
+def _as_folder(file: str) -> Callable[[Path], None]:
+    def write(run: Path) -> None:
+        (run / file).unlink()
+        (run / file).mkdir()
+
+    return write
+
+
+TRICKS: dict[str, Callable[[Path], object]] = {
+    **{f"{file} is a folder": _as_folder(file) for file in FILES},
+    **{f"{file} of 3 GiB": _large(file) for file in FILES},
+    **{f"{file} is a link to itself": _as_link(file, Path(file).name) for file in FILES},
+    "folds of strange names": lambda run: [
+        shutil.copytree(run / "results", run / name / "results")
+        for name in ("fold_1", "fold_\u0661", "fold_999", "fold_x", "fold_01")
+    ],
+}

@@ -1,0 +1,60 @@
+"""YAML of anybody's: what is read of it, and what is refused before it costs anything."""
+
+import time
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfer.yaml_text import MAX_BYTES, YamlProblem, parse
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)))
+def test_plain_values_come_back(value: object) -> None:
+    assert parse(yaml.safe_dump(value).encode()) == value
+
+
+def test_dates_are_text() -> None:
+    assert parse(b"a: 2026-02-30\nb: 2026-02-03") == {"a": "2026-02-30", "b": "2026-02-03"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"a: &x [1]\nb: *x", r"aliases \(\*name\) are not read"),
+        (b"a: &x [*x]", "aliases"),
+        (b"!!python/object/apply:os.system [id]", r"tags \(tag:yaml.org,2002:python/object/apply:os.system\) are not"),
+        (b"a: !!int ''", "tags"),
+        (b"a: !!timestamp x", "tags"),
+        (b"[" * 33, "nested deeper than 32"),
+        (b"- " * 33, "nested deeper than 32"),
+        (b"a: 1\nb: 2\na: 3", "'a' stands there twice"),
+        (b"a: 0x" + b"f" * 20, "more than 64 bits"),
+        (b"a: " + b"9" * 5000, "Exceeds the limit"),
+        (b"a: 0b_", "invalid literal"),
+        (b"? [1]\n: 2", "unhashable"),
+        (b"a: =", "could not determine a constructor"),
+        (b"a: [", "expected the node content"),
+        (b"a: 1\n---\nb: 2", "expected a single document"),
+        (b"\xff", "can't decode byte"),
+        (b"a: \0", "special characters are not allowed"),
+        (b" " * (MAX_BYTES + 1), "65,537 bytes, more than 65,536"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(text: bytes, says: str) -> None:
+    with pytest.raises(YamlProblem, match=says) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_few_lines_that_unfold_into_gigabytes_cost_nothing() -> None:
+    laughs = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
+        b"%c: &%c [%s]\n" % (97 + n, 97 + n, b",".join([b"*%c" % (96 + n)] * 9)) for n in range(1, 12)
+    )
+    start = time.monotonic()
+    with pytest.raises(YamlProblem, match="aliases"):
+        parse(laughs)
+    assert time.monotonic() - start < 5
