@@ -22,19 +22,19 @@ PIECE = 256 * 1024
 class S3Parts:
     """A client that tries everything once. Threads may share it; processes may not."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, *, timeout_s: float) -> None:
+        self._timeout_s, self._lock = timeout_s, threading.Lock()
         self._client: Any = None
 
-    def get(self, path: str, start: int, into: memoryview, *, timeout_s: float) -> int:
+    def get(self, path: str, start: int, into: memoryview) -> int:
         """Fill `into` with the bytes of `bucket/key` from `start` on; gives how many came.
 
         Raises:
-            TimeoutError: it took longer. FileNotFoundError, PermissionError, OSError: what the store answers.
+            TimeoutError: it took longer than `timeout_s`. FileNotFoundError, PermissionError, OSError: what the store answers.
             Exception: what botocore raises about the connection.
         """
         bucket, _, key = path.partition("/")
-        deadline, at = time.monotonic() + timeout_s, 0
+        deadline, at = time.monotonic() + self._timeout_s, 0
         try:
             wanted = f"bytes={start}-{start + len(into) - 1}"
             answer = self._connected().get_object(Bucket=bucket, Key=key, Range=wanted)
@@ -51,6 +51,7 @@ class S3Parts:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
-                config = Config(**s3_config(tries_once=True))
+                plain = s3_config(tries_once=True)
+                config = Config(**{**plain, "read_timeout": min(plain["read_timeout"], self._timeout_s)})
                 self._client = botocore.session.get_session().create_client("s3", config=config)
             return self._client

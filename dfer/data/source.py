@@ -65,7 +65,7 @@ class Source:
             return self._in_one_attempt(name, start, end)
         into = memoryview(bytearray(end - start) if memory is None else memory)[: end - start]
         with self._explaining(name):
-            return into[: self._s3.get(self._path(name), start, into, timeout_s=self.retry.timeout_s)]
+            return into[: self._s3.get(self._path(name), start, into)]
 
     def whole(self, name: str, *, at_most: int) -> bytes:
         """A small file's bytes, up to one byte more than `at_most`. Raises DataError, StorageError."""
@@ -130,7 +130,7 @@ class Source:
             if self.url.startswith(("s3://", "s3a://")):
                 from dfer.data.s3_parts import S3Parts  # slow to import where shards are local
 
-                self._s3 = S3Parts()
+                self._s3 = S3Parts(timeout_s=self.retry.timeout_s)
         return self._client
 
     def _path(self, name: str) -> str:
