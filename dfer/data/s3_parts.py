@@ -30,7 +30,8 @@ class S3Parts:
         """Fill `into` with the bytes of `bucket/key` from `start` on; gives how many came.
 
         Raises:
-            TimeoutError: it took longer than `timeout_s`. FileNotFoundError, PermissionError, OSError: what the store answers.
+            TimeoutError: it took longer than `timeout_s`.
+            FileNotFoundError, PermissionError, OSError: what the store answers.
             Exception: what botocore raises about the connection.
         """
         bucket, _, key = path.partition("/")
