@@ -29,7 +29,8 @@ EXAMPLES = {
     "predict": "dfer predict demo/run/fold_1 demo/raw/Clip/clip_224x224/00001\n"
     "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
     "report": "dfer report runs/dfew/dfer_clip",
-    "bench loader": "dfer bench loader demo/shards\n  dfer bench loader data/dfew --seconds 20",
+    "bench loader": "dfer bench loader demo/shards\n  dfer bench loader data/dfew --seconds 20\n"
+    "  dfer bench loader s3://bucket/dfew --against data/dfew",
     "bench resume": "dfer bench resume configs/demo.yaml data.shards=demo/shards",
     "bench save": "dfer bench save\n  dfer bench save --out s3://bucket/bench",
     "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
@@ -108,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("run", help="run folder (also s3://...)")
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
     sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
-    sub.add_argument("shards", help="shard folder of 224 px frames")
+    sub.add_argument("shards", help="shard folder of 224 px frames, or its URL with --against")
+    sub.add_argument("--against", metavar="FOLDER", help="a local copy of the shards to measure the URL beside")
+    sub.add_argument("--rounds", type=int, default=5, help="with --against: epochs of each (default 5)")
     sub.add_argument("--seconds", type=float, default=10.0)
     sub = _command(bench, "resume", _bench_resume, "seconds to the next step of a killed run, beside a fresh one")
     sub.add_argument("config", type=Path, help="YAML file, see configs/")
@@ -264,8 +267,12 @@ def _show_report(run_folder: str) -> None:
 
 def _bench_loader(args: argparse.Namespace) -> None:
     from dfer.bench.loader import bench_loader
+    from dfer.bench.streaming import bench_streaming
 
-    bench_loader(args.shards, seconds=args.seconds)
+    if args.against:
+        bench_streaming(args.shards, against=args.against, rounds=args.rounds)
+    else:
+        bench_loader(args.shards, seconds=args.seconds)
 
 
 def _bench_resume(args: argparse.Namespace) -> None:

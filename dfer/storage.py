@@ -26,18 +26,6 @@ T = TypeVar("T")
 
 TEMPORARY = re.compile(r"\.[^/]+\.[0-9]+\.tmp")
 """Names of files that are being written, or were when their process was killed."""
-_S3_OPTIONS: dict[str, Any] = {
-    # Stalls end as errors that are tried again, instead of after minutes.
-    "config_kwargs": {
-        "connect_timeout": 10,
-        "read_timeout": 20,
-        "max_pool_connections": 32,
-        # Servers other than Amazon's know none of the newer checksums, or send that of the file with a part of it.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    },
-    "use_listings_cache": False,
-}
 STALL_S = 10
 """Seconds without a byte after which a part that is being read is asked for anew."""
 _LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
@@ -116,14 +104,27 @@ def client(url: str, *, what: str = "the address", tries_once: bool = False) -> 
 
 def _options(scheme: str, *, tries_once: bool) -> dict[str, Any]:
     if scheme in ("s3", "s3a"):
-        once = {"read_timeout": STALL_S, "retries": {"total_max_attempts": 1}} if tries_once else {}
-        return {**_S3_OPTIONS, "config_kwargs": {**_S3_OPTIONS["config_kwargs"], **once}}
+        return {"config_kwargs": s3_config(tries_once=tries_once), "use_listings_cache": False}
     if scheme in ("http", "https") and tries_once:
         import aiohttp  # comes with the clients; slow to import where shards are local
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_S, sock_read=STALL_S)
         return {"client_kwargs": {"timeout": timeout}}
     return {}
+
+
+def s3_config(*, tries_once: bool = False) -> dict[str, Any]:
+    """Settings of botocore's clients. Stalls end as errors that are tried again, instead of after minutes."""
+    once = {"retries": {"total_max_attempts": 1}} if tries_once else {}
+    return {
+        "connect_timeout": 10,
+        "read_timeout": STALL_S if tries_once else 20,
+        "max_pool_connections": 32,
+        # Servers other than Amazon's know none of the newer checksums, or send that of the file with a part of it.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        **once,
+    }
 
 
 def storage_error(where: object, error: BaseException, *, doing: str, then: str = "") -> StorageError:

@@ -55,7 +55,7 @@ class Cache:
         self.keep: Callable[[], frozenset[str]] = frozenset
         self._open: OrderedDict[str, CachedShard] = OrderedDict()
         self._refused: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._usable: bool | None = None
         self._warned = False
 
@@ -133,19 +133,24 @@ class Cache:
 
     def _ready(self) -> bool:
         """Whether the folder can be used; made at the first call. A foreign one in the temporary folder cannot."""
-        if self._usable is None:
-            self._usable = False
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                if self._mine_only and (self.folder.lstat().st_uid != os.getuid() or self.folder.is_symlink()):
-                    raise PermissionError(errno.EPERM, "it belongs to another user")
-                for name in ("shards", "index", "local"):
-                    (self.folder / name).mkdir(exist_ok=True)
-                with self._space():
+        with self._making:
+            if self._usable is None:
+                try:
+                    self._make()
                     self._usable = True
-            except OSError as error:
-                self._warn(error)
-        return self._usable
+                except OSError as error:
+                    self._usable = False
+                    self._warn(error)
+            return self._usable
+
+    def _make(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._mine_only and (self.folder.lstat().st_uid != os.getuid() or self.folder.is_symlink()):
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        for name in ("shards", "index", "local"):
+            (self.folder / name).mkdir(exist_ok=True)
+        with self._space():
+            return
 
     def _opened(self, sha256: str, size: int, *, evict: bool) -> "CachedShard | None":
         path = self.folder / "shards" / sha256

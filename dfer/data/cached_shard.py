@@ -105,7 +105,7 @@ class CachedShard:
         """Bytes of the shard; only those of verified chunks mean anything."""
         return os.pread(self._handle, size, start)
 
-    def write(self, first: int, data: bytes) -> None:
+    def write(self, first: int, data: bytes | memoryview) -> None:
         """Put verified chunks in, from chunk `first` on. Their states follow their bytes."""
         view, at = memoryview(data), first * CHUNK
         while view:

@@ -116,7 +116,7 @@ class Reader(Dataset[Parts | DferError]):
             return
         self._stretch, self._order = (epoch, start), self._plan.order(epoch)
         self._wanted.clear()
-        if self._reads_ahead and not self._clips.store.is_local:
+        if not self._clips.store.is_local:
             self._ahead = self._ahead or ReadAhead(self._clips.store)
             self._schedule(self._ahead, start)
 
@@ -129,7 +129,10 @@ class Reader(Dataset[Parts | DferError]):
         # Of a shard of which this set has a few clips only, only those are fetched.
         whole = [shards[number] for number in used if 2 * in_set[number] >= shards[number].clips]
         share = whole[world.local_rank * workers + worker :: world.local_size * workers]
-        ahead.begin(share, {shards[number].sha256: int(last[number]) for number in used}, start)
+        # Without reading ahead the cache must know all the same what not to evict.
+        ahead.begin(
+            share if self._reads_ahead else [], {shards[number].sha256: int(last[number]) for number in used}, start
+        )
 
     def _look_ahead(self, epoch: int, number: int) -> None:
         """Start on this worker's next requests, which DataLoader gives to the workers in turn."""

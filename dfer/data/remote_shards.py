@@ -15,7 +15,9 @@ from dfer.errors import DataError, StorageError, message
 from dfer.storage import attempts_of
 
 PART = 8 * 2**20
-"""Most bytes asked for at once."""
+"""Most bytes asked for at once when whole shards are read."""
+DEMAND = 2 * 2**20
+"""The same for frames that somebody waits for: larger reads are cut, to come and be hashed side by side."""
 AT_ONCE = 16
 """Parts a process has under way for the clips it reads now and next."""
 EVICTED_TRIES = 3
@@ -38,9 +40,9 @@ class Pending:
     """Parts under way. file: where they go, None where they are only in memory."""
 
     file: CachedShard | None
-    parts: "dict[int, Future[bytes | None]]" = field(default_factory=dict)
+    parts: "dict[int, Future[Bytes | None]]" = field(default_factory=dict)
 
-    def wait(self) -> list[tuple[int, bytes]]:
+    def wait(self) -> list[tuple[int, Bytes]]:
         """(start in the shard, bytes) of what is only in memory. Raises the first error, once all have ended."""
         errors = [error for part in self.parts.values() if (error := part.exception())]
         if errors:
@@ -58,7 +60,7 @@ class RemoteShards:
     def __init__(self, source: Source, cache: Cache, *, why: Callable[[], str]) -> None:
         self._source, self.cache, self._why = source, cache, why
         self._threads = Threads(AT_ONCE, name="fetch")
-        self._lock = threading.Lock()
+        self._lock, self._own = threading.Lock(), threading.local()
         self.fetched = 0
 
     def prefetch(
@@ -70,7 +72,7 @@ class RemoteShards:
         if file is not None:
             states = file.states(chunks[0], chunks[-1] - chunks[0] + 1)
             chunks = [c for c in chunks if states[c - chunks[0] : c - chunks[0] + 1] != bytes([VERIFIED])]
-        wanted = runs(chunks, longest=PART // CHUNK)
+        wanted = runs(chunks, longest=DEMAND // CHUNK)
         return Pending(file, {run[0]: self._start(file, shard, hashes, run, where) for run in wanted})
 
     def read(
@@ -103,26 +105,28 @@ class RemoteShards:
                     states[number] = VERIFIED
             absent = [first + n for n, state in enumerate(states) if state != VERIFIED]
             for run in runs(absent, longest=PART // CHUNK):
-                file.write(run[0], self._fetch(shard, hashes, *run, where))
+                file.write(run[0], self.fetch(shard, hashes, *run, where, self._scratch()))
 
     def _start(
         self, file: CachedShard | None, shard: ShardInfo, hashes: bytes, run: tuple[int, int], where: str
-    ) -> "Future[bytes | None]":
-        def work() -> bytes | None:
+    ) -> "Future[Bytes | None]":
+        def work() -> Bytes | None:
             if file is None:
-                return self._fetch(shard, hashes, *run, where)
+                return self.fetch(shard, hashes, *run, where)
             self.complete(file, shard, hashes, *run, where)
             return None
 
         return self._threads.submit(work)
 
-    def _fetch(self, shard: ShardInfo, hashes: bytes, first: int, last: int, where: str) -> bytes:
+    def fetch(
+        self, shard: ShardInfo, hashes: bytes, first: int, last: int, where: str, memory: bytearray | None = None
+    ) -> Bytes:
         """Chunks first..last from the store, checked; tried again while that may help."""
         start, end = span_of(first, last, shard.bytes)
 
-        def work() -> bytes:
+        def work() -> Bytes:
             try:
-                data = self._source.part(shard.path, start, end)
+                data: Bytes = self._source.part(shard.path, start, end, memory)
             except BeyondTheEnd:
                 data = b""
             with self._lock:
@@ -148,6 +152,13 @@ class RemoteShards:
                     raise DataError(message(where, expected=expected, got="no such file", do=do)) from error
                 raise
 
+    def _scratch(self) -> bytearray:
+        """This thread's memory for a part on its way into the cache."""
+        if not hasattr(self._own, "memory"):
+            self._own.memory = bytearray(PART)
+        memory: bytearray = self._own.memory
+        return memory
+
     def _odd_length(self, shard: ShardInfo, got: int, wanted: int) -> Exception:
         """A cut answer, which may pass; a file of another size or a server that knows no parts, which does not."""
         if got == shard.bytes > wanted:
@@ -169,7 +180,7 @@ def other_size(where: str, shard: ShardInfo, got: int, *, do: str = "") -> DataE
     return DataError(message(where, expected=f"{shard.bytes} bytes as the manifest says", got=str(got), do=do))
 
 
-def _cut(parts: Sequence[tuple[int, bytes]], at: int, size: int) -> Bytes:
+def _cut(parts: Sequence[tuple[int, Bytes]], at: int, size: int) -> Bytes:
     """`size` bytes at `at` out of (start, bytes) pieces in order, without a copy where one piece has them all."""
     found = [
         memoryview(data)[max(at - start, 0) : at + size - start]

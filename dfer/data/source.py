@@ -31,6 +31,7 @@ class Source:
         self._client: Any = None
         self._root = ""
         self._local: Path | None = None
+        self._s3: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "retry": self.retry}
@@ -49,33 +50,46 @@ class Source:
         """URL of a file, for messages."""
         return f"{self.url}/{name}"
 
-    def part(self, name: str, start: int, end: int) -> bytes:
+    def part(self, name: str, start: int, end: int, memory: bytearray | None = None) -> bytes | memoryview:
         """Bytes start..end of a file, as they come in one attempt: perhaps fewer, perhaps wrong ones.
 
+        Args:
+            memory: may be used for them, until the next part overwrites it; new memory for each would cost as much
+                as a fast network.
         Raises:
             TimeoutError: it took longer than the `timeout_s` of the retry.
             BeyondTheEnd: the file is shorter than `start`.
             Exception: what the client raises.
         """
-        fs = self._fs
-        patience = {"timeout": self.retry.timeout_s} if fs.async_impl else {}
-        try:
-            data: bytes = fs.cat_file(self._path(name), start=start, end=end, **patience)
-        except FSTimeoutError as error:
-            raise TimeoutError(f"not done in {self.retry.timeout_s:g} s") from error
-        except Exception as error:
-            if "InvalidRange" in f"{error.__cause__}" or getattr(error, "status", None) == 416:
-                raise BeyondTheEnd(name) from error
-            raise
-        return data
+        if self._fs is not None and self._s3 is None:
+            return self._in_one_attempt(name, start, end)
+        into = memoryview(bytearray(end - start) if memory is None else memory)[: end - start]
+        with self._explaining(name):
+            return into[: self._s3.get(self._path(name), start, into)]
 
     def whole(self, name: str, *, at_most: int) -> bytes:
         """A small file's bytes, up to one byte more than `at_most`. Raises DataError, StorageError."""
         with self.telling(name):
             try:
-                return self.retry.call(lambda: self.part(name, 0, at_most + 1))
+                return self.retry.call(lambda: self._in_one_attempt(name, 0, at_most + 1))
             except BeyondTheEnd:  # an empty file
                 return b""
+
+    def _in_one_attempt(self, name: str, start: int, end: int) -> bytes:
+        patience = {"timeout": self.retry.timeout_s} if self._fs.async_impl else {}
+        with self._explaining(name):
+            return bytes(self._fs.cat_file(self._path(name), start=start, end=end, **patience))
+
+    @contextmanager
+    def _explaining(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FSTimeoutError, TimeoutError) as error:
+            raise TimeoutError(f"not done in {self.retry.timeout_s:g} s") from error
+        except Exception as error:
+            if "InvalidRange" in f"{error.__cause__}" or getattr(error, "status", None) == 416:
+                raise BeyondTheEnd(name) from error
+            raise
 
     def size(self, name: str) -> int:
         """Bytes of a file, in one attempt. Raises what the client raises."""
@@ -113,6 +127,10 @@ class Source:
         if self._client is None:
             self._client, self._root = client(self.url, what="data.shards", tries_once=True)
             self._local = Path(self._root) if isinstance(self._client, LocalFileSystem) else None
+            if self.url.startswith(("s3://", "s3a://")):
+                from dfer.data.s3_parts import S3Parts  # slow to import where shards are local
+
+                self._s3 = S3Parts(timeout_s=self.retry.timeout_s)
         return self._client
 
     def _path(self, name: str) -> str:

@@ -262,6 +262,22 @@ def test_a_foreign_folder_in_the_temporary_one_is_not_used(
     assert default_folder().stat().st_mode & 0o777 == 0o700
 
 
+def test_threads_that_start_together_all_find_the_cache(tmp_path: Path) -> None:
+    for turn in range(20):
+        cache, start = Cache(tmp_path / str(turn), budget=2**30), threading.Barrier(4)
+
+        def keep(name: str, cache: Cache = cache, start: threading.Barrier = start) -> None:
+            start.wait()
+            cache.keep_small(name, b"1")
+
+        threads = [threading.Thread(target=keep, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [cache.small(name) for name in "abcd"] == [b"1"] * 4
+
+
 def test_small_files_and_states(tmp_path: Path) -> None:
     cache = Cache(tmp_path, budget=2**30)
     assert cache.small("a") is None
