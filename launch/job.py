@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer.errors import UsageError, message
+from dfer.errors import CheckpointError, UsageError, message
+from dfer.storage import Folder
 from launch.meeting import Meeting, export
 from launch.patience import within
 
@@ -135,6 +136,24 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
     with process_group(world):
         return train(replace(config, fold=fold, run=job.fold_url(fold)), world, stop)
+
+
+def report(run: str, folds: Sequence[int]) -> None:
+    """Write the report of a cross-validation and print its table.
+
+    Raises:
+        CheckpointError: folds have no result.
+    """
+    from dfer.__main__ import main as dfer
+    from dfer.evaluation.results import RESULT
+
+    missing = [fold for fold in folds if Folder(f"{run}/fold_{fold}").size(RESULT) is None]
+    if len(missing) < len(folds) and dfer(["report", run]):
+        raise CheckpointError(message(run, expected="a report", got="an error, told above", do="Mend it and repeat."))
+    if missing:
+        got = f"none of fold {', '.join(map(str, missing))}"
+        do = f"`dfer-launch status {run}` tells why; the command that submitted them submits what is missing."
+        raise CheckpointError(message(run, expected=f"results of {len(folds)} folds", got=got, do=do))
 
 
 def share_cores(cpus: int) -> None:

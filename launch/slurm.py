@@ -18,10 +18,10 @@ from dfer.errors import StorageError, UsageError, message
 from dfer.evaluation.results import RESULT
 from dfer.storage import Folder
 from launch.cluster import SlurmCluster
-from launch.job import LAUNCH, Job
+from launch.job import LAUNCH, Job, report
 from launch.records import Record, keep, one_at_a_time, tag
 from launch.slurm_checks import check, explain
-from launch.slurm_task import FoldTask, ReportTask, report
+from launch.slurm_task import FoldTask, ReportTask
 from launch.slurm_tools import Queued, comment_of, queued
 
 SCRIPTS = "slurm"

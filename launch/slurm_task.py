@@ -20,9 +20,10 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import UncompletedJobError
 
-from dfer.errors import CheckpointError, DferError, ProcessError, StoppedError, message
+from dfer.errors import DferError, ProcessError, StoppedError, message
 from dfer.interruption import Stop
-from launch.job import Job, Place, run_job, share_cores
+from launch.job import Job, Place, report, run_job, share_cores
+from launch.leaving import Leaving
 from launch.meeting import Meeting, port_of
 from launch.slurm_tools import SlurmError, show_job, slurm
 
@@ -47,18 +48,19 @@ class FoldTask:
     def __call__(self) -> None:
         """Train; ends the process with the exit code of the error."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
-        stop = Stop()
+        leaving, stop = Leaving(), Stop()
         with stop.on_signals():
             share_cores(self.cpus)
             forget_failure()
             try:
                 result = run_job(self.job, self.fold, place(self.interface, self.meet_s), stop)
             except StoppedError as error:
-                stopped(error, requeue if callable(requeue) else None)
+                stopped(error, requeue if callable(requeue) else None, leaving)
             except DferError as error:
-                failed(error)
+                failed(error, leaving)
         if rank() == 0:
             print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
+        leaving.will(0)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit starts after a requeue: the same, since the run folder knows how far it is."""
@@ -77,30 +79,11 @@ class ReportTask:
         try:
             report(self.run, self.folds)
         except DferError as error:
-            failed(error)
+            failed(error, Leaving())
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The same again."""
         return submitit.helpers.DelayedSubmission(self)
-
-
-def report(run: str, folds: tuple[int, ...]) -> None:
-    """Write the report of a cross-validation and print its table.
-
-    Raises:
-        CheckpointError: folds have no result.
-    """
-    from dfer.__main__ import main as dfer
-    from dfer.evaluation.results import RESULT
-    from dfer.storage import Folder
-
-    missing = [fold for fold in folds if Folder(f"{run}/fold_{fold}").size(RESULT) is None]
-    if len(missing) < len(folds) and dfer(["report", run]):
-        raise CheckpointError(message(run, expected="a report", got="an error, told above", do="Mend it and repeat."))
-    if missing:
-        got = f"none of fold {', '.join(map(str, missing))}"
-        do = f"`dfer-launch status {run}` tells why; the command that submitted them submits what is missing."
-        raise CheckpointError(message(run, expected=f"results of {len(folds)} folds", got=got, do=do))
 
 
 def rank() -> int:
@@ -140,23 +123,23 @@ def forget_failure() -> None:
         failure_file().unlink(missing_ok=True)
 
 
-def failed(error: DferError) -> NoReturn:
+def failed(error: DferError, leaving: Leaving) -> NoReturn:
     """Say why, keep it, end."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     if isinstance(error, ProcessError):
-        sys.exit(OTHERS_REASON)
+        leaving.now(OTHERS_REASON)
     with suppress(OSError), failure_file().open("x") as file:
         json.dump({"code": error.exit_code, "text": str(error)}, file)
-    sys.exit(error.exit_code)
+    leaving.now(error.exit_code)
 
 
-def stopped(error: StoppedError, requeue: Requeue | None) -> NoReturn:
+def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:
     """All is saved: the first rank requeues the job, unless it was cancelled; the others make room."""
     if rank() == 0:
         print(f"note: {error}", file=sys.stderr, flush=True)
         if requeue is not None and is_wanted():
             _requeue(requeue)
-    sys.exit(error.exit_code)
+    leaving.now(error.exit_code)
 
 
 def is_wanted() -> bool:
