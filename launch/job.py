@@ -131,7 +131,7 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     from dfer.run_config import RunConfig
 
     world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=place.local_size)
-    if world.is_first and revision() != job.revision:
+    if world.is_first and "unknown" != revision() != job.revision:
         print(f"note: the job was made by revision {job.revision}, this is {revision()}", file=sys.stderr, flush=True)
     config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
     with process_group(world):

@@ -5,6 +5,7 @@ takes over the others, and the first one ends; so there is one result, once.
 """
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -116,9 +117,12 @@ def connected(submission: Submission) -> Iterator[str]:
     """
     import ray
 
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
     address = submission.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        context = ray.init(address=address, runtime_env=submission.runtime_env(), log_to_driver=True)
+        context = ray.init(
+            address=address, runtime_env=submission.runtime_env(), log_to_driver=True, logging_level=logging.WARNING
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         do = "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
         got = str(error).splitlines()[0][:200]
