@@ -153,7 +153,7 @@ def report(run: str, folds: Sequence[int]) -> None:
     if missing:
         got = f"none of fold {', '.join(map(str, missing))}"
         do = f"`dfer-launch status {run}` tells why; the command that submitted them submits what is missing."
-        raise CheckpointError(message(run, expected=f"results of {len(folds)} folds", got=got, do=do))
+        raise CheckpointError(message(run, expected="a result of every fold", got=got, do=do))
 
 
 def share_cores(cpus: int) -> None:

@@ -131,8 +131,9 @@ def _host(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tu
         raise ProcessError(message(where, expected="to wait there for the others", got=str(error), do=do)) from error
     lines, members = _gather(meeting, me, door, deadline, stack)
     problem = next((m.problem for m in members.values() if m.problem), "")
-    ours = bool(problem)  # a mistake in the cluster file, which trying again does not mend
     members = _resolved(members, lines)
+    problem = problem or (_loopback(members) if meeting.interface else "")
+    ours = bool(problem)  # a mistake in the cluster file, which trying again does not mend
     problem = problem or _absent(meeting, members) or _loopback(members)
     _tell(lines, {"problem": problem, "lasting": ours, "members": [asdict(members[rank]) for rank in sorted(members)]})
     if problem:

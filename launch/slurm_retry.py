@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from dfer.errors import StoppedError, StorageError
+from dfer.errors import ProcessError, StoppedError, StorageError
 from launch.slurm_tools import SlurmError, show_job, slurm
 
 _REQUEUED = 255
@@ -50,7 +50,7 @@ def _may_help(code: int, failure: Path) -> bool:
         own = json.loads(failure.read_text())["code"]
     except (OSError, ValueError, KeyError):
         return True
-    return bool(own == StorageError.exit_code)
+    return own in (ProcessError.exit_code, StorageError.exit_code)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,14 @@ def failure_file() -> Path:
     return Path(os.environ["SUBMITIT_FOLDER"]) / f"{submitit.JobEnvironment().job_id}_failure.json"
 
 
+def failure_code() -> int:
+    """The exit code that stands there, 0 without one."""
+    try:
+        return int(json.loads(failure_file().read_text())["code"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
 def forget_failure() -> None:
     """A new start knows nothing of the last one's failure."""
     if rank() == 0:
@@ -126,11 +134,12 @@ def forget_failure() -> None:
 def failed(error: DferError, leaving: Leaving) -> NoReturn:
     """Say why, keep it, end."""
     print(f"error: {error}", file=sys.stderr, flush=True)
-    if isinstance(error, ProcessError):
-        leaving.now(OTHERS_REASON)
+    others = isinstance(error, ProcessError)
+    if not others and failure_code() == ProcessError.exit_code:
+        failure_file().unlink(missing_ok=True)  # of a process that only noticed
     with suppress(OSError), failure_file().open("x") as file:
         json.dump({"code": error.exit_code, "text": str(error)}, file)
-    leaving.now(error.exit_code)
+    leaving.now(OTHERS_REASON if others else error.exit_code)
 
 
 def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:

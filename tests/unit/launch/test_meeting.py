@@ -85,8 +85,9 @@ def test_an_interface_that_is_none_is_a_mistake_told_to_all() -> None:
 
 
 def test_an_address_of_one_host_alone_is_refused() -> None:
+    assert [type(answer) for answer in all_hold(meetings(2), ["a", "b"])] == [ProcessError] * 2
     found = all_hold(meetings(2, interface="lo"), ["a", "b"])
-    assert [type(answer) for answer in found] == [ProcessError] * 2
+    assert [type(answer) for answer in found] == [UsageError] * 2
     assert "a: expected an address for the other hosts, got 127.0.0.1, which only a itself can reach" in str(found[0])
 
 

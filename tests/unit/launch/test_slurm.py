@@ -120,7 +120,9 @@ def test_when_all_is_finished_the_report_is_written_here(
 
 def test_the_report_says_which_folds_are_missing(tmp_path: Path) -> None:
     fake_runs.write_crossval(tmp_path / "run", done=(1, 3))
-    with pytest.raises(CheckpointError, match="expected results of 3 folds, got none of fold 2. `dfer-launch status"):
+    with pytest.raises(
+        CheckpointError, match=r"expected a result of every fold, got none of fold 2. `dfer-launch status"
+    ):
         module.report(str(tmp_path / "run"), (1, 2, 3))
     assert (tmp_path / "run" / "report" / "report.md").exists()
 
@@ -133,7 +135,7 @@ def test_a_dry_run_needs_no_slurm(job: Job, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
     far = replace(job, run="memory://bucket/run")
-    with pytest.raises(UsageError, match="folder: expected a shared folder for scripts and logs, got a run in memory"):
+    with pytest.raises(UsageError, match=r"folder: expected a shared folder for scripts and logs, got a run in memory"):
         submission(far).submit()
     submission(far, folder=str(tmp_path / "logs")).submit()
     assert list((tmp_path / "logs").glob("*/1_0_submitted.pkl"))
@@ -146,10 +148,19 @@ def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm,
     ("cluster", "said"),
     [
         ({"partition": "gpux"}, "partition: expected one of closed, gpu, small, got gpux. Correct `partition:`"),
-        ({"partition": "closed"}, "expected a partition that starts jobs, got one that is down. Wait .* Up: gpu, small"),
-        ({"partition": "gpu", "nodes": 7}, "partition gpu: expected room for 7 hosts a fold, got at most 6. Lower `nod"),
+        (
+            {"partition": "closed"},
+            "expected a partition that starts jobs, got one that is down. .* Up: gpu, small",
+        ),
+        (
+            {"partition": "gpu", "nodes": 7},
+            "partition gpu: expected room for 7 hosts a fold, got at most 6. Lower",
+        ),
         ({"partition": "small", "nodes": 3}, "partition small: expected room for 3 hosts a fold, got at most 2"),
-        ({"partition": "small", "hours": 30.0}, "expected a time limit of 1800 minutes, got at most 1590. Lower `hours"),
+        (
+            {"partition": "small", "hours": 30.0},
+            "expected a time limit of 1800 minutes, got at most 1590. Low",
+        ),
         ({"gpus_per_node": 9}, "partition gpu: expected 9 GPUs a host, got at most 8. Lower `gpus_per_node:`"),
         ({"account": "wrong"}, "account: expected one of research, vision, got wrong. Correct `account:`"),
     ],
@@ -191,27 +202,29 @@ def test_what_sbatch_refuses_is_explained(fake_slurm: FakeSlurm, job: Job, says:
 
 def test_a_folder_that_cannot_be_written_is_told(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(StorageError, match="run"):
+    with pytest.raises(StorageError, match=r"run"):
         submission(job).submit()
     assert fake_slurm.jobs == []
 
 
 def test_without_slurm_it_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UsageError, match="sinfo: expected SLURM's commands on this machine, got none. Go to a login"):
+    with pytest.raises(UsageError, match=r"sinfo: expected SLURM's commands on this machine, got none. Go to a login"):
         submission(job).submit()
 
 
 def test_a_command_that_hangs_or_fails_is_told(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_slurm.change(broken={"sinfo": "slurm_load_partitions: Unable to contact slurm controller"})
-    with pytest.raises(UsageError, match="sinfo: expected an answer of SLURM, got slurm_load.* See whether the cluster"):
+    with pytest.raises(UsageError, match=r"sinfo: expected an answer of SLURM, got slurm_load.* See whether"):
         partitions()
 
     def hang(words: list[str], **_: object) -> None:
         raise subprocess.TimeoutExpired(words, 20)
 
     monkeypatch.setattr(slurm_tools.subprocess, "run", hang)
-    with pytest.raises(UsageError, match="sinfo: expected an answer within 20 s, got none. See whether slurmctld runs"):
+    with pytest.raises(
+        UsageError, match=r"sinfo: expected an answer within 20 s, got none. See whether slurmctld runs"
+    ):
         partitions()
 
 
@@ -273,7 +286,8 @@ def test_mistakes_in_cluster_files_are_told(override: str, said: str) -> None:
 
 
 def test_python_of_the_hosts_may_be_another(job: Job) -> None:
-    assert " singularity exec image python -u -m submitit" in submission(
-        job, python="singularity exec image python"
-    ).dry_run()
+    assert (
+        " singularity exec image python -u -m submitit"
+        in submission(job, python="singularity exec image python").dry_run()
+    )
     assert f" {sys.executable} -u -m submitit" in submission(job).dry_run()
