@@ -76,6 +76,10 @@ def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, wo
     config = load(source, RunConfig, [*overrides, *_absolute(config)])
     for size in worlds:
         _check_batch(config, size)
+    if Folder(config.run, what="run").exists("config.yaml"):
+        do = "Choose another one with run=FOLDER."
+        expected = "a folder for all folds"
+        raise UsageError(message(config.run, expected=expected, got="the run of a single one", do=do))
     known = _known_folds(config)
     unknown = sorted(set(folds) - set(known))
     if unknown:
