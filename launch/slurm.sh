@@ -42,6 +42,8 @@ if [ ! -f "$config" ]; then
     exit 2
 fi
 [ -z "$folds" ] || words+=(--folds "$folds")
+# This checkout's code, here and on the hosts, whatever is installed.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 launcher=$root/.venv/bin/dfer-launch
 [ -x "$launcher" ] || launcher=dfer-launch
 exec "$launcher" slurm "$config" --cluster "$cluster" ${words[@]+"${words[@]}"}
