@@ -58,6 +58,11 @@ class SlurmCluster:
         _at_least(self, 1, "nodes", "min_nodes", "processes_per_node", "cpus_per_process", "signal_s", "parallel_folds")
         _at_least(self, 0, "gpus_per_node", "max_timeouts", "max_failures")
         _above_zero(self, "hours", "memory_gb", "meet_s")
+        if self.signal_s >= 60 * self.minutes:
+            limit = 60 * self.minutes
+            raise ConfigProblem(
+                f"signal_s: expected less than hours ({limit} s), got {self.signal_s}. Correct one of them"
+            )
         if self.min_nodes is not None and self.min_nodes > self.nodes:
             raise ConfigProblem(f"min_nodes: expected at most nodes={self.nodes}, got {self.min_nodes}. Correct it")
 

@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dfer.config import ConfigProblem, from_plain
 from dfer.errors import DferError, ProcessError, UsageError, message
 
 PORTS = (20_000, 32_000)
@@ -162,11 +163,21 @@ def _gather(
             break
         connection = stack.enter_context(door.accept()[0])
         line = _Line(connection)
-        hello = line.receive(min(deadline, time.monotonic() + REACH_S))
-        if hello and hello.pop("token", None) == meeting.token:
-            member = Member(**hello)
+        member = _member(line.receive(min(deadline, time.monotonic() + REACH_S)), meeting)
+        if member is not None:
             lines[member.rank], members[member.rank] = line, member
     return lines, members
+
+
+def _member(hello: dict[str, Any] | None, meeting: Meeting) -> Member | None:
+    """Who introduces itself; none for strangers, who may say anything."""
+    if hello is None or hello.pop("token", None) != meeting.token:
+        return None
+    try:
+        member = from_plain(Member, hello)
+    except ConfigProblem:
+        return None
+    return member if 0 < member.rank < meeting.size else None
 
 
 def _resolved(members: Mapping[int, Member], lines: Mapping[int, _Line]) -> dict[int, Member]:

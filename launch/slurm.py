@@ -4,7 +4,6 @@ The queue itself tells which folds wait or run: jobs are named after the run fol
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -135,7 +134,8 @@ class Submission:
         cluster = self.cluster
         executor = self._executor()
         nodes = f"{cluster.min_nodes or cluster.nodes}-{cluster.nodes}"
-        retry = [sys.executable, "-m", "launch.slurm_retry", str(executor.folder), str(cluster.max_failures)]
+        words = ["-m", "launch.slurm_retry", str(executor.folder), str(cluster.max_failures)]
+        retry = f"{executor.python} {shlex.join(words)}"
         executor.update_parameters(
             job_name=self.name("folds"), comment=comment_of(folds), time=cluster.minutes, nodes=cluster.nodes,
             ntasks_per_node=cluster.processes, cpus_per_task=cluster.cpus_per_process,
@@ -143,7 +143,7 @@ class Submission:
             signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_folds,
             srun_args=[f"--cpus-per-task={cluster.cpus_per_process}", "--kill-on-bad-exit=0", "--wait=60"],
             setup=list(cluster.setup) or None,
-            teardown=["code=$?", f'[ "$code" -eq 0 ] || {shlex.join(retry)} "$code"', 'exit "$code"'],
+            teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
             additional_parameters={"nodes": nodes, "requeue": True, **cluster.options}, **self._where(),
         )  # fmt: skip
         return executor

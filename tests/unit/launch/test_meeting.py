@@ -1,5 +1,6 @@
 """Processes find each other, or say within their time which host, port and interface stand in the way."""
 
+import json
 import socket
 import threading
 import time
@@ -149,6 +150,9 @@ def test_a_stranger_at_the_door_disturbs_nobody() -> None:
                 time.sleep(0.02)
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         stranger.close()
+        for words in ({"token": "1.0"}, {"token": "1.0", "rank": 7, "host": "x", "address": "", "listens": 1}):
+            with socket.create_connection(("127.0.0.1", first.port)) as liar:
+                liar.sendall(json.dumps(words).encode() + b"\n")
         assert second.hold() == hosting.result()
 
 

@@ -275,6 +275,7 @@ def test_cluster_files_are_read() -> None:
         ("nodez=2", "nodez: unknown key. Did you mean 'nodes'"),
         ("nodes=0", "nodes: expected at least 1, got 0"),
         ("hours=0", "hours: expected more than 0, got 0"),
+        ("hours=0.02", "signal_s: expected less than hours .60 s., got 120"),
         ("min_nodes=3", "min_nodes: expected at most nodes=1, got 3"),
         ("max_failures=-1", "max_failures: expected at least 0, got -1"),
     ],
@@ -290,4 +291,5 @@ def test_python_of_the_hosts_may_be_another(job: Job) -> None:
         " singularity exec image python -u -m submitit"
         in submission(job, python="singularity exec image python").dry_run()
     )
+    assert f" {sys.executable} -m launch.slurm_retry " in submission(job).dry_run()
     assert f" {sys.executable} -u -m submitit" in submission(job).dry_run()
