@@ -73,7 +73,9 @@ def power_off_the_first(slurm: SlurmBed, job: str) -> None:
 
 
 def orphan(slurm: SlurmBed, job: str) -> None:
-    slurm.kill_slurmd(hosts_of(slurm, job)[0])
+    host = hosts_of(slurm, job)[0]
+    slurm.kill_slurmd(host)
+    slurm.mark_down(host)  # at once, while the first copy lives on
 
 
 def kill_a_process(slurm: SlurmBed, job: str) -> None:
