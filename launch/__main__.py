@@ -1,35 +1,86 @@
-"""The command line: `dfer-launch local CONFIG`. SLURM and Ray take the same arguments once they are here."""
+"""The command line: `dfer-launch local | slurm | ray CONFIG` and `dfer-launch status | logs | cancel RUN`."""
 
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dfer.errors import DferError
-from launch import local
 
-EXAMPLES = """examples:
+CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "clusters"
+EXAMPLES = {
+    "local": """
   dfer-launch local configs/dfew/dfer_clip.yaml --processes 4
-  dfer-launch local configs/dfew/dfer_clip.yaml --parallel 5 --processes 1
+  dfer-launch local configs/dfew/dfer_clip.yaml --parallel 5
   dfer-launch local configs/demo.yaml --verb train --processes 2 engine.zero=2 --dry-run
-  dfer-launch local runs/dfew/dfer_clip/fold_1 --verb evaluate --processes 2"""
+  dfer-launch local runs/dfew/dfer_clip/fold_1 --verb evaluate --processes 2""",
+    "slurm": """
+  dfer-launch slurm configs/dfew/dfer_clip.yaml cluster.partition=gpu cluster.account=vision
+  dfer-launch slurm configs/dfew/dfer_clip.yaml --folds 1,2 --dry-run
+  dfer-launch slurm configs/demo.yaml --cluster configs/clusters/slurm_cpu.yaml run=s3://b/run cluster.folder=logs""",
+    "ray": """
+  dfer-launch ray configs/dfew/dfer_clip.yaml cluster.workers=8 run=s3://bucket/run data.shards=s3://bucket/dfew
+  ray job submit --working-dir . -- dfer-launch ray configs/dfew/dfer_clip.yaml run=/shared/run
+  dfer-launch ray configs/demo.yaml --dry-run""",
+    "status": """
+  dfer-launch status runs/dfew/dfer_clip
+  dfer-launch status s3://bucket/run --json""",
+    "logs": """
+  dfer-launch logs runs/dfew/dfer_clip 2
+  dfer-launch logs runs/dfew/dfer_clip""",
+    "cancel": """
+  dfer-launch cancel runs/dfew/dfer_clip""",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(prog="dfer-launch", description="Start a job of several processes.")
-    places = top.add_subparsers(required=True, metavar="PLACE")
-    sub = places.add_parser(
-        "local", help="on this machine", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = argparse.ArgumentParser(prog="dfer-launch", description="Start, watch and stop jobs of several processes.")
+    places = top.add_subparsers(required=True, metavar="COMMAND")
+    sub = _command(places, "local", _local, "run on this machine, in several processes")
     sub.add_argument("config", type=_source, help="YAML file, see configs/; a run folder for --verb evaluate")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks; one a GPU")
     sub.add_argument("--parallel", type=int, default=1, metavar="K", help="folds at a time, each in N processes")
-    sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
     sub.add_argument("--verb", choices=["train", "crossval", "evaluate"], default="crossval", help="what dfer does")
-    sub.add_argument("--dry-run", action="store_true", help="print the command of a process instead of running it")
+    _job_options(sub, "print the command of a process instead of running it")
+    sub = _command(places, "slurm", _slurm, "submit to SLURM: folds as an array, then the report; safe to repeat")
+    sub.add_argument("config", type=Path, help="YAML file, see configs/")
+    sub.add_argument("--cluster", type=Path, default=CLUSTERS / "slurm.yaml", help="YAML file, see configs/clusters/")
+    _job_options(sub, "print the scripts for sbatch instead of submitting")
+    sub = _command(places, "ray", _ray, "run on a Ray cluster, from a driver or inside `ray job submit`")
+    sub.add_argument("config", type=Path, help="YAML file, see configs/")
+    sub.add_argument("--cluster", type=Path, default=CLUSTERS / "ray.yaml", help="YAML file, see configs/clusters/")
+    _job_options(sub, "print what Ray would be asked for instead of running")
+    sub = _command(places, "status", _status, "folds, states, steps, speed, last checkpoints, restarts")
+    sub.add_argument("run", help="run folder over the folds (also s3://...)")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = _command(places, "logs", _logs, "the ends of a fold's logs, or of the report's")
+    sub.add_argument("run", help="run folder over the folds (also s3://...)")
+    sub.add_argument("fold", nargs="?", type=int)
+    sub.add_argument("--lines", type=int, default=40, metavar="N")
+    sub = _command(places, "cancel", _cancel, "stop all jobs of a run; what is saved stays")
+    sub.add_argument("run", help="run folder over the folds (also s3://...)")
     return top
+
+
+def _command(
+    places: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    command: Callable[[argparse.Namespace, Sequence[str]], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    sub = places.add_parser(
+        name, help=text, description=text, epilog=f"examples:{EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    sub.set_defaults(command=command)
+    return sub
+
+
+def _job_options(sub: argparse.ArgumentParser, dry_run: str) -> None:
+    sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
+    sub.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 def _source(text: str) -> Path | str:
@@ -44,24 +95,84 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start the job; its exit code is ours. Everything of the form a.b=c is passed on to `dfer`."""
+    """Run a command; its exit code. Arguments of the form a.b=c go to the configuration, cluster.x=c to the cluster."""
     top = parser()
     args, overrides = top.parse_known_args(argv)
-    stray = [text for text in overrides if text.startswith("-") or "=" not in text]
+    stray = [t for t in overrides if t.startswith("-") or "=" not in t or not hasattr(args, "config")]
     if stray:
         top.error(f"unrecognized arguments: {' '.join(stray)}")
     try:
-        job = local.Local(
-            verb=args.verb, source=str(args.config), overrides=overrides, processes=args.processes,
-            parallel=args.parallel, folds=args.folds,
-        )  # fmt: skip
-        if args.dry_run:
-            print(shlex.join(local.command(job)))
-            return 0
-        return local.run(job)
+        code: int = args.command(args, overrides)
     except DferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    return code
+
+
+# Imports inside the commands: `--help` and mistakes in arguments answer at once.
+
+
+def _local(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch import local
+
+    job = local.Local(
+        verb=args.verb, source=str(args.config), overrides=overrides, processes=args.processes,
+        parallel=args.parallel, folds=args.folds,
+    )  # fmt: skip
+    if args.dry_run:
+        print(shlex.join(local.command(job)))
+        return 0
+    return local.run(job)
+
+
+def _slurm(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch.cluster import SlurmCluster, load_cluster, split
+    from launch.job import make_job
+    from launch.slurm import Submission
+
+    mine, theirs = split(overrides)
+    cluster = load_cluster(args.cluster, SlurmCluster, theirs)
+    submission = Submission(job=make_job(args.config, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
+    if args.dry_run:
+        print(submission.dry_run())
+        return 0
+    return submission.submit()
+
+
+def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch.cluster import RayCluster, load_cluster, split
+    from launch.job import make_job
+    from launch.ray import Submission
+
+    mine, theirs = split(overrides)
+    cluster = load_cluster(args.cluster, RayCluster, theirs)
+    submission = Submission(job=make_job(args.config, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
+    if args.dry_run:
+        print(submission.dry_run())
+        return 0
+    return submission.run()
+
+
+def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from launch.status import as_json, status, table
+
+    rows = status(args.run)
+    print(as_json(rows) if args.json else table(rows))
+    return 0
+
+
+def _logs(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from launch.control import logs
+
+    print(logs(args.run, args.fold, lines=args.lines))
+    return 0
+
+
+def _cancel(args: argparse.Namespace, _: Sequence[str]) -> int:
+    from launch.control import cancel
+
+    print("\n".join(cancel(args.run)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ job's exit code is that of the rank that failed first for a reason of its own.
 """
 
 import os
-import random
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dfer.errors import ProcessError, StoppedError, message
+from launch.meeting import free_port
 from launch.rank import LAUNCHER
 
 GRACE_S = 30.0
@@ -141,19 +140,6 @@ def meeting_place(processes: int) -> dict[str, str]:
     """The variables that say where the ranks meet and how many they are."""
     sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **sizes}
-
-
-def free_port() -> int:
-    """A port that nobody listens at, below those the system gives to outgoing connections, so that it stays free."""
-    for _ in range(100):
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ProcessError(message("127.0.0.1", expected="a free port", got="none of 100", do="End what takes them."))
 
 
 def _start(arguments: Sequence[str], environment: Mapping[str, str], number: int, processes: int) -> Rank:

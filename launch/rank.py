@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+from launch.leaving import Leaving
+
 LAUNCHER = "DFER_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 
@@ -15,10 +17,11 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run the command; its exit code."""
     end_with_launcher()
+    leaving = Leaving()
     sys.argv = ["dfer", *sys.argv[1:]]  # what environment.json notes
     from dfer.__main__ import main as dfer  # here: from now on the process ends with its launcher
 
-    return dfer(sys.argv[1:])
+    return leaving.will(dfer(sys.argv[1:]))
 
 
 def end_with_launcher() -> None:

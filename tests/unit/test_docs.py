@@ -17,6 +17,7 @@ from dfer import config, errors
 from dfer.data.format import KEY, PARTITION
 from dfer.data.splits import folds
 from dfer.run_config import RunConfig
+from launch import cluster
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.sources.clips import RawSet
@@ -154,8 +155,9 @@ def commands() -> list[tuple[str, list[str]]]:
         for block in fenced((ROOT / page).read_text(), "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words[:1] == ["torchrun"] and "dfer" in words:
-                    words = words[words.index("dfer") :]
+                for starter, ours in (("torchrun", "dfer"), ("ray", "dfer-launch")):
+                    if words[:1] == [starter] and ours in words:
+                        words = words[words.index(ours) :]
                 if words and words[0] in ("dfer", "dfer-shards", "dfer-launch"):
                     found.append((str(page), words))
     return found
@@ -169,7 +171,10 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
         shards_cli._parser().parse_args(words[1:])
         return
     if words[0] == "dfer-launch":
-        args, overrides = launch_cli.parser().parse_known_args(words[1:])
+        args, stray = launch_cli.parser().parse_known_args(words[1:])
+        overrides, resources = cluster.split(stray)
+        if kind := {"slurm": cluster.SlurmCluster, "ray": cluster.RayCluster}.get(words[1]):
+            cluster.load_cluster(ROOT / vars(args).pop("cluster"), kind, resources)
     else:
         args = cli.parse(words[1:])
         overrides = getattr(args, "overrides", [])

@@ -1,0 +1,94 @@
+"""`dfer-launch logs` and `cancel`: what a run's processes wrote, and how they are told to stop."""
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfer.errors import UsageError, message
+from dfer.storage import Folder
+from launch.records import Record, records, tag
+from launch.slurm_tools import queued, slurm
+
+
+def logs(run: str, fold: int | None, *, lines: int) -> str:
+    """The ends of the newest logs of a fold, or of the report (fold None).
+
+    Raises:
+        UsageError: nothing was submitted there.
+    """
+    home = Folder(run, what="the run folder")
+    kept = [record for record in records(home) if fold is None or str(fold) in record.tasks]
+    if not kept:
+        what = "the report" if fold is None else f"fold {fold}"
+        do = "See what there is: dfer-launch status RUN."
+        raise UsageError(message(home, expected=f"a submission of {what}", got="none", do=do))
+    record = kept[-1]
+    if record.launcher == "ray":
+        return _ray_logs(record, lines)
+    return _slurm_logs(record, record.report if fold is None else record.tasks[str(fold)], lines)
+
+
+def _slurm_logs(record: Record, job: str, lines: int) -> str:
+    """Of all processes, errors first told by which."""
+    folder = Path(record.folder)
+    files = sorted(folder.glob(f"{job}_[0-9]*_log.*")) or sorted(folder.glob(f"{job}_log.*"))
+    parts = [f"==> {file}\n{end_of(file, lines)}" for file in files if file.stat().st_size]
+    return "\n".join(parts) or f"{folder}: job {job} has written nothing yet"
+
+
+def end_of(file: Path, lines: int) -> str:
+    """The last lines of a text file."""
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - 400 * lines))
+        return "\n".join(opened.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def _ray_logs(record: Record, lines: int) -> str:
+    if not record.address:
+        return f"the driver ran on {record.host}, process {record.pid}: its output went to its terminal"
+    from ray.job_submission import JobSubmissionClient
+
+    text = JobSubmissionClient(record.address).get_job_logs(record.job)
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def cancel(run: str) -> list[str]:
+    """Tell every job of a run to stop: each saves and ends, and is not restarted. What was told, one line each."""
+    home = Folder(run, what="the run folder")
+    kept = records(home)
+    out = []
+    if any(record.launcher == "slurm" for record in kept):
+        out += _cancel_slurm(run)
+    newest = next((record for record in reversed(kept) if record.launcher == "ray"), None)
+    if newest is not None and not out and not ended(newest):
+        out.append(_cancel_ray(newest))
+    return out or ["nothing of this run waits or runs"]
+
+
+def ended(record: Record) -> bool:
+    """Whether a Ray job says that it is through with all of its folds."""
+    return not {state.partition(":")[0] for state in record.states.values()} & {"waiting", "running"}
+
+
+def _cancel_slurm(run: str) -> list[str]:
+    whole = run.rstrip("/") if "://" in run else str(Path(run).absolute())
+    names: Sequence[str] = [f"dfer-{tag(whole)}-{what}" for what in ("report", "folds")]
+    jobs = sorted({task.job.partition("_")[0] for name in names for task in queued(name)})
+    if jobs:
+        slurm("scancel", *jobs)
+    return [f"cancelled job {job}" for job in jobs]
+
+
+def _cancel_ray(record: Record) -> str:
+    if record.address:
+        from ray.job_submission import JobSubmissionClient
+
+        JobSubmissionClient(record.address).stop_job(record.job)
+        return f"stopped Ray job {record.job}"
+    if record.host != socket.gethostname():
+        do = f"Send SIGTERM to process {record.pid} there."
+        raise UsageError(message(record.job, expected="a driver on this host", got=record.host, do=do))
+    os.kill(record.pid, signal.SIGTERM)
+    return f"told process {record.pid} to stop"

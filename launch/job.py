@@ -1,0 +1,165 @@
+"""A job: a resolved configuration, one fold of it, the code's revision; and the function every launcher runs.
+
+A job is a value of plain text and numbers, so that what was submitted does not change with a checkout or a file. This
+module imports no torch: processes find each other before they spend seconds on that.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfer.errors import CheckpointError, UsageError, message
+from dfer.storage import Folder
+from launch.meeting import Meeting, export
+from launch.patience import within
+
+if TYPE_CHECKING:
+    from dfer.evaluation.results import FoldResult
+    from dfer.interruption import Stop
+    from dfer.run_config import RunConfig
+
+LAUNCH = "launch"
+"""Folder of a cross-validation's run folder for what launchers leave: records of submissions, scripts, logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be trained. config: resolved, as YAML; its `run` is the folder over all folds. folds: their numbers.
+
+    known: all folds that the shards give. revision: of the code that made the job.
+    """
+
+    config: str = field(repr=False)
+    run: str
+    folds: tuple[int, ...]
+    known: tuple[int, ...]
+    revision: str
+
+    def fold_url(self, fold: int) -> str:
+        """The run folder of a fold."""
+        return f"{self.run}/fold_{fold}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this process stands among those of its fold, and where they meet."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    meeting: Meeting
+
+    def variables(self) -> dict[str, str]:
+        """As torch and `dfer.distributed` read them."""
+        return {
+            "RANK": str(self.rank), "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank), "LOCAL_WORLD_SIZE": str(self.local_size),
+        }  # fmt: skip
+
+
+def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, worlds: Sequence[int]) -> Job:
+    """Resolve a configuration into a job. Paths become absolute: hosts may start it elsewhere.
+
+    worlds: numbers of processes it may run with; the batch has to divide among each.
+
+    Raises:
+        UsageError: something in the configuration, or an unknown fold. DataError, StorageError: the shards.
+    """
+    from dfer.config import load, to_yaml
+    from dfer.run_config import RunConfig
+
+    config = load(source, RunConfig, [*overrides])
+    config = load(source, RunConfig, [*overrides, *_absolute(config)])
+    for size in worlds:
+        _check_batch(config, size)
+    if Folder(config.run, what="run").exists("config.yaml"):
+        do = "Choose another one with run=FOLDER."
+        expected = "a folder for all folds"
+        raise UsageError(message(config.run, expected=expected, got="the run of a single one", do=do))
+    known = _known_folds(config)
+    unknown = sorted(set(folds) - set(known))
+    if unknown:
+        expected = f"some of {', '.join(map(str, known))}"
+        raise UsageError(message("--folds", expected=expected, got=str(unknown[0]), do="Correct --folds."))
+    return Job(
+        config=to_yaml(config), run=config.run.rstrip("/"), folds=tuple(sorted(set(folds))) or tuple(known),
+        known=tuple(known), revision=revision(),
+    )  # fmt: skip
+
+
+def _absolute(config: "RunConfig") -> list[str]:
+    out = []
+    for key, value in (("run", config.run), ("data.shards", config.data.shards)):
+        if "://" not in value and "::" not in value:
+            out.append(f"{key}={Path(value).absolute()}")
+    return out
+
+
+def _check_batch(config: "RunConfig", size: int) -> None:
+    if config.batch % size and config.micro_batch is None:
+        below = max(size, config.batch // size * size)
+        do = f"Set batch={below}, or other numbers of nodes or processes in the cluster file."
+        raise UsageError(message("batch", expected=f"a multiple of {size} processes", got=str(config.batch), do=do))
+
+
+def _known_folds(config: "RunConfig", within_s: float = 45.0) -> list[int]:
+    """The folds of the shards, or a message when their store does not answer in time."""
+    from dfer.run import known_folds
+
+    return within(within_s, lambda: known_folds(config), what=config.data.shards)
+
+
+def revision() -> str:
+    """The git revision of the code that runs."""
+    from dfer.folder import revision as of_code
+
+    return of_code()
+
+
+def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
+    """Train one fold in this process and those of the same fold. What every launcher of a cluster runs.
+
+    Raises:
+        DferError: as `dfer.run.train`. ProcessError: the processes do not find each other.
+    """
+    export({**place.variables(), **place.meeting.hold()})
+    from dataclasses import replace
+
+    from dfer.config import load_text
+    from dfer.distributed import World, process_group
+    from dfer.run import train
+    from dfer.run_config import RunConfig
+
+    world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=place.local_size)
+    if world.is_first and "unknown" != revision() != job.revision:
+        print(f"note: the job was made by revision {job.revision}, this is {revision()}", file=sys.stderr, flush=True)
+    config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
+    with process_group(world):
+        return train(replace(config, fold=fold, run=job.fold_url(fold)), world, stop)
+
+
+def report(run: str, folds: Sequence[int]) -> None:
+    """Write the report of a cross-validation and print its table.
+
+    Raises:
+        CheckpointError: folds have no result.
+    """
+    from dfer.__main__ import main as dfer
+    from dfer.evaluation.results import RESULT
+
+    missing = [fold for fold in folds if Folder(f"{run}/fold_{fold}").size(RESULT) is None]
+    if len(missing) < len(folds) and dfer(["report", run]):
+        raise CheckpointError(message(run, expected="a report", got="an error, told above", do="Mend it and repeat."))
+    if missing:
+        got = f"none of fold {', '.join(map(str, missing))}"
+        do = f"`dfer-launch status {run}` tells why; the command that submitted them submits what is missing."
+        raise CheckpointError(message(run, expected="a result of every fold", got=got, do=do))
+
+
+def share_cores(cpus: int) -> None:
+    """Threads of this process, unless OMP_NUM_THREADS says otherwise."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus)))

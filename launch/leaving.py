@@ -1,0 +1,36 @@
+"""How a process of a job ends: at once, when Python has tidied up, without what C++ libraries do after it.
+
+Threads of gloo that still run then now and then abort a process whose work is done, and its job would count as failed.
+"""
+
+import atexit
+import os
+import sys
+from typing import NoReturn
+
+
+class Leaving:
+    """Made before libraries are imported, so that it acts last of all that Python calls at its end."""
+
+    def __init__(self) -> None:
+        self._code: int | None = None
+        atexit.register(self._leave)
+
+    def will(self, code: int) -> int:
+        """The exit code is known: end with it, however the end goes on; returns it."""
+        self._code = code
+        return code
+
+    def now(self, code: int) -> NoReturn:
+        """End Python's way with this code."""
+        sys.exit(self.will(code))
+
+    def _leave(self) -> None:
+        if self._code is None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                continue
+        os._exit(self._code)

@@ -1,0 +1,35 @@
+"""Work that may hang, with an end."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from dfer.errors import StorageError, message
+
+T = TypeVar("T")
+
+
+def within(seconds: float, work: Callable[[], T], *, what: str) -> T:
+    """The result of `work`, or its error. what: the address it needs, for the message.
+
+    Raises:
+        StorageError: it takes longer. The thread it hangs in ends with the process.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        do = "Check the URL, the network and the credentials that the store needs."
+        raise StorageError(message(what, expected=f"an answer within {seconds:.0f} s", got="none", do=do))
+    return results[0]

@@ -1,0 +1,326 @@
+"""Ray: every fold a TorchTrainer, beside each other as far as there is room, then the report.
+
+The same command works from a driver and inside `ray job submit`. A job that is submitted twice finds finished folds,
+takes over the others, and the first one ends; so there is one result, once.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dfer.errors import FencedError, ProcessError, StoppedError, UsageError, message
+from dfer.evaluation.results import RESULT
+from dfer.storage import Folder, client
+from launch.cluster import RayCluster
+from launch.job import LAUNCH, Job, report
+from launch.records import Record, keep
+
+BEAT_S = 10.0
+POLL_S = 0.5
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGES = ("dfer", "launch", "shards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job for a Ray cluster."""
+
+    job: Job
+    cluster: RayCluster
+
+    def dry_run(self) -> str:
+        """What Ray would be asked for."""
+        plan = {
+            "folds": list(self.job.folds), "run": self.job.run, "scaling": self.scaling(),
+            "max_failures": self.cluster.max_failures, "parallel_folds": self.cluster.parallel_folds,
+            "runtime_env": self.runtime_env(),
+        }  # fmt: skip
+        return json.dumps(plan, indent=1)
+
+    def scaling(self) -> dict[str, Any]:
+        """Of ScalingConfig: a range of workers makes the fold elastic."""
+        cluster = self.cluster
+        elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
+        return {
+            "num_workers": (cluster.min_workers, cluster.workers) if elastic else cluster.workers,
+            "use_gpu": cluster.gpu, "resources_per_worker": cluster.per_worker,
+        }  # fmt: skip
+
+    def runtime_env(self) -> dict[str, Any]:
+        """What every host gets: the code of this checkout, unless the job brought it along as its working folder."""
+        found: dict[str, Any] = {"env_vars": dict(self.cluster.env_vars)} if self.cluster.env_vars else {}
+        if not (in_ray_job() and Path.cwd().resolve() == PROJECT):
+            found["py_modules"] = [str(PROJECT / name) for name in PACKAGES]
+        return found
+
+    def run(self) -> int:
+        """Run all folds that are not finished, then write and print the report; the exit code.
+
+        Raises:
+            UsageError: no cluster, too small a cluster, or a run folder that its hosts do not share.
+        """
+        home = Folder(self.job.run, what="run")
+        if in_ray_job() and self.job.run.startswith(str(Path.cwd())):
+            do = "Give run=URL, or an absolute path on storage that all hosts share."
+            raise UsageError(
+                message("run", expected="a folder that outlives the job", got="one in its working folder", do=do)
+            )
+        done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
+        if done:
+            print(f"finished already: fold {', '.join(map(str, done))}", flush=True)
+        wanted = [fold for fold in self.job.folds if fold not in done]
+        if wanted:
+            import ray
+
+            with connected(self) as address:
+                code = _Driver(self, home, wanted, address).run()
+            ray.shutdown()
+            if code:
+                return code
+        report(self.job.run, self.job.folds)
+        return 0
+
+
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return _JOB_CONFIG in os.environ
+
+
+def submission_id() -> str:
+    """Of the job that `ray job submit` made, else empty."""
+    try:
+        return str(json.loads(os.environ[_JOB_CONFIG])["metadata"]["job_submission_id"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+@contextmanager
+def connected(submission: Submission) -> Iterator[str]:
+    """Join the cluster; gives the address of its job server.
+
+    Raises:
+        UsageError: there is none.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
+    address = submission.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        context = ray.init(
+            address=address, runtime_env=submission.runtime_env(), log_to_driver=True, logging_level=logging.WARNING
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        do = "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
+        got = str(error).splitlines()[0][:200]
+        raise UsageError(message(f"Ray at {address}", expected="a cluster", got=got, do=do)) from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    finally:
+        ray.shutdown()
+
+
+class _Driver:
+    """Looks after the folds, a thread each, as many as there is room for; keeps the record, passes wishes on."""
+
+    def __init__(self, submission: Submission, home: Folder, folds: Sequence[int], address: str) -> None:
+        from launch.ray_worker import make_board
+
+        self._submission, self._home, self._waiting = submission, home, list(folds)
+        self._board: Any = make_board()
+        self._threads: dict[int, threading.Thread] = {}
+        self._codes: dict[int, int] = {}
+        self._closed = ""
+        self._beaten = 0.0
+        number = submission_id()
+        self._record = Record(
+            launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
+            submitted=datetime.now(UTC).isoformat(timespec="milliseconds"), revision=submission.job.revision,
+            tasks={str(fold): number or "driver" for fold in folds}, states={str(fold): "waiting" for fold in folds},
+            address=address if number else "", host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
+
+    def run(self) -> int:
+        """Until every fold has ended; the exit code of the first that failed."""
+        room = self._room()
+        with self._signals():
+            while self._waiting or self._threads:
+                while self._waiting and len(self._threads) < room and not self._closed:
+                    self._start(self._waiting.pop(0))
+                if self._closed and not self._threads:
+                    break
+                time.sleep(POLL_S)
+                self._look_after()
+        self._beat(force=True)
+        codes = [code for code in self._codes.values() if code]
+        return FencedError.exit_code if FencedError.exit_code in codes else next(iter(codes), self._stopped())
+
+    def _stopped(self) -> int:
+        return StoppedError.exit_code if self._closed and self._waiting else 0
+
+    def _room(self) -> int:
+        """Folds at a time. Waits a little for hosts that are just joining.
+
+        Raises:
+            UsageError: there is no room for one.
+        """
+        cluster = self._submission.cluster
+        until = time.monotonic() + cluster.wait_s
+        while (room := _folds_in(cluster)) < 1:
+            if time.monotonic() > until:
+                raise _too_small(cluster)
+            time.sleep(1)
+        return min(room, cluster.parallel_folds or room)
+
+    def _start(self, fold: int) -> None:
+        thread = threading.Thread(target=self._fit, args=(fold,), name=f"fold {fold}", daemon=True)
+        self._threads[fold] = thread
+        self._say(fold, "running")
+        thread.start()
+
+    def _fit(self, fold: int) -> None:
+        """In a thread of the fold: Ray starts its processes, again where one is lost, up to `max_failures` times."""
+        import ray
+
+        problem = ""
+        try:
+            trainer(self._submission, fold, self._board).fit()
+        except Exception as error:
+            problem = _first_line(error)
+        ending = ray.get(self._board.ending.remote(fold))
+        if ending is not None:
+            self._codes[fold], text = ending.code, ending.text
+        elif problem:
+            do = "The same command continues from the last checkpoint."
+            expected = f"at most {self._submission.cluster.max_failures} lost processes"
+            error_text = message(f"fold {fold}", expected=expected, got=problem, do=do)
+            self._codes[fold], text = ProcessError.exit_code, error_text
+        else:
+            self._codes[fold], text = 0, ""
+        if text:
+            print(f"error: {text}", file=sys.stderr, flush=True)
+        self._say(fold, _state(self._codes[fold]) + (f": {text}" if text else ""))
+
+    def _look_after(self) -> None:
+        import ray
+
+        for note in ray.get(self._board.news.remote()):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        for fold, thread in list(self._threads.items()):
+            if not thread.is_alive():
+                del self._threads[fold]
+        if FencedError.exit_code in self._codes.values() and not self._closed:
+            self._close("a newer copy of this job is at work")
+        self._beat()
+
+    def _close(self, reason: str) -> None:
+        self._closed = reason
+        self._board.wish.remote(reason)
+
+    def _say(self, fold: int, state: str) -> None:
+        self._record = replace(self._record, states={**self._record.states, str(fold): state})
+        self._beaten = 0.0
+
+    def _beat(self, *, force: bool = False) -> None:
+        if force or time.monotonic() - self._beaten > BEAT_S:
+            self._beaten = time.monotonic()
+            keep(self._home, replace(self._record, beat=time.time()))
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """`ray job stop`, Ctrl-C: the folds save and end; a second Ctrl-C ends at once."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self._closed and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._close(signal.Signals(number).name)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def trainer(submission: Submission, fold: int, board: Any) -> Any:
+    """Ray's trainer of one fold. Its own files lie in the run folder; checkpoints are the run's, under its fence."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from launch.ray_worker import MeetingConfig, Trial, train_fold
+
+    cluster, job = submission.cluster, submission.job
+    return TorchTrainer(
+        train_fold,
+        train_loop_config=Trial(
+            job=job, fold=fold, interface=cluster.interface, meet_s=cluster.meet_s, board=board
+        ),
+        torch_config=MeetingConfig(),
+        scaling_config=ScalingConfig(**submission.scaling()),
+        run_config=RunConfig(
+            name=f"fold_{fold}-{time.time_ns()}", failure_config=FailureConfig(max_failures=cluster.max_failures),
+            **_storage(job.run),
+        ),
+    )  # fmt: skip
+
+
+def _storage(run: str) -> dict[str, Any]:
+    """Where Ray keeps its own files: in the run folder, through the same client as everything else there."""
+    url = f"{run}/{LAUNCH}/ray"
+    if "://" not in run:
+        return {"storage_path": url}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = client(url, what="run")
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+def _folds_in(cluster: RayCluster) -> int:
+    """How many folds the cluster has room for, host by host, since a process does not stretch over two."""
+    import ray
+
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    processes = sum(_processes_in(host, cluster.per_worker) for host in hosts)
+    least = cluster.min_workers or cluster.workers
+    return max(processes // cluster.workers, int(processes >= least))
+
+
+def _processes_in(host: Mapping[str, float], need: Mapping[str, float]) -> int:
+    return int(min(host.get(name, 0.0) // amount for name, amount in need.items() if amount))
+
+
+def _too_small(cluster: RayCluster) -> UsageError:
+    import ray
+
+    least = cluster.min_workers or cluster.workers
+    each = ", ".join(f"{amount:g} {name}" for name, amount in cluster.per_worker.items())
+    there = ", ".join(f"{ray.cluster_resources().get(name, 0.0):g} {name}" for name in cluster.per_worker)
+    do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
+    expected = f"room for {least} processes of {each}"
+    return UsageError(message("the Ray cluster", expected=expected, got=there, do=do))
+
+
+def _state(code: int) -> str:
+    return {0: "finished", StoppedError.exit_code: "stopped", FencedError.exit_code: "stopped"}.get(code, "failed")
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause in few words: Ray's own text is a page long."""
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {shlex.join(lines[-1:])[:300]}" if lines else type(cause).__name__

@@ -1,0 +1,153 @@
+"""What runs in Ray's processes: one fold's training, and the board on which it tells the driver how it ended.
+
+Ray starts a fold's processes again when one is lost. Not every end deserves that: a mistake, damaged data, a fenced run
+folder or a stop stands on the board, and the next start returns at once instead of repeating it.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dfer.errors import DferError, ProcessError, StorageError
+from dfer.interruption import Stop
+from launch.job import Job, Place, run_job
+from launch.meeting import Meeting, free_port
+
+WISH_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a fold ended for a reason that trying again does not mend."""
+
+    code: int
+    text: str
+
+
+class Board:
+    """Endings by fold, what is worth a note, and the wish to stop. Lives beside the driver."""
+
+    def __init__(self) -> None:
+        self._endings: dict[int, Ending] = {}
+        self._notes: list[str] = []
+        self._wish = ""
+
+    def end(self, fold: int, ending: Ending) -> None:
+        """The first ending of a fold stays."""
+        self._endings.setdefault(fold, ending)
+
+    def ending(self, fold: int) -> Ending | None:
+        """How it ended, none when another start may go on."""
+        return self._endings.get(fold)
+
+    def note(self, text: str) -> None:
+        """Have the driver print something."""
+        self._notes.append(text)
+
+    def news(self) -> list[str]:
+        """Notes since the last call."""
+        news, self._notes = self._notes, []
+        return news
+
+    def wish(self, reason: str) -> None:
+        """Ask all folds to stop."""
+        self._wish = self._wish or reason
+
+    def wished(self) -> str:
+        """Why all are to stop, empty when they are not."""
+        return self._wish
+
+
+def make_board() -> Any:
+    """A board as an actor, on the driver's host."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One fold on Ray, as its processes get it."""
+
+    job: Job
+    fold: int
+    interface: str | None
+    meet_s: float
+    board: Any
+
+
+def train_fold(trial: Trial) -> None:
+    """Ray's training function, in each process of the fold."""
+    if ray.get(trial.board.ending.remote(trial.fold)) is not None:
+        return
+    stop, over = Stop(), threading.Event()
+    watch = threading.Thread(target=_watch, args=(trial.board, stop, over), name="wishes", daemon=True)
+    watch.start()
+    try:
+        run_job(trial.job, trial.fold, place(trial), stop)
+    except DferError as error:
+        _tell(trial, error)
+        raise
+    finally:
+        over.set()
+
+
+def _tell(trial: Trial, error: DferError) -> None:
+    if isinstance(error, ProcessError | StorageError):
+        ray.get(trial.board.note.remote(f"fold {trial.fold}: {error}"))
+    else:
+        ray.get(trial.board.end.remote(trial.fold, Ending(code=error.exit_code, text=str(error))))
+
+
+def _watch(board: Any, stop: Stop, over: threading.Event) -> None:
+    """Pass the driver's wish on; what becomes of it the ranks agree on between two steps."""
+    while not over.wait(WISH_S):
+        try:
+            reason = ray.get(board.wished.remote(), timeout=10)
+        except Exception:
+            continue  # the driver's host is slow or gone; Ray ends this process then
+        if reason:
+            stop.request(reason)
+            return
+
+
+def place(trial: Trial) -> Place:
+    """This process among those of its fold, as Ray describes it."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    return Place(
+        rank=rank, size=size, local_rank=context.get_local_rank(), local_size=context.get_local_world_size(),
+        meeting=Meeting(
+            rank=rank, size=size, host=os.environ["DFER_MEET_HOST"], port=int(os.environ["DFER_MEET_PORT"]),
+            token=os.environ["DFER_MEET_TOKEN"], interface=trial.interface, within_s=trial.meet_s,
+        ),
+    )  # fmt: skip
+
+
+class MeetingBackend(Backend):  # type: ignore[misc]
+    """Tells the processes where to meet. They make their process group themselves, as under every launcher."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: "MeetingConfig") -> None:
+        """Called by Ray at each start, before the training function."""
+        host, port = worker_group.execute_single(0, lambda: (get_node_ip_address(), free_port()))
+        found = {"DFER_MEET_HOST": host, "DFER_MEET_PORT": str(port), "DFER_MEET_TOKEN": os.urandom(8).hex()}
+        worker_group.execute(lambda: os.environ.update(found))
+
+
+@dataclass
+class MeetingConfig(TorchConfig):  # type: ignore[misc]
+    """What TorchTrainer takes to set up its processes."""
+
+    @property
+    def backend_cls(self) -> type[MeetingBackend]:
+        """Instead of Ray's own, which makes the process group before anything could be checked."""
+        return MeetingBackend

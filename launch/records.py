@@ -1,0 +1,87 @@
+"""What launchers leave in the run folder about a submission, RUN/launch/*.json, so that it can be followed."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from dfer.config import ConfigProblem, from_plain
+from dfer.errors import UsageError, message
+from dfer.storage import Folder
+from launch.job import LAUNCH
+
+MAX_BYTES = 1 << 20
+Launcher = Literal["slurm", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One submission. job: SLURM's number of the folds' job, or Ray's submission; report: SLURM's number of the report.
+
+    tasks: what the scheduler calls each fold's job, by the fold's number. folder: of scripts and logs. states, beat: of
+    the folds and when they were written, where the launcher is no scheduler that could be asked (Ray). address: of
+    Ray's job server. host, pid: of the process that looks after the folds (Ray).
+    """
+
+    version: Literal[1] = 1
+    launcher: Launcher
+    job: str
+    submitted: str
+    revision: str
+    tasks: dict[str, str] = field(default_factory=dict)
+    report: str = ""
+    folder: str = ""
+    states: dict[str, str] = field(default_factory=dict)
+    beat: float = 0.0
+    address: str = ""
+    host: str = ""
+    pid: int = 0
+
+    @property
+    def file(self) -> str:
+        """Its name in the run folder."""
+        return f"{LAUNCH}/{self.launcher}-{self.job}.json"
+
+
+def keep(home: Folder, record: Record) -> None:
+    """Write or renew a record."""
+    home.write(record.file, (json.dumps(asdict(record), indent=1) + "\n").encode())
+
+
+def records(home: Folder) -> list[Record]:
+    """All submissions of a run, oldest first. Raises UsageError for a file that is no record."""
+    folder = home / LAUNCH
+    names = [name for name in folder.children() if name.endswith(".json")]
+    return sorted((_read(folder, name) for name in names), key=lambda record: record.submitted)
+
+
+def _read(folder: Folder, name: str) -> Record:
+    data = folder.read(name, most=MAX_BYTES)
+    try:
+        return from_plain(Record, json.loads(data or b""))
+    except (ValueError, RecursionError, ConfigProblem) as error:
+        do = "Delete the file; its jobs are then found by their names."
+        raise UsageError(
+            message(folder.where(name), expected="the record of a submission", got=str(error)[:200], do=do)
+        ) from error
+
+
+def tag(run: str) -> str:
+    """A short name for a run folder, of which schedulers' names for its jobs are made."""
+    return hashlib.sha256(run.rstrip("/").encode()).hexdigest()[:10]
+
+
+@contextmanager
+def one_at_a_time(home: Folder) -> Iterator[None]:
+    """Hold others off who submit the same run on this file system; object stores know no locks."""
+    if home.local is None:
+        yield
+        return
+    folder = home.local / LAUNCH
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

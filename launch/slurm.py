@@ -1,0 +1,196 @@
+"""SLURM: the folds as one job array, and a job after them that writes the table. Safe to run twice.
+
+The queue itself tells which folds wait or run: jobs are named after the run folder and carry their folds as a comment.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from dfer.errors import StorageError, UsageError, message
+from dfer.evaluation.results import RESULT
+from dfer.storage import Folder
+from launch.cluster import SlurmCluster
+from launch.job import LAUNCH, Job, report
+from launch.records import Record, keep, one_at_a_time, tag
+from launch.slurm_checks import check, explain
+from launch.slurm_task import FoldTask, ReportTask
+from launch.slurm_tools import Queued, comment_of, queued
+
+SCRIPTS = "slurm"
+REPORT_MINUTES = 30
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit's, which also makes a script where there is no SLURM, to look at."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self, tasks: int) -> str:
+        """The script that would be submitted for so many tasks."""
+        more = {"map_count": tasks} if tasks > 1 else {}
+        return str(_sbatch(self._submitit_command_str, self.folder, {**self.parameters, **more}))
+
+
+def _sbatch(command: str, folder: Path, parameters: dict[str, Any]) -> str:
+    from submitit.slurm.slurm import _make_sbatch_string  # the only maker of the text that submitit has
+
+    return str(_make_sbatch_string(command=command, folder=folder, **parameters))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job for a cluster: what would be submitted, and submitting it."""
+
+    job: Job
+    cluster: SlurmCluster
+
+    @property
+    def folder(self) -> Path:
+        """Where scripts and logs lie, on a disk that all hosts share.
+
+        Raises:
+            UsageError: the run is in an object store, and no other folder is named.
+        """
+        if self.cluster.folder:
+            return Path(self.cluster.folder).absolute() / tag(self.job.run)
+        home = Folder(self.job.run, what="run").local
+        if home is None:
+            do = "Set cluster.folder=FOLDER to a folder that all hosts share."
+            expected = "a shared folder for scripts and logs"
+            raise UsageError(message("folder", expected=expected, got=f"a run in {self.job.run}", do=do))
+        return home / LAUNCH / SCRIPTS
+
+    def name(self, what: str) -> str:
+        """What the queue calls this run's jobs."""
+        return f"dfer-{tag(self.job.run)}-{what}"
+
+    def dry_run(self) -> str:
+        """The scripts that would be submitted."""
+        folds = self._folds_executor(self.job.folds).text(len(self.job.folds))
+        after = self._report_executor(["FOLDS"]).text(1)
+        return f"# folds {', '.join(map(str, self.job.folds))}\n{folds}\n# then the report\n{after}"
+
+    def submit(self) -> int:
+        """Submit the folds that are neither finished nor in the queue, and the report after them.
+
+        Raises:
+            UsageError, StorageError: what stands in the way, before or in the words of sbatch.
+        """
+        notes = check(self.cluster)
+        home = Folder(self.job.run, what="run")
+        _probe(home, self.folder)
+        with one_at_a_time(home):
+            live = queued(self.name("folds"))
+            there = {task.fold: task for task in live if task.fold is not None}
+            done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
+            wanted = [fold for fold in self.job.folds if fold not in there and fold not in done]
+            _tell(done, there)
+            if wanted:
+                self._submit(home, wanted, live)
+                for note in notes:
+                    print(f"note: {note}", flush=True)
+        if not wanted and not there:
+            report(self.job.run, self.job.folds)
+        elif not wanted:
+            print(_next(self.job.run))
+        return 0
+
+    def _submit(self, home: Folder, wanted: Sequence[int], live: Sequence[Queued]) -> None:
+        executor = self._folds_executor(wanted)
+        tasks = [self._task(fold) for fold in wanted]
+        try:
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+            folds_job = jobs[0].job_id.partition("_")[0]
+            before = sorted({task.job.partition("_")[0] for task in live} | {folds_job})
+            last = self._report_executor(before).submit(ReportTask(run=self.job.run, folds=self.job.folds))
+        except FailedJobError as error:
+            raise explain(str(error), self.cluster) from error
+        keep(home, Record(
+            launcher="slurm", job=folds_job, submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            revision=self.job.revision, tasks={str(fold): job.job_id for fold, job in zip(wanted, jobs)},
+            report=last.job_id, folder=str(self.folder),
+        ))  # fmt: skip
+        print(f"submitted fold {', '.join(map(str, wanted))} as job {folds_job}, the report as job {last.job_id}")
+        print(_next(self.job.run), flush=True)
+
+    def _task(self, fold: int) -> FoldTask:
+        cluster = self.cluster
+        return FoldTask(
+            job=self.job, fold=fold, cpus=cluster.cpus_per_process, interface=cluster.interface, meet_s=cluster.meet_s
+        )
+
+    def _folds_executor(self, folds: Sequence[int]) -> _Executor:
+        """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
+        cluster = self.cluster
+        executor = self._executor()
+        nodes = f"{cluster.min_nodes or cluster.nodes}-{cluster.nodes}"
+        words = ["-m", "launch.slurm_retry", str(executor.folder), str(cluster.max_failures)]
+        retry = f"{executor.python} {shlex.join(words)}"
+        executor.update_parameters(
+            job_name=self.name("folds"), comment=comment_of(folds), time=cluster.minutes, nodes=cluster.nodes,
+            ntasks_per_node=cluster.processes, cpus_per_task=cluster.cpus_per_process,
+            gpus_per_node=cluster.gpus_per_node or None, mem=_gigabytes(cluster.memory_gb),
+            signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_folds,
+            srun_args=[f"--cpus-per-task={cluster.cpus_per_process}", "--kill-on-bad-exit=0", "--wait=60"],
+            setup=list(cluster.setup) or None,
+            teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
+            additional_parameters={"nodes": nodes, "requeue": True, **cluster.options}, **self._where(),
+        )  # fmt: skip
+        return executor
+
+    def _report_executor(self, after: Sequence[str]) -> _Executor:
+        executor = self._executor()
+        executor.update_parameters(
+            job_name=self.name("report"), time=REPORT_MINUTES, nodes=1, ntasks_per_node=1, cpus_per_task=1,
+            dependency="afterany:" + ":".join(after), setup=list(self.cluster.setup) or None,
+            additional_parameters={"requeue": True, **self.cluster.report}, **self._where(),
+        )  # fmt: skip
+        return executor
+
+    def _executor(self) -> _Executor:
+        return _Executor(self.folder, max_num_timeout=self.cluster.max_timeouts, python=self.cluster.python)
+
+    def _where(self) -> dict[str, Any]:
+        cluster = self.cluster
+        return {
+            "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
+            "constraint": cluster.constraint, "exclude": cluster.exclude,
+        }  # fmt: skip
+
+
+def _gigabytes(number: float | None) -> str | None:
+    return None if number is None else f"{round(number * 1024)}M"
+
+
+def _probe(home: Folder, scripts: Path) -> None:
+    """Find out now, not on a host, that a folder cannot be written."""
+    name = f"{LAUNCH}/.probe"
+    home.write(name, b"")
+    home.remove(name)
+    try:
+        scripts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        do = "Check the path and its permissions."
+        raise StorageError(message(scripts, expected="to write scripts and logs", got=str(error), do=do)) from error
+
+
+def _tell(done: Sequence[int], there: dict[int, Queued]) -> None:
+    if done:
+        print(f"finished already: fold {', '.join(map(str, done))}")
+    for fold, task in sorted(there.items()):
+        print(f"in the queue already: fold {fold} as job {task.job}, {task.state.lower()}")
+
+
+def _next(run: str) -> str:
+    word = shlex.quote(run)
+    return f"  dfer-launch status {word}\n  dfer-launch logs {word} FOLD\n  dfer-launch cancel {word}"

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# On a login node: submits the five folds of MAFW and leaves a table behind. Options: launch/slurm_mafw.sh --help
+exec bash "$(dirname "${BASH_SOURCE[0]}")/slurm.sh" mafw "$@"

@@ -1,0 +1,57 @@
+"""Runs in the batch script when a job's processes have ended badly: requeues it if trying again can help.
+
+A lost process (killed, out of memory, a partner that vanished) and a store that did not answer are tried again, at most
+`max_failures` times; mistakes, damaged data, a loss that is not finite, a fenced run folder and a stop are not.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from dfer.errors import ProcessError, StoppedError, StorageError
+from launch.slurm_tools import SlurmError, show_job, slurm
+
+_REQUEUED = 255
+"""submitit ends a process that has requeued its job like this."""
+
+
+def main(folder: Path, most: int, code: int) -> int:
+    """Requeue or not; the exit code for the script, which is the processes'."""
+    job = _job()
+    if not _may_help(code, folder / f"{job}_failure.json"):
+        return code
+    counter = folder / f"{job}_failures"
+    before = int(counter.read_text()) if counter.exists() else 0
+    if before >= most:
+        print(f"error: exit code {code}, {before} restarts after failures: not tried again", file=sys.stderr)
+        return code
+    try:
+        number = os.environ["SLURM_JOB_ID"]
+        if int(show_job(number).get("Restarts", "0")) != int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+            return code  # a newer start of this job runs elsewhere; this one was taken for dead
+        counter.write_text(str(before + 1))
+        print(f"note: exit code {code}; restart {before + 1} of {most} after a failure", file=sys.stderr, flush=True)
+        slurm("scontrol", "requeue", number)
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _job() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _may_help(code: int, failure: Path) -> bool:
+    if code in (0, _REQUEUED, StoppedError.exit_code):
+        return False
+    try:
+        own = json.loads(failure.read_text())["code"]
+    except (OSError, ValueError, KeyError):
+        return True
+    return own in (ProcessError.exit_code, StorageError.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,182 @@
+"""What runs in every process of a SLURM job: one fold's training, or the report after all folds.
+
+SLURM asks for room with a signal some time before it takes the host away. It becomes a wish to stop, on which all ranks
+agree between two steps; when all is saved, the first rank lets submitit requeue the job through `checkpoint()`. After a
+host's failure no signal comes and SLURM requeues by itself: the run goes on from the last periodic checkpoint.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import submitit
+from submitit.core.utils import UncompletedJobError
+
+from dfer.errors import DferError, ProcessError, StoppedError, message
+from dfer.interruption import Stop
+from launch.job import Job, Place, report, run_job, share_cores
+from launch.leaving import Leaving
+from launch.meeting import Meeting, port_of
+from launch.slurm_tools import SlurmError, show_job, slurm
+
+CONTROLLER_S = 60.0
+"""How long a controller that restarts is waited for."""
+OTHERS_REASON = 1
+"""Exit code of a process that ends because another one did: below all own reasons, since srun tells the highest."""
+
+Requeue = Callable[[int, Any], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTask:
+    """One fold, in each of its processes. cpus: of a process; interface, meet_s: see SlurmCluster."""
+
+    job: Job
+    fold: int
+    cpus: int
+    interface: str | None
+    meet_s: float
+
+    def __call__(self) -> None:
+        """Train; ends the process with the exit code of the error."""
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
+        leaving, stop = Leaving(), Stop()
+        with stop.on_signals():
+            share_cores(self.cpus)
+            forget_failure()
+            try:
+                result = run_job(self.job, self.fold, place(self.interface, self.meet_s), stop)
+            except StoppedError as error:
+                stopped(error, requeue if callable(requeue) else None, leaving)
+            except DferError as error:
+                failed(error, leaving)
+        if rank() == 0:
+            print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
+        leaving.will(0)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit starts after a requeue: the same, since the run folder knows how far it is."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTask:
+    """The table over all folds, once they have ended one way or the other."""
+
+    run: str
+    folds: tuple[int, ...]
+
+    def __call__(self) -> None:
+        """Write and print the report; fails when folds are missing, after saying which."""
+        try:
+            report(self.run, self.folds)
+        except DferError as error:
+            failed(error, Leaving())
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """The same again."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def rank() -> int:
+    """Of this process in its job."""
+    return int(os.environ.get("SLURM_PROCID", "0"))
+
+
+def place(interface: str | None, meet_s: float) -> Place:
+    """This process among those of its job, as SLURM describes it."""
+    job = submitit.JobEnvironment()
+    token = f"{job.job_id}.{restarts()}"
+    return Place(
+        rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank, local_size=job.num_tasks // job.num_nodes,
+        meeting=Meeting(
+            rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0], port=port_of(int(job.raw_job_id)),
+            token=token, interface=interface, within_s=meet_s,
+        ),
+    )  # fmt: skip
+
+
+def restarts() -> int:
+    """How often SLURM has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+# --- how a process ends
+
+
+def failure_file() -> Path:
+    """Where the first process that fails for a reason of its own says it: for `status`, and against useless retries."""
+    return Path(os.environ["SUBMITIT_FOLDER"]) / f"{submitit.JobEnvironment().job_id}_failure.json"
+
+
+def failure_code() -> int:
+    """The exit code that stands there, 0 without one."""
+    try:
+        return int(json.loads(failure_file().read_text())["code"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def forget_failure() -> None:
+    """A new start knows nothing of the last one's failure."""
+    if rank() == 0:
+        failure_file().unlink(missing_ok=True)
+
+
+def failed(error: DferError, leaving: Leaving) -> NoReturn:
+    """Say why, keep it, end."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    others = isinstance(error, ProcessError)
+    if not others and failure_code() == ProcessError.exit_code:
+        failure_file().unlink(missing_ok=True)  # of a process that only noticed
+    with suppress(OSError), failure_file().open("x") as file:
+        json.dump({"code": error.exit_code, "text": str(error)}, file)
+    leaving.now(OTHERS_REASON if others else error.exit_code)
+
+
+def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:
+    """All is saved: the first rank requeues the job, unless it was cancelled; the others make room."""
+    if rank() == 0:
+        print(f"note: {error}", file=sys.stderr, flush=True)
+        if requeue is not None and is_wanted():
+            _requeue(requeue)
+    leaving.now(error.exit_code)
+
+
+def is_wanted() -> bool:
+    """Whether this very start is the job's newest for SLURM, and nobody cancelled it. Waits for the controller."""
+    until = time.monotonic() + CONTROLLER_S
+    while True:
+        try:
+            job = show_job(submitit.JobEnvironment().raw_job_id)
+            return job.get("JobState") != "CANCELLED" and int(job.get("Restarts", "0")) == restarts()
+        except SlurmError:
+            if time.monotonic() > until:
+                return True
+            time.sleep(1)
+
+
+def _requeue(requeue: Requeue) -> None:
+    """Through submitit: it counts the stretches cut by the time limit, calls `checkpoint()` and requeues."""
+    environment = submitit.JobEnvironment()
+    pickle = environment.paths.submitted_pickle
+    pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)  # of a start that was killed here
+    try:
+        requeue(int(signal.SIGUSR2), None)
+    except UncompletedJobError as error:
+        do = "Submit again to go on; raise `max_timeouts` in the cluster file."
+        expected = "to be requeued by submitit"
+        print(f"error: {message('this job', expected=expected, got=str(error), do=do)}", file=sys.stderr, flush=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"note: scontrol requeue failed ({error}); trying once more", file=sys.stderr, flush=True)
+        time.sleep(5)
+        with suppress(SlurmError):
+            slurm("scontrol", "requeue", environment.job_id, timeout=CONTROLLER_S)

@@ -1,0 +1,156 @@
+"""SLURM's commands, each with an end and a message: what is queued, what a partition offers, who may use it."""
+
+import getpass
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dfer.errors import UsageError, message
+
+TIMEOUT_S = 20
+_FIELDS = "%P|%a|%D|%F|%l|%s|%G"
+
+
+class SlurmError(UsageError):
+    """A command of SLURM failed; `said` is what it wrote."""
+
+    def __init__(self, text: str, said: str = "") -> None:
+        super().__init__(text)
+        self.said = said
+
+
+def slurm(*words: str, timeout: float = TIMEOUT_S) -> str:
+    """What one of SLURM's commands prints.
+
+    Raises:
+        SlurmError: it is not there, fails or takes too long.
+    """
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError as error:
+        do = "Go to a login node of the cluster, or use `dfer-launch local`."
+        raise SlurmError(message(words[0], expected="SLURM's commands on this machine", got="none", do=do)) from error
+    except subprocess.TimeoutExpired as error:
+        do = "See whether slurmctld runs: scontrol ping. Then repeat the command."
+        raise SlurmError(message(words[0], expected=f"an answer within {timeout:.0f} s", got="none", do=do)) from error
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        do = "See whether the cluster is up: scontrol ping."
+        raise SlurmError(message(words[0], expected="an answer of SLURM", got=said, do=do), said)
+    return done.stdout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """A job in the queue: `12_0` or `12`, its state, why it waits, hosts it runs on, the folds it was submitted for."""
+
+    job: str
+    state: str
+    reason: str
+    hosts: str
+    comment: str
+
+    @property
+    def fold(self) -> int | None:
+        """The fold that this task trains, none for a report."""
+        folds = folds_of(self.comment)
+        if not folds:
+            return None
+        index = int(self.job.partition("_")[2] or 0)
+        return folds[index] if index < len(folds) else None
+
+
+def comment_of(folds: Sequence[int]) -> str:
+    """Says in the queue itself which fold each task of an array trains."""
+    return "folds=" + ",".join(map(str, folds))
+
+
+def folds_of(comment: str) -> list[int]:
+    """The folds of `comment_of`, in the order of the array; none for others."""
+    match = re.fullmatch(r"folds=(\d+(?:,\d+)*)", comment)
+    return [int(number) for number in match[1].split(",")] if match else []
+
+
+def queued(name: str) -> list[Queued]:
+    """This user's jobs of a name that wait, run or end just now."""
+    words = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--name={name}"]
+    lines = slurm(*words, "--format=%i|%T|%r|%N|%k").splitlines()
+    out = []
+    for line in lines:
+        job, state, reason, hosts, comment = line.strip().split("|", 4)
+        out.append(Queued(job=job, state=state, reason=reason, hosts=hosts, comment=comment))
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What sinfo tells of a partition. nodes, idle: hosts; minutes, most_nodes: limits of a job, none = without."""
+
+    name: str
+    default: bool
+    up: bool
+    nodes: int
+    idle: int
+    minutes: int | None
+    most_nodes: int | None
+    gpus: int
+
+
+def partitions() -> dict[str, Partition]:
+    """All partitions of the cluster by name."""
+    out: dict[str, Partition] = {}
+    for line in slurm("sinfo", "--noheader", f"--format={_FIELDS}").splitlines():
+        part = _partition(line)
+        known = out.get(part.name)
+        if known:  # hosts of another kind in the same partition
+            nodes, idle, gpus = known.nodes + part.nodes, known.idle + part.idle, max(known.gpus, part.gpus)
+            part = Partition(**{**vars(part), "nodes": nodes, "idle": idle, "gpus": gpus})
+        out[part.name] = part
+    return out
+
+
+def _partition(line: str) -> Partition:
+    name, up, nodes, counts, limit, sizes, gres = line.strip().split("|")
+    most = sizes.rpartition("-")[2]
+    cards = [int(number) for number in re.findall(r"gpu(?::[^:,()]+)*:(\d+)", gres)]
+    return Partition(
+        name=name.rstrip("*"), default=name.endswith("*"), up=up == "up", nodes=int(nodes),
+        idle=int(counts.split("/")[1]), minutes=minutes_of(limit), most_nodes=int(most) if most.isdigit() else None,
+        gpus=max(cards, default=0),
+    )  # fmt: skip
+
+
+def minutes_of(limit: str) -> int | None:
+    """SLURM's `1-02:30:00`, `30:00` or `infinite` in minutes."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if not match:
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def accounts() -> list[str]:
+    """Accounts that this user may charge; none where the cluster keeps no such books or does not say."""
+    words = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", "format=account"]
+    try:
+        return sorted({line.strip() for line in slurm(*words).splitlines() if line.strip()})
+    except SlurmError:
+        return []
+
+
+def show_job(job: str) -> dict[str, str]:
+    """What scontrol knows of a job; fields by name."""
+    return dict(re.findall(r"(\w+)=(\S*)", slurm("scontrol", "show", "job", job)))
+
+
+def ended(jobs: Sequence[str]) -> dict[str, str]:
+    """How jobs ended, from the accounting, by their numbers; none where there is no accounting."""
+    if not jobs:
+        return {}
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(jobs)}"]
+    try:
+        rows = [line.split("|") for line in slurm(*words).splitlines()]
+    except SlurmError:
+        return {}
+    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1]}

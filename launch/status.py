@@ -1,0 +1,183 @@
+"""How far a run is: every fold's state, step, speed, checkpoint and restarts, from its folder and its scheduler."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dfer.errors import UsageError, message
+from dfer.evaluation.results import RESULT
+from dfer.lease import Leases
+from dfer.storage import Folder
+from launch.records import Record, records, tag
+from launch.slurm_tools import Queued, SlurmError, ended, queued
+
+BEAT_S = 60.0
+"""A Ray job that has not written its record for so long is lost."""
+TAIL = 1 << 16
+_CHECKPOINT = re.compile(r"step_(\d{8})-[^/]+/manifest\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldStatus:
+    """One fold. state: waiting, running, finished, failed, stopped, lost, not begun. why: the scheduler's, or an error.
+
+    step, clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since. checkpoint: step of the last one.
+    """
+
+    fold: int
+    state: str
+    why: str = ""
+    step: int | None = None
+    loss: float | None = None
+    clips_per_s: float | None = None
+    eta_s: float | None = None
+    age_s: float | None = None
+    checkpoint: int | None = None
+    restarts: int = 0
+    uar: float | None = None
+    hosts: str = ""
+    job: str = ""
+
+
+def status(run: str, *, now: float | None = None) -> list[FoldStatus]:
+    """All folds that have begun or were submitted.
+
+    Raises:
+        UsageError: nothing was ever started there.
+    """
+    home = Folder(run, what="the run folder")
+    kept = records(home)
+    there = {int(name.removeprefix("fold_")) for name in home.children() if re.fullmatch(r"fold_\d+", name)}
+    folds = sorted(there | {int(fold) for record in kept for fold in record.tasks})
+    if not folds:
+        do = "Correct the address, or start it: dfer-launch local, slurm or ray CONFIG."
+        raise UsageError(message(home, expected="the run folder of a cross-validation", got="no fold in it", do=do))
+    live = _live(kept, run)
+    past = _past(kept, live)
+    return [_fold(home, fold, kept, live.get(fold), past, now or time.time()) for fold in folds]
+
+
+def _live(kept: Sequence[Record], run: str) -> dict[int, Queued]:
+    """Tasks in SLURM's queue by fold; none where the commands are missing, as on another machine."""
+    if not any(record.launcher == "slurm" for record in kept):
+        return {}
+    try:
+        return {task.fold: task for task in queued(f"dfer-{tag(_absolute(run))}-folds") if task.fold is not None}
+    except SlurmError:
+        return {}
+
+
+def _absolute(run: str) -> str:
+    return run.rstrip("/") if "://" in run else str(Path(run).absolute())
+
+
+def _past(kept: Sequence[Record], live: Mapping[int, Queued]) -> dict[str, str]:
+    tasks = {job for record in kept if record.launcher == "slurm" for job in record.tasks.values()}
+    return ended(sorted(tasks - {task.job for task in live.values()}))
+
+
+def _fold(
+    home: Folder, fold: int, kept: Sequence[Record], task: Queued | None, past: Mapping[str, str], now: float
+) -> FoldStatus:
+    folder = home / f"fold_{fold}"
+    record = next((record for record in reversed(kept) if str(fold) in record.tasks), None)
+    job = record.tasks[str(fold)] if record else ""
+    result = folder.read(RESULT)
+    facts = _facts(folder, now)
+    if result is not None:
+        plain = json.loads(result)
+        return FoldStatus(fold=fold, state="finished", uar=plain["uar"], job=job, **{**facts, "eta_s": None})
+    if task is not None:
+        state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
+        why = "" if task.reason in ("None", "") else task.reason
+        return FoldStatus(fold=fold, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
+    state, why = _without_task(record, fold, past, now, begun=facts["restarts"] is not None)
+    return FoldStatus(fold=fold, state=state, why=why, job=job, **{**facts, "eta_s": None})
+
+
+def _without_task(
+    record: Record | None, fold: int, past: Mapping[str, str], now: float, *, begun: bool
+) -> tuple[str, str]:
+    """State of a fold that is neither finished nor in a queue, and why."""
+    if record is None:
+        return ("begun", "started without a scheduler; its process knows more") if begun else ("not begun", "")
+    job = record.tasks[str(fold)]
+    if record.launcher == "ray":
+        state, _, why = record.states.get(str(fold), "waiting").partition(": ")
+        if state in ("waiting", "running") and now - record.beat > BEAT_S:
+            return "lost", "its Ray job is gone; the same command continues"
+        return state, why
+    failure = Path(record.folder) / f"{job}_failure.json"
+    if failure.exists():
+        return "failed", str(json.loads(failure.read_text())["text"])
+    was = past.get(job, "")
+    if was.startswith("CANCELLED"):
+        return "stopped", "cancelled; the same command continues"
+    return "failed", f"{was or 'left the queue'}; dfer-launch logs tells more, the same command continues"
+
+
+def _facts(folder: Folder, now: float) -> dict[str, Any]:
+    """What the fold's folder tells."""
+    last = _last_step(folder)
+    steps = [int(match[1]) for name in _checkpoints(folder) if (match := _CHECKPOINT.fullmatch(name))]
+    return {
+        **{key: last.get(key) for key in ("step", "loss", "clips_per_s", "eta_s")},
+        "age_s": round(now - last["time"], 1) if "time" in last else None,
+        "checkpoint": max(steps, default=None),
+        "restarts": max(0, len(Leases(folder).ids()) - 1),
+    }
+
+
+def _checkpoints(folder: Folder) -> list[str]:
+    return [f"{name}/manifest.json" for name in (folder / "checkpoints").children()]
+
+
+def _last_step(folder: Folder) -> dict[str, Any]:
+    """The last whole record of a training step."""
+    for line in reversed((folder.text("metrics.jsonl") or "").splitlines()):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("kind") == "train":
+            return record
+    return {}
+
+
+# --- for people
+
+
+def table(rows: Sequence[FoldStatus]) -> str:
+    """The folds as a table, and below it why those are not well that are not."""
+    head = ("fold", "state", "step", "loss", "clips/s", "ETA", "checkpoint", "restarts", "UAR", "job", "hosts")
+    lines = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    return "\n".join([*text, *(f"fold {row.fold}: {row.why}" for row in rows if row.why)])
+
+
+def _cells(row: FoldStatus) -> tuple[str, ...]:
+    return (
+        str(row.fold), row.state, _or(row.step, "{}"), _or(row.loss, "{:.3f}"), _or(row.clips_per_s, "{:.1f}"),
+        "-" if row.eta_s is None else duration(row.eta_s), _or(row.checkpoint, "{}"), str(row.restarts),
+        _or(None if row.uar is None else 100 * row.uar, "{:.2f}"), row.job or "-", row.hosts or "-",
+    )  # fmt: skip
+
+
+def _or(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def as_json(rows: Sequence[FoldStatus]) -> str:
+    """The same for programs."""
+    return json.dumps([asdict(row) for row in rows], indent=1)

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""SLURM's commands as far as launchers call them, over a JSON file: called by the name of a command."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+state_file = Path(os.environ["FAKE_SLURM"])
+state = json.loads(state_file.read_text())
+command, words = Path(sys.argv[0]).name, sys.argv[1:]
+state["calls"].append([command, *words])
+
+
+def option(name: str) -> str:
+    return next((word.partition("=")[2] for word in words if word.startswith(f"--{name}=")), "")
+
+
+def tasks(job: dict[str, str]) -> list[str]:
+    match = re.fullmatch(r"0-(\d+)(%\d+)?", job.get("array", ""))
+    return [f"{job['id']}_{number}" for number in range(int(match[1]) + 1)] if match else [job["id"]]
+
+
+code, error = 0, ""
+if command in state["broken"]:
+    code, error = 1, state["broken"][command]
+elif command == "sbatch":
+    script = Path(words[0]).read_text()
+    fields = {key: value.strip("'") for key, value in re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE)}
+    number = str(len(state["jobs"]) + 1)
+    state["jobs"].append({**fields, "id": number, "script": script})
+    print(f"Submitted batch job {number}")
+elif command == "squeue":
+    for job in state["jobs"]:
+        for task in tasks(job) if job["job-name"] == option("name") else []:
+            if task not in state["gone"] and job["id"] not in state["gone"]:
+                print(f"{task}|{state['states'].get(task, 'PENDING')}|Priority|node1|{job.get('comment', '(null)')}")
+elif command == "scancel":
+    state["gone"] += words
+elif command in ("sinfo", "sacct", "sacctmgr", "scontrol"):
+    print(state[command], end="")
+state_file.write_text(json.dumps(state))
+if error:
+    print(error, file=sys.stderr)
+sys.exit(code)

@@ -1,0 +1,190 @@
+"""How processes of a SLURM job end: requeued, tried again, or left alone."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from submitit.core.utils import UncompletedJobError
+
+from dfer.errors import DataError, FencedError, ProcessError, StoppedError
+from launch import slurm_retry, slurm_task
+from launch.leaving import Leaving
+from launch.slurm_task import failed, failure_file, forget_failure, stopped
+from tests.unit.launch.conftest import FakeSlurm
+
+RUNNING = "JobId=31 ArrayJobId=30 JobState=RUNNING Reason=None Restarts=2 Requeue=1"
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_slurm: FakeSlurm) -> FakeSlurm:
+    """The first process of the third start of job 30_1."""
+    variables = {
+        "SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "31",
+        "SLURM_ARRAY_JOB_ID": "30", "SLURM_ARRAY_TASK_ID": "1", "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": "2",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    fake_slurm.change(scontrol=RUNNING)
+    return fake_slurm
+
+
+class Asked:
+    """submitit's handler: notes that it was called, and ends the process as it does."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.calls = error, list[int]()
+
+    def __call__(self, number: int, _frame: Any) -> None:
+        self.calls.append(number)
+        raise self.error
+
+
+@pytest.fixture
+def leaving(monkeypatch: pytest.MonkeyPatch) -> Leaving:
+    """One that does not end the tests' process."""
+    monkeypatch.setattr("launch.leaving.atexit.register", lambda _: None)
+    return Leaving()
+
+
+def test_after_saving_the_first_rank_lets_submitit_requeue(task: FakeSlurm, leaving: Leaving, tmp_path: Path) -> None:
+    stale = tmp_path / "30_1_submitted.pkl.save_tmp"
+    stale.touch()
+    requeue = Asked(SystemExit(-1))
+    with pytest.raises(SystemExit) as caught:
+        stopped(StoppedError("saved"), requeue, leaving)
+    assert requeue.calls == [signal.SIGUSR2] and caught.value.code == -1 and not stale.exists()
+
+
+@pytest.mark.parametrize("state", [RUNNING.replace("RUNNING", "CANCELLED"), RUNNING.replace("=2", "=3")])
+def test_a_cancelled_job_and_an_orphan_are_not_requeued(task: FakeSlurm, leaving: Leaving, state: str) -> None:
+    task.change(scontrol=state)
+    requeue = Asked(SystemExit(-1))
+    with pytest.raises(SystemExit) as caught:
+        stopped(StoppedError("saved"), requeue, leaving)
+    assert requeue.calls == [] and caught.value.code == 9
+
+
+def test_other_ranks_leave_it_to_the_first(
+    task: FakeSlurm, leaving: Leaving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    requeue = Asked(SystemExit(-1))
+    with pytest.raises(SystemExit) as caught:
+        stopped(StoppedError("saved"), requeue, leaving)
+    assert requeue.calls == [] and caught.value.code == 9 and capsys.readouterr().err == ""
+
+
+def test_too_many_stretches_are_told(task: FakeSlurm, leaving: Leaving, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        stopped(StoppedError("saved"), Asked(UncompletedJobError("timed-out too many times")), leaving)
+    assert caught.value.code == 9
+    assert "expected to be requeued by submitit, got timed-out too many times. Submit again" in capsys.readouterr().err
+
+
+def test_a_requeue_that_fails_is_tried_once_more(
+    task: FakeSlurm, leaving: Leaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_task.time, "sleep", lambda _: None)
+    with pytest.raises(SystemExit):
+        stopped(StoppedError("saved"), Asked(subprocess.CalledProcessError(1, "scontrol")), leaving)
+    assert ["scontrol", "requeue", "30_1"] in task.calls
+
+
+def test_a_controller_that_restarts_is_waited_for(task: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    task.change(broken={"scontrol": "Unable to contact slurm controller"})
+    monkeypatch.setattr(slurm_task.time, "sleep", lambda _: task.change(broken={}))
+    assert slurm_task.is_wanted()
+
+
+def test_an_own_reason_is_kept_and_a_new_start_forgets_it(
+    task: FakeSlurm, leaving: Leaving, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (DataError("first"), DataError("second")):
+        with pytest.raises(SystemExit) as caught:
+            failed(error, leaving)
+        assert caught.value.code == 3
+    assert json.loads(failure_file().read_text()) == {"code": 3, "text": "first"}
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+    forget_failure()
+    assert not failure_file().exists()
+
+
+def test_anothers_reason_is_below_all_own_ones(task: FakeSlurm, leaving: Leaving) -> None:
+    with pytest.raises(SystemExit) as caught:
+        failed(ProcessError("another stopped"), leaving)
+    assert caught.value.code == 1 and json.loads(failure_file().read_text())["code"] == 7
+    with pytest.raises(SystemExit):
+        failed(DataError("bad clip"), leaving)
+    with pytest.raises(SystemExit):
+        failed(ProcessError("another stopped"), leaving)
+    assert json.loads(failure_file().read_text())["text"] == "bad clip"
+
+
+# --- trying again
+
+
+def retried(task: FakeSlurm, folder: Path, code: int, most: int = 3) -> bool:
+    before = len(task.calls)
+    assert slurm_retry.main(folder, most, code) == code
+    return ["scontrol", "requeue", "31"] in task.calls[before:]
+
+
+@pytest.mark.parametrize(("code", "again"), [(1, True), (137, True), (134, True), (0, False), (9, False), (255, False)])
+def test_lost_processes_are_tried_again(task: FakeSlurm, tmp_path: Path, code: int, again: bool) -> None:
+    assert retried(task, tmp_path, code) is again
+
+
+@pytest.mark.parametrize(
+    ("own", "again"), [(2, False), (3, False), (FencedError.exit_code, False), (6, True), (7, True)]
+)
+def test_a_reason_that_lasts_is_not(task: FakeSlurm, tmp_path: Path, own: int, again: bool) -> None:
+    (tmp_path / "30_1_failure.json").write_text(json.dumps({"code": own, "text": "x"}))
+    assert retried(task, tmp_path, 137) is again
+
+
+def test_there_is_an_end_to_it(task: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [retried(task, tmp_path, 137, most=2) for _ in range(3)] == [True, True, False]
+    assert "2 restarts after failures: not tried again" in capsys.readouterr().err
+
+
+def test_an_orphan_does_not_disturb_the_newer_start(task: FakeSlurm, tmp_path: Path) -> None:
+    task.change(scontrol=RUNNING.replace("Restarts=2", "Restarts=3"))
+    assert not retried(task, tmp_path, 1)
+
+
+def test_a_silent_controller_changes_nothing(
+    task: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task.change(broken={"scontrol": "down"})
+    assert not retried(task, tmp_path, 1)
+    assert "error: scontrol: expected an answer" in capsys.readouterr().err
+
+
+# --- leaving
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_what_happens_after_pythons_end_does_not_change_the_code(code: int) -> None:
+    """`late` stands for a library whose threads abort the process; it was imported, so registered, after us."""
+    text = f"""
+import atexit, os, sys
+from launch.leaving import Leaving
+leaving = Leaving()
+class Late:
+    def __del__(self): os.abort()
+sys.late = Late()
+atexit.register(lambda: print("tidied up"))
+print("done")
+leaving.now({code})
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, "done\ntidied up\n")
+
+
+def test_without_a_code_a_process_ends_as_always() -> None:
+    text = "from launch.leaving import Leaving; Leaving(); raise SystemExit(4)"
+    assert subprocess.run([sys.executable, "-c", text], timeout=60, check=False).returncode == 4

@@ -1,0 +1,109 @@
+"""A job: resolved text, absolute places, folds that exist, a batch that divides; patience with stores."""
+
+import pickle
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfer.config import load_text
+from dfer.distributed import World
+from dfer.errors import ProcessError, StorageError, UsageError
+from dfer.interruption import Stop
+from dfer.run_config import RunConfig
+from launch import job as module
+from launch.job import Job, Place, make_job, run_job
+from launch.meeting import Meeting
+from launch.patience import within
+
+CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfer.run.known_folds", lambda _: [1, 2, 3, 4, 5])
+
+
+def made(*overrides: str, folds: tuple[int, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:
+    return make_job(CONFIG, overrides, folds, worlds=worlds)
+
+
+def test_a_job_is_resolved_text_with_absolute_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = made("run=runs/x", "data.shards=shards", "seed=7", folds=(3, 1))
+    config = load_text(job.config.encode(), RunConfig, where="job")
+    assert (config.seed, config.run, config.data.shards) == (7, f"{tmp_path}/runs/x", f"{tmp_path}/shards")
+    assert (job.folds, job.known, job.fold_url(2)) == ((1, 3), (1, 2, 3, 4, 5), f"{tmp_path}/runs/x/fold_2")
+    assert pickle.loads(pickle.dumps(job)) == job and "seed" not in repr(job)
+
+
+def test_urls_stay_as_they_are() -> None:
+    job = made("run=memory://bucket/run/", "data.shards=s3://bucket/dfew")
+    config = load_text(job.config.encode(), RunConfig, where="job")
+    assert job.run == "memory://bucket/run" and config.data.shards == "s3://bucket/dfew"
+    assert job.folds == job.known
+
+
+def test_unknown_folds_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--folds: expected some of 1, 2, 3, 4, 5, got 7. Correct --folds"):
+        made(folds=(1, 7))
+
+
+def test_the_batch_has_to_divide_for_every_number_of_processes(tmp_path: Path) -> None:
+    run = f"run={tmp_path / 'run'}"
+    with pytest.raises(UsageError, match=r"batch: expected a multiple of 3 processes, got 8. Set batch=6"):
+        made(run, "batch=8", worlds=(2, 3, 4))
+    assert made(run, "batch=8", "micro_batch=1", worlds=(2, 3, 4)).folds
+
+
+def test_the_folder_of_a_single_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UsageError, match=r"expected a folder for all folds, got the run of a single one. Choose"):
+        made(f"run={tmp_path}")
+
+
+def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("dfer.run.train", lambda config, world, stop: seen.append((config, world, stop)))
+    monkeypatch.setattr(module, "export", lambda found: seen.append(found))
+    monkeypatch.setattr(module, "revision", lambda: "other")
+    meeting = Meeting(rank=0, size=1, host="h", port=1)
+    stop = Stop()
+    job = made(f"run={tmp_path / 'run'}")
+    run_job(replace(job, revision="abc"), 4, Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting), stop)
+    variables, (config, world, passed) = seen
+    assert variables == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert (config.fold, config.run) == (4, str(tmp_path / "run" / "fold_4"))
+    assert world == World(rank=0, size=1, local_rank=0, local_size=1) and passed is stop
+
+
+def test_another_revision_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dfer.run.train", lambda *_: None)
+    monkeypatch.setattr(module, "export", lambda _: None)
+    job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
+    place = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1))
+    for now, told in (("abc", False), ("unknown", False), ("def", True)):
+        monkeypatch.setattr(module, "revision", lambda now=now: now)
+        run_job(job, 1, place, Stop())
+        assert ("note: the job was made by revision abc, this is def" in capsys.readouterr().err) is told
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for_for_ever() -> None:
+    hanging = threading.Event()
+    with pytest.raises(StorageError, match=r"s3://b/x: expected an answer within 0 s, got none. Check the URL"):
+        within(0.05, hanging.wait, what="s3://b/x")
+    hanging.set()
+
+
+def test_results_and_errors_of_patient_work_come_through() -> None:
+    assert within(5, lambda: 3, what="x") == 3
+
+    def fail() -> None:
+        raise ProcessError("no")
+
+    with pytest.raises(ProcessError):
+        within(5, fail, what="x")

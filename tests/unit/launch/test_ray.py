@@ -1,0 +1,203 @@
+"""Ray: what it is asked for, how a fold ends, and a real one with two processes."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dfer.errors import DataError, DferError, FencedError, ProcessError, StorageError, UsageError
+from dfer.interruption import Stop
+from launch import __main__ as cli
+from launch import ray as module
+from launch import ray_worker
+from launch.cluster import RayCluster, load_cluster
+from launch.job import Job
+from launch.ray import Submission
+from launch.ray_worker import Board, Ending, Trial, train_fold
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(config="seed: 1\n", run=str(tmp_path / "run"), folds=(1, 2), known=(1, 2), revision="abc")
+
+
+def submission(job: Job, **cluster: Any) -> Submission:
+    return Submission(job=job, cluster=RayCluster(**cluster))
+
+
+# --- what Ray is asked for
+
+
+def test_scaling_is_fixed_or_elastic(job: Job) -> None:
+    fixed = submission(job, workers=4, gpu=True, cpus_per_worker=6).scaling()
+    assert fixed == {"num_workers": 4, "use_gpu": True, "resources_per_worker": {"CPU": 6.0, "GPU": 1.0}}
+    elastic = submission(job, workers=4, min_workers=2, resources={"fast": 0.5}).scaling()
+    assert elastic["num_workers"] == (2, 4) and elastic["resources_per_worker"] == {"CPU": 1.0, "fast": 0.5}
+
+
+def test_the_code_goes_along_unless_the_job_brought_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    brought = submission(job, env_vars={"NCCL_DEBUG": "INFO"}).runtime_env()
+    assert brought["py_modules"] == [str(ROOT / name) for name in ("dfer", "launch", "shards")]
+    assert brought["env_vars"] == {"NCCL_DEBUG": "INFO"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_7"}}))
+    monkeypatch.chdir(ROOT)
+    assert submission(job).runtime_env() == {} and module.submission_id() == "raysubmit_7"
+    monkeypatch.chdir(tmp_path)
+    assert "py_modules" in submission(job).runtime_env()
+
+
+def test_a_run_in_the_jobs_own_folder_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="run: expected a folder that outlives the job, got one in its working folder"):
+        submission(job).run()
+
+
+def test_no_cluster_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance. More words.\nMany lines.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UsageError, match=r"Ray at auto: expected a cluster, got Could not find .* Start one"):
+        submission(job).run()
+
+
+def hosts(*cpus: float) -> list[dict[str, Any]]:
+    return [{"Alive": True, "Resources": {"CPU": count}} for count in cpus]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cluster", "folds"),
+    [
+        ((4, 4), {"workers": 2}, 4),
+        ((3, 3), {"workers": 2, "cpus_per_worker": 2}, 1),  # a process does not stretch over two hosts
+        ((4,), {"workers": 8, "min_workers": 2}, 1),
+        ((1,), {"workers": 2}, 0),
+        ((4,), {"workers": 1, "gpu": True}, 0),
+    ],
+)
+def test_folds_are_bounded_by_what_the_hosts_have(
+    cpus: tuple[float, ...], cluster: dict[str, Any], folds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [*hosts(*cpus), {"Alive": False, "Resources": {"CPU": 99.0}}])
+    assert module._folds_in(RayCluster(**cluster)) == folds
+
+
+def test_too_small_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    error = module._too_small(RayCluster(workers=4, gpu=True))
+    assert str(error).startswith("the Ray cluster: expected room for 4 processes of 1 CPU, 1 GPU, got 2 CPU, 0 GPU.")
+
+
+def test_the_cluster_file_is_read() -> None:
+    path = ROOT / "configs" / "clusters" / "ray.yaml"
+    assert load_cluster(path, RayCluster, ["workers=3", "min_workers=2"]).worlds == [2, 3]
+    with pytest.raises(UsageError, match="min_workers: expected at most workers=4, got 9"):
+        load_cluster(path, RayCluster, ["min_workers=9"])
+
+
+# --- how a fold ends
+
+
+class Actor:
+    """A board that answers like an actor, without Ray."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.board, name))
+
+
+@pytest.fixture
+def trial(job: Job, monkeypatch: pytest.MonkeyPatch) -> Trial:
+    monkeypatch.setattr(ray_worker.ray, "get", lambda value, **_: value)
+    monkeypatch.setattr(ray_worker, "place", lambda _: None)
+    return Trial(job=job, fold=2, interface=None, meet_s=5.0, board=Actor())
+
+
+@pytest.mark.parametrize("error", [DataError("bad clip"), FencedError("newer copy"), UsageError("wrong")])
+def test_what_lasts_is_not_tried_again(trial: Trial, error: DferError, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+
+    def fail(*_: object) -> None:
+        starts.append(1)
+        raise error
+
+    monkeypatch.setattr(ray_worker, "run_job", fail)
+    with pytest.raises(type(error)):
+        train_fold(trial)
+    train_fold(trial)
+    assert len(starts) == 1
+    assert trial.board.board.ending(2) == Ending(code=error.exit_code, text=str(error))
+    assert trial.board.board.ending(1) is None
+
+
+@pytest.mark.parametrize("error", [ProcessError("partner lost"), StorageError("503")])
+def test_what_may_pass_is(trial: Trial, error: DferError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray_worker, "run_job", fail)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            train_fold(trial)
+    assert trial.board.board.ending(2) is None
+    assert trial.board.board.news() == [f"fold 2: {error}"] * 2 and trial.board.board.news() == []
+
+
+def test_the_first_ending_of_a_fold_stays() -> None:
+    board = Board()
+    board.end(1, Ending(code=3, text="a"))
+    board.end(1, Ending(code=7, text="b"))
+    assert board.ending(1) == Ending(code=3, text="a")
+
+
+def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_worker, "WISH_S", 0.01)
+    heard = threading.Event()
+
+    def wait(_job: Job, _fold: int, _place: object, stop: Stop) -> None:
+        trial.board.board.wish("SIGTERM")
+        trial.board.board.wish("later")
+        while not stop.requested:
+            threading.Event().wait(0.01)
+        assert stop.reason == "SIGTERM"
+        heard.set()
+
+    monkeypatch.setattr(ray_worker, "run_job", wait)
+    train_fold(trial)
+    assert heard.is_set()
+
+
+def test_the_cause_is_told_in_few_words() -> None:
+    inner = RuntimeError("Traceback ...\n  many lines\nActorDiedError: killed")
+    outer = Exception("page")
+    outer.worker_failures = {1: inner}  # type: ignore[attr-defined]
+    assert module._first_line(outer) == "RuntimeError: 'ActorDiedError: killed'"
+
+
+def test_a_dry_run_starts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: Job
+) -> None:
+    monkeypatch.setattr("launch.job.make_job", lambda *_, **__: job)
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
+    assert cli.main(["ray", "configs/demo.yaml", "--dry-run", "cluster.workers=3", "cluster.gpu=false"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["scaling"]["num_workers"] == 3 and plan["folds"] == [1, 2]
+    assert os.environ["RAY_ADDRESS"] == "nowhere:1"

@@ -1,0 +1,295 @@
+"""SLURM: what is submitted, once; what is refused before; whose environment a process reads."""
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dfer.errors import CheckpointError, StorageError, UsageError
+from launch import slurm as module
+from launch import slurm_tools
+from launch.cluster import SlurmCluster, load_cluster
+from launch.job import Job
+from launch.slurm import Submission
+from launch.slurm_task import FoldTask, ReportTask, place
+from launch.slurm_tools import comment_of, folds_of, minutes_of, partitions
+from tests import fake_runs
+from tests.unit.launch.conftest import FakeSlurm
+
+SECRET = "AKIA-do-not-tell"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(config="seed: 1\n", run=str(tmp_path / "run"), folds=(1, 2, 3), known=(1, 2, 3), revision="abc")
+
+
+def submission(job: Job, **cluster: object) -> Submission:
+    return Submission(job=job, cluster=SlurmCluster(**cluster))  # type: ignore[arg-type]
+
+
+def flags(script: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+
+
+# --- what is submitted
+
+
+def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
+    fake_slurm: FakeSlurm, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = submission(
+        job, partition="gpu", account="vision", nodes=2, min_nodes=1, gpus_per_node=4, cpus_per_process=6, hours=1.5,
+        signal_s=60, parallel_folds=2, memory_gb=1.5, setup=("module load cuda",), options={"mail-type": "END"},
+        report={"partition": "small"},
+    )  # fmt: skip
+    assert chosen.submit() == 0
+    folds, after = (flags(each["script"]) for each in fake_slurm.jobs)
+    wanted = {
+        "array": "0-2%2", "nodes": "1-2", "ntasks-per-node": "4", "gpus-per-node": "4", "cpus-per-task": "6",
+        "time": "90", "signal": "USR2@60", "partition": "gpu", "account": "vision", "mem": "1536M",
+        "comment": "folds=1,2,3", "mail-type": "END", "requeue": "", "open-mode": "append",
+    }  # fmt: skip
+    assert {key: folds[key] for key in wanted} == wanted
+    assert (after["dependency"], after["partition"], after["nodes"]) == ("afterany:1", "small", "1")
+    script = fake_slurm.jobs[0]["script"]
+    assert script.index("module load cuda") < script.index("srun ") < script.index("launch.slurm_retry")
+    assert "--cpus-per-task=6 --kill-on-bad-exit=0 --wait=60" in script
+    assert "submitted fold 1, 2, 3 as job 1, the report as job 2" in capsys.readouterr().out
+
+
+def test_what_is_pickled_is_the_resolved_job(fake_slurm: FakeSlurm, job: Job) -> None:
+    submission(job, interface="ib0").submit()
+    folder = Path(job.run) / "launch" / "slurm"
+    for number, fold in enumerate(job.folds):
+        delayed = pickle.loads((folder / f"1_{number}_submitted.pkl").read_bytes())
+        assert delayed.function == FoldTask(job=job, fold=fold, cpus=1, interface="ib0", meet_s=45.0)
+        assert delayed.function.checkpoint().function == delayed.function
+    assert pickle.loads((folder / "2_submitted.pkl").read_bytes()).function == ReportTask(run=job.run, folds=(1, 2, 3))
+
+
+def test_credentials_go_into_no_file(
+    fake_slurm: FakeSlurm, job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    submission(job).submit()
+    files = [path for path in Path(job.run).rglob("*") if path.is_file()]
+    assert len(files) > 5 and not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_single_fold_is_no_array(fake_slurm: FakeSlurm, job: Job) -> None:
+    submission(replace(job, folds=(2,))).submit()
+    assert "array" not in flags(fake_slurm.jobs[0]["script"])
+    (record,) = (Path(job.run) / "launch").glob("slurm-*.json")
+    plain = json.loads(record.read_text())
+    assert plain["tasks"] == {"2": "1"} and plain["report"] == "2"
+
+
+def test_a_second_time_only_what_is_missing_is_submitted(
+    fake_slurm: FakeSlurm, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submission(job).submit()
+    capsys.readouterr()
+    submission(job).submit()
+    assert len(fake_slurm.jobs) == 2
+    out = capsys.readouterr().out
+    assert "in the queue already: fold 2 as job 1_1, pending" in out and "dfer-launch status" in out
+    # Fold 1 finished, fold 3 ended without a result; fold 2 still waits.
+    fake_slurm.change(gone=["1_0", "1_2"])
+    fake_runs.write_fold(Path(job.run) / "fold_1", fake_runs.result(fold=1))
+    submission(job).submit()
+    last, after = (flags(each["script"]) for each in fake_slurm.jobs[2:])
+    assert last["comment"] == "folds=3" and after["dependency"] == "afterany:1:3"
+    assert "finished already: fold 1" in capsys.readouterr().out
+
+
+def test_when_all_is_finished_the_report_is_written_here(
+    fake_slurm: FakeSlurm, tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_runs.write_crossval(tmp_path / "run")
+    submission(replace(job, folds=(1, 2, 3, 4, 5))).submit()
+    assert fake_slurm.jobs == [] and (tmp_path / "run" / "report" / "index.html").exists()
+    assert "finished already: fold 1, 2, 3, 4, 5" in capsys.readouterr().out
+
+
+def test_the_report_says_which_folds_are_missing(tmp_path: Path) -> None:
+    fake_runs.write_crossval(tmp_path / "run", done=(1, 3))
+    with pytest.raises(
+        CheckpointError, match=r"expected a result of every fold, got none of fold 2. `dfer-launch status"
+    ):
+        module.report(str(tmp_path / "run"), (1, 2, 3))
+    assert (tmp_path / "run" / "report" / "report.md").exists()
+
+
+def test_a_dry_run_needs_no_slurm(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    text = submission(job).dry_run()
+    assert "#SBATCH --array=0-2%3" in text and "afterany:FOLDS" in text and "launch.slurm_retry" in text
+
+
+def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
+    far = replace(job, run="memory://bucket/run")
+    with pytest.raises(UsageError, match=r"folder: expected a shared folder for scripts and logs, got a run in memory"):
+        submission(far).submit()
+    submission(far, folder=str(tmp_path / "logs")).submit()
+    assert list((tmp_path / "logs").glob("*/1_0_submitted.pkl"))
+
+
+# --- what is refused before anything is submitted
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ({"partition": "gpux"}, "partition: expected one of closed, gpu, small, got gpux. Correct `partition:`"),
+        (
+            {"partition": "closed"},
+            "expected a partition that starts jobs, got one that is down. .* Up: gpu, small",
+        ),
+        (
+            {"partition": "gpu", "nodes": 7},
+            "partition gpu: expected room for 7 hosts a fold, got at most 6. Lower",
+        ),
+        ({"partition": "small", "nodes": 3}, "partition small: expected room for 3 hosts a fold, got at most 2"),
+        (
+            {"partition": "small", "hours": 30.0},
+            "expected a time limit of 1800 minutes, got at most 1590. Low",
+        ),
+        ({"gpus_per_node": 9}, "partition gpu: expected 9 GPUs a host, got at most 8. Lower `gpus_per_node:`"),
+        ({"account": "wrong"}, "account: expected one of research, vision, got wrong. Correct `account:`"),
+    ],
+)
+def test_what_could_never_start_is_refused(
+    fake_slurm: FakeSlurm, job: Job, cluster: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        submission(job, **cluster).submit()
+    assert fake_slurm.jobs == []
+
+
+def test_a_full_partition_is_told(fake_slurm: FakeSlurm, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    submission(job, partition="small", nodes=2).submit()
+    assert "note:" not in capsys.readouterr().out
+    fake_slurm.change(gone=["1"], sinfo="small*|up|4|4/0/0/4|infinite|1-infinite|(null)\n")
+    submission(job, nodes=2).submit()
+    assert "note: 0 of 4 hosts of partition small are idle, a fold needs 2: jobs wait" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            "account: expected one of research, vision, got none .*Invalid account",
+        ),
+        (
+            "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+            "sbatch: expected SLURM to take the job, got .*Requested node configuration is not available. Correct the",
+        ),
+    ],
+)
+def test_what_sbatch_refuses_is_explained(fake_slurm: FakeSlurm, job: Job, says: str, said: str) -> None:
+    fake_slurm.change(broken={"sbatch": says})
+    with pytest.raises(UsageError, match=said):
+        submission(job).submit()
+
+
+def test_a_folder_that_cannot_be_written_is_told(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(StorageError, match=r"run"):
+        submission(job).submit()
+    assert fake_slurm.jobs == []
+
+
+def test_without_slurm_it_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match=r"sinfo: expected SLURM's commands on this machine, got none. Go to a login"):
+        submission(job).submit()
+
+
+def test_a_command_that_hangs_or_fails_is_told(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_slurm.change(broken={"sinfo": "slurm_load_partitions: Unable to contact slurm controller"})
+    with pytest.raises(UsageError, match=r"sinfo: expected an answer of SLURM, got slurm_load.* See whether"):
+        partitions()
+
+    def hang(words: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(words, 20)
+
+    monkeypatch.setattr(slurm_tools.subprocess, "run", hang)
+    with pytest.raises(
+        UsageError, match=r"sinfo: expected an answer within 20 s, got none. See whether slurmctld runs"
+    ):
+        partitions()
+
+
+# --- reading SLURM
+
+
+def test_partitions_of_several_kinds_of_hosts_are_added_up(fake_slurm: FakeSlurm) -> None:
+    gpu = partitions()["gpu"]
+    assert (gpu.default, gpu.up, gpu.nodes, gpu.idle, gpu.gpus, gpu.minutes) == (True, True, 6, 5, 8, None)
+
+
+def test_time_limits() -> None:
+    assert [minutes_of(text) for text in ("infinite", "30:00", "2:30:00", "1-02:30:00")] == [None, 30, 150, 1590]
+
+
+def test_comments_carry_the_folds() -> None:
+    assert folds_of(comment_of([3, 1])) == [3, 1]
+    assert folds_of("(null)") == folds_of("folds=") == folds_of("folds=1,x") == []
+
+
+def test_a_process_reads_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {
+        "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "31", "SLURM_ARRAY_JOB_ID": "30", "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+        "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_RESTART_COUNT": "2",
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = place("ib0", 20.0)
+    assert found.variables() == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    meeting = found.meeting
+    assert (meeting.host, meeting.port, meeting.token) == ("node7", 20_031, "30_1.2")
+    assert (meeting.interface, meeting.within_s) == ("ib0", 20.0)
+
+
+# --- cluster files
+
+
+def test_cluster_files_are_read() -> None:
+    folder = Path(__file__).parents[3] / "configs" / "clusters"
+    assert load_cluster(folder / "slurm.yaml", SlurmCluster, ["nodes=4", "min_nodes=2"]).worlds == [8, 12, 16]
+    assert load_cluster(folder / "slurm_cpu.yaml", SlurmCluster).processes == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("nodez=2", "nodez: unknown key. Did you mean 'nodes'"),
+        ("nodes=0", "nodes: expected at least 1, got 0"),
+        ("hours=0", "hours: expected more than 0, got 0"),
+        ("hours=0.02", "signal_s: expected less than hours .60 s., got 120"),
+        ("min_nodes=3", "min_nodes: expected at most nodes=1, got 3"),
+        ("max_failures=-1", "max_failures: expected at least 0, got -1"),
+    ],
+)
+def test_mistakes_in_cluster_files_are_told(override: str, said: str) -> None:
+    path = Path(__file__).parents[3] / "configs" / "clusters" / "slurm.yaml"
+    with pytest.raises(UsageError, match=said):
+        load_cluster(path, SlurmCluster, [override])
+
+
+def test_python_of_the_hosts_may_be_another(job: Job) -> None:
+    assert (
+        " singularity exec image python -u -m submitit"
+        in submission(job, python="singularity exec image python").dry_run()
+    )
+    assert f" {sys.executable} -m launch.slurm_retry " in submission(job).dry_run()
+    assert f" {sys.executable} -u -m submitit" in submission(job).dry_run()

@@ -1,0 +1,163 @@
+"""status, logs, cancel: read from run folders as training leaves them, and from SLURM's books."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfer.storage import Folder
+from launch import __main__ as cli
+from launch import control, status
+from launch.records import Record, keep, tag
+from launch.status import FoldStatus
+from tests import fake_runs
+from tests.unit.launch.conftest import FakeSlurm
+
+NOW = 1_770_000_100.0
+LEASE = {"version": 1, "owner": {"host": "node1", "pid": 7}, "started": "2026-01-01T00:00:00+00:00"}
+
+
+def train(folder: Path, *, step: int, checkpoint: int, starts: int) -> None:
+    """A fold in the middle of its training."""
+    (folder / "lease").mkdir(parents=True)
+    for number in range(1, starts + 1):
+        (folder / "lease" / f"{number:06d}-0123456{number}.json").write_text(json.dumps(LEASE))
+    (folder / "checkpoints" / f"step_{checkpoint:08d}-g1-01234561").mkdir(parents=True)
+    record = {"kind": "train", "step": step, "loss": 0.5, "clips_per_s": 80.0, "eta_s": 3725.0, "time": NOW - 4}
+    lines = [json.dumps(record), json.dumps({"kind": "eval", "step": step, "war": 0.5}), '{"kind": "tr']
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+
+
+def submitted(run: Path, **changes: Any) -> Record:
+    facts = {
+        "launcher": "slurm", "job": "30", "submitted": "2026-01-01", "revision": "abc", "report": "31",
+        "folder": str(run / "launch" / "slurm"), "tasks": {str(fold): f"30_{fold - 1}" for fold in range(1, 6)},
+    }  # fmt: skip
+    record = Record(**{**facts, **changes})
+    keep(Folder(run), record)
+    (run / "launch" / "slurm").mkdir(exist_ok=True)
+    return record
+
+
+def in_queue(fake_slurm: FakeSlurm, run: Path, **states: str) -> None:
+    """Array 30 of a run; states by index, those not named are gone."""
+    rows = {f"30_{index}": state for index, state in states.items()}
+    job = {"id": "30", "job-name": f"dfer-{tag(str(run))}-folds", "array": "0-4%5", "comment": "folds=1,2,3,4,5"}
+    gone = [f"30_{index}" for index in range(5) if f"30_{index}" not in rows]
+    fake_slurm.change(jobs=[job], states=rows, gone=gone)
+
+
+@pytest.fixture
+def run(tmp_path: Path, fake_slurm: FakeSlurm) -> Path:
+    """Fold 1 finished, 2 trains after two restarts, 3 waits, 4 failed with a reason, 5 was cancelled."""
+    run = tmp_path / "run"
+    fake_runs.write_fold(run / "fold_1", fake_runs.result(fold=1), curves=False)
+    train(run / "fold_2", step=120, checkpoint=100, starts=3)
+    submitted(run)
+    (run / "launch" / "slurm" / "30_3_failure.json").write_text(json.dumps({"code": 3, "text": "clip 7 is damaged"}))
+    in_queue(fake_slurm, run, **{"1": "RUNNING", "2": "PENDING"})
+    fake_slurm.change(sacct="30_4|CANCELLED by 0\n30_3|FAILED\n")
+    return run
+
+
+def test_every_fold_is_told(run: Path) -> None:
+    rows = status.status(str(run), now=NOW)
+    assert [row.state for row in rows] == ["finished", "running", "waiting", "failed", "stopped"]
+    second = FoldStatus(
+        fold=2, state="running", why="Priority", step=120, loss=0.5, clips_per_s=80.0, eta_s=3725.0, age_s=4.0,
+        checkpoint=100, restarts=2, hosts="node1", job="30_1",
+    )  # fmt: skip
+    assert rows[1] == second
+    assert rows[0].uar == pytest.approx(fake_runs.result(fold=1).uar)
+    assert rows[3].why == "clip 7 is damaged" and "the same command continues" in rows[4].why
+
+
+def test_the_table_is_for_people_and_json_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[0].split()) == "fold state step loss clips/s ETA checkpoint restarts UAR job hosts"
+    assert " ".join(lines[2].split()) == "2 running 120 0.500 80.0 1:02:05 100 2 - 30_1 node1"
+    assert "fold 4: clip 7 is damaged" in lines
+    assert cli.main(["status", str(run), "--json"]) == 0
+    assert [row["fold"] for row in json.loads(capsys.readouterr().out)] == [1, 2, 3, 4, 5]
+
+
+def test_without_slurm_the_folder_tells_what_it_knows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    rows = status.status(str(run), now=NOW)
+    assert rows[0].state == "finished" and rows[1].step == 120 and rows[1].why.startswith("left the queue")
+
+
+def test_a_local_run_has_a_status_too(tmp_path: Path) -> None:
+    train(tmp_path / "run" / "fold_1", step=3, checkpoint=2, starts=1)
+    (row,) = status.status(str(tmp_path / "run"), now=NOW)
+    assert (row.state, row.step, row.restarts, row.job) == ("begun", 3, 0, "")
+
+
+@pytest.mark.parametrize(("age", "state"), [(5.0, "running"), (120.0, "lost")])
+def test_a_ray_job_that_is_silent_is_lost(tmp_path: Path, age: float, state: str) -> None:
+    states = {"1": "running", "2": "failed: out of luck"}
+    submitted(tmp_path, launcher="ray", tasks={"1": "raysubmit_1", "2": "raysubmit_1"}, states=states, beat=NOW - age)
+    first, second = status.status(str(tmp_path), now=NOW)
+    assert first.state == state and (second.state, second.why) == ("failed", "out of luck")
+
+
+def test_a_folder_without_folds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(tmp_path / "none")]) == 2
+    assert "expected the run folder of a cross-validation, got no fold in it. Correct" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "launch" / "slurm-30.json").write_text("{")
+    assert cli.main(["status", str(run)]) == 2
+    assert "slurm-30.json: expected the record of a submission" in capsys.readouterr().err
+
+
+def test_logs_are_the_ends_of_what_each_process_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run / "launch" / "slurm"
+    (folder / "30_1_0_log.out").write_text("".join(f"line {number}\n" for number in range(100)))
+    (folder / "30_1_1_log.err").write_text("error: lost\n")
+    (folder / "30_1_1_log.out").touch()
+    (folder / "31_0_log.out").write_text("the table\n")
+    assert cli.main(["logs", str(run), "2", "--lines", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "line 98\nline 99\n" in out and "line 97" not in out and "error: lost" in out and out.count("==>") == 2
+    assert cli.main(["logs", str(run)]) == 0
+    assert "the table" in capsys.readouterr().out
+    assert cli.main(["logs", str(run), "3"]) == 0
+    assert "job 30_2 has written nothing yet" in capsys.readouterr().out
+    assert cli.main(["logs", str(run), "9"]) == 2
+    assert "expected a submission of fold 9, got none" in capsys.readouterr().err
+
+
+def test_cancel_ends_folds_and_report(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cancel", str(run)]) == 0
+    assert ["scancel", "30"] in fake_slurm.calls and "cancelled job 30" in capsys.readouterr().out
+    in_queue(fake_slurm, run)
+    assert cli.main(["cancel", str(run)]) == 0
+    assert "nothing of this run waits or runs" in capsys.readouterr().out
+
+
+def test_cancel_tells_a_driver_on_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: told.append((pid, number)))
+    facts = {"launcher": "ray", "tasks": {"1": "driver"}, "states": {"1": "running"}, "pid": 4242}
+    submitted(tmp_path, **facts, host=socket.gethostname())
+    assert control.cancel(str(tmp_path)) == ["told process 4242 to stop"]
+    assert told == [(4242, signal.SIGTERM)]
+    shutil.rmtree(tmp_path / "launch")
+    submitted(tmp_path, **facts, host="elsewhere")
+    assert cli.main(["cancel", str(tmp_path)]) == 2
+
+
+def test_the_ends_of_long_files_are_read_alone(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_text("x" * 10_000_000 + "\nlast\n")
+    start = time.monotonic()
+    assert control.end_of(file, 1) == "last" and time.monotonic() - start < 1
