@@ -48,7 +48,7 @@ def test_stray_arguments_are_refused(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("config", "override", "said"),
     [
-        ("none.yaml", "seed=1", "none.yaml: cannot be read"),
+        ("none.yaml", "seed=1", "none.yaml: expected a YAML file, got one that cannot be read"),
         ("demo.yaml", "epoch=3", "epoch: unknown key. Did you mean"),
     ],
 )
