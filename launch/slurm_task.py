@@ -152,12 +152,16 @@ def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> N
 
 
 def is_wanted() -> bool:
-    """Whether this very start is the job's newest for SLURM, and nobody cancelled it. Waits for the controller."""
+    """Whether SLURM takes this very start for the job's newest and lets it run; waits for the controller.
+
+    A job that is being cancelled is COMPLETING by now, and requeueing it would bring it back. So is one that SLURM
+    itself is about to requeue.
+    """
     until = time.monotonic() + CONTROLLER_S
     while True:
         try:
             job = show_job(submitit.JobEnvironment().raw_job_id)
-            return job.get("JobState") != "CANCELLED" and int(job.get("Restarts", "0")) == restarts()
+            return job.get("JobState") == "RUNNING" and int(job.get("Restarts", "0")) == restarts()
         except SlurmError:
             if time.monotonic() > until:
                 return True

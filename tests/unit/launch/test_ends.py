@@ -59,7 +59,7 @@ def test_after_saving_the_first_rank_lets_submitit_requeue(task: FakeSlurm, leav
     assert requeue.calls == [signal.SIGUSR2] and caught.value.code == -1 and not stale.exists()
 
 
-@pytest.mark.parametrize("state", [RUNNING.replace("RUNNING", "CANCELLED"), RUNNING.replace("=2", "=3")])
+@pytest.mark.parametrize("state", [RUNNING.replace("RUNNING", "COMPLETING"), RUNNING.replace("=2", "=3")])
 def test_a_cancelled_job_and_an_orphan_are_not_requeued(task: FakeSlurm, leaving: Leaving, state: str) -> None:
     task.change(scontrol=state)
     requeue = Asked(SystemExit(-1))
