@@ -157,8 +157,8 @@ def test_a_shard_cut_short(capsys: Capture, tiny: Path, shards: Path) -> None:
     refused_shards(capsys, tiny, shards, f"{path}: expected ", "bytes as the manifest says", "copy it again")
 
 
-def truncated_jpeg(shards: Path, partition: str) -> tuple[Path, str]:
-    """Fill the second half of a clip's first frame with zeros inside its shard; the shard and the clip's key.
+def damaged_frames(shards: Path, partition: str) -> tuple[Path, int]:
+    """Fill the second halves of a clip's frames with zeros inside its shard; the shard and where the clip begins.
 
     Sampling takes any frame of a segment, so all frames of the clip are damaged likewise.
     """
@@ -171,29 +171,31 @@ def truncated_jpeg(shards: Path, partition: str) -> tuple[Path, str]:
         data[at + size // 2 : at + size] = bytes(size - size // 2)
         at += size + -size % 512 + 512
     shard.write_bytes(data)
-    return shard, clip["key"]
+    return shard, clip["offset"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_jpeg_met_in_training(tiny: Path, shards: Path, workers: int) -> None:
-    shard, key = truncated_jpeg(shards, "fold_2")
+def test_damaged_frames_met_in_training(tiny: Path, shards: Path, workers: int) -> None:
+    shard, at = damaged_frames(shards, "fold_2")
     run = shards.parent / "run"
     # All 28 clips in one step: whichever order they come in, the clip is met at once.
     done = start("train", tiny, f"run={run}", f"data.shards={shards}", f"data.workers={workers}", "batch=28")
-    line = refused(done, 3, f"{shard}, clip {key}, frame ", ": expected a whole JPEG, got ", "dfer-shards verify")
-    frame = int(line.partition(", frame ")[2].partition(":")[0])
-    assert 0 <= frame < 200
+    line = refused(
+        done, 3, f"{shard}, clip ", ": expected sha256 ", "changed or damaged after the build: copy it again"
+    )
+    words = line.partition(" of its bytes ")[2].partition(",")[0].split(" to ")
+    assert int(words[0]) <= at < int(words[1])
     assert not records(run, "train") and not (run / "results").exists()
     verified = start("verify", shards, "--no-progress", module="shards")
     assert verified.returncode == 3 and "fold_2/" in verified.stderr
 
 
-def test_a_truncated_jpeg_met_in_evaluation(
+def test_damaged_frames_met_in_evaluation(
     capsys: Capture, tiny: Path, shards: Path, crossval: tuple[Path, str]
 ) -> None:
-    shard, key = truncated_jpeg(shards, "fold_1")
+    shard, _ = damaged_frames(shards, "fold_1")
     run = copied(crossval[0] / "fold_1", shards.parent / "run")
-    refused(here(capsys, "evaluate", run, f"data.shards={shards}"), 3, f"{shard}, clip {key}, frame ")
+    refused(here(capsys, "evaluate", run, f"data.shards={shards}"), 3, f"{shard}, clip ", ": expected sha256 ")
     assert result(run) == result(crossval[0] / "fold_1")
 
 
