@@ -33,6 +33,7 @@ EXAMPLES = {
     "  dfer bench loader s3://bucket/dfew --against data/dfew",
     "bench resume": "dfer bench resume configs/demo.yaml data.shards=demo/shards",
     "bench save": "dfer bench save\n  dfer bench save --out s3://bucket/bench",
+    "bench scale": "dfer bench scale",
     "bench step": "dfer bench step --precision bf16\n  dfer bench step --arch ViT-B-16-quickgelu --clips 1",
 }
 
@@ -121,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--clips", type=int, default=2)
     sub.add_argument("--saves", type=int, default=5)
     sub.add_argument("--out", help="folder or URL to save to; default: a temporary folder")
+    _command(bench, "scale", _bench_scale, "calculate what 8, 64 and 512 GPUs would do (docs/scale.md)")
     sub = _command(bench, "step", _bench_step, "clips/s of a training step at full size")
     sub.add_argument("--arch", default="ViT-B-32-quickgelu")
     sub.add_argument("--clips", type=int, default=2)
@@ -285,6 +287,12 @@ def _bench_save(args: argparse.Namespace) -> None:
     from dfer.bench.save import bench_save
 
     bench_save(arch=args.arch, clips=args.clips, saves=args.saves, out=args.out)
+
+
+def _bench_scale(_: argparse.Namespace) -> None:
+    from dfer.bench.scale import bench_scale
+
+    bench_scale()
 
 
 def _bench_step(args: argparse.Namespace) -> None:
