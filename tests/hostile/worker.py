@@ -38,7 +38,7 @@ def main(kind: str, folder: Path) -> None:
     """Go through all cases of a kind."""
     home = folder / "home"
     home.mkdir()
-    os.environ["TMPDIR"] = str(home)
+    os.environ["TMPDIR"], os.environ["DFER_CACHE"] = str(home), str(home / "case" / "cache")
     module: Any = importlib.import_module(f"tests.hostile.{kind}")
     seeds = module.seeds(folder / "seeds")
     guard: Guard | None = None
