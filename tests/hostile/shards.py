@@ -4,6 +4,7 @@ shards as well as we can. Read by `dfer-shards verify` and `show`, and on the wa
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,8 +59,10 @@ def case(name: str, seeds: Seeds, *, tar: bytes | None = None, index: Any = None
 
 
 def put(at: Path, seeds: Seeds, *, tar: bytes | None, index: Any, manifest: Any, sign: bool) -> None:
-    shutil.copytree(seeds.folder, at / "shards")
+    shutil.copytree(seeds.folder, at / "shards", copy_function=os.link)
     shard = at / "shards" / PARTITION / "00000.tar"
+    for path in (shard, shard.with_suffix(".index.json"), at / "shards" / "manifest.json"):
+        path.unlink()  # else the whole folder would change too
     data = seeds.tar if tar is None else tar
     index = copy.deepcopy(seeds.index) if index is None else index
     if sign and tar is not None and isinstance(index, dict) and "chunks" in index:
@@ -71,9 +74,9 @@ def put(at: Path, seeds: Seeds, *, tar: bytes | None, index: Any, manifest: Any,
         manifest = copy.deepcopy(seeds.manifest)
         entry = next(entry for entry in manifest["shards"] if entry["partition"] == PARTITION)
         entry |= {"bytes": len(data), "sha256": sha256(data), "index_sha256": sha256(text)}
-    if manifest is not None:
-        text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
-        (at / "shards" / "manifest.json").write_bytes(text)
+    manifest = seeds.manifest if manifest is None else manifest
+    text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+    (at / "shards" / "manifest.json").write_bytes(text)
 
 
 def sha256(data: bytes) -> str:

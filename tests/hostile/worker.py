@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hypothesis.configuration import set_hypothesis_home_dir
+
 from tests.hostile.guard import LIMIT_S, Guard
 
 OUTCOMES, MARK = "outcomes.jsonl", "MARK"
@@ -38,7 +40,8 @@ def main(kind: str, folder: Path) -> None:
     """Go through all cases of a kind."""
     home = folder / "home"
     home.mkdir()
-    os.environ["TMPDIR"] = str(home)
+    os.environ["TMPDIR"], os.environ["DFER_CACHE"] = str(home), str(home / "case" / "cache")
+    set_hypothesis_home_dir(home)
     module: Any = importlib.import_module(f"tests.hostile.{kind}")
     seeds = module.seeds(folder / "seeds")
     guard: Guard | None = None
