@@ -23,10 +23,10 @@ from tests.hostile import configs, values
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
-COUNT = 330
+COUNT = 260
 SCRIPT = "<script>alert(1)</script>"
 FILES = ("results/test.json", "metrics.jsonl", "environment.json", "config.yaml")
-DRAWN_EVERY = 12
+DRAWN_EVERY = 20
 """A page takes a second; the rest of a report does not."""
 
 
@@ -73,9 +73,10 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         yield _case(seeds, f"{key} {tree!r:.50}", {FILES[0]: values.as_json({**result, key: tree})})
         yield _case(seeds, f"published {tree!r:.50}", {"config.yaml": values.as_json({**settings, "published": tree})})
     for name, tricks in TRICKS.items():
-        yield Case(
-            name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=_reads(seeds, draw=False)
-        )
+        reads = _reads(seeds, draw=False)
+        if name == "metrics.jsonl of 3 GiB":
+            del reads["metrics"]  # a continued run takes them over as a whole, however long they are
+        yield Case(name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=reads)
     for number in range(COUNT):
         file = draw.choice(FILES)
         yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)
