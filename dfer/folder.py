@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from dfer.config import flat, is_free, to_plain, to_yaml
 from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, UsageError, message, without_secrets

@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run, read for the curves of its report: numbers by metric and step, no more than a report shows."""
+"""metrics.jsonl of a run, read for the curves of its report: numbers by metric and step, as many as it shows."""
 
 import io
 import json
