@@ -222,9 +222,13 @@ class Checkpoints:
         """
         newest = self.latest()
         best = newest.state.get(BEST) if newest else None
-        if best is None:
+        if newest is None or best is None:
             return None
-        return self.at(int(best["step"]))
+        step = best.get("step") if isinstance(best, Mapping) else None
+        if not isinstance(step, int):
+            where, do = newest.folder.where(STATE), "Use another checkpoint of the run."
+            raise CheckpointError(message(where, expected="the step of the best checkpoint", got="none", do=do))
+        return self.at(step)
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint after `step` updates. Raises CheckpointError when it is damaged or missing."""

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from dfer.config import flat, is_free, to_plain, to_yaml
 from dfer.distributed import World, on_first
-from dfer.errors import CheckpointError, UsageError, without_secrets
+from dfer.errors import CheckpointError, UsageError, message, without_secrets
 from dfer.storage import Folder
+from dfer.yaml_text import YamlProblem, parse
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 MAX_BYTES = 2**20
@@ -118,10 +118,10 @@ def _version(package: str) -> str | None:
 
 def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
     try:
-        plain = yaml.safe_load(data.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not valid YAML ({what}). Choose another run folder.") from error
+        plain = parse(data)
+    except YamlProblem as problem:
+        expected, got = "the configuration of a run", f"not valid YAML ({problem})"
+        raise CheckpointError(message(path, expected=expected, got=got, do="Choose another run folder.")) from problem
     if not isinstance(plain, dict):
         raise CheckpointError(
             f"{path}: expected a configuration, got {type(plain).__name__}. Choose another run folder."

@@ -100,7 +100,7 @@ def _read_picture(path: Path, *, size: int) -> Tensor:
     try:
         check_png(data, max_pixels=MAX_PIXELS)
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        got = "a damaged file"
+        got = "a damaged PNG"
     except (ValueError, cv2.error) as error:
         got = str(error)
     if picture is None:

@@ -29,6 +29,7 @@ TEMPORARY = re.compile(r"\.[^/]+\.[0-9]+\.tmp")
 STALL_S = 10
 """Seconds without a byte after which a part that is being read is asked for anew."""
 _LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+_LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
 
 
@@ -59,7 +60,7 @@ def lasting(error: BaseException) -> bool:
     """Whether trying again cannot help: no such file, no permission, no credentials, a client's 4xx, our own fault."""
     if isinstance(error, DferError | TypeError | AttributeError | AssertionError | NotImplementedError):
         return True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _LASTING_NUMBERS:
         return True
     status = getattr(error, "status", None)  # aiohttp
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):

@@ -43,7 +43,7 @@ class BuildOptions:
     clips_per_shard: int = 128
 
     def __post_init__(self) -> None:
-        for name, low, high in (("max_side", 16, 4096), ("quality", 1, 100), ("clips_per_shard", 1, 100_000)):
+        for name, low, high in (("max_side", 16, 4096), ("quality", 1, 100), ("clips_per_shard", 1, 10_000)):
             if not low <= getattr(self, name) <= high:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{flag}: expected {low}..{high}, got {getattr(self, name)}. Give a number between.")

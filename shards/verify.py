@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import simplejpeg
 
+from dfer.data.bounds import TooMuch, jpeg_size
 from dfer.data.format import (
     BLOCK,
     CHUNK,
@@ -35,6 +36,8 @@ from shards.output import shard_folder, storage_errors
 from shards.pool import tick
 
 MAX_JSON_BYTES = 64 * 1024
+MAX_FRAME_PIXELS = 2**24
+"""Largest frame that any build stores, whatever the manifest says."""
 SHOWN = 20
 
 
@@ -200,10 +203,12 @@ def _member_size(data: memoryview, at: int, name: str) -> int:
 
 def _check_frame(jpeg: memoryview, name: str, max_side: int) -> None:
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        height, width = jpeg_size(jpeg, max_pixels=MAX_FRAME_PIXELS)
         if max(height, width) > max_side:
             raise DataError(f"{name} has {width}x{height} pixels, more than {max_side} a side")
         simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    except TooMuch as error:
+        raise DataError(f"{name} has {error}") from error
     except ValueError as error:
         raise DataError(f"{name} cannot be decoded ({error})") from error
 

@@ -17,8 +17,12 @@ MAX_WORK = 10 * 2**26
 """Pixels times scans: about two seconds."""
 
 
+class TooMuch(ValueError):
+    """What a picture would be, were it decoded."""
+
+
 def jpeg_size(jpeg: memoryview | bytes, *, max_pixels: int) -> tuple[int, int]:
-    """(height, width) of a JPEG. Raises ValueError: it is none, too large, or of too many scans."""
+    """(height, width) of a JPEG. Raises TooMuch, or ValueError where it is no JPEG."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
     except KeyError as error:
@@ -26,7 +30,7 @@ def jpeg_size(jpeg: memoryview | bytes, *, max_pixels: int) -> tuple[int, int]:
     _check_pixels(height, width, max_pixels)
     scans = bytes(jpeg).count(SCAN)
     if scans > MAX_SCANS or scans * height * width > MAX_WORK:
-        raise ValueError(f"{scans} scans of {width} x {height} pixels")
+        raise TooMuch(f"{scans} scans of {width} x {height} pixels")
     return height, width
 
 
@@ -34,28 +38,28 @@ def check_png(png: bytes, *, max_pixels: int) -> None:
     """Walk the chunks and their checksums: OpenCV fills what is missing of a cut PNG without an error.
 
     Raises:
-        ValueError: not a PNG, damaged, cut off, or too large.
+        TooMuch: too large. ValueError: what it is instead of a whole PNG.
     """
     if not png.startswith(PNG_SIGNATURE):
-        raise ValueError("something else")
+        raise ValueError("no PNG")
     at, kind = len(PNG_SIGNATURE), b""
     while kind != b"IEND":
         if at + 12 > len(png):
-            raise ValueError("a truncated file")
+            raise ValueError("truncated")
         length, kind = struct.unpack_from(">I4s", png, at)
         end = at + 12 + length
         if end > len(png):
-            raise ValueError("a truncated file")
+            raise ValueError("truncated")
         if at == len(PNG_SIGNATURE):
             if kind != b"IHDR" or length != 13:
-                raise ValueError("a damaged file")
+                raise ValueError("a damaged PNG")
             width, height = struct.unpack_from(">II", png, at + 8)
             _check_pixels(height, width, max_pixels)
         if zlib.crc32(png[at + 4 : end - 4]) != struct.unpack_from(">I", png, end - 4)[0]:
-            raise ValueError("a damaged file")
+            raise ValueError("a damaged PNG")
         at = end
 
 
 def _check_pixels(height: int, width: int, most: int) -> None:
     if not 0 < height * width <= most:
-        raise ValueError(f"{width} x {height} pixels")
+        raise TooMuch(f"{width} x {height} pixels, not 1 to {most:,}")

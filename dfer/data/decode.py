@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfer.data.bounds import jpeg_size
 from dfer.errors import DataError, message
 
 Picture = NDArray[np.uint8]
@@ -26,14 +27,11 @@ def decode(
         out: contiguous array to decode into.
         do: what the message tells to do.
     Raises:
-        DataError: not a JPEG, damaged, cut off, or larger than MAX_PIXELS.
+        DataError: not a JPEG, damaged, cut off, or larger than MAX_PIXELS or in more scans than any.
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-        if height * width > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
-        if (height, width) == (size, size):
+        if jpeg_size(jpeg, max_pixels=MAX_PIXELS) == (size, size):
             simplejpeg.decode_jpeg(jpeg, buffer=out)
             return out
         picture = simplejpeg.decode_jpeg(jpeg)

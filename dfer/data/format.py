@@ -29,8 +29,9 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,40}(/[A-Za-z0-9_-]{1,40}){0,3}")
 PARTITION = re.compile(r"[a-z0-9_]{1,40}")
 MAX_FRAMES = 10_000
 MAX_FRAME_BYTES = 16 * 2**20
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
 """Largest manifest or index that is parsed."""
+MAX_CONTAINERS = 1_000_000
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -247,6 +248,16 @@ def clip_name(key: str) -> str:
     return f"{key}.json"
 
 
+def _check_containers(data: bytes, *, where: str) -> None:
+    """Raise DataError when the values would be far larger than their text, as of 3 bytes for an empty list of 64."""
+    count = data.count(b"[") + data.count(b"{")
+    if count > MAX_CONTAINERS:
+        raise DataError(
+            message(where, expected=f"at most {MAX_CONTAINERS:,} lists and mappings", got=f"{count:,}",
+                    do="This is no manifest or index of ours: build the shards again.")
+        )  # fmt: skip
+
+
 def check_json_size(size: int, *, where: str) -> None:
     """Raise DataError when a manifest or index is larger than any real one, before it is read or parsed."""
     if size > MAX_JSON_BYTES:
@@ -258,6 +269,7 @@ def check_json_size(size: int, *, where: str) -> None:
 
 def _parse(data: bytes, kind: type[T], where: str) -> T:
     check_json_size(len(data), where=where)
+    _check_containers(data, where=where)
     try:
         plain: Any = json.loads(data)
     except (ValueError, RecursionError) as error:

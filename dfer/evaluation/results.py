@@ -127,9 +127,9 @@ class FoldResult:
         if not 1 <= self.fold <= self.num_folds:
             return f"fold: expected 1..{self.num_folds}, got {self.fold}"
         if not size or len(self.confusion) != size or any(len(row) != size for row in self.confusion):
-            return f"confusion: expected {size} x {size} counts for the classes"
+            return f"confusion: expected {size} x {size} counts for the classes, got another number of them"
         if any(cell < 0 for row in self.confusion for cell in row) or not any(map(any, self.confusion)):
-            return "confusion: expected counts of at least one clip, none below 0"
+            return "confusion: expected counts of at least one clip, none below 0, got others"
         both = sorted(set(self.train_partitions) & set(self.test_partitions))
         if both:
             return f"test_partitions: expected none of the training partitions, got {', '.join(both)} in both"

@@ -5,20 +5,19 @@ table; anything else is refused with the folds that differ.
 """
 
 import json
-import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from dfer.config import ConfigProblem, flat, from_plain, is_free, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.metrics import Scores, total
+from dfer.evaluation.recorded import Recorded, read_recorded
 from dfer.evaluation.results import RESULT, FoldResult, Published, read_result
 from dfer.storage import Folder
+from dfer.yaml_text import YamlProblem, parse
 
 FOLD_FOLDER = re.compile(r"fold_([0-9]{1,3})")
 MAX_CONFIG_BYTES = 2**20
@@ -82,8 +81,7 @@ class _Fold:
     config: Mapping[str, Any]
     config_text: str
     environment: str
-    records: list[dict[str, Any]]
-    damaged_lines: int
+    recorded: Recorded
 
 
 def summarise(run_folder: Folder) -> Report:
@@ -154,11 +152,11 @@ def _read_fold(folder: Folder) -> _Fold:
         expected = f"the result of fold {int(match[1])}"
         raise CheckpointError(message(folder.where(RESULT), expected=expected, got=f"fold {result.fold}", do=do))
     config, text = _read_config(folder, "config.yaml")
-    records, damaged = _read_metrics(folder, "metrics.jsonl")
+    recorded = read_recorded(folder, "metrics.jsonl")
     environment = _read_environment(folder, "environment.json")
     return _Fold(
         name=folder.name, result=result, config=config, config_text=text, environment=environment,
-        records=records, damaged_lines=damaged,
+        recorded=recorded,
     )  # fmt: skip
 
 
@@ -168,10 +166,9 @@ def _read_config(folder: Folder, name: str) -> tuple[Mapping[str, Any], str]:
         data = folder.read(name, most=MAX_CONFIG_BYTES)
         if data is None:
             raise FileNotFoundError("no such file")
-        text = data.decode()
-        plain = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        got = f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
+        plain, text = parse(data), data.decode()
+    except (OSError, YamlProblem) as error:
+        got = f"not valid YAML ({error})" if isinstance(error, YamlProblem) else str(error)
         do = "A result without its configuration cannot be compared; restore the file or run again."
         raise CheckpointError(message(path, expected="the resolved configuration", got=got, do=do)) from error
     if not isinstance(plain, dict):
@@ -181,25 +178,11 @@ def _read_config(folder: Folder, name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _read_environment(folder: Folder, name: str) -> str:
-    text = folder.text(name) or ""
+    text = (folder.read(name, most=MAX_CONFIG_BYTES) or b"").decode(errors="replace")
     try:
         return json.dumps(json.loads(text), indent=1, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
-
-
-def _read_metrics(folder: Folder, name: str) -> tuple[list[dict[str, Any]], int]:
-    """Records with a step, and how many lines could not be read (a run that was killed leaves a torn one)."""
-    records, damaged = [], 0
-    for line in (folder.text(name) or "").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            damaged += 1
-            continue
-        if isinstance(record, dict) and _is_number(record.get("step")):
-            records.append(record)
-    return records, damaged
 
 
 def _refuse_mixture(run_folder: Folder, done: Sequence[_Fold]) -> None:
@@ -290,9 +273,12 @@ def _notes(done: Sequence[_Fold], missing: Sequence[int], published: Published |
             f"Not like for like: the published numbers stand for selection {published.selection}, "
             f"ours for {first.selection}."
         )
-    if any(fold.damaged_lines for fold in done):
-        lines = ", ".join(f"{fold.name}: {fold.damaged_lines}" for fold in done if fold.damaged_lines)
+    if any(fold.recorded.damaged for fold in done):
+        lines = ", ".join(f"{fold.name}: {fold.recorded.damaged}" for fold in done if fold.recorded.damaged)
         notes.append(f"Lines of metrics.jsonl that could not be read and are missing from the curves: {lines}.")
+    cut = ", ".join(fold.name for fold in done if fold.recorded.cut)
+    if cut:
+        notes.append(f"The curves leave out the end of metrics.jsonl, which is longer than a report takes: {cut}.")
     return notes
 
 
@@ -306,28 +292,9 @@ def _environments(done: Sequence[_Fold]) -> dict[str, str]:
 
 
 def _curves(done: Sequence[_Fold]) -> dict[str, dict[int, Curve]]:
-    """Numbers by metric, as `train/lr/image`, and fold. A step recorded twice counts with its last record."""
-    latest: dict[str, dict[int, dict[float, float]]] = {}
+    """Numbers by metric, as `train/lr/image`, and fold."""
+    found: dict[str, dict[int, Curve]] = {}
     for fold in done:
-        for record in fold.records:
-            for key, value in _numbers(record, str(record.get("kind", ""))):
-                latest.setdefault(key, {}).setdefault(fold.result.fold, {})[record["step"]] = value
-    return {
-        key: {fold: sorted(points.items()) for fold, points in folds.items()} for key, folds in sorted(latest.items())
-    }
-
-
-def _numbers(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
-    """The finite numbers of a record, nested ones too, by their path below `prefix`."""
-    found: list[tuple[str, float]] = []
-    for key, value in record.items():
-        path = f"{prefix}/{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            found += _numbers(value, path)
-        elif key != "step" and _is_number(value):
-            found.append((path, value))
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for key, points in fold.recorded.points.items():
+            found.setdefault(key, {})[fold.result.fold] = sorted(points.items())
+    return dict(sorted(found.items()))

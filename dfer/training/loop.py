@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Any, Literal, NoReturn, Protocol
 
 from dfer.checkpoint import BEST, Checkpoint, Checkpoints
-from dfer.config import from_plain
+from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import gather_objects, highest, on_first
-from dfer.errors import DataError, StoppedError, message
+from dfer.errors import CheckpointError, DataError, StoppedError, message
 from dfer.interruption import Stop
 from dfer.recognition import BadClip, ClipBatch, Progress
 from dfer.training.engine import Engine
@@ -86,7 +86,10 @@ def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: in
     engine.load_weights(checkpoint.weights())
     engine.load_optimizer_state(checkpoint.optimizer())
     best = checkpoint.state.get(BEST)
-    return state, from_plain(Best, best) if best else None
+    try:
+        return state, from_plain(Best, best) if best else None
+    except ConfigProblem as problem:
+        raise CheckpointError(f"{checkpoint.folder}: no best checkpoint in its state ({problem}).") from problem
 
 
 def train(

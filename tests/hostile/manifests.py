@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.hostile import indexes, shards, values
+from tests.hostile import indexes, pictures_kit, shards, values
 from tests.hostile.shards import Seeds
+from tests.hostile.tars import headers
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
@@ -22,6 +23,16 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     version = b"%d" % whole["version"]
     for name, text in indexes.BOMBS.items():
         yield shards.case(name, seeds, manifest=text.replace(b"VERSION", version), refuse=shards.ALL)
+    for side in (65500, 20_000):
+        tar = seeds.tar
+        for member in headers(tar):
+            if member.name.endswith(".jpg"):
+                jpeg = pictures_kit.sided(tar[member.offset_data : member.offset_data + member.size], side, side)
+                tar = tar[: member.offset_data] + jpeg + tar[member.offset_data + member.size :]
+        manifest = {**whole, "frames": {**whole["frames"], "max_side": side}}
+        yield shards.case(
+            f"frames of {side} pixels a side", seeds, tar=tar, manifest=manifest, refuse=("verify", "train")
+        )
     for path in values.PATHS:
         tree = copy.deepcopy(whole)
         draw.choice(tree["shards"])["path"] = path
@@ -29,7 +40,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     for tree in values.drawn(values.trees(), 60):
         field = draw.choice(sorted(whole))
         yield shards.case(f"{field} {tree!r:.60}", seeds, manifest={**whole, field: tree})
-    for number in range(COUNT - 1 - len(indexes.BOMBS) - len(values.PATHS) - 60):
+    for number in range(COUNT - 1 - len(indexes.BOMBS) - len(values.PATHS) - 62):
         if number % 3 == 0:
             how, text = values.broken_json(json.dumps(whole).encode(), draw)
             yield shards.case(how, seeds, manifest=text)

@@ -67,7 +67,7 @@ def _segment(jpeg: bytes, *markers: int) -> int:
     return next((at for marker, at, _ in segments(jpeg) if marker in markers), 2)
 
 
-def _sided(jpeg: bytes, height: int, width: int) -> bytes:
+def sided(jpeg: bytes, height: int, width: int) -> bytes:
     at = _segment(jpeg, SOF0, SOF2)
     return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
 
@@ -100,7 +100,7 @@ def hostile_jpeg(draw: random.Random) -> tuple[str, bytes]:
     _, at, _ = draw.choice(segments(jpeg))
     height, width = draw.choice(SIDES)
     forms: dict[str, Callable[[], bytes]] = {
-        f"{width} x {height} pixels": lambda: _sided(jpeg, height, width),
+        f"{width} x {height} pixels": lambda: sided(jpeg, height, width),
         "12 bit": lambda: put(frame + 4, bytes([12])),
         "other bits": lambda: put(frame + 4, bytes([draw.choice((0, 1, 7, 9, 16, 255))])),
         "another kind of frame": lambda: put(

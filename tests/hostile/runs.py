@@ -23,10 +23,10 @@ from tests.hostile import configs, values
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
-COUNT = 330
+COUNT = 260
 SCRIPT = "<script>alert(1)</script>"
 FILES = ("results/test.json", "metrics.jsonl", "environment.json", "config.yaml")
-DRAWN_EVERY = 12
+DRAWN_EVERY = 20
 """A page takes a second; the rest of a report does not."""
 
 
@@ -52,20 +52,20 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     yield _case(seeds, "as it was written", {}, draw=True)
     settings = config.to_plain(seeds.config)
     result, environment = json.loads(seeds.files[FILES[0]]), json.loads(seeds.files[FILES[2]])
-    for key in ("dataset", "method", "checkpoint", "finished", "validation", "generated"):
-        yield _case(seeds, f"a script as {key}", {FILES[0]: values.as_json({**result, key: SCRIPT})}, draw=True)
-    for file, data in {
+    texts = dict.fromkeys(("dataset", "method", "checkpoint", "finished", "validation", "generated"), SCRIPT)
+    scripts = {
+        "results/test.json": values.as_json({**result, **texts}),
         "environment.json": values.as_json({**environment, "device": SCRIPT, SCRIPT: 1}),
         "metrics.jsonl": _lines(
             {"kind": SCRIPT, "step": 1, SCRIPT: 2}, {"kind": "train", "step": 2, "lr": {SCRIPT: 1, "b": 2}}
         ),
         "config.yaml": yaml.safe_dump({**settings, SCRIPT: SCRIPT}).encode(),
-    }.items():
-        yield _case(seeds, f"a script in {file}", {file: data}, draw=True)
+    }
+    yield _case(seeds, "scripts everywhere", scripts, draw=True)
     classes = [SCRIPT, "\x1b[2J", "é" * 300, "a|b", "", " ", "$x$"]
     yield _case(seeds, "scripts as classes", {FILES[0]: values.as_json({**result, "classes": classes})}, draw=True)
     for name, data in METRICS.items():
-        yield _case(seeds, f"metrics: {name}", {"metrics.jsonl": data()}, draw=True)
+        yield _case(seeds, f"metrics: {name}", {"metrics.jsonl": data()}, draw=name in DRAWN)
     for name, text in configs.TEXTS.items():
         yield _case(seeds, f"config.yaml: {name}", {"config.yaml": text.encode()})
     for tree in values.drawn(values.trees(), 60):
@@ -73,9 +73,10 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         yield _case(seeds, f"{key} {tree!r:.50}", {FILES[0]: values.as_json({**result, key: tree})})
         yield _case(seeds, f"published {tree!r:.50}", {"config.yaml": values.as_json({**settings, "published": tree})})
     for name, tricks in TRICKS.items():
-        yield Case(
-            name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=_reads(seeds, draw=False)
-        )
+        reads = _reads(seeds, draw=False)
+        if name == "metrics.jsonl of 3 GiB":
+            del reads["metrics"]  # a continued run takes them over as a whole, however long they are
+        yield Case(name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=reads)
     for number in range(COUNT):
         file = draw.choice(FILES)
         yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)
@@ -134,6 +135,7 @@ def _lines(*records: object) -> bytes:
     return b"".join(values.as_json(record) + b"\n" for record in records)
 
 
+DRAWN = ("huge numbers", "huge steps", "a thousand groups", "spread", "rates below nothing")
 METRICS: dict[str, Callable[[], bytes]] = {
     "huge numbers": lambda: _lines(*({"kind": "train", "step": n, "loss": x} for n, x in enumerate(values.NUMBERS))),
     "huge steps": lambda: _lines(*({"kind": "train", "step": x, "loss": 1} for x in values.NUMBERS)),
@@ -146,7 +148,7 @@ METRICS: dict[str, Callable[[], bytes]] = {
     "deep records": lambda: b'{"step": 1, "a": ' + b'{"a": ' * 900 + b"1" + b"}" * 901 + b"\n",
     "many lines": lambda: _lines({"kind": "train", "step": 1, "loss": 1}) * 100_000,
     "no line": lambda: b"x" * 5_000_000,
-    "lines of nothing": lambda: b"\n" * 1_000_000,
+    "lines of nothing": lambda: b"\n" * 200_000,
     "spread": lambda: _lines(
         *({"kind": "eval", "step": s, "uar": v, "war": v} for s in (-1e308, 0, 1e308) for v in (1e308, -1e308, 1e-320))
     ),

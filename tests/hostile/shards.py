@@ -70,11 +70,12 @@ def put(at: Path, seeds: Seeds, *, tar: bytes | None, index: Any, manifest: Any,
     text = index if isinstance(index, bytes) else json.dumps(index).encode()
     shard.write_bytes(data)
     shard.with_suffix(".index.json").write_bytes(text)
-    if manifest is None and sign:
-        manifest = copy.deepcopy(seeds.manifest)
+    if sign and (manifest is None or tar is not None):
+        manifest = copy.deepcopy(seeds.manifest if manifest is None else manifest)
         entry = next(entry for entry in manifest["shards"] if entry["partition"] == PARTITION)
         entry |= {"bytes": len(data), "sha256": sha256(data), "index_sha256": sha256(text)}
-    manifest = seeds.manifest if manifest is None else manifest
+    elif manifest is None:
+        manifest = seeds.manifest
     text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
     (at / "shards" / "manifest.json").write_bytes(text)
 

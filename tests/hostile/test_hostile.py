@@ -24,15 +24,6 @@ KINDS = {
 }  # fmt: skip
 """Least number of files of each kind."""
 LEAST = 2000
-KNOWN = {
-    "indexes": "16 MB of empty lists as an index take 400 MB as values (dfer/data/format.py)",
-    "manifests": "16 MB of empty lists as a manifest take 400 MB as values (dfer/data/format.py)",
-    "pictures": "a JPEG of 3,000 scans is decoded for minutes, one of 4:4:1 ends in a KeyError (dfer/data/decode.py)",
-    "raw_pictures": "a JPEG of 2,000 scans is decoded for minutes, one of 4:4:1 ends in a KeyError (shards/frames.py)",
-    "checkpoints": "a `best` that names no step ends in a TypeError (dfer/checkpoint.py)",
-    "runs": "a configuration that laughs hangs, numbers beyond floats end in an OverflowError (folder.py, summary.py)",
-}
-"""Faults that are not mended yet, by kind."""
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +56,7 @@ def fed(kind: str, folder: Path) -> tuple[Lines, str]:
     return [line for line in lines if "begun" not in line], problem
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(k, marks=pytest.mark.xfail(reason=KNOWN[k], strict=True) if k in KNOWN else ()) for k in KINDS],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_hostile_files_come_to_a_message_or_to_nothing(kind: str, processes: dict[str, Any]) -> None:
     found, problem = processes[kind].result()
     assert not problem

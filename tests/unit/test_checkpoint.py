@@ -1,5 +1,6 @@
 """Checkpoints of one process: what comes back and is kept, damage, cut-off saves, full disks, two copies of a run."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -404,3 +405,17 @@ def test_starting_over_from_an_older_checkpoint_leaves_the_damaged_one_out(tmp_p
     found = again.start(again.latest())
     assert found is not None and found.step == 1
     assert steps(again) == [1]
+
+
+@pytest.mark.parametrize("best", [{}, [], 3, {"step": "x"}, {"step": None}])
+def test_a_best_checkpoint_that_is_no_step_is_told(tmp_path: Path, best: Any) -> None:
+    checkpoints = started(tmp_path)
+    name = save(checkpoints, 1, note=1).name
+    folder = tmp_path / "checkpoints" / name
+    text = json.dumps({"best": best})
+    (folder / "state.json").write_text(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"state\.json: expected the step of the best checkpoint, got none\."):
+        store(tmp_path).best()

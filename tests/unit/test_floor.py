@@ -195,7 +195,8 @@ def test_manifest_round_trip_and_refusals() -> None:
         (good.replace(b"train/00000.tar", b"pipe:rm x"), "relative shard paths"),
         (good.replace(b'"dataset"', b'"datasset"'), "Did you mean 'dataset'"),
         (good.replace(b'"sha256": "0', b'"sha256": "../'), "a SHA-256 of every shard and index, got none for train/"),
-        (b" " * (64 * 2**20 + 1), "at most 67,108,864 bytes, got 67,108,865. This is no manifest or index of ours"),
+        (b"[%s[]]" % (b"[]," * 1_000_000), "at most 1,000,000 lists and mappings, got 1,000,002"),
+        (b" " * (16 * 2**20 + 1), "at most 16,777,216 bytes, got 16,777,217. This is no manifest or index of ours"),
         (fmt.to_json(manifest(counts={"train": (1,)})), "2 class counts"),
     ]:
         with pytest.raises(DataError, match="m: ") as caught:

@@ -38,7 +38,7 @@ def scans(count: int, *, side: int) -> bytes:
 def test_the_size_of_a_jpeg(options: dict[str, object]) -> None:
     assert jpeg_size(jpeg(**options), max_pixels=16 * 24) == (24, 16)
     assert jpeg_size(memoryview(jpeg(**options)), max_pixels=16 * 24) == (24, 16)
-    with pytest.raises(ValueError, match="16 x 24 pixels"):
+    with pytest.raises(ValueError, match="16 x 24 pixels, not 1 to 383"):
         jpeg_size(jpeg(**options), max_pixels=16 * 24 - 1)
 
 
@@ -71,9 +71,9 @@ def test_a_png_is_walked_to_its_end() -> None:
     with pytest.raises(ValueError, match="0 x 30 pixels"):
         check_png(png(0, 30), max_pixels=600)
     for cut in range(8, len(whole)):
-        with pytest.raises(ValueError, match="a truncated file"):
+        with pytest.raises(ValueError, match="truncated"):
             check_png(whole[:cut], max_pixels=600)
-    with pytest.raises(ValueError, match="a damaged file"):
+    with pytest.raises(ValueError, match="a damaged PNG"):
         check_png(whole.replace(b"x", b"y"), max_pixels=600)
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="no PNG"):
         check_png(jpeg(), max_pixels=600)

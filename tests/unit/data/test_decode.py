@@ -109,5 +109,22 @@ def test_a_giant_is_refused_before_it_is_decoded():
     jpeg = bytearray(encoded(noise(64, 64)))
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = (65500).to_bytes(2, "big") * 2
-    with pytest.raises(DataError, match="65500 x 65500 pixels, more than 16,777,216"):
+    with pytest.raises(DataError, match="65500 x 65500 pixels, not 1 to 16,777,216"):
+        decode(bytes(jpeg), size=64, where="here")
+
+
+def test_a_picture_of_thousands_of_scans_is_refused_at_once():
+    """Each scan is a pass over all pixels: 100 kB of them would take minutes."""
+    file = io.BytesIO()
+    Image.new("L", (2048, 2048), 99).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    last = whole.rindex(b"\xff\xda")
+    with pytest.raises(DataError, match=r"expected a whole JPEG, got \d+ scans of 2048 x 2048 pixels"):
+        decode(whole[:-2] + whole[last:-2] * 3000 + whole[-2:], size=64, where="here")
+
+
+def test_a_subsampling_that_the_decoder_does_not_name_is_refused():
+    jpeg = bytearray(encoded(noise(64, 64)))
+    jpeg[jpeg.index(b"\xff\xc0") + 11] = 0x14
+    with pytest.raises(DataError, match="expected a whole JPEG, got an unknown subsampling of colours"):
         decode(bytes(jpeg), size=64, where="here")
