@@ -273,9 +273,9 @@ def test_an_unchanged_manifest_is_not_read_again(folder: Path, server: Site, tmp
 
 
 def test_a_manifest_too_large_to_be_one(folder: Path, server: Site, tmp_path: Path) -> None:
-    os.truncate(folder / "manifest.json", 65 * 2**20)
+    os.truncate(folder / "manifest.json", 17 * 2**20)
     for url in (server.url, str(folder)):
-        with pytest.raises(DataError, match=r"manifest.json: expected at most 67,108,864 bytes, got 67,108,865"):
+        with pytest.raises(DataError, match=r"manifest.json: expected at most 16,777,216 bytes, got 16,777,217"):
             Store(url)
 
 
