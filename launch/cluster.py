@@ -72,6 +72,11 @@ class SlurmCluster:
         return self.gpus_per_node or self.processes_per_node
 
     @property
+    def elastic(self) -> bool:
+        """Whether a fold may start on fewer hosts."""
+        return self.min_nodes is not None and self.min_nodes < self.nodes
+
+    @property
     def minutes(self) -> int:
         """Time limit of one stretch in whole minutes, as SLURM counts."""
         return max(1, round(self.hours * 60))

@@ -133,18 +133,18 @@ class Submission:
         """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
         cluster = self.cluster
         executor = self._executor()
-        nodes = f"{cluster.min_nodes or cluster.nodes}-{cluster.nodes}"
         words = ["-m", "launch.slurm_retry", str(executor.folder), str(cluster.max_failures)]
         retry = f"{executor.python} {shlex.join(words)}"
         executor.update_parameters(
             job_name=self.name("folds"), comment=comment_of(folds), time=cluster.minutes, nodes=cluster.nodes,
-            ntasks_per_node=cluster.processes, cpus_per_task=cluster.cpus_per_process,
+            cpus_per_task=cluster.cpus_per_process,
             gpus_per_node=cluster.gpus_per_node or None, mem=_gigabytes(cluster.memory_gb),
             signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_folds,
-            srun_args=[f"--cpus-per-task={cluster.cpus_per_process}", "--kill-on-bad-exit=0", "--wait=60"],
+            srun_args=[*_each_host(cluster), "--kill-on-bad-exit=0", "--wait=60"],
             setup=list(cluster.setup) or None,
             teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
-            additional_parameters={"nodes": nodes, "requeue": True, **cluster.options}, **self._where(),
+            additional_parameters={"requeue": True, **_range(cluster), **cluster.options}, **self._where(),
+            **({} if cluster.elastic else {"ntasks_per_node": cluster.processes}),
         )  # fmt: skip
         return executor
 
@@ -166,6 +166,19 @@ class Submission:
             "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
             "constraint": cluster.constraint, "exclude": cluster.exclude,
         }  # fmt: skip
+
+
+def _each_host(cluster: SlurmCluster) -> list[str]:
+    return [f"--ntasks-per-node={cluster.processes}", f"--cpus-per-task={cluster.cpus_per_process}"]
+
+
+def _range(cluster: SlurmCluster) -> dict[str, str]:
+    """Numbers of hosts a fold may start on. SLURM gives the least, not the most, to a job that names its tasks; so this
+    one names the cores it needs on each host, and srun the tasks."""
+    if not cluster.elastic:
+        return {}
+    cores = cluster.processes * cluster.cpus_per_process
+    return {"nodes": f"{cluster.min_nodes}-{cluster.nodes}", "mincpus": str(cores)}
 
 
 def _gigabytes(number: float | None) -> str | None:

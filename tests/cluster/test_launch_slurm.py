@@ -138,7 +138,7 @@ def test_a_requeued_run_goes_on_with_fewer_hosts(
 
 def test_five_folds_and_their_table(slurm: SlurmBed, tiny: Path, tmp_path: Path) -> None:
     """Safe to submit twice; the table of the dependent job is that of the same seeds on one machine."""
-    local, run = tmp_path / "local", tmp_path / "run"
+    local, run = tmp_path / "local" / "run", tmp_path / "run"
     words = ("slurm", tiny, "--cluster", CPU, f"run={run}", "cluster.cpus_per_process=1")
     began = time.monotonic()
     launch(slurm.env(), *words)

@@ -51,7 +51,7 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
     assert chosen.submit() == 0
     folds, after = (flags(each["script"]) for each in fake_slurm.jobs)
     wanted = {
-        "array": "0-2%2", "nodes": "1-2", "ntasks-per-node": "4", "gpus-per-node": "4", "cpus-per-task": "6",
+        "array": "0-2%2", "nodes": "1-2", "mincpus": "24", "gpus-per-node": "4", "cpus-per-task": "6",
         "time": "90", "signal": "USR2@60", "partition": "gpu", "account": "vision", "mem": "1536M",
         "comment": "folds=1,2,3", "mail-type": "END", "requeue": "", "open-mode": "append",
     }  # fmt: skip
@@ -59,7 +59,8 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
     assert (after["dependency"], after["partition"], after["nodes"]) == ("afterany:1", "small", "1")
     script = fake_slurm.jobs[0]["script"]
     assert script.index("module load cuda") < script.index("srun ") < script.index("launch.slurm_retry")
-    assert "--cpus-per-task=6 --kill-on-bad-exit=0 --wait=60" in script
+    assert "--ntasks-per-node=4 --cpus-per-task=6 --kill-on-bad-exit=0 --wait=60" in script
+    assert "ntasks-per-node" not in folds  # SLURM would then give the least number of hosts
     assert "submitted fold 1, 2, 3 as job 1, the report as job 2" in capsys.readouterr().out
 
 
@@ -81,6 +82,12 @@ def test_credentials_go_into_no_file(
     files = [path for path in Path(job.run).rglob("*") if path.is_file()]
     assert len(files) > 5 and not [path for path in files if SECRET.encode() in path.read_bytes()]
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_a_fixed_number_of_hosts_names_its_tasks(fake_slurm: FakeSlurm, job: Job) -> None:
+    submission(job, nodes=2, processes_per_node=3).submit()
+    folds = flags(fake_slurm.jobs[0]["script"])
+    assert (folds["nodes"], folds["ntasks-per-node"]) == ("2", "3") and "mincpus" not in folds
 
 
 def test_a_single_fold_is_no_array(fake_slurm: FakeSlurm, job: Job) -> None:
