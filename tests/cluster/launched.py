@@ -28,7 +28,7 @@ def launch(env: Mapping[str, str], *words: object, code: int = 0, timeout: float
     return done.stdout + done.stderr
 
 
-def status(env: Mapping[str, str], run: Path, fold: int = 1) -> dict[str, Any]:
+def status(env: Mapping[str, str], run: Path | str, fold: int = 1) -> dict[str, Any]:
     rows = json.loads(launch(env, "status", run, "--json"))
     return next(row for row in rows if row["fold"] == fold)
 
