@@ -60,17 +60,25 @@ def free_port() -> int:
 
 @contextmanager
 def rclone(
-    folder: Path, *, address: str = "127.0.0.1", port: int | None = None, keys: tuple[str, str] = (ACCESS, SECRET)
+    folder: Path,
+    *,
+    address: str = "127.0.0.1",
+    port: int | None = None,
+    keys: tuple[str, str] = (ACCESS, SECRET),
+    remembers: str = "1s",
 ) -> Iterator[S3]:
-    """S3 over a folder of real files: quick enough for load, and its files can be looked at and damaged."""
+    """S3 over a folder of real files: quick enough for load, and its files can be looked at and damaged.
+
+    remembers: how long the server trusts what it saw of the folder; with 0s it sees at once what a test changes there.
+    """
     port = port or free_port()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     # The default ETag hash and read chunks make ranged reads 10 to 30 times slower; a directory cache of 0 s makes
-    # writes take seconds. A second later the server sees what a test did to its files.
+    # writes take seconds.
     words = [
         BIN / "rclone", "serve", "s3", "--config", "/dev/null", "--addr", f"{address}:{port}",
         "--auth-key", ",".join(keys), "--force-path-style", "--vfs-cache-mode", "off",
-        "--vfs-read-chunk-size", "0", "--dir-cache-time", "1s", "--no-checksum", "--etag-hash", "", folder,
+        "--vfs-read-chunk-size", "0", "--dir-cache-time", remembers, "--no-checksum", "--etag-hash", "", folder,
     ]  # fmt: skip
     with _running([str(word) for word in words], address, port):
         yield S3(f"http://{address}:{port}")

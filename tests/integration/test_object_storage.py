@@ -53,7 +53,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The shards at s3://data/shards, behind a proxy that does no harm yet."""
     shutil.copytree(local, tmp_path / "served/data/shards")
-    with rclone(tmp_path / "served") as store, fault_proxy(store.endpoint) as proxy:
+    with rclone(tmp_path / "served", remembers="0s") as store, fault_proxy(store.endpoint) as proxy:
         use(S3(proxy.endpoint), monkeypatch)
         yield proxy
 
@@ -197,6 +197,13 @@ def consumed_until(remote: Loader, spoil: Any) -> tuple[list[tuple[int, int, tor
     return got, str(caught.value)
 
 
+def put(path: Path, data: bytes) -> None:
+    """In the place of the file, at once: the server is at work."""
+    aside = path.with_name("aside")
+    aside.write_bytes(data)
+    aside.replace(path)
+
+
 def spoilt(served: Path, kind: str) -> None:
     tars = sorted(served.rglob("*.tar"))
     if kind == "replaced":
@@ -211,7 +218,7 @@ def spoilt(served: Path, kind: str) -> None:
             data = bytearray(path.read_bytes())
             for at in range(1000, len(data), 262_144):
                 data[at] ^= 1
-            path.write_bytes(data)
+            put(path, data)
         elif kind == "truncated":
             os.truncate(path, path.stat().st_size // 8)
 
@@ -240,7 +247,7 @@ def test_a_manifest_replaced_between_two_epochs_stops_the_run(local: Path, serve
     remote = loader(URL, tmp_path / "c")
     rows(remote.epoch(0))
     path = tmp_path / "served/data/shards/manifest.json"
-    path.write_text(path.read_text().replace('"shardkit"', '"another"'))
+    put(path, path.read_bytes().replace(b'"shardkit"', b'"another"'))
     with pytest.raises(
         DataError, match=r"manifest.json: expected the manifest this run began with, sha256 .*, got anot"
     ):
