@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import s3fs
 
 from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
@@ -171,6 +172,7 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
 @pytest.fixture
 def no_credentials(monkeypatch, tmp_path):
     """A machine on which S3's client finds no keys; nothing goes over the network."""
+    s3fs.S3FileSystem.clear_instance_cache()  # other tests of this process had a server and its keys
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import webdataset
 
 from dfer.data.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
@@ -402,6 +403,7 @@ def test_an_address_nobody_can_open(raw: Path, url: str) -> None:
 @pytest.fixture
 def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine on which S3's client finds no keys; nothing goes over the network."""
+    s3fs.S3FileSystem.clear_instance_cache()  # other tests of this process had a server and its keys
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
