@@ -114,7 +114,7 @@ class Checkpoints:
     def __init__(self, home: Folder, *, world: World, config: CheckpointConfig | None = None) -> None:
         self.folder = home / CHECKPOINTS
         self.fence: Fence | None = None
-        self._home, self._world, self._leases = home, world, Leases(home)
+        self._home, self._world = home, world
         self._config = config or CheckpointConfig()
         self._saving: _Background | None = None
         self._saved_at = time.monotonic()
@@ -313,9 +313,9 @@ class Checkpoints:
 
     def _names(self) -> list[Name]:
         """Committed checkpoints that belong to the run, newest first."""
-        self._leases = Leases(self._home)
+        leases = Leases(self._home)
         there = [name for name in self._all() if (self.folder / str(name)).exists(MANIFEST)]
-        return [name for name in there if self._leases.holds(name.lease, name.step)]
+        return [name for name in there if leases.holds(name.lease, name.step)]
 
     def _find_latest(self) -> Found | None:
         problems = []

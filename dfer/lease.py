@@ -69,16 +69,19 @@ class Lease:
 
 
 class Leases:
-    """All leases of a run folder, for reading."""
+    """All leases of a run folder as they are when first asked for; look again with a new object."""
 
     def __init__(self, home: Folder) -> None:
         self._folder = home / LEASES
+        self._ids: list[LeaseId] | None = None
         self._read: dict[LeaseId, Lease] = {}
 
     def ids(self) -> list[LeaseId]:
         """Oldest first. Foreign names do not count."""
-        found = [_NAME.fullmatch(name) for name in self._folder.children()]
-        return sorted(LeaseId(generation=int(match[1]), token=match[2]) for match in found if match)
+        if self._ids is None:
+            found = [_NAME.fullmatch(name) for name in self._folder.children()]
+            self._ids = sorted(LeaseId(generation=int(match[1]), token=match[2]) for match in found if match)
+        return self._ids
 
     def holds(self, lease: LeaseId, step: int) -> bool:
         """Whether a checkpoint of this lease and step is the run's: no later start went on from an earlier step."""
@@ -88,10 +91,9 @@ class Leases:
 
     def get(self, lease: LeaseId) -> Lease:
         """Its contents. Raises CheckpointError when they are damaged."""
-        known = self._read.get(lease)
-        if known is None or known.step is None:
-            known = self._read[lease] = self._parsed(lease)
-        return known
+        if lease not in self._read:
+            self._read[lease] = self._parsed(lease)
+        return self._read[lease]
 
     def _parsed(self, lease: LeaseId) -> Lease:
         where, data = self._folder.where(lease.file), self._folder.read(lease.file, most=MAX_BYTES)

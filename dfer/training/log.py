@@ -121,7 +121,7 @@ class RunLog:
             return
         if self._bar is not None:
             self._bar.close()
-        self._board.close()
+        self._board.close(send=self.problem is None)
         try:
             self._journal.close()
         except DferError:
@@ -136,7 +136,8 @@ class RunLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         record = {**record, "time": round(time.time(), 3)}
-        self._journal_add(record)
+        if not self._journal_add(record):
+            return
         for name, value in flat(record):
             if name not in ("step", "time"):
                 self._board.add(f"{record['kind']}/{name}", value, record["step"])
@@ -148,13 +149,14 @@ class RunLog:
         else:
             self._bar.write(line, file=self._stream)
 
-    def _journal_add(self, record: dict[str, Any]) -> None:
-        if self.problem is not None:
-            return
-        try:
-            self._journal.add(json.dumps(record, allow_nan=False))
-        except DferError as error:
-            self.problem = error
+    def _journal_add(self, record: dict[str, Any]) -> bool:
+        """Whether it was written."""
+        if self.problem is None:
+            try:
+                self._journal.add(json.dumps(record, allow_nan=False))
+            except DferError as error:
+                self.problem = error
+        return self.problem is None
 
 
 class _Window:
@@ -234,12 +236,13 @@ class _Board:
             for path in self._path.iterdir() if self._aside else ():
                 self._folder.write(path.name, path.read_bytes())
 
-    def close(self) -> None:
+    def close(self, *, send: bool) -> None:
         with self._or_give_up():
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
-            self.sync()
+            if send:
+                self.sync()
         if self._aside is not None:
             self._aside.cleanup()
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Network
+from tests.cluster.launched import STEPS, launch
 from tests.cluster.ray_bed import RayBed
 from tests.cluster.slurm import SlurmBed
+from tests.integration import commands
 from tests.servers import S3, rclone
 
 # What install.sh installs, as far as the beds call it.
@@ -90,3 +92,19 @@ def s3(network: Network, tmp_path: Path) -> Iterator[S3]:
     """An S3 server over `tmp_path / "s3"` that all virtual hosts reach: `s3.url`, and `s3.environment` for clients."""
     with rclone(tmp_path / "s3", address=network.gateway) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = commands.make_shards(tmp_path_factory.mktemp("dfew"), "dfew", clips=35)
+    path = folder / "tiny.yaml"
+    path.write_text(commands.TINY.replace("shards: shards", f"shards: {folder / 'shards'}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """The same on this machine, in two processes."""
+    run = tmp_path_factory.mktemp("local") / "run"
+    launch({}, "local", tiny, "--processes", 2, "--folds", 1, f"run={run}", *STEPS)
+    return run

@@ -16,9 +16,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from tests.cluster.commands import WITH_US, BedError, run, wait_until
 
@@ -270,3 +272,28 @@ def _lock_range() -> tuple[int, int]:
             return lock, number
         os.close(lock)
     raise BedError("none of the ranges 10.77.0.0/24 to 10.77.15.0/24 is free: other test runs, or a real network?")
+
+
+class Bed(ABC):
+    """Servers on hosts of a network. Used as a context manager: all that was begun is ended, also when it does not come
+    up."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything that `_up` began; it may have come any distance."""
+
+    @abstractmethod
+    def _up(self) -> None: ...

@@ -11,11 +11,10 @@ import sys
 import urllib.request
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.cluster.commands import run, wait_until
-from tests.cluster.hosts import Host, Network
+from tests.cluster.hosts import Bed, Host, Network
 
 PORT, DASHBOARD = 6379, 8265
 ROOT = Path(__file__).parents[2]
@@ -24,7 +23,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 _TEMPORARY = "/var/tmp/ray"
 
 
-class RayBed:
+class RayBed(Bed):
     """Ray on `workers` + 1 new hosts of a network: `head`, `worker1`, `worker2`, ... Use it as a context manager."""
 
     def __init__(self, network: Network, workers: int = 2, *, cpus: int = 2) -> None:
@@ -33,19 +32,6 @@ class RayBed:
         self._first = workers
         self._lost: set[str] = set()
         self.token = network.folder / "ray_token"
-
-    def __enter__(self) -> "RayBed":
-        try:
-            self._up()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         for host in self.hosts.values():

@@ -14,13 +14,12 @@ import string
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
 
 from tests.cluster.commands import BedError, run, start, stop, wait_until
-from tests.cluster.hosts import Host, Network
+from tests.cluster.hosts import Bed, Host, Network
 
 ACCOUNT = "research"
 PARTITIONS = ("batch", "low", "high", "closed", "small")
@@ -34,7 +33,7 @@ GRANT ALL ON slurm_acct_db.* TO slurm@'127.0.0.1';
 """
 
 
-class SlurmBed:
+class SlurmBed(Bed):
     """A SLURM cluster on `count` new hosts of a network: `node1`, `node2`, ... Use it as a context manager."""
 
     def __init__(
@@ -47,19 +46,6 @@ class SlurmBed:
         self._munged: subprocess.Popen[bytes] | None = None
 
     # --- up and down
-
-    def __enter__(self) -> "SlurmBed":
-        try:
-            self._up()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         for host in [*self.hosts.values(), *([self.controller] if hasattr(self, "controller") else [])]:

@@ -10,29 +10,12 @@ import pytest
 from tests.cluster.commands import wait_until
 from tests.cluster.launched import ROOT, STEPS, assert_same, launch, starts, status, steps, wait_finished, wait_steps
 from tests.cluster.ray_bed import RayBed
-from tests.integration import commands
 
 pytestmark = pytest.mark.cluster(long=True)
 
 # A worker takes a host's two cores, so that two of them stand on two hosts.
 PAIR = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--folds", "1", *STEPS)
 EXCLUDES = [".venv", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "demo"]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = commands.make_shards(tmp_path_factory.mktemp("dfew"), "dfew", clips=35)
-    path = folder / "tiny.yaml"
-    path.write_text(commands.TINY.replace("shards: shards", f"shards: {folder / 'shards'}"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """The same on this machine, in two processes."""
-    run = tmp_path_factory.mktemp("local") / "run"
-    launch({}, "local", tiny, "--processes", 2, "--folds", 1, f"run={run}", *STEPS)
-    return run
 
 
 def submit(ray: RayBed, name: str, tiny: Path, run: Path, *words: str) -> None:

@@ -19,7 +19,6 @@ from tests.cluster.launched import (
     within,
 )
 from tests.cluster.slurm import SlurmBed
-from tests.integration import commands
 from tests.integration.commands import result
 
 pytestmark = pytest.mark.cluster(long=True)
@@ -31,22 +30,6 @@ PAIR = (
     "cluster.hours=0.2", "--folds", "1", *STEPS,
 )  # fmt: skip
 FOLDS = [f"fold_{number}" for number in range(1, 6)]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = commands.make_shards(tmp_path_factory.mktemp("dfew"), "dfew", clips=35)
-    path = folder / "tiny.yaml"
-    path.write_text(commands.TINY.replace("shards: shards", f"shards: {folder / 'shards'}"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """The same on this machine, in two processes."""
-    run = tmp_path_factory.mktemp("local") / "run"
-    launch({}, "local", tiny, "--processes", 2, "--folds", 1, f"run={run}", *STEPS)
-    return run
 
 
 def hosts_of(slurm: SlurmBed, job: str) -> list[str]:
