@@ -74,7 +74,7 @@ def _read(path: Path) -> bytes:
     """At most a little more than a configuration may have: the file may be anybody's, or no file but a device."""
     try:
         if not path.is_file():
-            raise OSError("no such file")
+            raise OSError("something else than a file" if path.exists() else "no such file")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:

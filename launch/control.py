@@ -55,9 +55,16 @@ def _ray_logs(record: Record, lines: int) -> str:
 
 
 def cancel(run: str) -> list[str]:
-    """Tell every job of a run to stop: each saves and ends, and is not restarted. What was told, one line each."""
+    """Tell every job of a run to stop: each saves and ends, and is not restarted. What was told, one line each.
+
+    Raises:
+        UsageError: nothing was submitted there, or the driver runs elsewhere.
+    """
     home = Folder(run, what="the run folder")
     kept = records(home)
+    if not kept:
+        do = "Correct the address; a run of `dfer-launch local` ends with Ctrl-C."
+        raise UsageError(message(home, expected="a submission to SLURM or Ray", got="none", do=do))
     out = []
     if any(record.launcher == "slurm" for record in kept):
         out += _cancel_slurm(run)
@@ -90,5 +97,16 @@ def _cancel_ray(record: Record) -> str:
     if record.host != socket.gethostname():
         do = f"Send SIGTERM to process {record.pid} there."
         raise UsageError(message(record.job, expected="a driver on this host", got=record.host, do=do))
+    if not _is_driver(record.pid):
+        return f"the driver, process {record.pid}, has ended"
     os.kill(record.pid, signal.SIGTERM)
     return f"told process {record.pid} to stop"
+
+
+def _is_driver(pid: int) -> bool:
+    """Whether this is a `dfer-launch ray`: numbers are given again, and a record is only a file."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"ray" in words and any(b"launch" in word for word in words)
