@@ -176,11 +176,10 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_in_another_layout(
 def test_the_first_batch_waits_for_its_own_chunks_only(server: FaultProxy, tmp_path: Path) -> None:
     remote = loader(URL, tmp_path / "c", read_ahead=False)
     server.set(rate=5e6, latency_s=0.05)
-    before, began = passed(server), time.monotonic()
+    before = passed(server)
     next(remote.epoch(0))
     # Three requests of eight clips are under way by then, two chunks each at most.
     assert passed(server) - before <= 3 * 8 * 2 * 262_144
-    assert time.monotonic() - began < 20
 
 
 # What stays wrong

@@ -3,7 +3,6 @@
 import http.server
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ Fault = Callable[[bytes], bytes | int | None]
 
 @dataclass
 class Site:
-    """A running server. asked: (path, first byte, bytes) of every answered GET; faults: by path, for the next ones."""
+    """A running server. asked: (path, first byte, bytes) of every answered GET; faults: by path, for the next ones;
+    together: answers are held back until so many requests wait for one."""
 
     folder: Path
     url: str = ""
     ranges: bool = True
     tags: bool = True
-    pause_s: float = 0.0
+    together: threading.Barrier | None = None
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     always: dict[str, Fault] = field(default_factory=dict)
@@ -56,7 +56,8 @@ def site(folder: Path) -> Iterator[Site]:
                 if not data:
                     self._answer(416, b"")
                     return
-            time.sleep(state.pause_s)
+            if state.together:
+                state.together.wait(60)
             state.asked.append((path, start, len(data)))
             fault = state.fault(path)
             sent = fault(data) if fault else data

@@ -96,7 +96,7 @@ def test_who_does_not_come_is_named_to_those_who_did() -> None:
     parts = meetings(3, within_s=1)
     start = time.monotonic()
     found = all_hold(parts[:2])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     for answer in found:
         assert isinstance(answer, ProcessError)
         assert f"port {parts[0].port}: expected 3 processes within 1 s, got no word from rank 2" in str(answer)
@@ -107,7 +107,7 @@ def test_a_first_rank_that_does_not_come_is_named() -> None:
     start = time.monotonic()
     with pytest.raises(ProcessError, match=rf"rank 1 on .*: expected rank 0 at 127.0.0.1, port {part.port}, within 1"):
         part.hold()
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.usefixtures("apart")
