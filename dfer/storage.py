@@ -158,7 +158,7 @@ class Folder:
 
     def __init__(self, url: str | Path, *, retry: Retry | None = None, what: str = "the address") -> None:
         self.url = str(url).rstrip("/") or "/"
-        self._retry, self._what = retry or Retry(), what
+        self.retry, self._what = retry or Retry(), what
         self._clear()
 
     def _clear(self) -> None:
@@ -166,7 +166,7 @@ class Folder:
         self._root = ""
 
     def __truediv__(self, name: str | Path) -> "Folder":
-        return Folder(f"{self.url}/{name}", retry=self._retry, what=self._what)
+        return Folder(f"{self.url}/{name}", retry=self.retry, what=self._what)
 
     def __str__(self) -> str:
         return self.url
@@ -181,7 +181,7 @@ class Folder:
         return hash(self.url)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "_retry": self._retry, "_what": self._what}
+        return {"url": self.url, "retry": self.retry, "_what": self._what}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -195,7 +195,7 @@ class Folder:
     @property
     def local(self) -> Path | None:
         """The folder as a path where it is on a disk of this machine."""
-        return Path(self._path("")) if isinstance(self._fs, LocalFileSystem) else None
+        return Path(self.path("")) if isinstance(self.client, LocalFileSystem) else None
 
     def where(self, name: str | Path = "") -> str:
         """URL of a file, for messages."""
@@ -311,10 +311,15 @@ class Folder:
 
     def _do(self, name: str | Path, doing: str, work: Callable[[Any, str], Any]) -> Any:
         """Do something with a file's path, again and again if need be. FileNotFoundError passes."""
-        on_disk = self.local is not None
-        with self._telling(name, doing, on_disk=on_disk, missing_passes=True):
-            fs, path = self._fs, self._path(str(name))
-            return work(fs, path) if on_disk else self._retry.call(lambda: work(fs, path))
+        with self.telling(name, doing):
+            fs, path = self.client, self.path(str(name))
+            return work(fs, path) if self.local is not None else self.retry.call(lambda: work(fs, path))
+
+    @contextmanager
+    def telling(self, name: str | Path, doing: str) -> Iterator[None]:
+        """Turn what `client` raises into a StorageError; FileNotFoundError passes. doing: what was wanted."""
+        with self._telling(name, doing, on_disk=self.local is not None, missing_passes=True):
+            yield
 
     @contextmanager
     def _telling(self, name: str | Path, doing: str, *, on_disk: bool, missing_passes: bool = False) -> Iterator[None]:
@@ -337,13 +342,16 @@ class Folder:
         return client(self.url, what=self._what)[0]
 
     @property
-    def _fs(self) -> Any:
+    def client(self) -> Any:
+        """fsspec's file system, made on first use. It tries nothing again by itself."""
         if self._client is None:
-            self._client, self._root = client(self.url, what=self._what, tries_once=True)
+            fs, self._root = client(self.url, what=self._what, tries_once=True)
+            self._client = fs  # last: another thread may ask in between
         return self._client
 
-    def _path(self, name: str) -> str:
-        assert self._fs is not None
+    def path(self, name: str) -> str:
+        """A file as `client` takes it."""
+        assert self.client is not None
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
 
