@@ -27,6 +27,9 @@ from typing import Any
 
 PIECE = 64 * 1024
 CONTROL = "/-/fault-proxy"
+KINDS = ("slow_down", "resets", "stalls", "shorts", "flips")
+DECK = 100
+"""Of so many requests one after another each kind of fault meets exactly its share, in a random order."""
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
@@ -35,7 +38,7 @@ SLOW_DOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """Shares of the requests whose path fits `match`, 0 to 1; at most one fault a request.
+    """Shares of the requests whose path fits `match`, 0 to 1, in hundredths; at most one fault a request.
 
     slow_down: 503 SlowDown at once. resets: the connection is reset midway in the body. stalls: nothing more comes from
     midway on, for `stall_s`. shorts: a whole answer of half the length. flips: one bit of the body is wrong. rate:
@@ -118,7 +121,7 @@ class _Proxy:
         self.bytes_of: Counter[str] = Counter()
 
     def set(self, faults: Faults) -> None:
-        self.faults, self.random = faults, random.Random(faults.seed)
+        self.faults, self.random, self.deck = faults, random.Random(faults.seed), list[str]()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         store: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -146,13 +149,14 @@ class _Proxy:
         self.counts["requests"] += 1
         if not re.search(self.faults.match, urllib.parse.unquote(head.first.split()[1])):
             return ""
-        number = self.random.random()
-        for name in ("slow_down", "resets", "stalls", "shorts", "flips"):
-            number -= getattr(self.faults, name)
-            if number < 0:
-                self.faulty[name] += 1
-                return name
-        return ""
+        if not self.deck:
+            self.deck = [name for name in KINDS for _ in range(round(DECK * getattr(self.faults, name)))]
+            self.deck += [""] * (DECK - len(self.deck))
+            self.random.shuffle(self.deck)
+        fault = self.deck.pop()
+        if fault:
+            self.faulty[fault] += 1
+        return fault
 
     async def _pass_on(self, head: _Head, body: bytes, fault: str, store: Any, writer: asyncio.StreamWriter) -> None:
         store[1].write(head.without("expect").bytes() + body)

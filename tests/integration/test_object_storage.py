@@ -25,7 +25,7 @@ from dfer.emotions import label_set
 from dfer.errors import DataError, StorageError
 from dfer.recognition import ClipBatch
 from dfer.storage import Retry
-from tests.fault_proxy import FaultProxy, fault_proxy
+from tests.fault_proxy import KINDS, FaultProxy, fault_proxy
 from tests.servers import S3, rclone, use
 from tests.unit.data.shardkit import Clip, write_shards
 
@@ -100,7 +100,8 @@ def test_an_epoch_under_faults_is_that_of_a_disk(
     server.set(slow_down=0.05, resets=0.02, stalls=0.01, shorts=0.02, flips=0.02, seed=8)
     assert same(rows(remote.epoch(0)), expected)
     faults = server.counts()["faults"]
-    assert read_ahead or set(faults) == {"slow_down", "resets", "stalls", "shorts", "flips"}, faults
+    if not read_ahead:  # which asks for few large parts
+        assert server.counts()["requests"] >= 100 and set(faults) == set(KINDS), faults
 
 
 def test_the_first_epoch_fetches_every_byte_once_and_the_second_none(
