@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= demo
 
-.PHONY: help demo test test-unit test-cluster lint bench clean-demo
+.PHONY: help demo test test-unit test-cluster lint bench bench-cluster clean-demo
 
 help:
 	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (at most 20 minutes)"
@@ -47,6 +47,11 @@ bench: $(READY)
 	$(BIN)/dfer bench loader $(RUN)/shards
 	$(BIN)/dfer bench step
 	$(BIN)/dfer bench step --precision bf16
+
+# As test-cluster; on a machine that does nothing else.
+bench-cluster: $(READY)
+	tests/cluster/install.sh
+	$(BIN)/python -m tests.cluster.bench
 
 clean-demo:
 	rm -rf $(RUN)

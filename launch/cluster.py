@@ -47,7 +47,7 @@ class SlurmCluster:
     max_failures: int = 3
     parallel_folds: int = 5
     interface: str | None = None
-    meet_s: float = 45.0
+    meet_s: float = 40.0
     setup: tuple[str, ...] = ()
     python: str | None = None
     folder: str | None = None
@@ -108,7 +108,7 @@ class RayCluster:
     max_failures: int = 3
     parallel_folds: int | None = None
     interface: str | None = None
-    meet_s: float = 45.0
+    meet_s: float = 40.0
     wait_s: float = 45.0
     env_vars: dict[str, str] = field(default_factory=dict)
 
@@ -119,6 +119,11 @@ class RayCluster:
         if self.min_workers is not None and self.min_workers > self.workers:
             most = self.workers
             raise ConfigProblem(f"min_workers: expected at most workers={most}, got {self.min_workers}. Correct it")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether a fold may run with fewer processes."""
+        return self.min_workers is not None and self.min_workers < self.workers
 
     @property
     def worlds(self) -> list[int]:

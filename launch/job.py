@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LAUNCH = "launch"
 """Folder of a cross-validation's run folder for what launchers leave: records of submissions, scripts, logs."""
+ANSWER_S = 25.0
+"""How long a store is waited for before it is called silent: several are asked, and the user waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +69,22 @@ def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, wo
     worlds: numbers of processes it may run with; the batch has to divide among each.
 
     Raises:
-        UsageError: something in the configuration, or an unknown fold. DataError, StorageError: the shards.
+        UsageError: something in the configuration, or an unknown fold. DataError: the shards. StorageError: they or the
+            run folder cannot be reached.
     """
     from dfer.config import load, to_yaml
+    from dfer.run import known_folds
     from dfer.run_config import RunConfig
 
     config = load(source, RunConfig, [*overrides])
     config = load(source, RunConfig, [*overrides, *_absolute(config)])
     for size in worlds:
         _check_batch(config, size)
-    if Folder(config.run, what="run").exists("config.yaml"):
+    if within(ANSWER_S, lambda: Folder(config.run, what="run").exists("config.yaml"), what=config.run):
         do = "Choose another one with run=FOLDER."
         expected = "a folder for all folds"
         raise UsageError(message(config.run, expected=expected, got="the run of a single one", do=do))
-    known = _known_folds(config)
+    known = within(ANSWER_S, lambda: known_folds(config), what=config.data.shards)
     unknown = sorted(set(folds) - set(known))
     if unknown:
         expected = f"some of {', '.join(map(str, known))}"
@@ -104,13 +108,6 @@ def _check_batch(config: "RunConfig", size: int) -> None:
         below = max(size, config.batch // size * size)
         do = f"Set batch={below}, or other numbers of nodes or processes in the cluster file."
         raise UsageError(message("batch", expected=f"a multiple of {size} processes", got=str(config.batch), do=do))
-
-
-def _known_folds(config: "RunConfig", within_s: float = 45.0) -> list[int]:
-    """The folds of the shards, or a message when their store does not answer in time."""
-    from dfer.run import known_folds
-
-    return within(within_s, lambda: known_folds(config), what=config.data.shards)
 
 
 def revision() -> str:

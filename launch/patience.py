@@ -31,5 +31,5 @@ def within(seconds: float, work: Callable[[], T], *, what: str) -> T:
         raise errors[0]
     if not results:
         do = "Check the URL, the network and the credentials that the store needs."
-        raise StorageError(message(what, expected=f"an answer within {seconds:.0f} s", got="none", do=do))
+        raise StorageError(message(what, expected=f"an answer within {seconds:g} s", got="none", do=do))
     return results[0]

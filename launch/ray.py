@@ -31,6 +31,10 @@ from launch.records import Record, keep
 BEAT_S = 10.0
 POLL_S = 0.5
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PLACES_S = 10
+"""How long an elastic fold waits for the places of its processes. After a host's death Ray still counts on it for a
+moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
+is."""
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dfer", "launch", "shards")
 
@@ -54,9 +58,8 @@ class Submission:
     def scaling(self) -> dict[str, Any]:
         """Of ScalingConfig: a range of workers makes the fold elastic."""
         cluster = self.cluster
-        elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
         return {
-            "num_workers": (cluster.min_workers, cluster.workers) if elastic else cluster.workers,
+            "num_workers": (cluster.min_workers, cluster.workers) if cluster.elastic else cluster.workers,
             "use_gpu": cluster.gpu, "resources_per_worker": cluster.per_worker,
         }  # fmt: skip
 
@@ -118,6 +121,8 @@ def connected(submission: Submission) -> Iterator[str]:
     import ray
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
+    if submission.cluster.elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
     address = submission.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
         context = ray.init(

@@ -11,7 +11,8 @@ from typing import Literal
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
-from launch.job import LAUNCH
+from launch.job import ANSWER_S, LAUNCH
+from launch.patience import within
 
 MAX_BYTES = 1 << 20
 Launcher = Literal["slurm", "ray"]
@@ -52,9 +53,13 @@ def keep(home: Folder, record: Record) -> None:
 
 
 def records(home: Folder) -> list[Record]:
-    """All submissions of a run, oldest first. Raises UsageError for a file that is no record."""
+    """All submissions of a run, oldest first. What follows a run asks for them first, so a silent store shows here.
+
+    Raises:
+        UsageError: a file that is no record. StorageError: the store does not answer.
+    """
     folder = home / LAUNCH
-    names = [name for name in folder.children() if name.endswith(".json")]
+    names = [name for name in within(ANSWER_S, folder.children, what=str(home)) if name.endswith(".json")]
     return sorted((_read(folder, name) for name in names), key=lambda record: record.submitted)
 
 

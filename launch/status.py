@@ -17,7 +17,6 @@ from launch.slurm_tools import Queued, SlurmError, ended, queued
 
 BEAT_S = 60.0
 """A Ray job that has not written its record for so long is lost."""
-TAIL = 1 << 16
 _CHECKPOINT = re.compile(r"step_(\d{8})-[^/]+/manifest\.json")
 
 

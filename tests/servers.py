@@ -20,14 +20,24 @@ ACCESS, SECRET = "TESTKEY", "TESTSECRET"
 
 @dataclass(frozen=True)
 class S3:
-    """A running server. Its bucket is there; clients find the server through `environment`."""
+    """A running server. Its bucket is there; clients find the server through `environment`.
+
+    folder: where it keeps its buckets as folders of real files; none where it keeps them in memory.
+    """
 
     endpoint: str
     bucket: str = "data"
+    folder: Path | None = None
 
     @property
     def url(self) -> str:
         return f"s3://{self.bucket}"
+
+    @property
+    def files(self) -> Path:
+        """The bucket's objects, to look at and to damage."""
+        assert self.folder is not None
+        return self.folder / self.bucket
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,7 +91,7 @@ def rclone(
         "--vfs-read-chunk-size", "0", "--dir-cache-time", remembers, "--no-checksum", "--etag-hash", "", folder,
     ]  # fmt: skip
     with _running([str(word) for word in words], address, port):
-        yield S3(f"http://{address}:{port}")
+        yield S3(f"http://{address}:{port}", folder=folder)
 
 
 @contextmanager

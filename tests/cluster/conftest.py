@@ -19,7 +19,19 @@ from tests.integration import commands
 from tests.servers import S3, rclone
 
 # What install.sh installs, as far as the beds call it.
-PROGRAMS = ["slurmctld", "slurmd", "slurmdbd", "srun", "munged", "mariadbd", "bridge", "unshare", "setpriv", "pkill"]
+PROGRAMS = [
+    "slurmctld",
+    "slurmd",
+    "slurmdbd",
+    "srun",
+    "munged",
+    "mariadbd",
+    "bridge",
+    "nft",
+    "unshare",
+    "setpriv",
+    "pkill",
+]
 
 # Where the daemons are; `su` leaves it out.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -75,36 +87,43 @@ def slurm(slurm_bed: SlurmBed) -> SlurmBed:
 
 
 @pytest.fixture(scope="session")
-def ray_bed(network: Network) -> Iterator[RayBed]:
-    with RayBed(network) as bed:
+def ray_bed(network: Network, s3: S3) -> Iterator[RayBed]:
+    with RayBed(network, environment=s3.environment) as bed:
         yield bed
 
 
 @pytest.fixture
 def ray(ray_bed: RayBed) -> RayBed:
-    """Ray over three hosts, all alive, without jobs: `head`, `worker1`, `worker2`, two cores each."""
+    """Ray over three hosts, alive, without jobs: `head`, `worker1`, `worker2`, two cores each; they know the bucket."""
     ray_bed.reset()
     return ray_bed
 
 
-@pytest.fixture
-def s3(network: Network, tmp_path: Path) -> Iterator[S3]:
-    """An S3 server over `tmp_path / "s3"` that all virtual hosts reach: `s3.url`, and `s3.environment` for clients."""
-    with rclone(tmp_path / "s3", address=network.gateway) as server:
+@pytest.fixture(scope="session")
+def s3(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server over real files, `s3.files`, that all virtual hosts reach."""
+    with rclone(tmp_path_factory.mktemp("s3"), address=network.gateway) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = commands.make_shards(tmp_path_factory.mktemp("dfew"), "dfew", clips=35)
-    path = folder / "tiny.yaml"
-    path.write_text(commands.TINY.replace("shards: shards", f"shards: {folder / 'shards'}"))
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """35 clips of generated faces on the disk."""
+    return commands.make_shards(tmp_path_factory.mktemp("dfew"), "dfew", clips=35) / "shards"
+
+
+@pytest.fixture(scope="session")
+def tiny(s3: S3, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of the same shards in the bucket."""
+    shutil.copytree(shards, s3.files / "shards")
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(commands.TINY.replace("shards: shards", f"shards: {s3.url}/shards"))
     return path
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """The same on this machine, in two processes."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Path) -> Path:
+    """The same on this machine and its disk, in two processes."""
     run = tmp_path_factory.mktemp("local") / "run"
-    launch({}, "local", tiny, "--processes", 2, "--folds", 1, f"run={run}", *STEPS)
+    launch({}, "local", tiny, "--processes", 2, "--folds", 1, f"run={run}", f"data.shards={shards}", *STEPS)
     return run

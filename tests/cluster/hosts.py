@@ -36,6 +36,9 @@ echo ready
 exec </dev/null >/dev/null 2>&1
 while :; do sleep infinity & wait; done
 """
+_FIREWALL = "bed"
+DISK_CACHE = "/var/tmp/dfer-cache"
+"""For DFER_CACHE: on each host's local disk, as on a cluster."""
 
 
 def ip(*words: str) -> None:
@@ -178,9 +181,16 @@ class Host:
         """The switch drops every packet from and to the host; both sides see a link that is up."""
         run(["bridge", "link", "set", "dev", self.port, "state", "disabled"], timeout=10)
 
+    def close_ports(self, first: int, last: int) -> None:
+        """A firewall on the host: whoever knocks at these TCP ports from outside gets no answer."""
+        rule = f"table inet {_FIREWALL} {{ chain input {{ type filter hook input priority 0; "
+        rule += f"iifname != lo tcp dport {first}-{last} drop; }} }}"
+        self._inside("nft", rule)
+
     def reconnect(self) -> None:
-        """End of `black_hole`."""
+        """End of `black_hole` and `close_ports`."""
         run(["bridge", "link", "set", "dev", self.port, "state", "forwarding"], timeout=10)
+        self._inside("nft", f"add table inet {_FIREWALL}; delete table inet {_FIREWALL}")
 
     def add_dead_end(self, interface: str = "eth1") -> str:
         """A second network interface that is up and has an address but leads nowhere; returns the address."""
@@ -214,10 +224,10 @@ class Host:
         detached = ["setsid", "--fork", "sh", "-c", script, "sh", str(self.network.logs / log), *argv]
         self.run(detached, timeout=10, env=env)
 
-    def kill(self, pattern: str, *, whole_line: bool = False) -> int:
-        """SIGKILL to the host's processes of that exact name, or whose command line matches; how many there were."""
+    def kill(self, pattern: str, *, whole_line: bool = False, signal: str = "KILL") -> int:
+        """A signal to the host's processes of that exact name, or whose command line matches; how many there were."""
         match = ["-f"] if whole_line else ["-x"]
-        killed = self.run(["pkill", "-KILL", "--echo", *match, pattern], check=False)
+        killed = self.run(["pkill", f"-{signal}", "--echo", *match, pattern], check=False)
         return len(killed.stdout.splitlines())
 
     def runs(self, name: str) -> bool:

@@ -2,9 +2,9 @@
 # Installs what the virtual cluster is made of from Debian's own packages (about 32 MB); does nothing where it is there.
 set -euo pipefail
 
-PACKAGES=(slurmctld slurmd slurm-client slurmdbd munge mariadb-server iproute2 procps util-linux)
+PACKAGES=(slurmctld slurmd slurm-client slurmdbd munge mariadb-server iproute2 nftables procps util-linux)
 
-for program in slurmctld slurmd srun slurmdbd munged mariadbd ip bridge pkill setpriv; do
+for program in slurmctld slurmd srun slurmdbd munged mariadbd ip bridge nft pkill setpriv; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing=1
 done
 [ -n "${missing:-}" ] || exit 0

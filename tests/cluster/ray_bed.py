@@ -9,12 +9,12 @@ import secrets
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.commands import run, wait_until
-from tests.cluster.hosts import Bed, Host, Network
+from tests.cluster.hosts import DISK_CACHE, Bed, Host, Network
 
 PORT, DASHBOARD = 6379, 8265
 ROOT = Path(__file__).parents[2]
@@ -24,10 +24,15 @@ _TEMPORARY = "/var/tmp/ray"
 
 
 class RayBed(Bed):
-    """Ray on `workers` + 1 new hosts of a network: `head`, `worker1`, `worker2`, ... Use it as a context manager."""
+    """Ray on `workers` + 1 new hosts of a network: `head`, `worker1`, `worker2`, ... Use it as a context manager.
 
-    def __init__(self, network: Network, workers: int = 2, *, cpus: int = 2) -> None:
-        self.network, self.cpus = network, cpus
+    environment: what `ray start` is given on every host besides, such as a store's keys.
+    """
+
+    def __init__(
+        self, network: Network, workers: int = 2, *, cpus: int = 2, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.network, self.cpus, self.environment = network, cpus, environment or {}
         self.hosts: dict[str, Host] = {}
         self._first = workers
         self._lost: set[str] = set()
@@ -67,7 +72,9 @@ class RayBed(Bed):
         """What servers and clients must agree on; deaths are noticed in seconds rather than half a minute."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         return inherited | {
+            **self.environment,
             "PYTHONPATH": str(ROOT),
+            "DFER_CACHE": DISK_CACHE,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -153,9 +160,9 @@ class RayBed(Bed):
     def black_hole(self, name: str) -> None:
         self.hosts[name].black_hole()
 
-    def kill_worker(self, name: str, pattern: str = "^ray::") -> int:
-        """SIGKILL to the processes of a host that run tasks and actors; how many there were."""
-        return self.hosts[name].kill(pattern, whole_line=True)
+    def kill_worker(self, name: str, pattern: str = "^ray::", *, signal: str = "KILL") -> int:
+        """A signal to the processes of a host that run tasks and actors; how many there were."""
+        return self.hosts[name].kill(pattern, whole_line=True, signal=signal)
 
     def reset(self) -> None:
         """As new for the next test: no submitted jobs, the first hosts on and alive, later ones gone."""

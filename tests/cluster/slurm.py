@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.commands import BedError, run, start, stop, wait_until
-from tests.cluster.hosts import Bed, Host, Network
+from tests.cluster.hosts import DISK_CACHE, Bed, Host, Network
 
 ACCOUNT = "research"
 PARTITIONS = ("batch", "low", "high", "closed", "small")
@@ -135,7 +135,8 @@ class SlurmBed(Bed):
     def env(self) -> dict[str, str]:
         """The environment in which SLURM's commands, and what calls them, reach this cluster and jobs our packages."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-        return inherited | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT)}
+        own = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(ROOT), "DFER_CACHE": DISK_CACHE}
+        return inherited | own
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let this very process submit to the cluster, by `env`."""

@@ -1,28 +1,25 @@
-"""`dfer-launch slurm` on a real SLURM: whatever happens on the way, a run ends as the undisturbed one, bit for bit."""
+"""`dfer-launch slurm` on a real SLURM, shards and run folders in a real bucket: whatever happens on the way, a run ends
+as the undisturbed one, bit for bit."""
 
+import os
+import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from launch.meeting import PORTS
 from tests.cluster.commands import wait_until
-from tests.cluster.launched import (
-    STEPS,
-    assert_same,
-    launch,
-    starts,
-    status,
-    wait_finished,
-    wait_steps,
-    within,
-)
+from tests.cluster.launched import ROOT, STEPS, Run, command, in_bucket, launch, within
 from tests.cluster.slurm import SlurmBed
 from tests.integration.commands import result
+from tests.servers import S3, SECRET
 
 pytestmark = pytest.mark.cluster(long=True)
 
-CPU = Path(__file__).parents[2] / "configs" / "clusters" / "slurm_cpu.yaml"
+CPU = ROOT / "configs" / "clusters" / "slurm_cpu.yaml"
 # Two hosts, a process on each; a limit of some minutes.
 PAIR = (
     "--cluster", CPU, "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.cpus_per_process=1",
@@ -31,12 +28,19 @@ PAIR = (
 FOLDS = [f"fold_{number}" for number in range(1, 6)]
 
 
+@pytest.fixture
+def run(slurm: SlurmBed, s3: S3, tmp_path: Path) -> Run:
+    return in_bucket(s3, tmp_path, slurm.env(), f"cluster.folder={tmp_path / 'scripts'}")
+
+
+@pytest.fixture
+def shared(slurm: SlurmBed, s3: S3, tmp_path: Path) -> Run:
+    """A run on a disk that all hosts share."""
+    return Run(url=str(tmp_path / "run"), files=tmp_path / "run", env={**slurm.env(), **s3.environment})
+
+
 def hosts_of(slurm: SlurmBed, job: str) -> list[str]:
     return slurm.scontrol("show", "hostnames", slurm.job(job)["NodeList"]).split()
-
-
-def job_of(env: dict[str, str], run: Path) -> str:
-    return str(status(env, run)["job"])
 
 
 # --- disturbances, each on a run that is at work
@@ -66,112 +70,139 @@ def kill_a_process(slurm: SlurmBed, job: str) -> None:
 
 @pytest.mark.parametrize("disturb", [preempt, power_off, power_off_the_first, orphan, kill_a_process])
 def test_a_disturbed_run_ends_the_same(
-    slurm: SlurmBed, tiny: Path, tmp_path: Path, undisturbed: Path, disturb: Callable[[SlurmBed, str], None]
+    slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path, disturb: Callable[[SlurmBed, str], None]
 ) -> None:
-    run = tmp_path / "run"
-    launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}", "cluster.partition=low")
-    wait_steps(run, 40)
-    disturb(slurm, job_of(slurm.env(), run))
-    wait_finished(run)
-    assert len(starts(run)) >= 2
+    run.launch("slurm", tiny, *PAIR, "cluster.partition=low")
+    run.wait_steps(40)
+    disturb(slurm, run.job())
+    run.wait_finished()
+    again = run.starts()[1:]
+    assert again
     if disturb is preempt:  # asked first: nothing is done twice
-        assert starts(run)[1]["step"] >= 40 and starts(run)[1]["step"] % 25
-    assert_same(run, undisturbed)
+        assert again[0]["step"] >= 40 and again[0]["step"] % 25
+    else:  # nothing is lost beyond the last periodic save
+        assert again[0]["step"] >= 25 and not again[0]["step"] % 25
+    run.assert_same(undisturbed)
 
 
-def test_a_run_cut_by_its_time_limit_ends_the_same(
-    slurm: SlurmBed, tiny: Path, tmp_path: Path, undisturbed: Path
-) -> None:
-    run = tmp_path / "run"
-    launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}", "cluster.hours=0.0167", "cluster.signal_s=45")
-    wait_finished(run)
-    assert len(starts(run)) >= 2
-    assert_same(run, undisturbed)
+def test_a_run_cut_by_its_time_limit_ends_the_same(run: Run, tiny: Path, undisturbed: Path) -> None:
+    run.launch("slurm", tiny, *PAIR, "cluster.hours=0.0167", "cluster.signal_s=45")
+    run.wait_finished()
+    assert len(run.starts()) >= 2
+    run.assert_same(undisturbed)
 
 
-def test_a_controller_that_restarts_is_not_noticed(
-    slurm: SlurmBed, tiny: Path, tmp_path: Path, undisturbed: Path
-) -> None:
-    run = tmp_path / "run"
-    launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}")
-    wait_steps(run, 20)
+def test_a_controller_that_restarts_is_not_noticed(slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path) -> None:
+    run.launch("slurm", tiny, *PAIR)
+    run.wait_steps(20)
     slurm.restart_slurmctld()
-    wait_finished(run)
-    assert len(starts(run)) == 1
-    assert_same(run, undisturbed)
+    run.wait_finished()
+    assert len(run.starts()) == 1
+    run.assert_same(undisturbed)
 
 
-def test_a_requeued_run_goes_on_with_fewer_hosts(
-    slurm: SlurmBed, tiny: Path, tmp_path: Path, undisturbed: Path
-) -> None:
-    run = tmp_path / "run"
+def test_a_requeued_run_goes_on_with_fewer_hosts(slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path) -> None:
     # SLURM takes as many hosts as are idle at the moment.
     wait_until(lambda: set(slurm.states().values()) == {"idle"}, 30, "all hosts to be idle")
-    launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}", "cluster.min_nodes=1", "cluster.exclude=node[3-4]")
-    wait_steps(run, 40)
-    power_off(slurm, job_of(slurm.env(), run))
-    wait_finished(run)
-    assert [start["processes"] for start in starts(run)] == [2, 1]
-    assert_same(run, undisturbed, within=0.05)
+    run.launch("slurm", tiny, *PAIR, "cluster.min_nodes=1", "cluster.exclude=node[3-4]")
+    run.wait_steps(40)
+    power_off(slurm, run.job())
+    run.wait_finished()
+    assert [start["processes"] for start in run.starts()] == [2, 1]
+    run.assert_same(undisturbed, within=0.05)
+
+
+def test_a_cancelled_run_on_a_shared_disk_stops_saved_and_is_not_requeued(
+    slurm: SlurmBed, shared: Run, tiny: Path
+) -> None:
+    shared.launch("slurm", tiny, *PAIR)
+    shared.wait_steps(30)
+    shared.ask("cancel")
+    wait_until(lambda: not slurm.squeue(), 30, "the queue to be empty")
+    row = shared.status()
+    assert row["state"] == "stopped" and row["checkpoint"] == row["step"] and row["restarts"] == 0
 
 
 # --- five folds
 
+# The published configuration in small: of its method, splits and report nothing is changed.
+SMALL = (
+    "model.towers={arch: tiny-conv-64, pretrained: null}", "model.num_contexts=2", "batch=8", "eval_batch=4",
+    "epochs=20", "eval_every=null", "data.frames=4", "data.size=64", "data.workers=0", "checkpoint.every_steps=20",
+    "model.temporal={depth: 1, heads: 2, head_dim: 16, mlp_dim: 64}",
+)  # fmt: skip
 
-def test_five_folds_and_their_table(slurm: SlurmBed, tiny: Path, tmp_path: Path) -> None:
-    """Safe to submit twice; the table of the dependent job is that of the same seeds on one machine."""
-    local, run = tmp_path / "local" / "run", tmp_path / "run"
-    words = ("slurm", tiny, "--cluster", CPU, f"run={run}", "cluster.cpus_per_process=1")
-    launch(slurm.env(), *words)
-    again = launch(slurm.env(), *words)
+
+def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, shards: Path, tmp_path: Path) -> None:
+    """`launch/slurm_dfew.sh`, given twice, one fold preempted on the way: the dependent job's table is that of the same
+    seeds on this machine. Keys reach the hosts by inheritance and stand in no script, log, record or result."""
+    env = {**run.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = ["bash", ROOT / "launch" / "slurm_dfew.sh", "-c", CPU, f"run={run.url}", *run.words, *SMALL]
+    words += [f"data.shards={s3.url}/shards", "cluster.partition=low", "cluster.cpus_per_process=1"]
+    command(env, *words)
+    again = command(env, *words)
     assert "in the queue already: fold 5" in again and "submitted" not in again
-    wait_until((run / "report" / "report.md").exists, 240, "the report")
-    launch({}, "local", tiny, "--processes", 2, f"run={local}", timeout=300)
-    assert [result(run / fold) for fold in FOLDS] == [result(local / fold) for fold in FOLDS]
-    tables = [(folder / "report" / "report.md").read_text().replace(str(folder), "RUN") for folder in (run, local)]
-    assert tables[0] == tables[1]
+    wait_until(lambda: run.steps(2) >= 20, 120, "step 20 of fold 2")
+    slurm.preempt(hosts_of(slurm, str(run.status(2)["job"])))
+    wait_until((run.files / "report" / "report.md").exists, 240, "the report")
+    assert len(run.starts(2)) == 2
+
+    local = tmp_path / "local" / "run"
+    here = [f"run={local}", f"data.shards={shards}", *SMALL]
+    launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", "--processes", 2, *here, timeout=300)
+    assert [result(run.files / fold) for fold in FOLDS] == [result(local / fold) for fold in FOLDS]
+    tables = [(folder / "report" / "report.md").read_text() for folder in (run.files, local)]
+    assert tables[0].replace(run.url, "RUN") == tables[1].replace(str(local), "RUN")
     wait_until(lambda: not slurm.squeue(), 30, "the end of all jobs")
-    assert "mean" in launch(slurm.env(), "logs", run)
-    assert "finished already: fold 1, 2, 3, 4, 5" in launch(slurm.env(), *words)
-
-
-def test_a_cancelled_run_stops_saved_and_is_not_requeued(slurm: SlurmBed, tiny: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}")
-    wait_steps(run, 30)
-    launch(slurm.env(), "cancel", run)
-    wait_until(lambda: not slurm.squeue(), 30, "the queue to be empty")
-    row = status(slurm.env(), run)
-    assert row["state"] == "stopped" and row["checkpoint"] == row["step"] and row["restarts"] == 0
+    assert "mean" in run.ask("logs")
+    assert "finished already: fold 1, 2, 3, 4, 5" in command(env, *words)
+    places = [*run.files.glob("**/*"), *(tmp_path / "scripts").glob("**/*")]
+    assert not [path for path in places if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
 # --- what cannot work says so in time
 
 
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("cluster.interface=eth9", "expected network interface eth9, got lo 127.0.0.1, eth0"),
-        ("cluster.interface=eth1", "expected all to reach each other, got node"),
-    ],
-)
-def test_a_wrong_interface_is_told_within_a_minute(
-    slurm: SlurmBed, tiny: Path, tmp_path: Path, word: str, said: str
-) -> None:
+def no_interface(slurm: SlurmBed) -> str:
+    return "expected network interface eth9, got lo 127.0.0.1, eth0"
+
+
+def dead_interface(slurm: SlurmBed) -> str:
     for host in slurm.hosts.values():
         if host.run(["ip", "link", "show", "eth1"], check=False).returncode:
             host.add_dead_end("eth1")
-    run, began = tmp_path / "run", time.monotonic()
-    launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}", word, "cluster.max_failures=0")
-    wait_until(lambda: said in str(status(slurm.env(), run)["why"]), 60, "the message")
+    return "expected all to reach each other, got node"
+
+
+def closed_ports(slurm: SlurmBed) -> str:
+    """A firewall that lets SLURM through and nothing else."""
+    for host in slurm.hosts.values():
+        host.close_ports(*PORTS)
+    return "expected 2 processes within 40 s, got no word from rank 1. Look at their logs; if they started, node"
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "words"),
+    [
+        (no_interface, ["cluster.interface=eth9"]),
+        (dead_interface, ["cluster.interface=eth1"]),
+        (closed_ports, []),
+    ],
+)
+def test_hosts_that_do_not_meet_are_told_within_a_minute(
+    slurm: SlurmBed, shared: Run, tiny: Path, obstacle: Callable[[SlurmBed], str], words: list[str]
+) -> None:
+    said = obstacle(slurm)
+    began = time.monotonic()
+    shared.launch("slurm", tiny, *PAIR, *words, "cluster.max_failures=0")
+    wait_until(lambda: said in str(shared.status()["why"]), 60, "the message")
     within(60, began)
 
 
-def test_a_full_partition_is_told(slurm: SlurmBed, tiny: Path, tmp_path: Path) -> None:
+def test_a_full_partition_is_told(slurm: SlurmBed, shared: Run, tiny: Path) -> None:
     slurm.fill()
-    run = tmp_path / "run"
-    assert "note: 0 of 4 hosts of partition batch are idle" in launch(slurm.env(), "slurm", tiny, *PAIR, f"run={run}")
-    row = status(slurm.env(), run)
+    assert "note: 0 of 4 hosts of partition batch are idle" in shared.launch("slurm", tiny, *PAIR)
+    row = shared.status()
     assert (row["state"], row["why"]) in {("waiting", "Resources"), ("waiting", "Priority")}
 
 
@@ -182,10 +213,26 @@ def test_a_full_partition_is_told(slurm: SlurmBed, tiny: Path, tmp_path: Path) -
         ("cluster.partition=closed", 2, "expected a partition that starts jobs, got one that is down"),
         ("cluster.partition=small", 2, "partition small: expected room for 2 hosts a fold, got at most 1"),
         ("data.shards=/nowhere", 3, "/nowhere/manifest.json: expected the manifest"),
+        ("data.shards=s3://data/nowhere", 3, "s3://data/nowhere/manifest.json: expected the manifest"),
+        ("data.shards=s3://nobody/shards", 3, "s3://nobody/shards/manifest.json: expected the manifest"),
     ],
 )
 def test_what_cannot_start_is_refused(
-    slurm: SlurmBed, tiny: Path, tmp_path: Path, word: str, code: int, said: str
+    slurm: SlurmBed, shared: Run, tiny: Path, word: str, code: int, said: str
 ) -> None:
-    assert said in launch(slurm.env(), "slurm", tiny, *PAIR, f"run={tmp_path / 'run'}", word, code=code)
+    assert said in shared.launch("slurm", tiny, *PAIR, word, code=code)
     assert not slurm.squeue()
+
+
+@pytest.mark.parametrize("silent", ["data.shards", "run"])
+def test_a_store_that_does_not_answer_is_told_within_a_minute(
+    slurm: SlurmBed, shards: Path, tmp_path: Path, tiny: Path, silent: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        env = {**slurm.env(), **S3(f"http://127.0.0.1:{nobody.getsockname()[1]}").environment}
+        places = {"data.shards": str(shards), "run": str(tmp_path / "run"), silent: "s3://data/there"}
+        words = [f"{key}={value}" for key, value in places.items()]
+        began = time.monotonic()
+        told = launch(env, "slurm", tiny, *PAIR, *words, f"cluster.folder={tmp_path}", code=6, timeout=90)
+        within(60, began)
+    assert "s3://data/there: expected an answer within" in told and not slurm.squeue()

@@ -1,7 +1,6 @@
 """Virtual hosts share an object store: what one writes another reads, and the credentials come from the environment."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,10 +20,10 @@ else:
 """
 
 
-def test_what_one_host_writes_another_reads(network: Network, s3: S3, tmp_path: Path) -> None:
+def test_what_one_host_writes_another_reads(network: Network, s3: S3) -> None:
     left, right = (network.hosts.get(name) or network.add(name) for name in ("writer", "reader"))
     # rclone answers a ranged read with the checksum of the whole file.
     environment = {**s3.environment, "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
     left.run([sys.executable, "-c", COPY, "write"], env=environment)
     assert right.run([sys.executable, "-c", COPY, "read"], env=environment).stdout == "['data/folder/x']\n"
-    assert (tmp_path / "s3/data/folder/x").stat().st_size == 256_000
+    assert (s3.files / "folder/x").stat().st_size == 256_000

@@ -17,6 +17,7 @@ from launch import control, status
 from launch.records import Record, keep, tag
 from launch.status import FoldStatus
 from tests import fake_runs
+from tests.servers import S3, use
 from tests.unit.launch.conftest import FakeSlurm
 
 NOW = 1_770_000_100.0
@@ -171,3 +172,14 @@ def test_the_ends_of_long_files_are_read_alone(tmp_path: Path) -> None:
         opened.seek(2**40)
         opened.write(b"\nlast\n")
     assert control.end_of(file, 1) == "last"
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_store_that_does_not_answer_is_told(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.records.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        use(S3(f"http://127.0.0.1:{nobody.getsockname()[1]}"), monkeypatch)
+        assert cli.main([command, "s3://data/run"]) == 6
+    assert "s3://data/run: expected an answer within 0.5 s, got none. Check the URL" in capsys.readouterr().err
