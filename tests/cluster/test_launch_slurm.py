@@ -25,6 +25,7 @@ PAIR = (
     "--cluster", CPU, "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.cpus_per_process=1",
     "cluster.hours=0.2", "--folds", "1", *STEPS,
 )  # fmt: skip
+PROCESS = "python.*submitit.core._submit"
 FOLDS = [f"fold_{number}" for number in range(1, 6)]
 
 
@@ -65,7 +66,7 @@ def orphan(slurm: SlurmBed, job: str) -> None:
 
 
 def kill_a_process(slurm: SlurmBed, job: str) -> None:
-    assert slurm.hosts[hosts_of(slurm, job)[1]].kill("python.*submitit.core._submit", whole_line=True)
+    assert slurm.hosts[hosts_of(slurm, job)[1]].kill(PROCESS, whole_line=True)
 
 
 @pytest.mark.parametrize("disturb", [preempt, power_off, power_off_the_first, orphan, kill_a_process])
@@ -73,8 +74,9 @@ def test_a_disturbed_run_ends_the_same(
     slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path, disturb: Callable[[SlurmBed, str], None]
 ) -> None:
     run.launch("slurm", tiny, *PAIR, "cluster.partition=low")
+    job = run.job()
     run.wait_steps(40)
-    disturb(slurm, run.job())
+    disturb(slurm, job)
     run.wait_finished()
     again = run.starts()[1:]
     assert again
@@ -85,8 +87,15 @@ def test_a_disturbed_run_ends_the_same(
     run.assert_same(undisturbed)
 
 
-def test_a_run_cut_by_its_time_limit_ends_the_same(run: Run, tiny: Path, undisturbed: Path) -> None:
+def test_a_run_cut_by_its_time_limit_ends_the_same(slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path) -> None:
     run.launch("slurm", tiny, *PAIR, "cluster.hours=0.0167", "cluster.signal_s=45")
+    job = run.job()
+    run.wait_steps(40)
+    # A minute is SLURM's shortest limit; until it is near, the run waits for one of its processes.
+    slow = slurm.hosts[hosts_of(slurm, job)[1]]
+    slow.kill(PROCESS, whole_line=True, signal="STOP")
+    wait_until(lambda: slurm.job(job)["RunTime"] > "00:00:20", 60, "the time limit to come near")
+    slow.kill(PROCESS, whole_line=True, signal="CONT")
     run.wait_finished()
     assert len(run.starts()) >= 2
     run.assert_same(undisturbed)
