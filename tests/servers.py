@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import IO
 
 import fsspec
 import pytest
@@ -114,23 +116,25 @@ def moto() -> Iterator[S3]:
 @contextmanager
 def _running(words: list[str], address: str, port: int) -> Iterator[None]:
     own = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-    process = subprocess.Popen(words, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _wait_for(process, address, port)
-        yield
-    finally:
-        process.kill()
-        process.wait()
-        if process.stderr:
-            process.stderr.close()
+    # Into a file: a pipe that nobody reads would stop the server once it is full.
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen(words, env=own, stdout=subprocess.DEVNULL, stderr=told)
+        try:
+            _wait_for(process, told, address, port)
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
-def _wait_for(process: "subprocess.Popen[bytes]", address: str, port: int, timeout: float = 60) -> None:
+def _wait_for(
+    process: "subprocess.Popen[bytes]", told: IO[bytes], address: str, port: int, timeout: float = 60
+) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            told = process.stderr.read().decode() if process.stderr else ""
-            raise RuntimeError(f"the server ended with {process.returncode}: {told[-2000:]}")
+            told.seek(0)
+            raise RuntimeError(f"the server ended with {process.returncode}: {told.read().decode()[-2000:]}")
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex((address, port)) == 0:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import servers
+from tests.fault_proxy import fault_proxy
 from tests.integration.commands import Done, finish, last_weights, records, result, start
 from tests.integration.jobs import Job, clips, wait_until
 from tests.servers import S3
@@ -140,3 +141,17 @@ def test_a_planted_key_appears_nowhere(tiny: Path, dfew: Path, tmp_path: Path) -
     said = json.loads((tmp_path / "s3" / "data" / "run" / "environment.json").read_text())
     assert said["command"][1] == "train"
     assert not leaks(tmp_path / "s3", *([tmp_path / "run"] if (tmp_path / "run").exists() else []))
+
+
+def test_folds_beside_each_other_fetch_every_shard_once(
+    store: tuple[S3, Path], remote: Path, dfew: Path, tmp_path: Path
+) -> None:
+    """They share the cache of the node."""
+    server, _ = store
+    with fault_proxy(server.endpoint) as proxy:
+        env = {**server.environment, "AWS_ENDPOINT_URL_S3": proxy.endpoint, "DFER_CACHE": str(tmp_path / "cache")}
+        words = ("--parallel", 2, "--folds", "1,2", "epochs=2", f"run={tmp_path / 'run'}")
+        finish("local", remote, *words, module="launch", **env)
+        fetched = sum(size for path, size in proxy.counts()["bytes_of"].items() if path.endswith(".tar"))
+    whole = sum(path.stat().st_size for path in dfew.glob("shards/**/*.tar"))
+    assert whole <= fetched <= 1.02 * whole
