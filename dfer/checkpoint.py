@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -118,6 +118,7 @@ class Checkpoints:
         self._config = config or CheckpointConfig()
         self._saving: _Background | None = None
         self._saved_at = time.monotonic()
+        self._told_that_old_stay = False
 
     def due(self, step: int, *, epochs_done: int | None) -> bool:
         """Whether to save after `step` updates; epochs_done: number of whole epochs when one has just ended."""
@@ -289,22 +290,25 @@ class Checkpoints:
         steps = sorted({name.step for name in older}, reverse=True)
         keep = {*steps[: self._config.keep_last], best}
         newest_of = {name.step: name for name in reversed(older)}
-        for name in older:
-            if name.step not in keep or newest_of[name.step] != name:
-                self._remove(name)
+        self._discard(name for name in older if name.step not in keep or newest_of[name.step] != name)
 
     def _clear(self) -> None:
         """Remove what older copies left unfinished, or published after this one had gone on without it."""
         assert self.fence is not None
         kept = set(self._names())
-        for name in self._all():
-            if name not in kept and name.lease < self.fence.id:
-                self._remove(name)
+        self._discard(name for name in self._all() if name not in kept and name.lease < self.fence.id)
 
-    def _remove(self, name: Name) -> None:
-        folder = self.folder / str(name)
-        folder.remove(MANIFEST)  # first, so that half a folder never looks like a damaged checkpoint
-        folder.remove_all()
+    def _discard(self, names: Iterable[Name]) -> None:
+        """Remove checkpoints. They only take room: a store that does not let them be removed stops no training."""
+        try:
+            for name in names:
+                folder = self.folder / str(name)
+                folder.remove(MANIFEST)  # first, so that half a folder never looks like a damaged checkpoint
+                folder.remove_all()
+        except StorageError as error:
+            if not self._told_that_old_stay:
+                _log.warning("%s Until then old checkpoints stay and take room.", error)
+            self._told_that_old_stay = True
 
     def _all(self) -> list[Name]:
         """Every checkpoint folder, newest first; foreign names do not count."""

@@ -117,6 +117,24 @@ def test_the_newest_are_kept_and_the_best(home: Folder) -> None:
     assert torch.equal(best.weights()["b"], torch.tensor([21.0]))
 
 
+def test_a_store_that_removes_nothing_is_told_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as a bucket whose rules allow writing, not deleting."""
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    checkpoints = started(tmp_path, keep_last=1)
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.rm_file", forbidden)
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    assert steps(checkpoints) == [1, 2, 3] and latest(checkpoints).step == 3
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and "manifest.json: expected to remove it, got Operation not permitted" in told[0]
+    assert told[0].endswith("Until then old checkpoints stay and take room.")
+
+
 def _flip(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
