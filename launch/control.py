@@ -3,13 +3,12 @@
 import os
 import signal
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
 from launch.records import Record, records, tag
-from launch.slurm_tools import queued, slurm
+from launch.slurm_tools import followed, queued, slurm
 
 
 def logs(run: str, fold: int | None, *, lines: int) -> str:
@@ -62,12 +61,10 @@ def cancel(run: str) -> list[str]:
     """
     home = Folder(run, what="the run folder")
     kept = records(home)
-    if not kept:
+    out = _cancel_slurm(run, sure=any(record.launcher == "slurm" for record in kept))
+    if not kept and not out:
         do = "Correct the address; a run of `dfer-launch local` ends with Ctrl-C."
         raise UsageError(message(home, expected="a submission to SLURM or Ray", got="none", do=do))
-    out = []
-    if any(record.launcher == "slurm" for record in kept):
-        out += _cancel_slurm(run)
     newest = next((record for record in reversed(kept) if record.launcher == "ray"), None)
     if newest is not None and not out and not ended(newest):
         out.append(_cancel_ray(newest))
@@ -79,10 +76,11 @@ def ended(record: Record) -> bool:
     return not {state.partition(":")[0] for state in record.states.values()} & {"waiting", "running"}
 
 
-def _cancel_slurm(run: str) -> list[str]:
-    whole = run.rstrip("/") if "://" in run else str(Path(run).absolute())
-    names: Sequence[str] = [f"dfer-{tag(whole)}-{what}" for what in ("report", "folds")]
-    jobs = sorted({task.job.partition("_")[0] for name in names for task in queued(name)})
+def _cancel_slurm(run: str, *, sure: bool) -> list[str]:
+    """sure: whether something was submitted there, so that SLURM has to answer."""
+    look = queued if sure else followed
+    names = [f"dfer-{tag(run)}-{what}" for what in ("report", "folds")]
+    jobs = sorted({task.job.partition("_")[0] for name in names for task in look(name)})
     if jobs:
         slurm("scancel", *jobs)
     return [f"cancelled job {job}" for job in jobs]

@@ -5,6 +5,7 @@ module imports no torch: processes find each other before they spend seconds on 
 """
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,13 +48,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where this process stands among those of its fold, and where they meet."""
+    """Where this process stands among those of its fold, and where they meet. gpu: whether it was promised one."""
 
     rank: int
     size: int
     local_rank: int
     local_size: int
     meeting: Meeting
+    gpu: bool
 
     def variables(self) -> dict[str, str]:
         """As torch and `dfer.distributed` read them."""
@@ -124,6 +126,8 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
         DferError: as `dfer.run.train`. ProcessError: the processes do not find each other.
     """
     export({**place.variables(), **place.meeting.hold()})
+    if place.gpu:
+        _check_gpus(place.local_size)
     from dataclasses import replace
 
     from dfer.config import load_text
@@ -137,6 +141,20 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
     with process_group(world):
         return train(replace(config, fold=fold, run=job.fold_url(fold)), world, stop)
+
+
+def _check_gpus(processes: int) -> None:
+    """Say now that cards are missing: training would go on without them, on the CPU or two processes to a card.
+
+    One visible card stands for itself, since clusters may show each process only its own.
+    """
+    import torch
+
+    there = torch.cuda.device_count()
+    if there == 0 or 1 < there < processes:
+        do = "Look at nvidia-smi and the driver there, or set gpus_per_node: 0 (SLURM), gpu: false (Ray)."
+        expected = f"a GPU for each of {processes} processes"
+        raise UsageError(message(socket.gethostname(), expected=expected, got=f"{there}", do=do))
 
 
 def report(run: str, folds: Sequence[int]) -> None:

@@ -272,7 +272,7 @@ def trainer(submission: Submission, fold: int, board: Any) -> Any:
     return TorchTrainer(
         train_fold,
         train_loop_config=Trial(
-            job=job, fold=fold, interface=cluster.interface, meet_s=cluster.meet_s, board=board
+            job=job, fold=fold, gpu=cluster.gpu, interface=cluster.interface, meet_s=cluster.meet_s, board=board
         ),
         torch_config=MeetingConfig(),
         scaling_config=ScalingConfig(**submission.scaling()),

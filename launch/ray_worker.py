@@ -78,6 +78,7 @@ class Trial:
 
     job: Job
     fold: int
+    gpu: bool
     interface: str | None
     meet_s: float
     board: Any
@@ -128,6 +129,7 @@ def place(trial: Trial) -> Place:
             rank=rank, size=size, host=os.environ["DFER_MEET_HOST"], port=int(os.environ["DFER_MEET_PORT"]),
             token=os.environ["DFER_MEET_TOKEN"], interface=trial.interface, within_s=trial.meet_s,
         ),
+        gpu=trial.gpu,
     )  # fmt: skip
 
 

@@ -3,9 +3,11 @@
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from dfer.config import ConfigProblem, from_plain
@@ -75,18 +77,18 @@ def _read(folder: Folder, name: str) -> Record:
 
 
 def tag(run: str) -> str:
-    """A short name for a run folder, of which schedulers' names for its jobs are made."""
-    return hashlib.sha256(run.rstrip("/").encode()).hexdigest()[:10]
+    """A short name for a run folder, of which schedulers' names for its jobs are made. The same for all spellings."""
+    home = Folder(run)
+    whole = os.path.realpath(home.local) if home.local is not None else run.rstrip("/")
+    return hashlib.sha256(whole.encode()).hexdigest()[:10]
 
 
 @contextmanager
-def one_at_a_time(home: Folder) -> Iterator[None]:
-    """Hold others off who submit the same run on this file system; object stores know no locks."""
-    if home.local is None:
-        yield
-        return
-    folder = home.local / LAUNCH
-    folder.mkdir(parents=True, exist_ok=True)
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold others off who submit the same run. folder: for scripts, on a disk that hosts share."""
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"note: {folder} knows no locks ({error.strerror}): submit from one place at a time", flush=True)
         yield

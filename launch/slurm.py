@@ -5,7 +5,7 @@ The queue itself tells which folds wait or run: jobs are named after the run fol
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from dfer.storage import Folder
 from launch.cluster import SlurmCluster
 from launch.job import LAUNCH, Job, report
 from launch.records import Record, keep, one_at_a_time, tag
-from launch.slurm_checks import check, explain
+from launch.slurm_checks import REPORT_MINUTES, check, explain, report_minutes
 from launch.slurm_task import FoldTask, ReportTask
-from launch.slurm_tools import Queued, comment_of, queued
+from launch.slurm_tools import Queued, comment_of, settled, slurm
 
 SCRIPTS = "slurm"
-REPORT_MINUTES = 30
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -76,7 +75,7 @@ class Submission:
     def dry_run(self) -> str:
         """The scripts that would be submitted."""
         folds = self._folds_executor(self.job.folds).text(len(self.job.folds))
-        after = self._report_executor(["FOLDS"]).text(1)
+        after = self._report_executor(["FOLDS"], REPORT_MINUTES).text(1)
         return f"# folds {', '.join(map(str, self.job.folds))}\n{folds}\n# then the report\n{after}"
 
     def submit(self) -> int:
@@ -85,17 +84,17 @@ class Submission:
         Raises:
             UsageError, StorageError: what stands in the way, before or in the words of sbatch.
         """
-        notes = check(self.cluster)
+        notes, minutes = check(self.cluster), report_minutes(self.cluster)
         home = Folder(self.job.run, what="run")
         _probe(home, self.folder)
-        with one_at_a_time(home):
-            live = queued(self.name("folds"))
+        with one_at_a_time(self.folder):
+            live = settled(self.name("folds"))
             there = {task.fold: task for task in live if task.fold is not None}
             done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
             wanted = [fold for fold in self.job.folds if fold not in there and fold not in done]
             _tell(done, there)
             if wanted:
-                self._submit(home, wanted, live)
+                self._submit(home, wanted, live, minutes)
                 for note in notes:
                     print(f"note: {note}", flush=True)
         if not wanted and not there:
@@ -104,30 +103,37 @@ class Submission:
             print(_next(self.job.run))
         return 0
 
-    def _submit(self, home: Folder, wanted: Sequence[int], live: Sequence[Queued]) -> None:
+    def _submit(self, home: Folder, wanted: Sequence[int], live: Sequence[Queued], minutes: int) -> None:
         executor = self._folds_executor(wanted)
         tasks = [self._task(fold) for fold in wanted]
         try:
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
-            folds_job = jobs[0].job_id.partition("_")[0]
-            before = sorted({task.job.partition("_")[0] for task in live} | {folds_job})
-            last = self._report_executor(before).submit(ReportTask(run=self.job.run, folds=self.job.folds))
         except FailedJobError as error:
             raise explain(str(error), self.cluster) from error
-        keep(home, Record(
+        folds_job = jobs[0].job_id.partition("_")[0]
+        record = Record(
             launcher="slurm", job=folds_job, submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
             revision=self.job.revision, tasks={str(fold): job.job_id for fold, job in zip(wanted, jobs)},
-            report=last.job_id, folder=str(self.folder),
-        ))  # fmt: skip
+            folder=str(self.folder),
+        )  # fmt: skip
+        keep(home, record)
+        before = sorted({task.job.partition("_")[0] for task in live} | {folds_job})
+        try:
+            last = self._report_executor(before, minutes).submit(ReportTask(run=self.job.run, folds=self.job.folds))
+        except FailedJobError as error:
+            slurm("scancel", folds_job)
+            raise explain(str(error), self.cluster, report=True) from error
+        keep(home, replace(record, report=last.job_id))
         print(f"submitted fold {', '.join(map(str, wanted))} as job {folds_job}, the report as job {last.job_id}")
         print(_next(self.job.run), flush=True)
 
     def _task(self, fold: int) -> FoldTask:
         cluster = self.cluster
         return FoldTask(
-            job=self.job, fold=fold, cpus=cluster.cpus_per_process, interface=cluster.interface, meet_s=cluster.meet_s
-        )
+            job=self.job, fold=fold, cpus=cluster.cpus_per_process, gpu=cluster.gpus_per_node > 0,
+            interface=cluster.interface, meet_s=cluster.meet_s,
+        )  # fmt: skip
 
     def _folds_executor(self, folds: Sequence[int]) -> _Executor:
         """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
@@ -148,10 +154,10 @@ class Submission:
         )  # fmt: skip
         return executor
 
-    def _report_executor(self, after: Sequence[str]) -> _Executor:
+    def _report_executor(self, after: Sequence[str], minutes: int) -> _Executor:
         executor = self._executor()
         executor.update_parameters(
-            job_name=self.name("report"), time=REPORT_MINUTES, nodes=1, ntasks_per_node=1, cpus_per_task=1,
+            job_name=self.name("report"), time=minutes, nodes=1, ntasks_per_node=1, cpus_per_task=1,
             dependency="afterany:" + ":".join(after), setup=list(self.cluster.setup) or None,
             additional_parameters={"requeue": True, **self.cluster.report}, **self._where(),
         )  # fmt: skip

@@ -4,6 +4,9 @@ from dfer.errors import UsageError, message
 from launch.cluster import SlurmCluster
 from launch.slurm_tools import Partition, accounts, partitions
 
+REPORT_MINUTES = 30
+"""Time limit of the job that writes the table, which takes seconds."""
+
 
 def check(cluster: SlurmCluster) -> list[str]:
     """Notes on what makes the job wait.
@@ -12,54 +15,78 @@ def check(cluster: SlurmCluster) -> list[str]:
         UsageError: it could never start.
     """
     known = partitions()
-    part = _chosen(cluster, known)
-    _check_limits(cluster, part, known)
+    parts = _chosen(cluster.partition, known, key="partition")
+    problems = [problem for part in parts if (problem := _problem(cluster, part, known))]
+    if len(problems) == len(parts):
+        raise problems[0]
     if cluster.account and (mine := accounts()) and cluster.account not in mine:
         raise _unknown_account(cluster)
-    need = cluster.min_nodes or cluster.nodes
-    if part.idle < need:
-        got = f"{part.idle} of {part.nodes} hosts of partition {part.name} are idle, a fold needs {need}"
+    need, idle, there = cluster.min_nodes or cluster.nodes, sum(p.idle for p in parts), sum(p.nodes for p in parts)
+    if idle < need:
+        names = ",".join(part.name for part in parts)
+        got = f"{idle} of {there} hosts of partition {names} are idle, a fold needs {need}"
         return [f"{got}: jobs wait their turn; `dfer-launch status` shows when they start"]
     return []
 
 
-def _chosen(cluster: SlurmCluster, known: dict[str, Partition]) -> Partition:
-    name = cluster.partition or next((part.name for part in known.values() if part.default), None)
-    if name not in known:
-        got = cluster.partition or "none, and the cluster has no default"
-        do = "Correct `partition:` in the cluster file."
+def report_minutes(cluster: SlurmCluster) -> int:
+    """The time limit of the report's job where it is to run.
+
+    Raises:
+        UsageError: it could never start.
+    """
+    name = cluster.report.get("partition", cluster.partition)
+    parts = _chosen(name, partitions(), key="report: {partition}" if "partition" in cluster.report else "partition")
+    if not any(part.up for part in parts):
+        do = "Choose another one with `report: {partition: NAME}` in the cluster file."
+        got = f"{','.join(part.name for part in parts)}, which is down"
+        raise UsageError(message("report", expected="a partition that starts jobs", got=got, do=do))
+    return min(REPORT_MINUTES, *(part.minutes or REPORT_MINUTES for part in parts if part.up))
+
+
+def _chosen(names: str | None, known: dict[str, Partition], *, key: str) -> list[Partition]:
+    """The partitions that a job may go to: sbatch takes several, and the first that has room."""
+    found = names.split(",") if names else [part.name for part in known.values() if part.default]
+    missing = [name for name in found if name not in known]
+    if missing or not found:
+        got = missing[0] if missing else "none, and the cluster has no default"
+        do = f"Correct `{key}:` in the cluster file."
         raise UsageError(message("partition", expected=f"one of {', '.join(sorted(known))}", got=got, do=do))
-    return known[name]
+    return [known[name] for name in found]
 
 
-def _check_limits(cluster: SlurmCluster, part: Partition, known: dict[str, Partition]) -> None:
+def _problem(cluster: SlurmCluster, part: Partition, known: dict[str, Partition]) -> UsageError | None:
+    """Why a fold could never start in a partition."""
     need = cluster.min_nodes or cluster.nodes
     where, choose = f"partition {part.name}", "or choose another `partition:`."
     up = ", ".join(sorted(other.name for other in known.values() if other.up)) or "none"
     most = min(part.nodes, part.most_nodes or part.nodes)
     if not part.up:
         do = f"Wait until it is up, {choose} Up: {up}."
-        raise UsageError(message(where, expected="a partition that starts jobs", got="one that is down", do=do))
+        return UsageError(message(where, expected="a partition that starts jobs", got="one that is down", do=do))
     if need > most:
         expected = f"room for {need} hosts a fold"
-        raise UsageError(message(where, expected=expected, got=f"at most {most}", do=f"Lower `nodes:`, {choose}"))
+        return UsageError(message(where, expected=expected, got=f"at most {most}", do=f"Lower `nodes:`, {choose}"))
     if part.minutes is not None and cluster.minutes > part.minutes:
         expected = f"a time limit of {cluster.minutes} minutes"
         do = f"Lower `hours:` (the run is requeued and continues), {choose}"
-        raise UsageError(message(where, expected=expected, got=f"at most {part.minutes}", do=do))
+        return UsageError(message(where, expected=expected, got=f"at most {part.minutes}", do=do))
     if cluster.gpus_per_node > part.gpus:
         expected = f"{cluster.gpus_per_node} GPUs a host"
-        raise UsageError(
-            message(where, expected=expected, got=f"at most {part.gpus}", do=f"Lower `gpus_per_node:`, {choose}")
-        )
+        do = f"Lower `gpus_per_node:`, {choose}"
+        return UsageError(message(where, expected=expected, got=f"at most {part.gpus}", do=do))
+    return None
 
 
-def explain(said: str, cluster: SlurmCluster) -> UsageError:
-    """What sbatch refused, with what to do."""
+def explain(said: str, cluster: SlurmCluster, *, report: bool = False) -> UsageError:
+    """What sbatch refused, with what to do. report: of the job that writes the table."""
     lines = [line.strip() for line in said.splitlines() if "sbatch: error:" in line]
     got = "; ".join(line.partition("error:")[2].strip() for line in lines) or " ".join(said.split())[-300:]
     if "account" in got.lower():
         return _unknown_account(cluster, got)
+    if report:
+        do = "Correct `report:` in the cluster file. The folds were taken back; submit again."
+        return UsageError(message("sbatch", expected="SLURM to take the report's job", got=got, do=do))
     do = "Correct the cluster file: partition, nodes, processes, cpus_per_process, memory_gb, constraint, qos, options."
     return UsageError(message("sbatch", expected="SLURM to take the job", got=got, do=do))
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from dfer.errors import ProcessError, StoppedError, StorageError
-from launch.slurm_tools import SlurmError, show_job, slurm
+from launch.slurm_tools import SlurmError, patiently, show_job, slurm
 
 _REQUEUED = 255
 """submitit ends a process that has requeued its job like this."""
@@ -18,8 +18,8 @@ _REQUEUED = 255
 
 def main(folder: Path, most: int, code: int) -> int:
     """Requeue or not; the exit code for the script, which is the processes'."""
-    job = _job()
-    if not _may_help(code, folder / f"{job}_failure.json"):
+    job, start = _job(), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    if not _may_help(code, folder / f"{job}_failure.json", start):
         return code
     counter = folder / f"{job}_failures"
     before = int(counter.read_text()) if counter.exists() else 0
@@ -27,14 +27,15 @@ def main(folder: Path, most: int, code: int) -> int:
         print(f"error: exit code {code}, {before} restarts after failures: not tried again", file=sys.stderr)
         return code
     try:
-        number = os.environ["SLURM_JOB_ID"]
-        if int(show_job(number).get("Restarts", "0")) != int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        if int(patiently(lambda: show_job(job)).get("Restarts", "0")) != start:
             return code  # a newer start of this job runs elsewhere; this one was taken for dead
-        counter.write_text(str(before + 1))
         print(f"note: exit code {code}; restart {before + 1} of {most} after a failure", file=sys.stderr, flush=True)
-        slurm("scontrol", "requeue", number)
+        # Before the call, which ends this script; its failure is told and takes it back.
+        counter.write_text(str(before + 1))
+        patiently(lambda: slurm("scontrol", "requeue", job))
     except SlurmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        counter.write_text(str(before))
+        print(f"error: not requeued: {error}", file=sys.stderr)
     return code
 
 
@@ -43,14 +44,15 @@ def _job() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def _may_help(code: int, failure: Path) -> bool:
+def _may_help(code: int, failure: Path, start: int) -> bool:
     if code in (0, _REQUEUED, StoppedError.exit_code):
         return False
     try:
-        own = json.loads(failure.read_text())["code"]
-    except (OSError, ValueError, KeyError):
+        said = json.loads(failure.read_text())
+        own, by = said["code"], said["start"]
+    except (OSError, ValueError, KeyError, TypeError):
         return True
-    return own in (ProcessError.exit_code, StorageError.exit_code)
+    return by != start or own in (ProcessError.exit_code, StorageError.exit_code)
 
 
 if __name__ == "__main__":

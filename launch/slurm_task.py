@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,15 +19,13 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import UncompletedJobError
 
-from dfer.errors import DferError, ProcessError, StoppedError, message
+from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
 from dfer.interruption import Stop
 from launch.job import Job, Place, report, run_job, share_cores
 from launch.leaving import Leaving
 from launch.meeting import Meeting, port_of
-from launch.slurm_tools import SlurmError, show_job, slurm
+from launch.slurm_tools import SlurmError, patiently, show_job, slurm
 
-CONTROLLER_S = 60.0
-"""How long a controller that restarts is waited for."""
 OTHERS_REASON = 1
 """Exit code of a process that ends because another one did: below all own reasons, since srun tells the highest."""
 
@@ -37,11 +34,12 @@ Requeue = Callable[[int, Any], None]
 
 @dataclass(frozen=True, kw_only=True)
 class FoldTask:
-    """One fold, in each of its processes. cpus: of a process; interface, meet_s: see SlurmCluster."""
+    """One fold, in each of its processes. cpus: of a process; gpu: one each; interface, meet_s: see SlurmCluster."""
 
     job: Job
     fold: int
     cpus: int
+    gpu: bool
     interface: str | None
     meet_s: float
 
@@ -53,7 +51,7 @@ class FoldTask:
             share_cores(self.cpus)
             forget_failure()
             try:
-                result = run_job(self.job, self.fold, place(self.interface, self.meet_s), stop)
+                result = run_job(self.job, self.fold, place(self), stop)
             except StoppedError as error:
                 stopped(error, requeue if callable(requeue) else None, leaving)
             except DferError as error:
@@ -91,16 +89,18 @@ def rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
 
 
-def place(interface: str | None, meet_s: float) -> Place:
+def place(task: FoldTask) -> Place:
     """This process among those of its job, as SLURM describes it."""
     job = submitit.JobEnvironment()
     token = f"{job.job_id}.{restarts()}"
     return Place(
         rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank, local_size=job.num_tasks // job.num_nodes,
         meeting=Meeting(
-            rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0], port=port_of(int(job.raw_job_id)),
-            token=token, interface=interface, within_s=meet_s,
+            rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0],
+            # Another one each time: the last may be what stood in the way.
+            port=port_of(int(job.raw_job_id) + 1009 * restarts()), token=token, interface=task.interface, within_s=task.meet_s,
         ),
+        gpu=task.gpu,
     )  # fmt: skip
 
 
@@ -117,12 +117,13 @@ def failure_file() -> Path:
     return Path(os.environ["SUBMITIT_FOLDER"]) / f"{submitit.JobEnvironment().job_id}_failure.json"
 
 
-def failure_code() -> int:
-    """The exit code that stands there, 0 without one."""
+def _said() -> dict[str, Any]:
+    """What stands there, nothing when there is no such file."""
     try:
-        return int(json.loads(failure_file().read_text())["code"])
-    except (OSError, ValueError, KeyError):
-        return 0
+        said = json.loads(failure_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def forget_failure() -> None:
@@ -135,11 +136,24 @@ def failed(error: DferError, leaving: Leaving) -> NoReturn:
     """Say why, keep it, end."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     others = isinstance(error, ProcessError)
-    if not others and failure_code() == ProcessError.exit_code:
-        failure_file().unlink(missing_ok=True)  # of a process that only noticed
-    with suppress(OSError), failure_file().open("x") as file:
-        json.dump({"code": error.exit_code, "text": str(error)}, file)
+    if (said := _said()) and (said.get("start") != restarts() or (_only_noticed(said) and not others)):
+        failure_file().unlink(missing_ok=True)
+    if not (isinstance(error, FencedError) and is_overtaken()):
+        with suppress(OSError), failure_file().open("x") as file:
+            json.dump({"code": error.exit_code, "text": str(error), "start": restarts()}, file)
     leaving.now(OTHERS_REASON if others else error.exit_code)
+
+
+def _only_noticed(said: dict[str, Any]) -> bool:
+    return said.get("code") == ProcessError.exit_code
+
+
+def is_overtaken() -> bool:
+    """Whether SLURM has started this job again, taking this start for dead."""
+    try:
+        return int(show_job(submitit.JobEnvironment().job_id).get("Restarts", "0")) != restarts()
+    except SlurmError:
+        return False
 
 
 def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:
@@ -157,15 +171,11 @@ def is_wanted() -> bool:
     A job that is being cancelled is COMPLETING by now, and requeueing it would bring it back. So is one that SLURM
     itself is about to requeue.
     """
-    until = time.monotonic() + CONTROLLER_S
-    while True:
-        try:
-            job = show_job(submitit.JobEnvironment().raw_job_id)
-            return job.get("JobState") == "RUNNING" and int(job.get("Restarts", "0")) == restarts()
-        except SlurmError:
-            if time.monotonic() > until:
-                return True
-            time.sleep(1)
+    try:
+        job = patiently(lambda: show_job(submitit.JobEnvironment().job_id))
+    except SlurmError:
+        return True
+    return job.get("JobState") == "RUNNING" and int(job.get("Restarts", "0")) == restarts()
 
 
 def _requeue(requeue: Requeue) -> None:
@@ -180,7 +190,8 @@ def _requeue(requeue: Requeue) -> None:
         expected = "to be requeued by submitit"
         print(f"error: {message('this job', expected=expected, got=str(error), do=do)}", file=sys.stderr, flush=True)
     except (subprocess.SubprocessError, OSError) as error:
-        print(f"note: scontrol requeue failed ({error}); trying once more", file=sys.stderr, flush=True)
-        time.sleep(5)
-        with suppress(SlurmError):
-            slurm("scontrol", "requeue", environment.job_id, timeout=CONTROLLER_S)
+        print(f"note: scontrol requeue failed ({error}); trying again", file=sys.stderr, flush=True)
+        try:
+            patiently(lambda: slurm("scontrol", "requeue", environment.job_id))
+        except SlurmError as last:
+            print(f"error: not requeued: {last} All is saved; submit again to go on.", file=sys.stderr, flush=True)

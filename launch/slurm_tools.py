@@ -2,13 +2,22 @@
 
 import getpass
 import re
+import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dfer.errors import UsageError, message
 
+T = TypeVar("T")
+
 TIMEOUT_S = 20
+CONTROLLER_S = 60.0
+"""How long a controller that restarts is waited for."""
+ENDING_S = 30.0
+"""How long a job that is ending is waited for: it may go back into the queue."""
 _FIELDS = "%P|%a|%D|%F|%l|%s|%G"
 
 
@@ -83,6 +92,26 @@ def queued(name: str) -> list[Queued]:
     return out
 
 
+def settled(name: str) -> list[Queued]:
+    """The same, once those have ended that are just ending; at most half a minute later."""
+    until = time.monotonic() + ENDING_S
+    while True:
+        found = queued(name)
+        if time.monotonic() > until or not any(task.state == "COMPLETING" for task in found):
+            return found
+        time.sleep(1)
+
+
+def followed(name: str) -> list[Queued]:
+    """The same for those who only follow a run; none on a machine without SLURM or while it does not answer."""
+    if not shutil.which("squeue"):
+        return []
+    try:
+        return queued(name)
+    except SlurmError:
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Partition:
     """What sinfo tells of a partition. nodes, idle: hosts; minutes, most_nodes: limits of a job, none = without."""
@@ -100,7 +129,7 @@ class Partition:
 def partitions() -> dict[str, Partition]:
     """All partitions of the cluster by name."""
     out: dict[str, Partition] = {}
-    for line in slurm("sinfo", "--noheader", f"--format={_FIELDS}").splitlines():
+    for line in slurm("sinfo", "--noheader", "--all", "--noconvert", f"--format={_FIELDS}").splitlines():
         part = _partition(line)
         known = out.get(part.name)
         if known:  # hosts of another kind in the same partition
@@ -140,8 +169,28 @@ def accounts() -> list[str]:
 
 
 def show_job(job: str) -> dict[str, str]:
-    """What scontrol knows of a job; fields by name."""
-    return dict(re.findall(r"(\w+)=(\S*)", slurm("scontrol", "show", "job", job)))
+    """What scontrol knows of a job, `12_3` for a task of an array; fields by name.
+
+    By their bare numbers tasks cannot be asked for: the last one that starts has the number of the whole array.
+    """
+    found = slurm("scontrol", "show", "job", "--oneliner", job).splitlines()
+    return dict(re.findall(r"(\w+)=(\S*)", found[0])) if found else {}
+
+
+def patiently(work: Callable[[], T], *, seconds: float = CONTROLLER_S) -> T:
+    """The result of `work`, again and again while SLURM does not answer: its controller may just restart.
+
+    Raises:
+        SlurmError: it does not come back.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except SlurmError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(1)
 
 
 def ended(jobs: Sequence[str]) -> dict[str, str]:

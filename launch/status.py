@@ -13,11 +13,11 @@ from dfer.evaluation.results import RESULT
 from dfer.lease import Leases
 from dfer.storage import Folder
 from launch.records import Record, records, tag
-from launch.slurm_tools import Queued, SlurmError, ended, queued
+from launch.slurm_tools import Queued, ended, followed
 
 BEAT_S = 60.0
 """A Ray job that has not written its record for so long is lost."""
-_CHECKPOINT = re.compile(r"step_(\d{8})-[^/]+/manifest\.json")
+CHECKPOINTS, _NAME = "checkpoints", re.compile(r"step_(\d+)-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +51,13 @@ def status(run: str, *, now: float | None = None) -> list[FoldStatus]:
     home = Folder(run, what="the run folder")
     kept = records(home)
     there = {int(name.removeprefix("fold_")) for name in home.children() if re.fullmatch(r"fold_\d+", name)}
-    folds = sorted(there | {int(fold) for record in kept for fold in record.tasks})
+    live = {task.fold: task for task in followed(f"dfer-{tag(run)}-folds") if task.fold is not None}
+    folds = sorted(there | {int(fold) for record in kept for fold in record.tasks} | {*live})
     if not folds:
         do = "Correct the address, or start it: dfer-launch local, slurm or ray CONFIG."
         raise UsageError(message(home, expected="the run folder of a cross-validation", got="no fold in it", do=do))
-    live = _live(kept, run)
     past = _past(kept, live)
     return [_fold(home, fold, kept, live.get(fold), past, now or time.time()) for fold in folds]
-
-
-def _live(kept: Sequence[Record], run: str) -> dict[int, Queued]:
-    """Tasks in SLURM's queue by fold; none where the commands are missing, as on another machine."""
-    if not any(record.launcher == "slurm" for record in kept):
-        return {}
-    try:
-        return {task.fold: task for task in queued(f"dfer-{tag(_absolute(run))}-folds") if task.fold is not None}
-    except SlurmError:
-        return {}
-
-
-def _absolute(run: str) -> str:
-    return run.rstrip("/") if "://" in run else str(Path(run).absolute())
 
 
 def _past(kept: Sequence[Record], live: Mapping[int, Queued]) -> dict[str, str]:
@@ -122,17 +108,19 @@ def _without_task(
 def _facts(folder: Folder, now: float) -> dict[str, Any]:
     """What the fold's folder tells."""
     last = _last_step(folder)
-    steps = [int(match[1]) for name in _checkpoints(folder) if (match := _CHECKPOINT.fullmatch(name))]
     return {
         **{key: last.get(key) for key in ("step", "loss", "clips_per_s", "eta_s")},
         "age_s": round(now - last["time"], 1) if "time" in last else None,
-        "checkpoint": max(steps, default=None),
+        "checkpoint": _checkpoint(folder),
         "restarts": max(0, len(Leases(folder).ids()) - 1),
     }
 
 
-def _checkpoints(folder: Folder) -> list[str]:
-    return [f"{name}/manifest.json" for name in (folder / "checkpoints").children()]
+def _checkpoint(folder: Folder) -> int | None:
+    """Step of the newest committed one: others are being written, or were when their process died."""
+    home = folder / CHECKPOINTS
+    found = sorted(((int(match[1]), name) for name in home.children() if (match := _NAME.match(name))), reverse=True)
+    return next((step for step, name in found if home.size(f"{name}/manifest.json") is not None), None)
 
 
 def _last_step(folder: Folder) -> dict[str, Any]:

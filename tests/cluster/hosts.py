@@ -183,9 +183,8 @@ class Host:
 
     def close_ports(self, first: int, last: int) -> None:
         """A firewall on the host: whoever knocks at these TCP ports from outside gets no answer."""
-        rule = f"table inet {_FIREWALL} {{ chain input {{ type filter hook input priority 0; "
-        rule += f"iifname != lo tcp dport {first}-{last} drop; }} }}"
-        self._inside("nft", rule)
+        chain = f"type filter hook input priority 0\niifname != lo tcp dport {first}-{last} drop\n"
+        self._inside("nft", f"table inet {_FIREWALL} {{\nchain input {{\n{chain}}}\n}}")
 
     def reconnect(self) -> None:
         """End of `black_hole` and `close_ports`."""

@@ -25,7 +25,14 @@ PAIR = (
     "--cluster", CPU, "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.cpus_per_process=1",
     "cluster.hours=0.2", "--folds", "1", *STEPS,
 )  # fmt: skip
-PROCESS = "python.*submitit.core._submit"
+PROCESS = "^[^ ]*python[^ ]* -u -m submitit.core._submit"
+# One process of the array's task of this number.
+KILL_OF_TASK = """
+for pid in $(pgrep -f "$1"); do
+    tr '\\0' '\\n' < /proc/$pid/environ | grep -qx "SLURM_ARRAY_TASK_ID=$2" && kill -KILL $pid && exit
+done
+exit 1
+"""
 FOLDS = [f"fold_{number}" for number in range(1, 6)]
 
 
@@ -88,6 +95,22 @@ def test_a_disturbed_run_ends_the_same(
     run.assert_same(undisturbed)
 
 
+def test_an_orphan_that_wakes_up_writes_nothing(slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path) -> None:
+    """On a single host nobody tells the processes that their slurmd is dead and the job runs elsewhere."""
+    run.launch("slurm", tiny, *PAIR, "cluster.nodes=1", "cluster.processes_per_node=2")
+    job = run.job()
+    run.wait_steps(40)
+    name = hosts_of(slurm, job)[0]
+    slurm.hosts[name].kill(PROCESS, whole_line=True, signal="STOP")
+    slurm.kill_slurmd(name)
+    slurm.mark_down(name)
+    wait_until(lambda: len(run.starts()) == 2, 90, "the second start")
+    slurm.hosts[name].kill(PROCESS, whole_line=True, signal="CONT")
+    wait_until(lambda: "got a newer copy at work there" in run.ask("logs", 1), 60, "the orphan's last words")
+    run.wait_finished()
+    run.assert_same(undisturbed)
+
+
 def test_a_run_cut_by_its_time_limit_ends_the_same(slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path) -> None:
     run.launch("slurm", tiny, *PAIR, "cluster.hours=0.0167", "cluster.signal_s=45")
     job = run.job()
@@ -98,7 +121,7 @@ def test_a_run_cut_by_its_time_limit_ends_the_same(slurm: SlurmBed, run: Run, ti
     wait_until(lambda: slurm.job(job)["RunTime"] > "00:00:20", 60, "the time limit to come near")
     slow.kill(PROCESS, whole_line=True, signal="CONT")
     run.wait_finished()
-    assert len(run.starts()) >= 2
+    assert run.starts()[1]["step"] >= 40  # asked first: nothing is lost
     run.assert_same(undisturbed)
 
 
@@ -122,6 +145,8 @@ def test_a_requeued_run_goes_on_with_fewer_hosts(slurm: SlurmBed, run: Run, tiny
     run.assert_same(undisturbed, within=0.05)
 
 
+# The short part: it also runs without being asked for.
+@pytest.mark.cluster
 def test_a_cancelled_run_on_a_shared_disk_stops_saved_and_is_not_requeued(
     slurm: SlurmBed, shared: Run, tiny: Path
 ) -> None:
@@ -138,26 +163,31 @@ def test_a_cancelled_run_on_a_shared_disk_stops_saved_and_is_not_requeued(
 # The published configuration in small: of its method, splits and report nothing is changed.
 SMALL = (
     "model.towers={arch: tiny-conv-64, pretrained: null}", "model.num_contexts=2", "batch=8", "eval_batch=4",
-    "epochs=20", "eval_every=null", "data.frames=4", "data.size=64", "data.workers=0", "checkpoint.every_steps=20",
+    "epochs=60", "eval_every=null", "data.frames=4", "data.size=64", "data.workers=0", "checkpoint.every_steps=20",
     "model.temporal={depth: 1, heads: 2, head_dim: 16, mlp_dim: 64}",
 )  # fmt: skip
 
 
 def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, shards: Path, tmp_path: Path) -> None:
-    """`launch/slurm_dfew.sh`, given twice, one fold preempted on the way: the dependent job's table is that of the same
-    seeds on this machine. Keys reach the hosts by inheritance and stand in no script, log, record or result."""
+    """`launch/slurm_dfew.sh`, given twice; all folds are preempted at once and a process of the last is killed: the
+    dependent job's table is that of the same seeds on this machine. Keys reach the hosts by inheritance and stand in no
+    script, log, record or result."""
     env = {**run.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     words = ["bash", ROOT / "launch" / "slurm_dfew.sh", "-c", CPU, f"run={run.url}", *run.words, *SMALL]
     words += [f"data.shards={s3.url}/shards", "cluster.partition=low", "cluster.cpus_per_process=1"]
     command(env, *words)
     again = command(env, *words)
     assert "in the queue already: fold 5" in again and "submitted" not in again
-    wait_until(lambda: run.steps(2) >= 20, 120, "step 20 of fold 2")
-    slurm.preempt(hosts_of(slurm, str(run.status(2)["job"])))
+    wait_until(lambda: all(run.steps(fold) >= 20 for fold in range(1, 6)), 120, "step 20 of every fold")
+    slurm.preempt(slurm.names)
+    wait_until(lambda: all(len(run.starts(fold)) == 2 for fold in range(1, 6)), 120, "the second start of every fold")
+    # The last task of an array bears the number of the whole array: it must speak of itself alone.
+    host = slurm.hosts[hosts_of(slurm, str(run.status(5)["job"]))[0]]
+    host.run(["bash", "-c", KILL_OF_TASK, "bash", PROCESS, "4"])
     wait_until((run.files / "report" / "report.md").exists, 240, "the report")
-    assert len(run.starts(2)) == 2
+    assert [len(run.starts(fold)) for fold in range(1, 6)] == [2, 2, 2, 2, 3]
 
-    local = tmp_path / "local" / "run"
+    local = tmp_path / "local" / run.files.name
     here = [f"run={local}", f"data.shards={shards}", *SMALL]
     launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", "--processes", 2, *here, timeout=300)
     assert [result(run.files / fold) for fold in FOLDS] == [result(local / fold) for fold in FOLDS]
@@ -232,6 +262,14 @@ def test_what_cannot_start_is_refused(
 ) -> None:
     assert said in shared.launch("slurm", tiny, *PAIR, word, code=code)
     assert not slurm.squeue()
+
+
+def test_a_job_without_its_gpus_is_told(shared: Run, tiny: Path) -> None:
+    """The bed's GPUs are pretended, as on a host with too old a driver."""
+    gpus = ("cluster.nodes=1", "cluster.gpus_per_node=2", "cluster.max_failures=0")
+    shared.launch("slurm", tiny, *PAIR, *gpus)
+    said = "expected a GPU for each of 2 processes, got 0"
+    wait_until(lambda: said in str(shared.status()["why"]), 60, "the message")
 
 
 @pytest.mark.parametrize("silent", ["data.shards", "run"])

@@ -23,10 +23,13 @@ def tasks(job: dict[str, str]) -> list[str]:
 
 
 code, error = 0, ""
-if command in state["broken"]:
-    code, error = 1, state["broken"][command]
+broken = next((name for name in (command, " ".join([command, *words[:1]])) if name in state["broken"]), "")
+if broken:
+    code, error = 1, state["broken"][broken]
 elif command == "sbatch":
     script = Path(words[0]).read_text()
+    if "job-name=" + state.get("refuses", "-") in script:
+        sys.exit("sbatch: error: Batch job submission failed: Requested time limit is invalid")
     fields = {key: value.strip("'") for key, value in re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE)}
     number = str(len(state["jobs"]) + 1)
     state["jobs"].append({**fields, "id": number, "script": script})
@@ -38,7 +41,11 @@ elif command == "squeue":
                 print(f"{task}|{state['states'].get(task, 'PENDING')}|Priority|node1|{job.get('comment', '(null)')}")
 elif command == "scancel":
     state["gone"] += words
-elif command in ("sinfo", "sacct", "sacctmgr", "scontrol"):
+elif command == "scontrol" and words[0] == "show":
+    found = state["scontrol"].get(words[-1])
+    code, error = (0, "") if found else (1, "slurm_load_jobs error: Invalid job id specified")
+    print(found or "")
+elif command in ("sinfo", "sacct", "sacctmgr"):
     print(state[command], end="")
 state_file.write_text(json.dumps(state))
 if error:

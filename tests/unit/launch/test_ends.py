@@ -11,12 +11,14 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DataError, FencedError, ProcessError, StoppedError
-from launch import slurm_retry, slurm_task
+from launch import slurm_retry, slurm_task, slurm_tools
 from launch.leaving import Leaving
 from launch.slurm_task import failed, failure_file, forget_failure, stopped
 from tests.unit.launch.conftest import FakeSlurm
 
-RUNNING = "JobId=31 ArrayJobId=30 JobState=RUNNING Reason=None Restarts=2 Requeue=1"
+RUNNING = "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobState=RUNNING Reason=None Restarts=2 Requeue=1"
+# What SLURM answers to 30, the number of the whole array: every task.
+OTHER = "JobId=32 ArrayJobId=30 ArrayTaskId=2 JobState=PENDING Reason=None Restarts=7 Requeue=1"
 
 
 @pytest.fixture
@@ -28,8 +30,28 @@ def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_slurm: FakeSlurm)
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    fake_slurm.change(scontrol=RUNNING)
+    says(fake_slurm, RUNNING)
     return fake_slurm
+
+
+def says(fake_slurm: FakeSlurm, job: str) -> None:
+    """The bare number is that of the array when its last task has started."""
+    fake_slurm.change(scontrol={"30_1": job, "31": f"{job}\n{OTHER}"})
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Waits that take no time: how long each would have been."""
+    waits: list[float] = []
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(slurm_tools.time, "sleep", sleep)
+    monkeypatch.setattr(slurm_tools.time, "monotonic", lambda: clock[0])
+    return waits
 
 
 class Asked:
@@ -61,7 +83,7 @@ def test_after_saving_the_first_rank_lets_submitit_requeue(task: FakeSlurm, leav
 
 @pytest.mark.parametrize("state", [RUNNING.replace("RUNNING", "COMPLETING"), RUNNING.replace("=2", "=3")])
 def test_a_cancelled_job_and_an_orphan_are_not_requeued(task: FakeSlurm, leaving: Leaving, state: str) -> None:
-    task.change(scontrol=state)
+    says(task, state)
     requeue = Asked(SystemExit(-1))
     with pytest.raises(SystemExit) as caught:
         stopped(StoppedError("saved"), requeue, leaving)
@@ -85,18 +107,26 @@ def test_too_many_stretches_are_told(task: FakeSlurm, leaving: Leaving, capsys: 
     assert "expected to be requeued by submitit, got timed-out too many times. Submit again" in capsys.readouterr().err
 
 
-def test_a_requeue_that_fails_is_tried_once_more(
-    task: FakeSlurm, leaving: Leaving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slurm_task.time, "sleep", lambda _: None)
+def test_a_requeue_that_fails_is_tried_again(task: FakeSlurm, leaving: Leaving) -> None:
     with pytest.raises(SystemExit):
         stopped(StoppedError("saved"), Asked(subprocess.CalledProcessError(1, "scontrol")), leaving)
     assert ["scontrol", "requeue", "30_1"] in task.calls
 
 
+def test_a_job_that_cannot_be_requeued_is_told(
+    task: FakeSlurm, leaving: Leaving, patient: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container without SLURM's commands."""
+    task.change(broken={"scontrol requeue": "no munge"})
+    with pytest.raises(SystemExit):
+        stopped(StoppedError("saved"), Asked(FileNotFoundError("scontrol")), leaving)
+    assert "error: not requeued: scontrol: expected an answer of SLURM, got no munge" in capsys.readouterr().err
+    assert sum(patient) >= 60
+
+
 def test_a_controller_that_restarts_is_waited_for(task: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     task.change(broken={"scontrol": "Unable to contact slurm controller"})
-    monkeypatch.setattr(slurm_task.time, "sleep", lambda _: task.change(broken={}))
+    monkeypatch.setattr(slurm_tools.time, "sleep", lambda _: task.change(broken={}))
     assert slurm_task.is_wanted()
 
 
@@ -107,7 +137,7 @@ def test_an_own_reason_is_kept_and_a_new_start_forgets_it(
         with pytest.raises(SystemExit) as caught:
             failed(error, leaving)
         assert caught.value.code == 3
-    assert json.loads(failure_file().read_text()) == {"code": 3, "text": "first"}
+    assert json.loads(failure_file().read_text()) == {"code": 3, "text": "first", "start": 2}
     assert capsys.readouterr().err == "error: first\nerror: second\n"
     forget_failure()
     assert not failure_file().exists()
@@ -124,13 +154,30 @@ def test_anothers_reason_is_below_all_own_ones(task: FakeSlurm, leaving: Leaving
     assert json.loads(failure_file().read_text())["text"] == "bad clip"
 
 
+def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, leaving: Leaving) -> None:
+    failure_file().write_text(json.dumps({"code": 8, "text": "a newer copy", "start": 1}))
+    with pytest.raises(SystemExit):
+        failed(DataError("bad clip"), leaving)
+    assert json.loads(failure_file().read_text())["text"] == "bad clip"
+
+
+@pytest.mark.parametrize(("now", "kept"), [("=2", True), ("=3", False)])
+def test_an_orphan_says_nothing_in_the_name_of_the_newer_start(
+    task: FakeSlurm, leaving: Leaving, now: str, kept: bool
+) -> None:
+    says(task, RUNNING.replace("=2", now))
+    with pytest.raises(SystemExit) as caught:
+        failed(FencedError("a newer copy"), leaving)
+    assert caught.value.code == 8 and failure_file().exists() is kept
+
+
 # --- trying again
 
 
 def retried(task: FakeSlurm, folder: Path, code: int, most: int = 3) -> bool:
     before = len(task.calls)
     assert slurm_retry.main(folder, most, code) == code
-    return ["scontrol", "requeue", "31"] in task.calls[before:]
+    return ["scontrol", "requeue", "30_1"] in task.calls[before:]
 
 
 @pytest.mark.parametrize(("code", "again"), [(1, True), (137, True), (134, True), (0, False), (9, False), (255, False)])
@@ -142,8 +189,13 @@ def test_lost_processes_are_tried_again(task: FakeSlurm, tmp_path: Path, code: i
     ("own", "again"), [(2, False), (3, False), (FencedError.exit_code, False), (6, True), (7, True)]
 )
 def test_a_reason_that_lasts_is_not(task: FakeSlurm, tmp_path: Path, own: int, again: bool) -> None:
-    (tmp_path / "30_1_failure.json").write_text(json.dumps({"code": own, "text": "x"}))
+    (tmp_path / "30_1_failure.json").write_text(json.dumps({"code": own, "text": "x", "start": 2}))
     assert retried(task, tmp_path, 137) is again
+
+
+def test_the_reason_of_an_earlier_start_does_not_count(task: FakeSlurm, tmp_path: Path) -> None:
+    (tmp_path / "30_1_failure.json").write_text(json.dumps({"code": 8, "text": "x", "start": 1}))
+    assert retried(task, tmp_path, 137)
 
 
 def test_there_is_an_end_to_it(task: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,16 +204,26 @@ def test_there_is_an_end_to_it(task: FakeSlurm, tmp_path: Path, capsys: pytest.C
 
 
 def test_an_orphan_does_not_disturb_the_newer_start(task: FakeSlurm, tmp_path: Path) -> None:
-    task.change(scontrol=RUNNING.replace("Restarts=2", "Restarts=3"))
+    says(task, RUNNING.replace("Restarts=2", "Restarts=3"))
     assert not retried(task, tmp_path, 1)
 
 
-def test_a_silent_controller_changes_nothing(
-    task: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("silent", ["scontrol", "scontrol requeue"])
+def test_a_controller_that_stays_silent_is_told_and_counts_no_restart(
+    task: FakeSlurm, tmp_path: Path, patient: list[float], capsys: pytest.CaptureFixture[str], silent: str
 ) -> None:
-    task.change(broken={"scontrol": "down"})
-    assert not retried(task, tmp_path, 1)
-    assert "error: scontrol: expected an answer" in capsys.readouterr().err
+    task.change(broken={silent: "down"})
+    assert slurm_retry.main(tmp_path, 3, 1) == 1
+    assert "error: not requeued: scontrol: expected an answer" in capsys.readouterr().err and sum(patient) >= 60
+    assert (tmp_path / "30_1_failures").read_text() == "0"
+
+
+def test_a_controller_that_restarts_is_waited_for_before_a_restart(
+    task: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task.change(broken={"scontrol": "Unable to contact slurm controller"})
+    monkeypatch.setattr(slurm_tools.time, "sleep", lambda _: task.change(broken={}))
+    assert retried(task, tmp_path, 137)
 
 
 # --- leaving

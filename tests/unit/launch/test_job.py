@@ -72,7 +72,8 @@ def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.Monkey
     meeting = Meeting(rank=0, size=1, host="h", port=1)
     stop = Stop()
     job = made(f"run={tmp_path / 'run'}")
-    run_job(replace(job, revision="abc"), 4, Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting), stop)
+    alone = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting, gpu=False)
+    run_job(replace(job, revision="abc"), 4, alone, stop)
     variables, (config, world, passed) = seen
     assert variables == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     assert (config.fold, config.run) == (4, str(tmp_path / "run" / "fold_4"))
@@ -85,11 +86,30 @@ def test_another_revision_is_told(
     monkeypatch.setattr("dfer.run.train", lambda *_: None)
     monkeypatch.setattr(module, "export", lambda _: None)
     job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
-    place = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1))
+    meeting = Meeting(rank=0, size=1, host="h", port=1)
+    place = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting, gpu=False)
     for now, told in (("abc", False), ("unknown", False), ("def", True)):
         monkeypatch.setattr(module, "revision", lambda now=now: now)
         run_job(job, 1, place, Stop())
         assert ("note: the job was made by revision abc, this is def" in capsys.readouterr().err) is told
+
+
+@pytest.mark.parametrize(("there", "enough"), [(0, False), (2, False), (4, True), (1, True)])
+def test_missing_gpus_are_told_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: int, enough: bool
+) -> None:
+    """One card may be a process's own."""
+    monkeypatch.setattr("dfer.run.train", lambda *_: None)
+    monkeypatch.setattr(module, "export", lambda _: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    meeting = Meeting(rank=0, size=1, host="h", port=1)
+    place = Place(rank=0, size=1, local_rank=0, local_size=4, meeting=meeting, gpu=True)
+    job = made(f"run={tmp_path / 'run'}")
+    if enough:
+        run_job(job, 1, place, Stop())
+    else:
+        with pytest.raises(UsageError, match=rf"expected a GPU for each of 4 processes, got {there}. Look at nvidia"):
+            run_job(job, 1, place, Stop())
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for_for_ever() -> None:

@@ -18,7 +18,7 @@ from launch.slurm import Submission
 from launch.slurm_task import FoldTask, ReportTask, place
 from launch.slurm_tools import comment_of, folds_of, minutes_of, partitions
 from tests import fake_runs
-from tests.unit.launch.conftest import FakeSlurm
+from tests.unit.launch.conftest import SINFO, FakeSlurm
 
 SECRET = "AKIA-do-not-tell"
 
@@ -69,7 +69,7 @@ def test_what_is_pickled_is_the_resolved_job(fake_slurm: FakeSlurm, job: Job) ->
     folder = Path(job.run) / "launch" / "slurm"
     for number, fold in enumerate(job.folds):
         delayed = pickle.loads((folder / f"1_{number}_submitted.pkl").read_bytes())
-        assert delayed.function == FoldTask(job=job, fold=fold, cpus=1, interface="ib0", meet_s=40.0)
+        assert delayed.function == FoldTask(job=job, fold=fold, cpus=1, gpu=False, interface="ib0", meet_s=40.0)
         assert delayed.function.checkpoint().function == delayed.function
     assert pickle.loads((folder / "2_submitted.pkl").read_bytes()).function == ReportTask(run=job.run, folds=(1, 2, 3))
 
@@ -207,6 +207,66 @@ def test_what_sbatch_refuses_is_explained(fake_slurm: FakeSlurm, job: Job, says:
         submission(job).submit()
 
 
+def test_a_report_that_is_refused_takes_the_folds_back(fake_slurm: FakeSlurm, job: Job) -> None:
+    fake_slurm.change(refuses=submission(job).name("report"))
+    with pytest.raises(UsageError, match=r"expected SLURM to take the report's job, got .*time limit.* The folds were"):
+        submission(job).submit()
+    assert len(fake_slurm.jobs) == 1 and fake_slurm.gone == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        (
+            {"partition": "cpux"},
+            "partition: expected one of closed, gpu, small, got cpux. Correct `report: {partition}",
+        ),
+        ({"partition": "closed"}, "report: expected a partition that starts jobs, got closed, which is down. Choose"),
+    ],
+)
+def test_where_no_report_could_start_nothing_is_submitted(
+    fake_slurm: FakeSlurm, job: Job, report: dict[str, str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        submission(job, report=report).submit()
+    assert fake_slurm.jobs == []
+
+
+def test_the_report_keeps_to_the_limit_of_its_partition(fake_slurm: FakeSlurm, job: Job) -> None:
+    fake_slurm.change(sinfo=SINFO + "debug|up|1|0/1/0/1|10:00|1|(null)\n")
+    submission(job, report={"partition": "debug"}).submit()
+    assert [flags(each["script"])["time"] for each in fake_slurm.jobs] == ["1440", "10"]
+
+
+def test_one_of_several_partitions_is_enough(fake_slurm: FakeSlurm, job: Job) -> None:
+    submission(job, partition="closed,small", nodes=2).submit()
+    assert flags(fake_slurm.jobs[0]["script"])["partition"] == "closed,small"
+    with pytest.raises(UsageError, match=r"expected one of closed, gpu, small, got x. Correct `partition:`"):
+        submission(job, partition="small,x").submit()
+
+
+def test_a_fold_that_is_just_ending_is_waited_for(
+    fake_slurm: FakeSlurm, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission(job).submit()
+    fake_slurm.change(states={"1_0": "COMPLETING"})
+    monkeypatch.setattr(slurm_tools.time, "sleep", lambda _: fake_slurm.change(gone=["1_0"]))
+    submission(job).submit()
+    assert flags(fake_slurm.jobs[2]["script"])["comment"] == "folds=1"
+
+
+def test_where_there_are_no_locks_a_note_says_so(
+    fake_slurm: FakeSlurm, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("launch.records.fcntl.flock", unknown)
+    submission(job).submit()
+    assert "knows no locks (Function not implemented): submit from one place" in capsys.readouterr().out
+    assert len(fake_slurm.jobs) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_told(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(StorageError, match=r"run"):
@@ -243,6 +303,12 @@ def test_partitions_of_several_kinds_of_hosts_are_added_up(fake_slurm: FakeSlurm
     assert (gpu.default, gpu.up, gpu.nodes, gpu.idle, gpu.gpus, gpu.minutes) == (True, True, 6, 5, 8, None)
 
 
+def test_large_and_hidden_partitions_are_counted(fake_slurm: FakeSlurm) -> None:
+    """sinfo shortens 1024 to 1K and hides partitions, unless told otherwise."""
+    assert partitions()
+    assert {"--noconvert", "--all"} <= {*fake_slurm.calls[-1]}
+
+
 def test_time_limits() -> None:
     assert [minutes_of(text) for text in ("infinite", "30:00", "2:30:00", "1-02:30:00")] == [None, 30, 150, 1590]
 
@@ -260,10 +326,12 @@ def test_a_process_reads_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = place("ib0", 20.0)
+    job = Job(config="seed: 1", run="run", folds=(1,), known=(1,), revision="abc")
+    found = place(FoldTask(job=job, fold=1, cpus=1, gpu=True, interface="ib0", meet_s=20.0))
+    assert found.gpu
     assert found.variables() == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     meeting = found.meeting
-    assert (meeting.host, meeting.port, meeting.token) == ("node7", 20_031, "30_1.2")
+    assert (meeting.host, meeting.port, meeting.token) == ("node7", 20_031 + 2 * 1009, "30_1.2")
     assert (meeting.interface, meeting.within_s) == ("ib0", 20.0)
 
 

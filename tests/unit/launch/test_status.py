@@ -29,7 +29,10 @@ def train(folder: Path, *, step: int, checkpoint: int, starts: int) -> None:
     (folder / "lease").mkdir(parents=True)
     for number in range(1, starts + 1):
         (folder / "lease" / f"{number:06d}-0123456{number}.json").write_text(json.dumps(LEASE))
-    (folder / "checkpoints" / f"step_{checkpoint:08d}-g1-01234561").mkdir(parents=True)
+    for saved in (checkpoint - 1, checkpoint, checkpoint + 1):
+        (folder / "checkpoints" / f"step_{saved:08d}-g1-01234561").mkdir(parents=True)
+        if saved <= checkpoint:  # the last one is still being written
+            (folder / "checkpoints" / f"step_{saved:08d}-g1-01234561" / "manifest.json").touch()
     record = {"kind": "train", "step": step, "loss": 0.5, "clips_per_s": 80.0, "eta_s": 3725.0, "time": NOW - 4}
     lines = [json.dumps(record), json.dumps({"kind": "eval", "step": step, "war": 0.5}), '{"kind": "tr']
     (folder / "metrics.jsonl").write_text("\n".join(lines))
@@ -143,6 +146,18 @@ def test_cancel_ends_folds_and_report(run: Path, fake_slurm: FakeSlurm, capsys: 
     in_queue(fake_slurm, run)
     assert cli.main(["cancel", str(run)]) == 0
     assert "nothing of this run waits or runs" in capsys.readouterr().out
+
+
+def test_jobs_are_found_by_their_names_without_a_record(
+    run: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a submission that was interrupted; however the folder is spelled."""
+    shutil.rmtree(run / "launch")
+    (run.parent / "link").symlink_to(run)
+    monkeypatch.chdir(run.parent)
+    for spelling in (str(run), "run", "link", f"file://{run}"):
+        assert [row.state for row in status.status(spelling, now=NOW)][1:3] == ["running", "waiting"]
+    assert control.cancel("link") == ["cancelled job 30"] and ["scancel", "30"] in fake_slurm.calls
 
 
 def test_cancel_tells_a_driver_on_this_host_and_no_other_process(tmp_path: Path) -> None:
