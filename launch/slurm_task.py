@@ -98,7 +98,8 @@ def place(task: FoldTask) -> Place:
         meeting=Meeting(
             rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0],
             # Another one each time: the last may be what stood in the way.
-            port=port_of(int(job.raw_job_id) + 1009 * restarts()), token=token, interface=task.interface, within_s=task.meet_s,
+            port=port_of(int(job.raw_job_id) + 1009 * restarts()), token=token,
+            interface=task.interface, within_s=task.meet_s,
         ),
         gpu=task.gpu,
     )  # fmt: skip
