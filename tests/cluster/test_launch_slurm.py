@@ -163,7 +163,7 @@ def test_a_cancelled_run_on_a_shared_disk_stops_saved_and_is_not_requeued(
 # The published configuration in small: of its method, splits and report nothing is changed.
 SMALL = (
     "model.towers={arch: tiny-conv-64, pretrained: null}", "model.num_contexts=2", "batch=8", "eval_batch=4",
-    "epochs=60", "eval_every=null", "data.frames=4", "data.size=64", "data.workers=0", "checkpoint.every_steps=20",
+    "epochs=40", "eval_every=null", "data.frames=4", "data.size=64", "data.workers=0", "checkpoint.every_steps=20",
     "model.temporal={depth: 1, heads: 2, head_dim: 16, mlp_dim: 64}",
 )  # fmt: skip
 
