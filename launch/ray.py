@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dfer.errors import FencedError, ProcessError, StoppedError, UsageError, message
+from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, UsageError, message
 from dfer.evaluation.results import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
@@ -149,7 +149,10 @@ class _Driver:
         self._threads: dict[int, threading.Thread] = {}
         self._codes: dict[int, int] = {}
         self._closed = ""
+        self._recording = threading.Lock()
+        """Held around `_record` and `_beaten`, which the folds' threads change as well."""
         self._beaten = 0.0
+        self._unrecorded = False
         number = submission_id()
         self._record = Record(
             launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
@@ -159,8 +162,13 @@ class _Driver:
         )  # fmt: skip
 
     def run(self) -> int:
-        """Until every fold has ended; the exit code of the first that failed."""
+        """Until every fold has ended; the exit code of the first that failed.
+
+        Raises:
+            UsageError: there is no room for a fold. StorageError: the run folder cannot be written to.
+        """
         room = self._room()
+        keep(self._home, self._renewed())
         with self._signals():
             while self._waiting or self._threads:
                 while self._waiting and len(self._threads) < room and not self._closed:
@@ -236,13 +244,29 @@ class _Driver:
         self._board.wish.remote(reason)
 
     def _say(self, fold: int, state: str) -> None:
-        self._record = replace(self._record, states={**self._record.states, str(fold): state})
-        self._beaten = 0.0
+        with self._recording:
+            self._record = replace(self._record, states={**self._record.states, str(fold): state})
+            self._beaten = 0.0
+
+    def _renewed(self) -> Record:
+        with self._recording:
+            self._beaten = time.monotonic()
+            return replace(self._record, beat=time.time())
 
     def _beat(self, *, force: bool = False) -> None:
-        if force or time.monotonic() - self._beaten > BEAT_S:
-            self._beaten = time.monotonic()
-            keep(self._home, replace(self._record, beat=time.time()))
+        """Renew the record. Where the store is away it is tried again at the next beat: with the driver all folds would
+        end, and they bridge an outage by themselves."""
+        if not force and time.monotonic() - self._beaten <= BEAT_S:
+            return
+        try:
+            keep(self._home, self._renewed())
+            self._unrecorded = False
+        except StorageError as error:
+            if not self._unrecorded:
+                print(
+                    f"note: the folds go on, but `dfer-launch status` is behind: {error}", file=sys.stderr, flush=True
+                )
+            self._unrecorded = True
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

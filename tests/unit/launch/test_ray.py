@@ -3,6 +3,9 @@
 import json
 import os
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StorageError, UsageError
 from dfer.interruption import Stop
+from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import ray as module
 from launch import ray_worker
@@ -18,6 +22,7 @@ from launch.cluster import RayCluster, load_cluster
 from launch.job import Job
 from launch.ray import Submission
 from launch.ray_worker import Board, Ending, Trial, train_fold
+from launch.records import Record, keep, records
 
 ROOT = Path(__file__).parents[3]
 
@@ -183,6 +188,99 @@ def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_worker, "run_job", wait)
     train_fold(trial)
     assert heard.is_set()
+
+
+# --- the driver, with folds that are only functions
+
+
+class Trainer:
+    """What a fold does instead of starting Ray's processes: nothing, unless a test says more."""
+
+    does: Callable[[int], None]
+
+    def __init__(self, fold: int) -> None:
+        self.fold = fold
+
+    def fit(self) -> None:
+        Trainer.does(self.fold)
+
+
+@pytest.fixture
+def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> module._Driver:
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda value, **_: value)
+    monkeypatch.setattr(ray_worker, "make_board", Actor)
+    monkeypatch.setattr(module, "_folds_in", lambda _: 2)
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr(module, "trainer", lambda _submission, fold, *_: Trainer(fold))
+    monkeypatch.setattr(Trainer, "does", lambda _: None, raising=False)
+    return module._Driver(submission(job), Folder(job.run), job.folds, "")
+
+
+def states(job: Job) -> dict[str, str]:
+    return records(Folder(job.run))[-1].states
+
+
+def test_the_record_says_how_every_fold_ended(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def do(fold: int) -> None:
+        assert states(job).keys() == {"1", "2"}
+        if fold == 2:
+            raise RuntimeError("lost")
+
+    monkeypatch.setattr(Trainer, "does", do)
+    assert driver.run() == ProcessError.exit_code
+    assert states(job)["1"] == "finished"
+    assert states(job)["2"].startswith("failed: fold 2: expected at most 3 lost processes, got RuntimeError: lost. The")
+
+
+def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writes: list[Record] = []
+    away, back = threading.Event(), threading.Event()
+
+    def write(home: Folder, record: Record) -> None:
+        writes.append(record)
+        if 2 <= len(writes) <= 4:
+            away.set()
+            raise StorageError("s3://b/run: expected to write it, got 503. Wait.")
+        if len(writes) > 4:
+            back.set()
+        keep(home, record)
+
+    monkeypatch.setattr(module, "BEAT_S", 0.0)
+    monkeypatch.setattr(module, "keep", write)
+    monkeypatch.setattr(Trainer, "does", lambda _: away.wait(20) and back.wait(20))
+    assert driver.run() == 0 and away.is_set() and back.is_set()
+    assert states(job) == {"1": "finished", "2": "finished"}
+    note = "note: the folds go on, but `dfer-launch status` is behind: s3://b/run: expected to write it, got 503. Wait."
+    assert capsys.readouterr().err.splitlines() == [note]
+
+
+def test_a_run_folder_that_cannot_be_written_is_told_before_a_fold_starts(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(job.run).write_text("a file")
+    monkeypatch.setattr(Trainer, "does", lambda _: pytest.fail("a fold was started"))
+    with pytest.raises(StorageError, match="expected to write it"):
+        driver.run()
+
+
+def test_no_state_is_lost_among_threads(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(record: Record, **changes: Any) -> Record:
+        time.sleep(0.01)
+        return replace(record, **changes)
+
+    monkeypatch.setattr(module, "replace", slow)
+    threads = [threading.Thread(target=driver._say, args=(fold, "running")) for fold in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [driver._renewed().states[str(fold)] for fold in range(10)] == ["running"] * 10
 
 
 def test_the_cause_is_told_in_few_words() -> None:
