@@ -7,6 +7,7 @@ takes over the others, and the first one ends; so there is one result, once.
 import json
 import logging
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +75,8 @@ class Submission:
         """Run all folds that are not finished, then write and print the report; the exit code.
 
         Raises:
-            UsageError: no cluster, too small a cluster, or a run folder that its hosts do not share.
+            UsageError: no cluster, too small a cluster, or a run folder that ends with the job. A host that does not
+                share the run folder tells so itself, and its fold fails.
         """
         home = Folder(self.job.run, what="run")
         if in_ray_job() and self.job.run.startswith(str(Path.cwd())):
@@ -153,6 +155,7 @@ class _Driver:
         """Held around `_record` and `_beaten`, which the folds' threads change as well."""
         self._beaten = 0.0
         self._unrecorded = False
+        self._mark = "" if home.local is None else f"{LAUNCH}/.shared-{secrets.token_hex(8)}"
         number = submission_id()
         self._record = Record(
             launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
@@ -169,7 +172,7 @@ class _Driver:
         """
         room = self._room()
         keep(self._home, self._renewed())
-        with self._signals():
+        with self._marked(), self._signals():
             while self._waiting or self._threads:
                 while self._waiting and len(self._threads) < room and not self._closed:
                     self._start(self._waiting.pop(0))
@@ -210,7 +213,7 @@ class _Driver:
 
         problem = ""
         try:
-            trainer(self._submission, fold, self._board).fit()
+            trainer(self._submission, fold, self._board, self._mark).fit()
         except Exception as error:
             problem = _first_line(error)
         ending = ray.get(self._board.ending.remote(fold))
@@ -269,6 +272,18 @@ class _Driver:
             self._unrecorded = True
 
     @contextmanager
+    def _marked(self) -> Iterator[None]:
+        """A file of this driver's own in a run folder on a disk, while folds run: each host has to see it there."""
+        if self._mark:
+            self._home.write(self._mark, b"")
+        try:
+            yield
+        finally:
+            if self._mark:
+                with suppress(StorageError):
+                    self._home.remove(self._mark)
+
+    @contextmanager
     def _signals(self) -> Iterator[None]:
         """`ray job stop`, Ctrl-C: the folds save and end; a second Ctrl-C ends at once."""
 
@@ -285,7 +300,7 @@ class _Driver:
                 signal.signal(number, handler)
 
 
-def trainer(submission: Submission, fold: int, board: Any) -> Any:
+def trainer(submission: Submission, fold: int, board: Any, mark: str) -> Any:
     """Ray's trainer of one fold. Its own files lie in the run folder; checkpoints are the run's, under its fence."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -296,7 +311,7 @@ def trainer(submission: Submission, fold: int, board: Any) -> Any:
     return TorchTrainer(
         train_fold,
         train_loop_config=Trial(
-            job=job, fold=fold, interface=cluster.interface, meet_s=cluster.meet_s, board=board
+            job=job, fold=fold, interface=cluster.interface, meet_s=cluster.meet_s, board=board, mark=mark
         ),
         torch_config=MeetingConfig(),
         scaling_config=ScalingConfig(**submission.scaling()),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -133,7 +134,7 @@ class Actor:
 def trial(job: Job, monkeypatch: pytest.MonkeyPatch) -> Trial:
     monkeypatch.setattr(ray_worker.ray, "get", lambda value, **_: value)
     monkeypatch.setattr(ray_worker, "place", lambda _: None)
-    return Trial(job=job, fold=2, interface=None, meet_s=5.0, board=Actor())
+    return Trial(job=job, fold=2, interface=None, meet_s=5.0, board=Actor(), mark="")
 
 
 @pytest.mark.parametrize("error", [DataError("bad clip"), FencedError("newer copy"), UsageError("wrong")])
@@ -190,6 +191,28 @@ def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPat
     assert heard.is_set()
 
 
+def test_a_host_that_does_not_share_the_run_folder_is_named(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_worker, "MARK_S", 0.0)
+    monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(UsageError, match="without the driver's file"):
+        train_fold(replace(trial, mark="launch/.shared-1"))
+    told = trial.board.board.ending(2)
+    assert told.code == UsageError.exit_code
+    expected = f"host {socket.gethostname()}: expected the run folder {trial.job.run} as the driver's host has it, got"
+    assert told.text.startswith(expected)
+    assert told.text.endswith("Give run=FOLDER on storage that all hosts share, or a URL.")
+
+
+def test_a_shared_run_folder_is_waited_for_a_little(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = threading.Event()
+    monkeypatch.setattr(ray_worker, "run_job", lambda *_: trained.set())
+    later = threading.Timer(0.3, Folder(trial.job.run).write, args=("launch/.shared-1", b""))
+    later.start()
+    train_fold(replace(trial, mark="launch/.shared-1"))
+    later.join()
+    assert trained.is_set() and trial.board.board.ending(2) is None
+
+
 # --- the driver, with folds that are only functions
 
 
@@ -197,9 +220,11 @@ class Trainer:
     """What a fold does instead of starting Ray's processes: nothing, unless a test says more."""
 
     does: Callable[[int], None]
+    marks: list[str]
 
-    def __init__(self, fold: int) -> None:
+    def __init__(self, fold: int, mark: str) -> None:
         self.fold = fold
+        Trainer.marks.append(mark)
 
     def fit(self) -> None:
         Trainer.does(self.fold)
@@ -213,7 +238,8 @@ def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> module._Driver:
     monkeypatch.setattr(ray_worker, "make_board", Actor)
     monkeypatch.setattr(module, "_folds_in", lambda _: 2)
     monkeypatch.setattr(module, "POLL_S", 0.01)
-    monkeypatch.setattr(module, "trainer", lambda _submission, fold, *_: Trainer(fold))
+    monkeypatch.setattr(module, "trainer", lambda _submission, fold, _board, mark: Trainer(fold, mark))
+    monkeypatch.setattr(Trainer, "marks", [], raising=False)
     monkeypatch.setattr(Trainer, "does", lambda _: None, raising=False)
     return module._Driver(submission(job), Folder(job.run), job.folds, "")
 
@@ -267,6 +293,23 @@ def test_a_run_folder_that_cannot_be_written_is_told_before_a_fold_starts(
     monkeypatch.setattr(Trainer, "does", lambda _: pytest.fail("a fold was started"))
     with pytest.raises(StorageError, match="expected to write it"):
         driver.run()
+
+
+def test_the_drivers_file_is_in_a_folder_on_a_disk_while_folds_run(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Trainer, "does", lambda _: seen.append((Path(job.run) / Trainer.marks[0]).exists()))
+    driver.run()
+    assert seen == [True, True] and Trainer.marks[0].startswith("launch/.shared-")
+    assert len(set(Trainer.marks)) == 1 and not (Path(job.run) / Trainer.marks[0]).exists()
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_store_is_shared_by_its_nature(job: Job) -> None:
+    other = replace(job, run="memory://bucket/run")
+    module._Driver(submission(other), Folder(other.run), (1,), "").run()
+    assert Trainer.marks == [""]
 
 
 def test_no_state_is_lost_among_threads(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
