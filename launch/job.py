@@ -6,7 +6,7 @@ module imports no torch: processes find each other before they spend seconds on 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,10 +63,18 @@ class Place:
         }  # fmt: skip
 
 
-def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, worlds: Sequence[int]) -> Job:
+def make_job(
+    source: Path,
+    overrides: Sequence[str],
+    folds: Sequence[int],
+    *,
+    worlds: Sequence[int],
+    check: "Callable[[RunConfig], None] | None" = None,
+) -> Job:
     """Resolve a configuration into a job. Paths become absolute: hosts may start it elsewhere.
 
-    worlds: numbers of processes it may run with; the batch has to divide among each.
+    worlds: numbers of processes it may run with; the batch has to divide among each. check: what else the launcher asks
+    of the configuration, before shards and run folder are looked at.
 
     Raises:
         UsageError: something in the configuration, or an unknown fold. DataError: the shards. StorageError: they or the
@@ -80,6 +88,8 @@ def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, wo
     config = load(source, RunConfig, [*overrides, *_absolute(config)])
     for size in worlds:
         _check_batch(config, size)
+    if check is not None:
+        check(config)
     if within(ANSWER_S, lambda: Folder(config.run, what="run").exists("config.yaml"), what=config.run):
         do = "Choose another one with run=FOLDER."
         expected = "a folder for all folds"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, UsageError, message
 from dfer.evaluation.results import RESULT
@@ -28,6 +28,9 @@ from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, Job, report
 from launch.records import Record, keep
+
+if TYPE_CHECKING:
+    from dfer.run_config import RunConfig
 
 BEAT_S = 10.0
 POLL_S = 0.5
@@ -75,15 +78,10 @@ class Submission:
         """Run all folds that are not finished, then write and print the report; the exit code.
 
         Raises:
-            UsageError: no cluster, too small a cluster, or a run folder that ends with the job. A host that does not
-                share the run folder tells so itself, and its fold fails.
+            UsageError: no cluster, or too small a cluster. A host that does not share the run folder tells so itself,
+                and its fold fails.
         """
         home = Folder(self.job.run, what="run")
-        if in_ray_job() and self.job.run.startswith(str(Path.cwd())):
-            do = "Give run=URL, or an absolute path on storage that all hosts share."
-            raise UsageError(
-                message("run", expected="a folder that outlives the job", got="one in its working folder", do=do)
-            )
         done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
         if done:
             print(f"finished already: fold {', '.join(map(str, done))}", flush=True)
@@ -107,10 +105,32 @@ def in_ray_job() -> bool:
 
 def submission_id() -> str:
     """Of the job that `ray job submit` made, else empty."""
+    return str(_job_config("metadata").get("job_submission_id", ""))
+
+
+def _job_config(part: str) -> dict[str, Any]:
+    """What `ray job submit` told this process; nothing outside a job."""
     try:
-        return str(json.loads(os.environ[_JOB_CONFIG])["metadata"]["job_submission_id"])
+        return dict(json.loads(os.environ[_JOB_CONFIG])[part])
     except (KeyError, TypeError, ValueError):
-        return ""
+        return {}
+
+
+def refuse_passing(config: "RunConfig") -> None:
+    """Refuse places below the working folder that Ray unpacked for this job: it ends with the job, each host has a copy
+    of its own, and what git ignores, such as data/, is not in it.
+
+    Raises:
+        UsageError: the run folder or the shards lie there.
+    """
+    if str(_job_config("runtime_env").get("working_dir") or "local://").startswith("local://"):
+        return  # a folder of the hosts' own
+    for key, value in (("run", config.run), ("data.shards", config.data.shards)):
+        local = Folder(value, what=key).local
+        if local is not None and local.resolve().is_relative_to(Path.cwd().resolve()):
+            expected, got = "a folder that outlives the job", "one in its working folder"
+            do = f"Give {key}=URL, or an absolute path on storage that all hosts share."
+            raise UsageError(message(key, expected=expected, got=got, do=do))
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from dfer.config import load
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StorageError, UsageError
 from dfer.interruption import Stop
+from dfer.run_config import RunConfig
 from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import ray as module
@@ -61,11 +63,53 @@ def test_the_code_goes_along_unless_the_job_brought_it(
     assert "py_modules" in submission(job).runtime_env()
 
 
-def test_a_run_in_the_jobs_own_folder_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="run: expected a folder that outlives the job, got one in its working folder"):
-        submission(job).run()
+def in_job(folder: Path, monkeypatch: pytest.MonkeyPatch, *, working_dir: str | None) -> None:
+    """As in a process that `ray job submit` started."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    config = {"runtime_env": {"working_dir": working_dir} if working_dir else {}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("run=runs/x", "data.shards=s3://b/x"), "run"),
+        (("run=s3://b/run", "data.shards=data/x"), "data.shards"),
+        (("run=s3://b/run", "data.shards=../elsewhere/../job/x"), "data.shards"),
+    ],
+)
+def test_places_in_the_jobs_own_folder_are_refused(
+    words: tuple[str, ...],
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the shards are looked for, which are not there: git ignores data/, so Ray does not upload it."""
+    in_job(tmp_path / "job", monkeypatch, working_dir="gcs://_ray_pkg_0123.zip")
+    assert cli.main(["ray", str(ROOT / "configs/demo.yaml"), *words]) == 2
+    said = (
+        f"error: {key}: expected a folder that outlives the job, got one in its working folder. Give {key}=URL, or an"
+    )
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "run"), [("gcs://_ray_pkg_0123.zip", "job2"), (None, "job/run"), ("local:///job", "job/run")]
+)
+def test_places_that_outlive_the_job_are_not(
+    working_dir: str | None, run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_job(tmp_path / "job", monkeypatch, working_dir=working_dir)
+    module.refuse_passing(
+        load(ROOT / "configs/demo.yaml", RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
+    )
+
+
+def test_a_driver_outside_a_job_may_use_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    module.refuse_passing(load(ROOT / "configs/demo.yaml", RunConfig, []))
 
 
 def test_no_cluster_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
