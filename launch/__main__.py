@@ -142,7 +142,8 @@ def _slurm(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch.cluster import RayCluster, load_cluster, split
     from launch.job import make_job
-    from launch.ray import Submission, refuse_passing
+    from launch.ray import Submission
+    from launch.ray_cluster import refuse_passing
 
     mine, theirs = split(overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)

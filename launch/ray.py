@@ -5,7 +5,6 @@ takes over the others, and the first one ends; so there is one result, once.
 """
 
 import json
-import logging
 import os
 import secrets
 import shlex
@@ -14,31 +13,24 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, UsageError, message
+from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, message
 from dfer.evaluation.results import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, Job, report
+from launch.ray_cluster import connected, folds_in, in_ray_job, submission_id, too_small
 from launch.records import Record, keep
-
-if TYPE_CHECKING:
-    from dfer.run_config import RunConfig
 
 BEAT_S = 10.0
 POLL_S = 0.5
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-PLACES_S = 10
-"""How long an elastic fold waits for the places of its processes. After a host's death Ray still counts on it for a
-moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
-is."""
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dfer", "launch", "shards")
 
@@ -89,75 +81,13 @@ class Submission:
         if wanted:
             import ray
 
-            with connected(self) as address:
+            with connected(self.cluster, self.runtime_env()) as address:
                 code = _Driver(self, home, wanted, address).run()
             ray.shutdown()
             if code:
                 return code
         report(self.job.run, self.job.folds)
         return 0
-
-
-def in_ray_job() -> bool:
-    """Whether `ray job submit` started this process."""
-    return _JOB_CONFIG in os.environ
-
-
-def submission_id() -> str:
-    """Of the job that `ray job submit` made, else empty."""
-    return str(_job_config("metadata").get("job_submission_id", ""))
-
-
-def _job_config(part: str) -> dict[str, Any]:
-    """What `ray job submit` told this process; nothing outside a job."""
-    try:
-        return dict(json.loads(os.environ[_JOB_CONFIG])[part])
-    except (KeyError, TypeError, ValueError):
-        return {}
-
-
-def refuse_passing(config: "RunConfig") -> None:
-    """Refuse places below the working folder that Ray unpacked for this job: it ends with the job, each host has a copy
-    of its own, and what git ignores, such as data/, is not in it.
-
-    Raises:
-        UsageError: the run folder or the shards lie there.
-    """
-    if str(_job_config("runtime_env").get("working_dir") or "local://").startswith("local://"):
-        return  # a folder of the hosts' own
-    for key, value in (("run", config.run), ("data.shards", config.data.shards)):
-        local = Folder(value, what=key).local
-        if local is not None and local.resolve().is_relative_to(Path.cwd().resolve()):
-            expected, got = "a folder that outlives the job", "one in its working folder"
-            do = f"Give {key}=URL, or an absolute path on storage that all hosts share."
-            raise UsageError(message(key, expected=expected, got=got, do=do))
-
-
-@contextmanager
-def connected(submission: Submission) -> Iterator[str]:
-    """Join the cluster; gives the address of its job server.
-
-    Raises:
-        UsageError: there is none.
-    """
-    import ray
-
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
-    if submission.cluster.elastic:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
-    address = submission.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        context = ray.init(
-            address=address, runtime_env=submission.runtime_env(), log_to_driver=True, logging_level=logging.WARNING
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        do = "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
-        got = str(error).splitlines()[0][:200]
-        raise UsageError(message(f"Ray at {address}", expected="a cluster", got=got, do=do)) from error
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    finally:
-        ray.shutdown()
 
 
 class _Driver:
@@ -215,9 +145,9 @@ class _Driver:
         """
         cluster = self._submission.cluster
         until = time.monotonic() + cluster.wait_s
-        while (room := _folds_in(cluster)) < 1:
+        while (room := folds_in(cluster)) < 1:
             if time.monotonic() > until:
-                raise _too_small(cluster)
+                raise too_small(cluster)
             time.sleep(1)
         return min(room, cluster.parallel_folds or room)
 
@@ -351,31 +281,6 @@ def _storage(run: str) -> dict[str, Any]:
 
     fs, path = client(url, what="run")
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
-
-
-def _folds_in(cluster: RayCluster) -> int:
-    """How many folds the cluster has room for, host by host, since a process does not stretch over two."""
-    import ray
-
-    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    processes = sum(_processes_in(host, cluster.per_worker) for host in hosts)
-    least = cluster.min_workers or cluster.workers
-    return max(processes // cluster.workers, int(processes >= least))
-
-
-def _processes_in(host: Mapping[str, float], need: Mapping[str, float]) -> int:
-    return int(min(host.get(name, 0.0) // amount for name, amount in need.items() if amount))
-
-
-def _too_small(cluster: RayCluster) -> UsageError:
-    import ray
-
-    least = cluster.min_workers or cluster.workers
-    each = ", ".join(f"{amount:g} {name}" for name, amount in cluster.per_worker.items())
-    there = ", ".join(f"{ray.cluster_resources().get(name, 0.0):g} {name}" for name in cluster.per_worker)
-    do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
-    expected = f"room for {least} processes of {each}"
-    return UsageError(message("the Ray cluster", expected=expected, got=there, do=do))
 
 
 def _state(code: int) -> str:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RuntimeEnvSetupError
 
 from dfer.config import load
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StorageError, UsageError
@@ -20,7 +21,7 @@ from dfer.run_config import RunConfig
 from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import ray as module
-from launch import ray_worker
+from launch import ray_cluster, ray_worker
 from launch.cluster import RayCluster, load_cluster
 from launch.job import Job
 from launch.ray import Submission
@@ -28,6 +29,11 @@ from launch.ray_worker import Board, Ending, Trial, train_fold
 from launch.records import Record, keep, records
 
 ROOT = Path(__file__).parents[3]
+NOBODY = (
+    "Ray at auto: expected a cluster, got {}. "
+    "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
+)
+REFUSED = "Ray at auto: expected to join the cluster, got {}. Correct the cluster file or the installation."
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_the_code_goes_along_unless_the_job_brought_it(
     assert brought["env_vars"] == {"NCCL_DEBUG": "INFO"}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_7"}}))
     monkeypatch.chdir(ROOT)
-    assert submission(job).runtime_env() == {} and module.submission_id() == "raysubmit_7"
+    assert submission(job).runtime_env() == {} and ray_cluster.submission_id() == "raysubmit_7"
     monkeypatch.chdir(tmp_path)
     assert "py_modules" in submission(job).runtime_env()
 
@@ -102,25 +108,40 @@ def test_places_that_outlive_the_job_are_not(
     working_dir: str | None, run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_job(tmp_path / "job", monkeypatch, working_dir=working_dir)
-    module.refuse_passing(
+    ray_cluster.refuse_passing(
         load(ROOT / "configs/demo.yaml", RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
     )
 
 
 def test_a_driver_outside_a_job_may_use_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    module.refuse_passing(load(ROOT / "configs/demo.yaml", RunConfig, []))
+    ray_cluster.refuse_passing(load(ROOT / "configs/demo.yaml", RunConfig, []))
 
 
-def test_no_cluster_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("Could not find any running Ray instance. More words.\nMany lines."), NOBODY),
+        (RuntimeError("Failed to connect to GCS. Last connection error: Traceback\n ..."), NOBODY),
+        (RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9"), REFUSED),
+        (ValueError("bad env_vars"), REFUSED),
+        (RuntimeEnvSetupError("Package size (900 MiB) exceeds the maximum size"), REFUSED),
+    ],
+)
+def test_no_cluster_and_one_that_refuses_are_told_apart(
+    error: Exception, said: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     def refuse(**_: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance. More words.\nMany lines.")
+        raise error
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(UsageError, match=r"Ray at auto: expected a cluster, got Could not find .* Start one"):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PRINT_PATCH", raising=False)
+    with pytest.raises(UsageError) as caught:
         submission(job).run()
+    assert str(caught.value) == said.format(" ".join(str(error).split()).rstrip(". "))
 
 
 def hosts(*cpus: float) -> list[dict[str, Any]]:
@@ -143,14 +164,14 @@ def test_folds_are_bounded_by_what_the_hosts_have(
     import ray
 
     monkeypatch.setattr(ray, "nodes", lambda: [*hosts(*cpus), {"Alive": False, "Resources": {"CPU": 99.0}}])
-    assert module._folds_in(RayCluster(**cluster)) == folds
+    assert ray_cluster.folds_in(RayCluster(**cluster)) == folds
 
 
 def test_too_small_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    error = module._too_small(RayCluster(workers=4, gpu=True))
+    error = ray_cluster.too_small(RayCluster(workers=4, gpu=True))
     assert str(error).startswith("the Ray cluster: expected room for 4 processes of 1 CPU, 1 GPU, got 2 CPU, 0 GPU.")
 
 
@@ -280,7 +301,7 @@ def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> module._Driver:
 
     monkeypatch.setattr(ray, "get", lambda value, **_: value)
     monkeypatch.setattr(ray_worker, "make_board", Actor)
-    monkeypatch.setattr(module, "_folds_in", lambda _: 2)
+    monkeypatch.setattr(module, "folds_in", lambda _: 2)
     monkeypatch.setattr(module, "POLL_S", 0.01)
     monkeypatch.setattr(module, "trainer", lambda _submission, fold, _board, mark: Trainer(fold, mark))
     monkeypatch.setattr(Trainer, "marks", [], raising=False)
