@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer.errors import CheckpointError, UsageError, message
+from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, UsageError, message
 from dfer.storage import Folder
 from launch.meeting import Meeting, export
 from launch.patience import within
@@ -165,6 +165,24 @@ def report(run: str, folds: Sequence[int]) -> None:
         got = f"none of fold {', '.join(map(str, missing))}"
         do = f"`dfer-launch status {run}` tells why; the command that submitted them submits what is missing."
         raise CheckpointError(message(run, expected="a result of every fold", got=got, do=do))
+
+
+def conclude(run: str, folds: Sequence[int], code: int) -> int:
+    """End a job whose folds have ended with `code`: after a failure the report tells what there is and what is missing,
+    while after a stop, or with a newer copy at work, the next start goes on. The exit code.
+
+    Raises:
+        DferError: as `report`, when no fold failed.
+    """
+    if code in (FencedError.exit_code, StoppedError.exit_code):
+        return code
+    try:
+        report(run, folds)
+    except DferError as error:
+        if not code:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 def share_cores(cpus: int) -> None:

@@ -25,7 +25,7 @@ from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, m
 from dfer.evaluation.results import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
-from launch.job import LAUNCH, Job, report
+from launch.job import LAUNCH, Job, conclude
 from launch.ray_cluster import connected, folds_in, in_ray_job, submission_id, too_small
 from launch.records import Record, keep
 
@@ -67,7 +67,7 @@ class Submission:
         return found
 
     def run(self) -> int:
-        """Run all folds that are not finished, then write and print the report; the exit code.
+        """Run all folds that are not finished, then write and print the report; the exit code of the first that failed.
 
         Raises:
             UsageError: no cluster, or too small a cluster. A host that does not share the run folder tells so itself,
@@ -77,17 +77,14 @@ class Submission:
         done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
         if done:
             print(f"finished already: fold {', '.join(map(str, done))}", flush=True)
-        wanted = [fold for fold in self.job.folds if fold not in done]
+        wanted, code = [fold for fold in self.job.folds if fold not in done], 0
         if wanted:
-            import ray
-
             with connected(self.cluster, self.runtime_env()) as address:
-                code = _Driver(self, home, wanted, address).run()
-            ray.shutdown()
-            if code:
+                driver = _Driver(self, home, wanted, address)
+                code = driver.run()
+            if code and driver.closed:
                 return code
-        report(self.job.run, self.job.folds)
-        return 0
+        return conclude(self.job.run, self.job.folds, code)
 
 
 class _Driver:
@@ -100,7 +97,7 @@ class _Driver:
         self._board: Any = make_board()
         self._threads: dict[int, threading.Thread] = {}
         self._codes: dict[int, int] = {}
-        self._closed = ""
+        self.closed = ""
         self._recording = threading.Lock()
         """Held around `_record` and `_beaten`, which the folds' threads change as well."""
         self._beaten = 0.0
@@ -124,9 +121,9 @@ class _Driver:
         keep(self._home, self._renewed())
         with self._marked(), self._signals():
             while self._waiting or self._threads:
-                while self._waiting and len(self._threads) < room and not self._closed:
+                while self._waiting and len(self._threads) < room and not self.closed:
                     self._start(self._waiting.pop(0))
-                if self._closed and not self._threads:
+                if self.closed and not self._threads:
                     break
                 time.sleep(POLL_S)
                 self._look_after()
@@ -135,7 +132,7 @@ class _Driver:
         return FencedError.exit_code if FencedError.exit_code in codes else next(iter(codes), self._stopped())
 
     def _stopped(self) -> int:
-        return StoppedError.exit_code if self._closed and self._waiting else 0
+        return StoppedError.exit_code if self.closed and self._waiting else 0
 
     def _room(self) -> int:
         """Folds at a time. Waits a little for hosts that are just joining.
@@ -188,12 +185,12 @@ class _Driver:
         for fold, thread in list(self._threads.items()):
             if not thread.is_alive():
                 del self._threads[fold]
-        if FencedError.exit_code in self._codes.values() and not self._closed:
+        if FencedError.exit_code in self._codes.values() and not self.closed:
             self._close("a newer copy of this job is at work")
         self._beat()
 
     def _close(self, reason: str) -> None:
-        self._closed = reason
+        self.closed = reason
         self._board.wish.remote(reason)
 
     def _say(self, fold: int, state: str) -> None:
@@ -238,7 +235,7 @@ class _Driver:
         """`ray job stop`, Ctrl-C: the folds save and end; a second Ctrl-C ends at once."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            if self._closed and number == signal.SIGINT:
+            if self.closed and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._close(signal.Signals(number).name)
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ from launch.job import Job
 from launch.ray import Submission
 from launch.ray_worker import Board, Ending, Trial, train_fold
 from launch.records import Record, keep, records
+from tests import fake_runs
 
 ROOT = Path(__file__).parents[3]
 NOBODY = (
@@ -325,6 +328,39 @@ def test_the_record_says_how_every_fold_ended(
     assert driver.run() == ProcessError.exit_code
     assert states(job)["1"] == "finished"
     assert states(job)["2"].startswith("failed: fold 2: expected at most 3 lost processes, got RuntimeError: lost. The")
+
+
+@pytest.fixture
+def joined(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `Submission.run` needs of a cluster."""
+    monkeypatch.setattr(module, "connected", lambda *_: nullcontext(""))
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_failed_fold_leaves_a_report_of_the_others(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def do(fold: int) -> None:
+        if fold == 2:
+            raise RuntimeError("lost")
+        fake_runs.write_fold(Path(job.run) / "fold_1", fake_runs.result(fold=1), curves=False)
+
+    monkeypatch.setattr(Trainer, "does", do)
+    assert submission(job).run() == ProcessError.exit_code
+    out, err = capsys.readouterr()
+    assert "1 of 5 folds" in out and "expected a result of every fold, got none of fold 2" in err
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_stop_leaves_none(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def do(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        raise RuntimeError("killed before it could save")
+
+    monkeypatch.setattr(Trainer, "does", do)
+    assert submission(job).run() == ProcessError.exit_code
+    assert "expected a result" not in capsys.readouterr().err
 
 
 def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
