@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LAUNCH = "launch"
 """Folder of a cross-validation's run folder for what launchers leave: records of submissions, scripts, logs."""
+PROJECT = Path(__file__).resolve().parents[1]
+_RAY_PACKAGE = "_ray_pkg_"
 ANSWER_S = 25.0
 """How long a store is waited for before it is called silent: several are asked, and the user waits."""
 
@@ -101,7 +103,7 @@ def make_job(
         raise UsageError(message("--folds", expected=expected, got=str(unknown[0]), do="Correct --folds."))
     return Job(
         config=to_yaml(config), run=config.run.rstrip("/"), folds=tuple(sorted(set(folds))) or tuple(known),
-        known=tuple(known), revision=revision(),
+        known=tuple(known), revision=source_revision(),
     )  # fmt: skip
 
 
@@ -127,6 +129,14 @@ def revision() -> str:
     return of_code()
 
 
+def source_revision() -> str:
+    """As `revision`; for code that Ray unpacked without git, the hash of the whole folder, which Ray names it by."""
+    found = revision()
+    if found == "unknown" and PROJECT.name.startswith(_RAY_PACKAGE):
+        return PROJECT.name.removeprefix("_")
+    return found
+
+
 def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     """Train one fold in this process and those of the same fold. What every launcher of a cluster runs.
 
@@ -142,11 +152,22 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     from dfer.run_config import RunConfig
 
     world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=place.local_size)
-    if world.is_first and "unknown" != revision() != job.revision:
-        print(f"note: the job was made by revision {job.revision}, this is {revision()}", file=sys.stderr, flush=True)
+    if world.is_first:
+        _settle_revision(job)
     config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
     with process_group(world):
         return train(replace(config, fold=fold, run=job.fold_url(fold)), world, stop)
+
+
+def _settle_revision(job: Job) -> None:
+    """Tell when this is other code than made the job; where the code does not know, it is what came with the job."""
+    from dfer.folder import REVISION
+
+    mine = revision()
+    if mine == "unknown" != job.revision:
+        os.environ[REVISION] = job.revision
+    elif mine != job.revision:
+        print(f"note: the job was made by revision {job.revision}, this is {mine}", file=sys.stderr, flush=True)
 
 
 def report(run: str, folds: Sequence[int]) -> None:

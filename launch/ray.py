@@ -25,13 +25,12 @@ from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, m
 from dfer.evaluation.results import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
-from launch.job import LAUNCH, Job, conclude
+from launch.job import LAUNCH, PROJECT, Job, conclude
 from launch.ray_cluster import connected, folds_in, in_ray_job, submission_id, too_small
 from launch.records import Record, keep
 
 BEAT_S = 10.0
 POLL_S = 0.5
-PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dfer", "launch", "shards")
 
 

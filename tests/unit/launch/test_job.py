@@ -1,5 +1,6 @@
 """A job: resolved text, absolute places, folds that exist, a batch that divides; patience with stores."""
 
+import os
 import pickle
 import threading
 from dataclasses import replace
@@ -87,10 +88,28 @@ def test_another_revision_is_told(
     monkeypatch.setattr(module, "export", lambda _: None)
     job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
     place = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1))
-    for now, told in (("abc", False), ("unknown", False), ("def", True)):
+    for now, told, named in (("abc", False, ""), ("def", True, ""), ("unknown", False, "abc")):
+        monkeypatch.setenv("DFER_REVISION", "")
         monkeypatch.setattr(module, "revision", lambda now=now: now)
         run_job(job, 1, place, Stop())
         assert ("note: the job was made by revision abc, this is def" in capsys.readouterr().err) is told
+        assert os.environ["DFER_REVISION"] == named
+
+
+@pytest.mark.parametrize(
+    ("found", "folder", "revision"),
+    [
+        ("unknown", "_ray_pkg_029f88d5", "ray_pkg_029f88d5"),
+        ("unknown", "project", "unknown"),
+        ("0123abcd", "_ray_pkg_029f88d5", "0123abcd"),
+    ],
+)
+def test_code_that_ray_unpacked_has_the_revision_of_its_folder(
+    found: str, folder: str, revision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "revision", lambda: found)
+    monkeypatch.setattr(module, "PROJECT", tmp_path / folder)
+    assert made(f"run={tmp_path / 'run'}").revision == revision
 
 
 def test_a_failed_fold_leaves_a_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
