@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+REVISION = "DFER_REVISION"
+"""Variable in which a launcher names the revision where it leaves git behind, as Ray does."""
 MAX_BYTES = 2**20
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
@@ -92,14 +95,14 @@ def environment(world: World) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The git revision of the code, with `-dirty` when it was changed; `unknown` outside a checkout."""
+    """The git revision of the code, with `-dirty` when it was changed; outside a checkout what REVISION names, else
+    `unknown`."""
     here = Path(__file__).parent
-    try:
+    found = ""
+    with suppress(OSError, subprocess.TimeoutExpired):
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    return found or os.environ.get(REVISION) or "unknown"
 
 
 def _processor() -> str:

@@ -21,7 +21,7 @@ EXAMPLES = {
   dfer-launch slurm configs/demo.yaml --cluster configs/clusters/slurm_cpu.yaml run=s3://b/run cluster.folder=logs""",
     "ray": """
   dfer-launch ray configs/dfew/dfer_clip.yaml cluster.workers=8 run=s3://bucket/run data.shards=s3://bucket/dfew
-  ray job submit --working-dir . -- dfer-launch ray configs/dfew/dfer_clip.yaml run=/shared/run
+  ray job submit --working-dir . -- dfer-launch ray configs/demo.yaml run=/shared/run data.shards=/shared/shards
   dfer-launch ray configs/demo.yaml --dry-run""",
     "status": """
   dfer-launch status runs/dfew/dfer_clip
@@ -143,10 +143,12 @@ def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch.cluster import RayCluster, load_cluster, split
     from launch.job import make_job
     from launch.ray import Submission
+    from launch.ray_cluster import refuse_passing
 
     mine, theirs = split(overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)
-    submission = Submission(job=make_job(args.config, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
+    job = make_job(args.config, mine, args.folds, worlds=cluster.worlds, check=refuse_passing)
+    submission = Submission(job=job, cluster=cluster)
     if args.dry_run:
         print(submission.dry_run())
         return 0

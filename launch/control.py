@@ -3,19 +3,24 @@
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
+from launch.ray_cluster import in_a_line
 from launch.records import Record, records, tag
 from launch.slurm_tools import followed, queued, slurm
+
+T = TypeVar("T")
 
 
 def logs(run: str, fold: int | None, *, lines: int) -> str:
     """The ends of the newest logs of a fold, or of the report (fold None).
 
     Raises:
-        UsageError: nothing was submitted there.
+        UsageError: nothing was submitted there, or Ray's job server does not tell.
     """
     home = Folder(run, what="the run folder")
     kept = [record for record in records(home) if fold is None or str(fold) in record.tasks]
@@ -47,17 +52,38 @@ def end_of(file: Path, lines: int) -> str:
 def _ray_logs(record: Record, lines: int) -> str:
     if not record.address:
         return f"the driver ran on {record.host}, process {record.pid}: its output went to its terminal"
+    text: str = _ask_ray(record, lambda server: server.get_job_logs(record.job))
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _ask_ray(record: Record, ask: Callable[[Any], T]) -> T:
+    """An answer of the job server that the job was submitted to.
+
+    Raises:
+        UsageError: it cannot be reached from here, wants a token, or does not know the job.
+    """
     from ray.job_submission import JobSubmissionClient
 
-    text = JobSubmissionClient(record.address).get_job_logs(record.job)
-    return "\n".join(text.splitlines()[-lines:])
+    named = os.environ.get("RAY_ADDRESS", "")
+    address = named if named.startswith("http") else record.address
+    # The client itself prefers RAY_ADDRESS, which on hosts of a cluster names no job server, to what it is given.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    try:
+        return ask(JobSubmissionClient(address))
+    except Exception as error:  # Ray's own, those of requests, and what comes of another server at that address
+        do = (
+            "Run this where the job server can be reached, as on the head node, or set RAY_ADDRESS to its address. "
+            "`ray start --head --dashboard-host=0.0.0.0` opens it to other hosts."
+        )
+        where, expected = f"Ray's job server at {address}", f"an answer about job {record.job}"
+        raise UsageError(message(where, expected=expected, got=in_a_line(error), do=do)) from error
 
 
 def cancel(run: str) -> list[str]:
     """Tell every job of a run to stop: each saves and ends, and is not restarted. What was told, one line each.
 
     Raises:
-        UsageError: nothing was submitted there, or the driver runs elsewhere.
+        UsageError: nothing was submitted there, the driver runs elsewhere, or Ray's job server does not hear.
     """
     home = Folder(run, what="the run folder")
     kept = records(home)
@@ -88,9 +114,7 @@ def _cancel_slurm(run: str, *, sure: bool) -> list[str]:
 
 def _cancel_ray(record: Record) -> str:
     if record.address:
-        from ray.job_submission import JobSubmissionClient
-
-        JobSubmissionClient(record.address).stop_job(record.job)
+        _ask_ray(record, lambda server: server.stop_job(record.job))
         return f"stopped Ray job {record.job}"
     if record.host != socket.gethostname():
         do = f"Send SIGTERM to process {record.pid} there."

@@ -7,12 +7,12 @@ module imports no torch: processes find each other before they spend seconds on 
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer.errors import CheckpointError, UsageError, message
+from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, UsageError, message
 from dfer.storage import Folder
 from launch.meeting import Meeting, export
 from launch.patience import within
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LAUNCH = "launch"
 """Folder of a cross-validation's run folder for what launchers leave: records of submissions, scripts, logs."""
+PROJECT = Path(__file__).resolve().parents[1]
+_RAY_PACKAGE = "_ray_pkg_"
 ANSWER_S = 25.0
 """How long a store is waited for before it is called silent: several are asked, and the user waits."""
 
@@ -65,10 +67,18 @@ class Place:
         }  # fmt: skip
 
 
-def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, worlds: Sequence[int]) -> Job:
+def make_job(
+    source: Path,
+    overrides: Sequence[str],
+    folds: Sequence[int],
+    *,
+    worlds: Sequence[int],
+    check: "Callable[[RunConfig], None] | None" = None,
+) -> Job:
     """Resolve a configuration into a job. Paths become absolute: hosts may start it elsewhere.
 
-    worlds: numbers of processes it may run with; the batch has to divide among each.
+    worlds: numbers of processes it may run with; the batch has to divide among each. check: what else the launcher asks
+    of the configuration, before shards and run folder are looked at.
 
     Raises:
         UsageError: something in the configuration, or an unknown fold. DataError: the shards. StorageError: they or the
@@ -82,6 +92,8 @@ def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, wo
     config = load(source, RunConfig, [*overrides, *_absolute(config)])
     for size in worlds:
         _check_batch(config, size)
+    if check is not None:
+        check(config)
     if within(ANSWER_S, lambda: Folder(config.run, what="run").exists("config.yaml"), what=config.run):
         do = "Choose another one with run=FOLDER."
         expected = "a folder for all folds"
@@ -93,7 +105,7 @@ def make_job(source: Path, overrides: Sequence[str], folds: Sequence[int], *, wo
         raise UsageError(message("--folds", expected=expected, got=str(unknown[0]), do="Correct --folds."))
     return Job(
         config=to_yaml(config), run=config.run.rstrip("/"), folds=tuple(sorted(set(folds))) or tuple(known),
-        known=tuple(known), revision=revision(),
+        known=tuple(known), revision=source_revision(),
     )  # fmt: skip
 
 
@@ -119,6 +131,14 @@ def revision() -> str:
     return of_code()
 
 
+def source_revision() -> str:
+    """As `revision`; for code that Ray unpacked without git, the hash of the whole folder, which Ray names it by."""
+    found = revision()
+    if found == "unknown" and PROJECT.name.startswith(_RAY_PACKAGE):
+        return PROJECT.name.removeprefix("_")
+    return found
+
+
 def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     """Train one fold in this process and those of the same fold. What every launcher of a cluster runs.
 
@@ -136,8 +156,8 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     from dfer.run_config import RunConfig
 
     world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=place.local_size)
-    if world.is_first and "unknown" != revision() != job.revision:
-        print(f"note: the job was made by revision {job.revision}, this is {revision()}", file=sys.stderr, flush=True)
+    if world.is_first:
+        _settle_revision(job)
     config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
     with process_group(world):
         return train(replace(config, fold=fold, run=job.fold_url(fold)), world, stop)
@@ -157,6 +177,17 @@ def _check_gpus(processes: int) -> None:
         raise UsageError(message(socket.gethostname(), expected=expected, got=f"{there}", do=do))
 
 
+def _settle_revision(job: Job) -> None:
+    """Tell when this is other code than made the job; where the code does not know, it is what came with the job."""
+    from dfer.folder import REVISION
+
+    mine = revision()
+    if mine == "unknown" != job.revision:
+        os.environ[REVISION] = job.revision
+    elif mine != job.revision:
+        print(f"note: the job was made by revision {job.revision}, this is {mine}", file=sys.stderr, flush=True)
+
+
 def report(run: str, folds: Sequence[int]) -> None:
     """Write the report of a cross-validation and print its table.
 
@@ -173,6 +204,24 @@ def report(run: str, folds: Sequence[int]) -> None:
         got = f"none of fold {', '.join(map(str, missing))}"
         do = f"`dfer-launch status {run}` tells why; the command that submitted them submits what is missing."
         raise CheckpointError(message(run, expected="a result of every fold", got=got, do=do))
+
+
+def conclude(run: str, folds: Sequence[int], code: int) -> int:
+    """End a job whose folds have ended with `code`: after a failure the report tells what there is and what is missing,
+    while after a stop, or with a newer copy at work, the next start goes on. The exit code.
+
+    Raises:
+        DferError: as `report`, when no fold failed.
+    """
+    if code in (FencedError.exit_code, StoppedError.exit_code):
+        return code
+    try:
+        report(run, folds)
+    except DferError as error:
+        if not code:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 def share_cores(cpus: int) -> None:

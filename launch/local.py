@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from dfer.errors import UsageError, message
+from dfer.errors import StoppedError, UsageError, message
 from launch.processes import Group, wait
 
 if TYPE_CHECKING:
@@ -75,18 +75,17 @@ def run(job: Local) -> int:
 
 
 def _folds(job: Local, config: "RunConfig") -> int:
-    """Every fold as a job of its own, then the report over those that ended."""
-    from dfer.evaluation.report import write_report
+    """Every fold as a job of its own, then the report over those that ended well."""
     from dfer.run import known_folds
     from dfer.storage import Folder
+    from launch.job import conclude
 
     home = Folder(config.run, what="run")
     folds = list(job.folds) or known_folds(config)
     each = [["train", job.source, *job.overrides, f"fold={fold}", f"run={home / f'fold_{fold}'}"] for fold in folds]
-    code = _Jobs(job, each).run()
-    if code == 0:
-        write_report(home)
-    return code
+    jobs = _Jobs(job, each)
+    code = jobs.run()
+    return code if code and jobs.stopped else conclude(str(home), folds, code)
 
 
 @dataclass
@@ -114,7 +113,7 @@ class _Jobs:
                     break
                 wait(list(self.running.values()))
                 self._collect()
-        return self.code
+        return self.code or (StoppedError.exit_code if waiting else 0)
 
     def _collect(self) -> None:
         for slot, group in list(self.running.items()):

@@ -5,37 +5,32 @@ takes over the others, and the first one ends; so there is one result, once.
 """
 
 import json
-import logging
 import os
+import secrets
 import shlex
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dfer.errors import FencedError, ProcessError, StoppedError, UsageError, message
+from dfer.errors import FencedError, ProcessError, StoppedError, StorageError, message
 from dfer.evaluation.results import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
-from launch.job import LAUNCH, Job, report
+from launch.job import LAUNCH, PROJECT, Job, conclude
+from launch.ray_cluster import connected, folds_in, in_ray_job, submission_id, too_small
 from launch.records import Record, keep
 
 BEAT_S = 10.0
 POLL_S = 0.5
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-PLACES_S = 10
-"""How long an elastic fold waits for the places of its processes. After a host's death Ray still counts on it for a
-moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
-is."""
-PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dfer", "launch", "shards")
 
 
@@ -71,71 +66,24 @@ class Submission:
         return found
 
     def run(self) -> int:
-        """Run all folds that are not finished, then write and print the report; the exit code.
+        """Run all folds that are not finished, then write and print the report; the exit code of the first that failed.
 
         Raises:
-            UsageError: no cluster, too small a cluster, or a run folder that its hosts do not share.
+            UsageError: no cluster, or too small a cluster. A host that does not share the run folder tells so itself,
+                and its fold fails.
         """
         home = Folder(self.job.run, what="run")
-        if in_ray_job() and self.job.run.startswith(str(Path.cwd())):
-            do = "Give run=URL, or an absolute path on storage that all hosts share."
-            raise UsageError(
-                message("run", expected="a folder that outlives the job", got="one in its working folder", do=do)
-            )
         done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
         if done:
             print(f"finished already: fold {', '.join(map(str, done))}", flush=True)
-        wanted = [fold for fold in self.job.folds if fold not in done]
+        wanted, code = [fold for fold in self.job.folds if fold not in done], 0
         if wanted:
-            import ray
-
-            with connected(self) as address:
-                code = _Driver(self, home, wanted, address).run()
-            ray.shutdown()
-            if code:
+            with connected(self.cluster, self.runtime_env()) as address:
+                driver = _Driver(self, home, wanted, address)
+                code = driver.run()
+            if code and driver.closed:
                 return code
-        report(self.job.run, self.job.folds)
-        return 0
-
-
-def in_ray_job() -> bool:
-    """Whether `ray job submit` started this process."""
-    return _JOB_CONFIG in os.environ
-
-
-def submission_id() -> str:
-    """Of the job that `ray job submit` made, else empty."""
-    try:
-        return str(json.loads(os.environ[_JOB_CONFIG])["metadata"]["job_submission_id"])
-    except (KeyError, TypeError, ValueError):
-        return ""
-
-
-@contextmanager
-def connected(submission: Submission) -> Iterator[str]:
-    """Join the cluster; gives the address of its job server.
-
-    Raises:
-        UsageError: there is none.
-    """
-    import ray
-
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
-    if submission.cluster.elastic:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
-    address = submission.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
-    try:
-        context = ray.init(
-            address=address, runtime_env=submission.runtime_env(), log_to_driver=True, logging_level=logging.WARNING
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        do = "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
-        got = str(error).splitlines()[0][:200]
-        raise UsageError(message(f"Ray at {address}", expected="a cluster", got=got, do=do)) from error
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    finally:
-        ray.shutdown()
+        return conclude(self.job.run, self.job.folds, code)
 
 
 class _Driver:
@@ -148,8 +96,12 @@ class _Driver:
         self._board: Any = make_board()
         self._threads: dict[int, threading.Thread] = {}
         self._codes: dict[int, int] = {}
-        self._closed = ""
+        self.closed = ""
+        self._recording = threading.Lock()
+        """Held around `_record` and `_beaten`, which the folds' threads change as well."""
         self._beaten = 0.0
+        self._unrecorded = False
+        self._mark = "" if home.local is None else f"{LAUNCH}/.shared-{secrets.token_hex(8)}"
         number = submission_id()
         self._record = Record(
             launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
@@ -159,13 +111,18 @@ class _Driver:
         )  # fmt: skip
 
     def run(self) -> int:
-        """Until every fold has ended; the exit code of the first that failed."""
+        """Until every fold has ended; the exit code of the first that failed.
+
+        Raises:
+            UsageError: there is no room for a fold. StorageError: the run folder cannot be written to.
+        """
         room = self._room()
-        with self._signals():
+        keep(self._home, self._renewed())
+        with self._marked(), self._signals():
             while self._waiting or self._threads:
-                while self._waiting and len(self._threads) < room and not self._closed:
+                while self._waiting and len(self._threads) < room and not self.closed:
                     self._start(self._waiting.pop(0))
-                if self._closed and not self._threads:
+                if self.closed and not self._threads:
                     break
                 time.sleep(POLL_S)
                 self._look_after()
@@ -174,7 +131,7 @@ class _Driver:
         return FencedError.exit_code if FencedError.exit_code in codes else next(iter(codes), self._stopped())
 
     def _stopped(self) -> int:
-        return StoppedError.exit_code if self._closed and self._waiting else 0
+        return StoppedError.exit_code if self.closed and self._waiting else 0
 
     def _room(self) -> int:
         """Folds at a time. Waits a little for hosts that are just joining.
@@ -184,9 +141,9 @@ class _Driver:
         """
         cluster = self._submission.cluster
         until = time.monotonic() + cluster.wait_s
-        while (room := _folds_in(cluster)) < 1:
+        while (room := folds_in(cluster)) < 1:
             if time.monotonic() > until:
-                raise _too_small(cluster)
+                raise too_small(cluster)
             time.sleep(1)
         return min(room, cluster.parallel_folds or room)
 
@@ -202,7 +159,7 @@ class _Driver:
 
         problem = ""
         try:
-            trainer(self._submission, fold, self._board).fit()
+            trainer(self._submission, fold, self._board, self._mark).fit()
         except Exception as error:
             problem = _first_line(error)
         ending = ray.get(self._board.ending.remote(fold))
@@ -227,29 +184,57 @@ class _Driver:
         for fold, thread in list(self._threads.items()):
             if not thread.is_alive():
                 del self._threads[fold]
-        if FencedError.exit_code in self._codes.values() and not self._closed:
+        if FencedError.exit_code in self._codes.values() and not self.closed:
             self._close("a newer copy of this job is at work")
         self._beat()
 
     def _close(self, reason: str) -> None:
-        self._closed = reason
+        self.closed = reason
         self._board.wish.remote(reason)
 
     def _say(self, fold: int, state: str) -> None:
-        self._record = replace(self._record, states={**self._record.states, str(fold): state})
-        self._beaten = 0.0
+        with self._recording:
+            self._record = replace(self._record, states={**self._record.states, str(fold): state})
+            self._beaten = 0.0
+
+    def _renewed(self) -> Record:
+        with self._recording:
+            self._beaten = time.monotonic()
+            return replace(self._record, beat=time.time())
 
     def _beat(self, *, force: bool = False) -> None:
-        if force or time.monotonic() - self._beaten > BEAT_S:
-            self._beaten = time.monotonic()
-            keep(self._home, replace(self._record, beat=time.time()))
+        """Renew the record. Where the store is away it is tried again at the next beat: with the driver all folds would
+        end, and they bridge an outage by themselves."""
+        if not force and time.monotonic() - self._beaten <= BEAT_S:
+            return
+        try:
+            keep(self._home, self._renewed())
+            self._unrecorded = False
+        except StorageError as error:
+            if not self._unrecorded:
+                print(
+                    f"note: the folds go on, but `dfer-launch status` is behind: {error}", file=sys.stderr, flush=True
+                )
+            self._unrecorded = True
+
+    @contextmanager
+    def _marked(self) -> Iterator[None]:
+        """A file of this driver's own in a run folder on a disk, while folds run: each host has to see it there."""
+        if self._mark:
+            self._home.write(self._mark, b"")
+        try:
+            yield
+        finally:
+            if self._mark:
+                with suppress(StorageError):
+                    self._home.remove(self._mark)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """`ray job stop`, Ctrl-C: the folds save and end; a second Ctrl-C ends at once."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            if self._closed and number == signal.SIGINT:
+            if self.closed and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._close(signal.Signals(number).name)
 
@@ -261,7 +246,7 @@ class _Driver:
                 signal.signal(number, handler)
 
 
-def trainer(submission: Submission, fold: int, board: Any) -> Any:
+def trainer(submission: Submission, fold: int, board: Any, mark: str) -> Any:
     """Ray's trainer of one fold. Its own files lie in the run folder; checkpoints are the run's, under its fence."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -272,7 +257,8 @@ def trainer(submission: Submission, fold: int, board: Any) -> Any:
     return TorchTrainer(
         train_fold,
         train_loop_config=Trial(
-            job=job, fold=fold, gpu=cluster.gpu, interface=cluster.interface, meet_s=cluster.meet_s, board=board
+            job=job, fold=fold, gpu=cluster.gpu, interface=cluster.interface, meet_s=cluster.meet_s, board=board,
+            mark=mark,
         ),
         torch_config=MeetingConfig(),
         scaling_config=ScalingConfig(**submission.scaling()),
@@ -292,31 +278,6 @@ def _storage(run: str) -> dict[str, Any]:
 
     fs, path = client(url, what="run")
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
-
-
-def _folds_in(cluster: RayCluster) -> int:
-    """How many folds the cluster has room for, host by host, since a process does not stretch over two."""
-    import ray
-
-    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    processes = sum(_processes_in(host, cluster.per_worker) for host in hosts)
-    least = cluster.min_workers or cluster.workers
-    return max(processes // cluster.workers, int(processes >= least))
-
-
-def _processes_in(host: Mapping[str, float], need: Mapping[str, float]) -> int:
-    return int(min(host.get(name, 0.0) // amount for name, amount in need.items() if amount))
-
-
-def _too_small(cluster: RayCluster) -> UsageError:
-    import ray
-
-    least = cluster.min_workers or cluster.workers
-    each = ", ".join(f"{amount:g} {name}" for name, amount in cluster.per_worker.items())
-    there = ", ".join(f"{ray.cluster_resources().get(name, 0.0):g} {name}" for name in cluster.per_worker)
-    do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
-    expected = f"room for {least} processes of {each}"
-    return UsageError(message("the Ray cluster", expected=expected, got=there, do=do))
 
 
 def _state(code: int) -> str:

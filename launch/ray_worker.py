@@ -5,7 +5,9 @@ folder or a stop stands on the board, and the next start returns at once instead
 """
 
 import os
+import socket
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,14 @@ from ray.train.torch import TorchConfig
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfer.errors import DferError, ProcessError, StorageError
+from dfer.errors import DferError, ProcessError, StorageError, UsageError, message
 from dfer.interruption import Stop
+from dfer.storage import Folder
 from launch.job import Job, Place, run_job
 from launch.meeting import Meeting, free_port
 
 WISH_S = 1.0
+MARK_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def make_board() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One fold on Ray, as its processes get it."""
+    """One fold on Ray, as its processes get it. mark: a file that the driver left in a run folder on a disk."""
 
     job: Job
     fold: int
@@ -82,6 +86,7 @@ class Trial:
     interface: str | None
     meet_s: float
     board: Any
+    mark: str
 
 
 def train_fold(trial: Trial) -> None:
@@ -92,12 +97,29 @@ def train_fold(trial: Trial) -> None:
     watch = threading.Thread(target=_watch, args=(trial.board, stop, over), name="wishes", daemon=True)
     watch.start()
     try:
+        check_shared(trial)
         run_job(trial.job, trial.fold, place(trial), stop)
     except DferError as error:
         _tell(trial, error)
         raise
     finally:
         over.set()
+
+
+def check_shared(trial: Trial) -> None:
+    """Look for what the driver left in the run folder; network file systems may show it some seconds later.
+
+    Raises:
+        UsageError: this host has another folder at that path, or none.
+    """
+    home, until = Folder(trial.job.run, what="run"), time.monotonic() + MARK_S
+    while trial.mark and not home.exists(trial.mark):
+        if time.monotonic() > until:
+            do = "Give run=FOLDER on storage that all hosts share, or a URL."
+            expected = f"the run folder {home} as the driver's host has it"
+            where = f"host {socket.gethostname()}"
+            raise UsageError(message(where, expected=expected, got="one without the driver's file", do=do))
+        time.sleep(0.2)
 
 
 def _tell(trial: Trial, error: DferError) -> None:

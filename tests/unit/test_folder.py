@@ -1,6 +1,7 @@
 """The run folder: made, continued, refused."""
 
 import json
+import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,4 +158,24 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
 def test_the_revision_says_when_there_is_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "__file__", str(tmp_path / "folder.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("DFER_REVISION", raising=False)
     assert folder.revision() == "unknown"
+    monkeypatch.setenv("DFER_REVISION", "0123abcd")
+    assert folder.revision() == "0123abcd"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
+def test_the_revision_needs_no_git(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setenv("DFER_REVISION", "0123abcd")
+    assert folder.revision() == "0123abcd"
+
+
+def test_the_revision_of_a_checkout_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, stdout="89abcdef-dirty\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setenv("DFER_REVISION", "0123abcd")
+    assert folder.revision() == "89abcdef-dirty"

@@ -1,5 +1,6 @@
 """A job: resolved text, absolute places, folds that exist, a batch that divides; patience with stores."""
 
+import os
 import pickle
 import threading
 from dataclasses import replace
@@ -10,13 +11,14 @@ import pytest
 
 from dfer.config import load_text
 from dfer.distributed import World
-from dfer.errors import ProcessError, StorageError, UsageError
+from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
 from dfer.run_config import RunConfig
 from launch import job as module
-from launch.job import Job, Place, make_job, run_job
+from launch.job import Job, Place, conclude, make_job, run_job
 from launch.meeting import Meeting
 from launch.patience import within
+from tests import fake_runs
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
@@ -88,10 +90,48 @@ def test_another_revision_is_told(
     job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
     meeting = Meeting(rank=0, size=1, host="h", port=1)
     place = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting, gpu=False)
-    for now, told in (("abc", False), ("unknown", False), ("def", True)):
+    for now, told, named in (("abc", False, ""), ("def", True, ""), ("unknown", False, "abc")):
+        monkeypatch.setenv("DFER_REVISION", "")
         monkeypatch.setattr(module, "revision", lambda now=now: now)
         run_job(job, 1, place, Stop())
         assert ("note: the job was made by revision abc, this is def" in capsys.readouterr().err) is told
+        assert os.environ["DFER_REVISION"] == named
+
+
+@pytest.mark.parametrize(
+    ("found", "folder", "revision"),
+    [
+        ("unknown", "_ray_pkg_029f88d5", "ray_pkg_029f88d5"),
+        ("unknown", "project", "unknown"),
+        ("0123abcd", "_ray_pkg_029f88d5", "0123abcd"),
+    ],
+)
+def test_code_that_ray_unpacked_has_the_revision_of_its_folder(
+    found: str, folder: str, revision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "revision", lambda: found)
+    monkeypatch.setattr(module, "PROJECT", tmp_path / folder)
+    assert made(f"run={tmp_path / 'run'}").revision == revision
+
+
+def test_a_failed_fold_leaves_a_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), curves=False)
+    assert conclude(str(tmp_path), (1, 2, 3), 7) == 7
+    out, err = capsys.readouterr()
+    assert "1 of 5 folds" in out and (tmp_path / "report" / "report.md").exists()
+    assert err.startswith(f"error: {tmp_path}: expected a result of every fold, got none of fold 2, 3. `dfer-launch st")
+    assert conclude(str(tmp_path), (1,), 0) == 0
+    with pytest.raises(CheckpointError, match="got none of fold 2"):
+        conclude(str(tmp_path), (1, 2), 0)
+
+
+@pytest.mark.parametrize("code", [FencedError.exit_code, StoppedError.exit_code])
+def test_what_goes_on_at_the_next_start_is_not_reported(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), curves=False)
+    assert conclude(str(tmp_path), (1, 2), code) == code
+    assert capsys.readouterr() == ("", "") and not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(("there", "enough"), [(0, False), (2, False), (4, True), (1, True)])

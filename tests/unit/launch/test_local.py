@@ -13,6 +13,7 @@ from dfer.errors import UsageError
 from launch import __main__ as cli
 from launch import local, processes
 from launch.processes import Group, free_port, wait
+from tests import fake_runs
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FAKE = Path(__file__).with_name("fake_rank.py")
@@ -219,6 +220,29 @@ def test_after_a_signal_no_fold_is_started(tmp_path: Path) -> None:
     waiting = [[f"parent {signal.SIGUSR1.value} sleep 60"], [f"pid {tmp_path / 'late'} exit 0"]]
     assert local._Jobs(job, waiting).run() == 9
     assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_stop_that_found_every_fold_finished_is_one_where_others_wait(tmp_path: Path) -> None:
+    job = local.Local(verb="crossval", source="c.yaml")
+    jobs = local._Jobs(job, [[f"parent {signal.SIGUSR1.value} exit 0"], [f"pid {tmp_path / 'late'} exit 0"]])
+    assert jobs.run() == 9 and not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize(("stopped", "reported"), [(False, True), (True, False)])
+def test_folds_that_ended_well_are_reported_beside_a_failed_one(
+    stopped: bool, reported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(jobs: local._Jobs) -> int:
+        jobs.stopped = stopped
+        return 3
+
+    fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), curves=False)
+    monkeypatch.setattr(local._Jobs, "run", run)
+    words = ["--parallel", "2", "--folds", "1,2", f"run={tmp_path}"]
+    assert cli.main(["local", str(CONFIGS / "demo.yaml"), *words]) == 3
+    out, err = capsys.readouterr()
+    assert ("1 of 5 folds" in out, "got none of fold 2" in err, (tmp_path / "report").exists()) == (reported,) * 3
 
 
 def test_options_of_crossval_reach_it() -> None:

@@ -2,24 +2,41 @@
 
 import json
 import os
+import signal
+import socket
 import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RuntimeEnvSetupError
 
+from dfer.config import load
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StorageError, UsageError
 from dfer.interruption import Stop
+from dfer.run_config import RunConfig
+from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import ray as module
-from launch import ray_worker
+from launch import ray_cluster, ray_worker
 from launch.cluster import RayCluster, load_cluster
 from launch.job import Job
 from launch.ray import Submission
 from launch.ray_worker import Board, Ending, Trial, train_fold
+from launch.records import Record, keep, records
+from tests import fake_runs
 
 ROOT = Path(__file__).parents[3]
+NOBODY = (
+    "Ray at auto: expected a cluster, got {}. "
+    "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
+)
+REFUSED = "Ray at auto: expected to join the cluster, got {}. Correct the cluster file or the installation."
 
 
 @pytest.fixture
@@ -50,27 +67,84 @@ def test_the_code_goes_along_unless_the_job_brought_it(
     assert brought["env_vars"] == {"NCCL_DEBUG": "INFO"}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_7"}}))
     monkeypatch.chdir(ROOT)
-    assert submission(job).runtime_env() == {} and module.submission_id() == "raysubmit_7"
+    assert submission(job).runtime_env() == {} and ray_cluster.submission_id() == "raysubmit_7"
     monkeypatch.chdir(tmp_path)
     assert "py_modules" in submission(job).runtime_env()
 
 
-def test_a_run_in_the_jobs_own_folder_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="run: expected a folder that outlives the job, got one in its working folder"):
-        submission(job).run()
+def in_job(folder: Path, monkeypatch: pytest.MonkeyPatch, *, working_dir: str | None) -> None:
+    """As in a process that `ray job submit` started."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    config = {"runtime_env": {"working_dir": working_dir} if working_dir else {}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
 
 
-def test_no_cluster_is_told(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("run=runs/x", "data.shards=s3://b/x"), "run"),
+        (("run=s3://b/run", "data.shards=data/x"), "data.shards"),
+        (("run=s3://b/run", "data.shards=../elsewhere/../job/x"), "data.shards"),
+    ],
+)
+def test_places_in_the_jobs_own_folder_are_refused(
+    words: tuple[str, ...],
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the shards are looked for, which are not there: git ignores data/, so Ray does not upload it."""
+    in_job(tmp_path / "job", monkeypatch, working_dir="gcs://_ray_pkg_0123.zip")
+    assert cli.main(["ray", str(ROOT / "configs/demo.yaml"), *words]) == 2
+    said = (
+        f"error: {key}: expected a folder that outlives the job, got one in its working folder. Give {key}=URL, or an"
+    )
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "run"), [("gcs://_ray_pkg_0123.zip", "job2"), (None, "job/run"), ("local:///job", "job/run")]
+)
+def test_places_that_outlive_the_job_are_not(
+    working_dir: str | None, run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_job(tmp_path / "job", monkeypatch, working_dir=working_dir)
+    ray_cluster.refuse_passing(
+        load(ROOT / "configs/demo.yaml", RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
+    )
+
+
+def test_a_driver_outside_a_job_may_use_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    ray_cluster.refuse_passing(load(ROOT / "configs/demo.yaml", RunConfig, []))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("Could not find any running Ray instance. More words.\nMany lines."), NOBODY),
+        (RuntimeError("Failed to connect to GCS. Last connection error: Traceback\n ..."), NOBODY),
+        (RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9"), REFUSED),
+        (ValueError("bad env_vars"), REFUSED),
+        (RuntimeEnvSetupError("Package size (900 MiB) exceeds the maximum size"), REFUSED),
+    ],
+)
+def test_no_cluster_and_one_that_refuses_are_told_apart(
+    error: Exception, said: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     def refuse(**_: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance. More words.\nMany lines.")
+        raise error
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(UsageError, match=r"Ray at auto: expected a cluster, got Could not find .* Start one"):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PRINT_PATCH", raising=False)
+    with pytest.raises(UsageError) as caught:
         submission(job).run()
+    assert str(caught.value) == said.format(" ".join(str(error).split()).rstrip(". "))
 
 
 def hosts(*cpus: float) -> list[dict[str, Any]]:
@@ -93,14 +167,14 @@ def test_folds_are_bounded_by_what_the_hosts_have(
     import ray
 
     monkeypatch.setattr(ray, "nodes", lambda: [*hosts(*cpus), {"Alive": False, "Resources": {"CPU": 99.0}}])
-    assert module._folds_in(RayCluster(**cluster)) == folds
+    assert ray_cluster.folds_in(RayCluster(**cluster)) == folds
 
 
 def test_too_small_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    error = module._too_small(RayCluster(workers=4, gpu=True))
+    error = ray_cluster.too_small(RayCluster(workers=4, gpu=True))
     assert str(error).startswith("the Ray cluster: expected room for 4 processes of 1 CPU, 1 GPU, got 2 CPU, 0 GPU.")
 
 
@@ -128,7 +202,7 @@ class Actor:
 def trial(job: Job, monkeypatch: pytest.MonkeyPatch) -> Trial:
     monkeypatch.setattr(ray_worker.ray, "get", lambda value, **_: value)
     monkeypatch.setattr(ray_worker, "place", lambda _: None)
-    return Trial(job=job, fold=2, interface=None, meet_s=5.0, board=Actor())
+    return Trial(job=job, fold=2, gpu=False, interface=None, meet_s=5.0, board=Actor(), mark="")
 
 
 @pytest.mark.parametrize("error", [DataError("bad clip"), FencedError("newer copy"), UsageError("wrong")])
@@ -183,6 +257,174 @@ def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_worker, "run_job", wait)
     train_fold(trial)
     assert heard.is_set()
+
+
+def test_a_host_that_does_not_share_the_run_folder_is_named(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_worker, "MARK_S", 0.0)
+    monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(UsageError, match="without the driver's file"):
+        train_fold(replace(trial, mark="launch/.shared-1"))
+    told = trial.board.board.ending(2)
+    assert told.code == UsageError.exit_code
+    expected = f"host {socket.gethostname()}: expected the run folder {trial.job.run} as the driver's host has it, got"
+    assert told.text.startswith(expected)
+    assert told.text.endswith("Give run=FOLDER on storage that all hosts share, or a URL.")
+
+
+def test_a_shared_run_folder_is_waited_for_a_little(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = threading.Event()
+    monkeypatch.setattr(ray_worker, "run_job", lambda *_: trained.set())
+    later = threading.Timer(0.3, Folder(trial.job.run).write, args=("launch/.shared-1", b""))
+    later.start()
+    train_fold(replace(trial, mark="launch/.shared-1"))
+    later.join()
+    assert trained.is_set() and trial.board.board.ending(2) is None
+
+
+# --- the driver, with folds that are only functions
+
+
+class Trainer:
+    """What a fold does instead of starting Ray's processes: nothing, unless a test says more."""
+
+    does: Callable[[int], None]
+    marks: list[str]
+
+    def __init__(self, fold: int, mark: str) -> None:
+        self.fold = fold
+        Trainer.marks.append(mark)
+
+    def fit(self) -> None:
+        Trainer.does(self.fold)
+
+
+@pytest.fixture
+def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> module._Driver:
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda value, **_: value)
+    monkeypatch.setattr(ray_worker, "make_board", Actor)
+    monkeypatch.setattr(module, "folds_in", lambda _: 2)
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr(module, "trainer", lambda _submission, fold, _board, mark: Trainer(fold, mark))
+    monkeypatch.setattr(Trainer, "marks", [], raising=False)
+    monkeypatch.setattr(Trainer, "does", lambda _: None, raising=False)
+    return module._Driver(submission(job), Folder(job.run), job.folds, "")
+
+
+def states(job: Job) -> dict[str, str]:
+    return records(Folder(job.run))[-1].states
+
+
+def test_the_record_says_how_every_fold_ended(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def do(fold: int) -> None:
+        assert states(job).keys() == {"1", "2"}
+        if fold == 2:
+            raise RuntimeError("lost")
+
+    monkeypatch.setattr(Trainer, "does", do)
+    assert driver.run() == ProcessError.exit_code
+    assert states(job)["1"] == "finished"
+    assert states(job)["2"].startswith("failed: fold 2: expected at most 3 lost processes, got RuntimeError: lost. The")
+
+
+@pytest.fixture
+def joined(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `Submission.run` needs of a cluster."""
+    monkeypatch.setattr(module, "connected", lambda *_: nullcontext(""))
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_failed_fold_leaves_a_report_of_the_others(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def do(fold: int) -> None:
+        if fold == 2:
+            raise RuntimeError("lost")
+        fake_runs.write_fold(Path(job.run) / "fold_1", fake_runs.result(fold=1), curves=False)
+
+    monkeypatch.setattr(Trainer, "does", do)
+    assert submission(job).run() == ProcessError.exit_code
+    out, err = capsys.readouterr()
+    assert "1 of 5 folds" in out and "expected a result of every fold, got none of fold 2" in err
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_stop_leaves_none(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def do(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        raise RuntimeError("killed before it could save")
+
+    monkeypatch.setattr(Trainer, "does", do)
+    assert submission(job).run() == ProcessError.exit_code
+    assert "expected a result" not in capsys.readouterr().err
+
+
+def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writes: list[Record] = []
+    away, back = threading.Event(), threading.Event()
+
+    def write(home: Folder, record: Record) -> None:
+        writes.append(record)
+        if 2 <= len(writes) <= 4:
+            away.set()
+            raise StorageError("s3://b/run: expected to write it, got 503. Wait.")
+        if len(writes) > 4:
+            back.set()
+        keep(home, record)
+
+    monkeypatch.setattr(module, "BEAT_S", 0.0)
+    monkeypatch.setattr(module, "keep", write)
+    monkeypatch.setattr(Trainer, "does", lambda _: away.wait(20) and back.wait(20))
+    assert driver.run() == 0 and away.is_set() and back.is_set()
+    assert states(job) == {"1": "finished", "2": "finished"}
+    note = "note: the folds go on, but `dfer-launch status` is behind: s3://b/run: expected to write it, got 503. Wait."
+    assert capsys.readouterr().err.splitlines() == [note]
+
+
+def test_a_run_folder_that_cannot_be_written_is_told_before_a_fold_starts(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(job.run).write_text("a file")
+    monkeypatch.setattr(Trainer, "does", lambda _: pytest.fail("a fold was started"))
+    with pytest.raises(StorageError, match="expected to write it"):
+        driver.run()
+
+
+def test_the_drivers_file_is_in_a_folder_on_a_disk_while_folds_run(
+    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Trainer, "does", lambda _: seen.append((Path(job.run) / Trainer.marks[0]).exists()))
+    driver.run()
+    assert seen == [True, True] and Trainer.marks[0].startswith("launch/.shared-")
+    assert len(set(Trainer.marks)) == 1 and not (Path(job.run) / Trainer.marks[0]).exists()
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_store_is_shared_by_its_nature(job: Job) -> None:
+    other = replace(job, run="memory://bucket/run")
+    module._Driver(submission(other), Folder(other.run), (1,), "").run()
+    assert Trainer.marks == [""]
+
+
+def test_no_state_is_lost_among_threads(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(record: Record, **changes: Any) -> Record:
+        time.sleep(0.01)
+        return replace(record, **changes)
+
+    monkeypatch.setattr(module, "replace", slow)
+    threads = [threading.Thread(target=driver._say, args=(fold, "running")) for fold in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [driver._renewed().states[str(fold)] for fold in range(10)] == ["running"] * 10
 
 
 def test_the_cause_is_told_in_few_words() -> None:
