@@ -122,26 +122,30 @@ def preemption(bench: Bench, bed: SlurmBed) -> dict[str, float]:
     step = statistics.median(b["time"] - a["time"] for a, b in pairwise(rows))
     since = time.time()
     bed.preempt(hosts, 3)
-    wanted = saved(run, 1) - since
+    wanted = saved(run, beyond=0) - since
     # It comes back; now the bare signal, as SLURM sends it.
     wait_until(lambda: len(run.starts()) == 2, 90, "the second start")
     wait_until(lambda: run.steps() > run.starts()[1]["step"] + 5, 90, "its steps")
-    since = time.time()
-    bed.command(["scancel", "--signal=USR2", run.job()])
-    told = saved(run, 2) - since
+    last, since = run.starts()[1]["step"], time.time()
+    bed.command(["scancel", "--signal=USR2", job])
+    told = saved(run, beyond=last) - since
     run.ask("cancel")
     wait_until(lambda: not bed.squeue(), 60, "the queue to be empty")
     return {"a step, s": step, "preempting job submitted to checkpoint, s": wanted, "signal to checkpoint, s": told}
 
 
-def saved(run: Run, number: int) -> float:
-    """When the number-th checkpoint was committed."""
+def saved(run: Run, *, beyond: int) -> float:
+    """When a checkpoint of a later step was committed."""
+    found: list[float] = []
 
-    def manifests() -> list[Path]:
-        return sorted(run.files.glob("fold_1/checkpoints/step_*/manifest.json"))
+    def look() -> bool:
+        for manifest in run.files.glob("fold_1/checkpoints/step_*/manifest.json"):
+            if int(manifest.parent.name[5:13]) > beyond:
+                found.append(manifest.stat().st_mtime)
+        return bool(found)
 
-    wait_until(lambda: len(manifests()) >= number, 90, f"checkpoint {number}")
-    return manifests()[-1].stat().st_mtime
+    wait_until(look, 90, f"a checkpoint after step {beyond}")
+    return found[0]
 
 
 # --- folds beside each other
