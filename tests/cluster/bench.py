@@ -124,9 +124,10 @@ def preemption(bench: Bench, bed: SlurmBed) -> dict[str, float]:
     bed.preempt(hosts, 3)
     wanted = saved(run, beyond=0) - since
     # It comes back; now the bare signal, as SLURM sends it.
-    wait_until(lambda: len(run.starts()) == 2, 90, "the second start")
-    wait_until(lambda: run.steps() > run.starts()[1]["step"] + 5, 90, "its steps")
-    last, since = run.starts()[1]["step"], time.time()
+    wait_until(lambda: len(run.starts()) == 2 and run.starts()[1]["step"] is not None, 90, "the second start")
+    last = run.starts()[1]["step"]
+    wait_until(lambda: run.steps() > last + 5, 90, "its steps")
+    since = time.time()
     bed.command(["scancel", "--signal=USR2", job])
     told = saved(run, beyond=last) - since
     run.ask("cancel")
