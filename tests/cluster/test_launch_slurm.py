@@ -139,7 +139,9 @@ def test_a_requeued_run_goes_on_with_fewer_hosts(slurm: SlurmBed, run: Run, tiny
     wait_until(lambda: set(slurm.states().values()) == {"idle"}, 30, "all hosts to be idle")
     run.launch("slurm", tiny, *PAIR, "cluster.min_nodes=1", "cluster.exclude=node[3-4]")
     run.wait_steps(40)
-    power_off(slurm, run.job())
+    lost = hosts_of(slurm, run.job())[1]
+    slurm.power_off(lost)
+    slurm.mark_down(lost)
     run.wait_finished()
     assert [start["processes"] for start in run.starts()] == [2, 1]
     run.assert_same(undisturbed, within=0.05)
@@ -174,7 +176,7 @@ def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, s
     script, log, record or result."""
     env = {**run.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     words = ["bash", ROOT / "launch" / "slurm_dfew.sh", "-c", CPU, f"run={run.url}", *run.words, *SMALL]
-    words += [f"data.shards={s3.url}/shards", "cluster.partition=low", "cluster.cpus_per_process=1"]
+    words += [f"data.shards={s3.url}/shards", "cluster.partition=low", "cluster.processes_per_node=1"]
     command(env, *words)
     again = command(env, *words)
     assert "in the queue already: fold 5" in again and "submitted" not in again
@@ -189,7 +191,7 @@ def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, s
 
     local = tmp_path / "local" / run.files.name
     here = [f"run={local}", f"data.shards={shards}", *SMALL]
-    launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", "--processes", 2, *here, timeout=300)
+    launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", *here, timeout=300)
     assert [result(run.files / fold) for fold in FOLDS] == [result(local / fold) for fold in FOLDS]
     tables = [(folder / "report" / "report.md").read_text() for folder in (run.files, local)]
     assert tables[0].replace(run.url, "RUN") == tables[1].replace(str(local), "RUN")
