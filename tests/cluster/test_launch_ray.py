@@ -108,6 +108,15 @@ def test_a_fold_under_deepspeed_goes_on_with_fewer_processes(ray: RayBed, run: R
     assert [start["processes"] for start in run.starts()] == [3, 2]
 
 
+def test_a_cancelled_job_saves_and_stops(ray: RayBed, run: Run, tiny: Path) -> None:
+    submit(ray, "cancelled", tiny, run, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "60"})
+    run.wait_steps(40)
+    assert "stopped Ray job cancelled" in run.ask("cancel")
+    wait_job(ray, "cancelled", "STOPPED", timeout=90)
+    row = run.status()
+    assert row["state"] == "stopped" and row["checkpoint"] == row["step"] and row["step"] % 25
+
+
 def test_folds_beside_each_other_and_their_table(ray: RayBed, run: Run, tiny: Path) -> None:
     submit(ray, "folds", tiny, run, "cluster.cpus_per_worker=1", "--folds", "1,2,3", "epochs=3")
     run.wait_finished(3)
