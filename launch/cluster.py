@@ -47,7 +47,7 @@ class SlurmCluster:
     max_failures: int = 3
     parallel_folds: int = 5
     interface: str | None = None
-    meet_s: float = 40.0
+    meet_s: float = 30.0
     setup: tuple[str, ...] = ()
     python: str | None = None
     folder: str | None = None
@@ -108,7 +108,7 @@ class RayCluster:
     max_failures: int = 3
     parallel_folds: int | None = None
     interface: str | None = None
-    meet_s: float = 40.0
+    meet_s: float = 30.0
     wait_s: float = 45.0
     env_vars: dict[str, str] = field(default_factory=dict)
 

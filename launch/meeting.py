@@ -56,7 +56,7 @@ class Meeting:
     port: int
     token: str = ""
     interface: str | None = None
-    within_s: float = 40.0
+    within_s: float = 30.0
 
     def hold(self) -> dict[str, str]:
         """Meet, and return the variables that torch needs: MASTER_ADDR, MASTER_PORT, the interface of gloo and NCCL.

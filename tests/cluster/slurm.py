@@ -273,3 +273,5 @@ class SlurmBed(Bed):
                 self.power_on(name)
         wait_until(lambda: not self.squeue(), 30, "jobs to end")
         self.wait_usable()
+        # What SLURM preempts or how many hosts it takes depends on those that are idle at that moment.
+        wait_until(lambda: set(self.states().values()) == {"idle"}, 30, "all hosts to be idle", every=0.1)

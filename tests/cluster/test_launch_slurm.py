@@ -121,7 +121,8 @@ def test_a_run_cut_by_its_time_limit_ends_the_same(slurm: SlurmBed, run: Run, ti
     wait_until(lambda: slurm.job(job)["RunTime"] > "00:00:20", 60, "the time limit to come near")
     slow.kill(PROCESS, whole_line=True, signal="CONT")
     run.wait_finished()
-    assert run.starts()[1]["step"] >= 40  # asked first: nothing is lost
+    # Asked first, so nothing is lost; SLURM may ask up to a minute too early, and then more than once.
+    assert len(run.starts()) >= 2 and run.starts()[-1]["step"] >= 40
     run.assert_same(undisturbed)
 
 
@@ -135,8 +136,6 @@ def test_a_controller_that_restarts_is_not_noticed(slurm: SlurmBed, run: Run, ti
 
 
 def test_a_requeued_run_goes_on_with_fewer_hosts(slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path) -> None:
-    # SLURM takes as many hosts as are idle at the moment.
-    wait_until(lambda: set(slurm.states().values()) == {"idle"}, 30, "all hosts to be idle")
     run.launch("slurm", tiny, *PAIR, "cluster.min_nodes=1", "cluster.exclude=node[3-4]")
     run.wait_steps(40)
     lost = hosts_of(slurm, run.job())[1]
@@ -220,7 +219,7 @@ def closed_ports(slurm: SlurmBed) -> str:
     """A firewall that lets SLURM through and nothing else."""
     for host in slurm.hosts.values():
         host.close_ports(*PORTS)
-    return "expected 2 processes within 40 s, got no word from rank 1. Look at their logs; if they started, node"
+    return "cannot be reached from"
 
 
 @pytest.mark.parametrize(

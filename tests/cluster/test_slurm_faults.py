@@ -25,11 +25,11 @@ def test_a_preempted_job_is_asked_for_a_checkpoint_and_continues(
     slurm.use(monkeypatch)
     executor = submitit.AutoExecutor(tmp_path, slurm_max_num_timeout=3)
     executor.update_parameters(timeout_min=5, cpus_per_task=4, slurm_partition="low")
-    job = executor.submit(jobs.Count(), 80, tmp_path / "log")
+    job = executor.submit(jobs.Count(), 150, tmp_path / "log")
     wait_until(lambda: (tmp_path / "log").exists(), 20, "the job's first line")
     slurm.preempt(list(slurm.hosts))
     start, end = job.result()
-    assert (0 < start < 80, end) == (True, 80)
+    assert (0 < start < 150, end) == (True, 150)
     assert len((tmp_path / "log").read_text().splitlines()) == 2
     assert int(slurm.job(job.job_id)["Restarts"]) >= 1
 

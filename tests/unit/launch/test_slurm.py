@@ -69,7 +69,7 @@ def test_what_is_pickled_is_the_resolved_job(fake_slurm: FakeSlurm, job: Job) ->
     folder = Path(job.run) / "launch" / "slurm"
     for number, fold in enumerate(job.folds):
         delayed = pickle.loads((folder / f"1_{number}_submitted.pkl").read_bytes())
-        assert delayed.function == FoldTask(job=job, fold=fold, cpus=1, gpu=False, interface="ib0", meet_s=40.0)
+        assert delayed.function == FoldTask(job=job, fold=fold, cpus=1, gpu=False, interface="ib0", meet_s=30.0)
         assert delayed.function.checkpoint().function == delayed.function
     assert pickle.loads((folder / "2_submitted.pkl").read_bytes()).function == ReportTask(run=job.run, folds=(1, 2, 3))
 
