@@ -37,7 +37,7 @@ CLIPS = 490
 # Long enough not to end while it is measured; every step recorded, nothing evaluated in between.
 ENDLESS = ("epochs=1000", "eval_every=null", "log_every=1", "data.workers=0", "checkpoint.every_epochs=100")
 TWO_HOSTS = ("--cluster", CPU, "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.cpus_per_process=1")
-WINDOW_S = 60.0
+WINDOW_S = 40.0
 
 
 class Bench:
@@ -181,7 +181,7 @@ def together(run: Run) -> float:
 
 @contextmanager
 def processes(run: Run, shards: str) -> Iterator[None]:
-    env = commands.environment(**run.env, DFER_CACHE=str(run.files.parent / "cache"))
+    env = commands.environment(**{**run.env, "DFER_CACHE": str(run.files.parent / "cache")})
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "dfer", "train", str(DEMO), f"fold={fold}", f"run={run.url}/fold_{fold}", *ENDLESS,
