@@ -10,7 +10,7 @@ RUN    ?= demo
 help:
 	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (at most 20 minutes)"
 	@echo "make test   all tests      make test-unit   the quick ones      make lint   ruff and mypy"
-	@echo "make test-cluster  SLURM, Ray and S3 on virtual hosts; Debian 12, as root (about 22 minutes)"
+	@echo "make test-cluster  SLURM, Ray and S3 on virtual hosts; Debian 12, as root (about 23 minutes)"
 	@echo "make bench  loader and training step, measured on this machine"
 	@echo "make bench-cluster  what SLURM and Ray cost, on the same virtual hosts (about 30 minutes)"
 
