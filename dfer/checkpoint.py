@@ -105,6 +105,23 @@ class Checkpoint:
             raise CheckpointError(message(where, expected="a safetensors file", got=str(error), do=do)) from error
 
 
+def committed(home: Folder) -> list[Name]:
+    """The checkpoints of a run folder that stand and belong to the run, newest first.
+
+    Raises:
+        StorageError, CheckpointError: they or the leases cannot be read.
+    """
+    folder, leases = home / CHECKPOINTS, Leases(home)
+    there = [name for name in _present(folder) if (folder / str(name)).exists(MANIFEST)]
+    return [name for name in there if leases.holds(name.lease, name.step)]
+
+
+def _present(folder: Folder) -> list[Name]:
+    """Every checkpoint folder, newest first; foreign names do not count."""
+    found = [Name.parse(text) for text in folder.folders()]
+    return sorted((name for name in found if name), reverse=True)
+
+
 class Checkpoints:
     """The checkpoints of one run folder. Methods are collective: all ranks call them, in the same order.
 
@@ -311,15 +328,10 @@ class Checkpoints:
             self._told_that_old_stay = True
 
     def _all(self) -> list[Name]:
-        """Every checkpoint folder, newest first; foreign names do not count."""
-        found = [Name.parse(text) for text in self.folder.folders()]
-        return sorted((name for name in found if name), reverse=True)
+        return _present(self.folder)
 
     def _names(self) -> list[Name]:
-        """Committed checkpoints that belong to the run, newest first."""
-        leases = Leases(self._home)
-        there = [name for name in self._all() if (self.folder / str(name)).exists(MANIFEST)]
-        return [name for name in there if leases.holds(name.lease, name.step)]
+        return committed(self._home)
 
     def _find_latest(self) -> Found | None:
         problems = []

@@ -143,11 +143,11 @@ def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch.cluster import RayCluster, load_cluster, split
     from launch.job import make_job
     from launch.ray import Submission
-    from launch.ray_cluster import refuse_passing
+    from launch.ray_cluster import refuse_working_folder
 
     mine, theirs = split(overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)
-    job = make_job(args.config, mine, args.folds, worlds=cluster.worlds, check=refuse_passing)
+    job = make_job(args.config, mine, args.folds, worlds=cluster.worlds, check=refuse_working_folder)
     submission = Submission(job=job, cluster=cluster)
     if args.dry_run:
         print(submission.dry_run())

@@ -40,7 +40,7 @@ def _job_config(part: str) -> dict[str, Any]:
         return {}
 
 
-def refuse_passing(config: "RunConfig") -> None:
+def refuse_working_folder(config: "RunConfig") -> None:
     """Refuse places below the working folder that Ray unpacked for this job: it ends with the job, each host has a copy
     of its own, and what git ignores, such as data/, is not in it.
 

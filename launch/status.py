@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dfer.checkpoint import committed
 from dfer.errors import UsageError, message
 from dfer.evaluation.results import RESULT
 from dfer.lease import Leases
@@ -17,7 +18,6 @@ from launch.slurm_tools import Queued, ended, followed
 
 BEAT_S = 60.0
 """A Ray job that has not written its record for so long is lost."""
-CHECKPOINTS, _NAME = "checkpoints", re.compile(r"step_(\d+)-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +111,9 @@ def _facts(folder: Folder, now: float) -> dict[str, Any]:
     return {
         **{key: last.get(key) for key in ("step", "loss", "clips_per_s", "eta_s")},
         "age_s": round(now - last["time"], 1) if "time" in last else None,
-        "checkpoint": _checkpoint(folder),
+        "checkpoint": next((name.step for name in committed(folder)), None),
         "restarts": max(0, len(Leases(folder).ids()) - 1),
     }
-
-
-def _checkpoint(folder: Folder) -> int | None:
-    """Step of the newest committed one: others are being written, or were when their process died."""
-    home = folder / CHECKPOINTS
-    found = sorted(((int(match[1]), name) for name in home.children() if (match := _NAME.match(name))), reverse=True)
-    return next((step for step, name in found if home.size(f"{name}/manifest.json") is not None), None)
 
 
 def _last_step(folder: Folder) -> dict[str, Any]:

@@ -111,14 +111,14 @@ def test_places_that_outlive_the_job_are_not(
     working_dir: str | None, run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_job(tmp_path / "job", monkeypatch, working_dir=working_dir)
-    ray_cluster.refuse_passing(
+    ray_cluster.refuse_working_folder(
         load(ROOT / "configs/demo.yaml", RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
     )
 
 
 def test_a_driver_outside_a_job_may_use_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    ray_cluster.refuse_passing(load(ROOT / "configs/demo.yaml", RunConfig, []))
+    ray_cluster.refuse_working_folder(load(ROOT / "configs/demo.yaml", RunConfig, []))
 
 
 @pytest.mark.parametrize(
