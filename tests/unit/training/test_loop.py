@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -253,12 +254,16 @@ def test_a_stop_in_an_evaluation_repeats_it_and_no_step(tmp_path: Path, last: bo
 
 
 def test_a_copy_that_was_thought_dead_stops_and_changes_nothing(tmp_path: Path) -> None:
-    """A newer copy starts while this one is in the middle of step 8."""
+    """A newer copy starts while this one is in the middle of step 8, with the save of step 5 behind it."""
+    checkpoints = Checkpoints(Folder(tmp_path), world=World())
 
     class Overtaken(StubLoader):
         def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
             for batch in super().epoch(epoch, start_step):
                 if self.served[-1] == 8 and len(self.served) == 9:
+                    saved_by = time.monotonic() + 30
+                    while checkpoints.latest() is None and time.monotonic() < saved_by:
+                        time.sleep(0.01)
                     Fence.take(Folder(tmp_path)).goes_on_from("whatever it found", 5)
                     self.seen = (tmp_path / "metrics.jsonl").read_text()
                     self.served.append(-1)
@@ -269,7 +274,7 @@ def test_a_copy_that_was_thought_dead_stops_and_changes_nothing(tmp_path: Path) 
         run(tmp_path, loader)
     assert loader.served == [*range(9), -1], "it stops after the step it was in"
     assert (tmp_path / "metrics.jsonl").read_text() == loader.seen
-    latest = Checkpoints(Folder(tmp_path), world=World()).latest()
+    latest = checkpoints.latest()
     assert latest is not None and latest.step == 5
 
 
