@@ -7,6 +7,9 @@ from typing import TypeVar
 
 from dfer.config import ConfigProblem, load
 
+_OWN = {"array", "comment", "dependency", "error", "job-name", "no-requeue", "output", "requeue", "signal"}
+"""Options of sbatch with which the launcher finds, signals and requeues its jobs."""
+
 PREFIX = "cluster."
 """Of an override that goes to the cluster file: `cluster.nodes=2`."""
 
@@ -58,6 +61,10 @@ class SlurmCluster:
         _at_least(self, 1, "nodes", "min_nodes", "processes_per_node", "cpus_per_process", "signal_s", "parallel_folds")
         _at_least(self, 0, "gpus_per_node", "max_timeouts", "max_failures")
         _above_zero(self, "hours", "memory_gb", "meet_s")
+        for key, options in (("options", self.options), ("report", self.report)):
+            if own := _OWN.intersection(name.replace("_", "-") for name in options):
+                expected = "no option that the launcher itself needs"
+                raise ConfigProblem(f"{key}: expected {expected}, got {', '.join(sorted(own))}. Remove it")
         if self.signal_s >= 60 * self.minutes:
             limit = 60 * self.minutes
             raise ConfigProblem(
@@ -92,8 +99,9 @@ class RayCluster:
     """What one fold gets on a Ray cluster; folds are trials beside each other.
 
     address: `ray.init`'s, none = RAY_ADDRESS or the cluster of this job. workers: processes of a fold; min_workers:
-    fewest it may run with, none = exactly `workers` (else it shrinks when hosts are lost and grows again). gpu: one
-    GPU a process. cpus_per_worker: for the process and its data workers. resources: further resources of a process by
+    fewest it may run with, none = exactly `workers` (else it shrinks when hosts are lost and grows again). grow_s: how
+    often a fold that has fewer looks for room; it grows by starting anew from its last checkpoint. gpu: one GPU a
+    process. cpus_per_worker: for the process and its data workers. resources: further resources of a process by
     name. max_failures: restarts of a fold after a process was lost. parallel_folds: at most so many at a time, none =
     what the cluster has room for. interface, meet_s: as for SLURM. wait_s: how long to wait for enough resources to
     start any fold. env_vars: variables of every process; they are stored in the open, keep credentials out.
@@ -102,6 +110,7 @@ class RayCluster:
     address: str | None = None
     workers: int = 1
     min_workers: int | None = None
+    grow_s: float = 60.0
     gpu: bool = False
     cpus_per_worker: int = 1
     resources: dict[str, float] = field(default_factory=dict)
@@ -115,7 +124,7 @@ class RayCluster:
     def __post_init__(self) -> None:
         _at_least(self, 1, "workers", "min_workers", "cpus_per_worker", "parallel_folds")
         _at_least(self, 0, "max_failures")
-        _above_zero(self, "meet_s", "wait_s")
+        _above_zero(self, "grow_s", "meet_s", "wait_s")
         if self.min_workers is not None and self.min_workers > self.workers:
             most = self.workers
             raise ConfigProblem(f"min_workers: expected at most workers={most}, got {self.min_workers}. Correct it")

@@ -104,9 +104,9 @@ def ended(record: Record) -> bool:
 
 def _cancel_slurm(run: str, *, sure: bool) -> list[str]:
     """sure: whether something was submitted there, so that SLURM has to answer."""
-    look = queued if sure else followed
     names = [f"dfer-{tag(run)}-{what}" for what in ("report", "folds")]
-    jobs = sorted({task.job.partition("_")[0] for name in names for task in look(name)})
+    found = [queued(name) if sure else followed(name) for name in names]
+    jobs = sorted({task.job.partition("_")[0] for tasks in found if not isinstance(tasks, str) for task in tasks})
     if jobs:
         slurm("scancel", *jobs)
     return [f"cancelled job {job}" for job in jobs]

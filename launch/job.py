@@ -81,8 +81,8 @@ def make_job(
     of the configuration, before shards and run folder are looked at.
 
     Raises:
-        UsageError: something in the configuration, or an unknown fold. DataError: the shards. StorageError: they or the
-            run folder cannot be reached.
+        UsageError: something in the configuration, or an unknown fold. CheckpointError: a fold was begun with another
+            configuration. DataError: the shards. StorageError: they or the run folder cannot be reached.
     """
     from dfer.config import load, to_yaml
     from dfer.run import known_folds
@@ -103,10 +103,25 @@ def make_job(
     if unknown:
         expected = f"some of {', '.join(map(str, known))}"
         raise UsageError(message("--folds", expected=expected, got=str(unknown[0]), do="Correct --folds."))
-    return Job(
+    job = Job(
         config=to_yaml(config), run=config.run.rstrip("/"), folds=tuple(sorted(set(folds))) or tuple(known),
         known=tuple(known), revision=source_revision(),
     )  # fmt: skip
+    within(ANSWER_S, lambda: _check_begun(job, config), what=config.run)
+    return job
+
+
+def _check_begun(job: Job, config: "RunConfig") -> None:
+    """Refuse another configuration than folds were begun or finished with: now, not when they start on a host."""
+    from dataclasses import replace
+
+    from dfer.distributed import World
+    from dfer.folder import CONFIG, check
+
+    for fold in job.folds:
+        home = Folder(job.fold_url(fold), what="run")
+        if home.exists(CONFIG):
+            check(home, replace(config, fold=fold, run=job.fold_url(fold)), World())
 
 
 def _absolute(config: "RunConfig") -> list[str]:

@@ -53,10 +53,13 @@ class Submission:
     def scaling(self) -> dict[str, Any]:
         """Of ScalingConfig: a range of workers makes the fold elastic."""
         cluster = self.cluster
-        return {
-            "num_workers": (cluster.min_workers, cluster.workers) if cluster.elastic else cluster.workers,
-            "use_gpu": cluster.gpu, "resources_per_worker": cluster.per_worker,
-        }  # fmt: skip
+        workers: dict[str, Any] = {"num_workers": cluster.workers}
+        if cluster.elastic:
+            workers = {
+                "num_workers": (cluster.min_workers, cluster.workers),
+                "elastic_resize_monitor_interval_s": cluster.grow_s,
+            }
+        return {**workers, "use_gpu": cluster.gpu, "resources_per_worker": cluster.per_worker}
 
     def runtime_env(self) -> dict[str, Any]:
         """What every host gets: the code of this checkout, unless the job brought it along as its working folder."""

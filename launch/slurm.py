@@ -3,8 +3,11 @@
 The queue itself tells which folds wait or run: jobs are named after the run folder and carry their folds as a comment.
 """
 
+import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +27,8 @@ from launch.slurm_task import FoldTask, ReportTask
 from launch.slurm_tools import Queued, comment_of, settled, slurm
 
 SCRIPTS = "slurm"
+_SET_ALWAYS = ("ARRAY_INX", "COMMENT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "REQUEUE", "SIGNAL", "TIMELIMIT")
+"""What every script says, by the names of sbatch's variables."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -107,7 +112,7 @@ class Submission:
         executor = self._folds_executor(wanted)
         tasks = [self._task(fold) for fold in wanted]
         try:
-            with executor.batch():
+            with _own_words(self.cluster), executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
         except FailedJobError as error:
             raise explain(str(error), self.cluster) from error
@@ -120,7 +125,8 @@ class Submission:
         keep(home, record)
         before = sorted({task.job.partition("_")[0] for task in live} | {folds_job})
         try:
-            last = self._report_executor(before, minutes).submit(ReportTask(run=self.job.run, folds=self.job.folds))
+            with _own_words(self.cluster):
+                last = self._report_executor(before, minutes).submit(ReportTask(run=self.job.run, folds=self.job.folds))
         except FailedJobError as error:
             slurm("scancel", folds_job)
             raise explain(str(error), self.cluster, report=True) from error
@@ -146,10 +152,12 @@ class Submission:
             cpus_per_task=cluster.cpus_per_process,
             gpus_per_node=cluster.gpus_per_node or None, mem=_gigabytes(cluster.memory_gb),
             signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_folds,
+            constraint=cluster.constraint, exclude=cluster.exclude,
+            partition=cluster.partition, account=cluster.account, qos=cluster.qos,
             srun_args=[*_each_host(cluster), "--kill-on-bad-exit=0", "--wait=60"],
-            setup=list(cluster.setup) or None,
+            setup=[*cluster.setup, "set +e"],  # the lines after srun decide on a restart
             teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
-            additional_parameters={"requeue": True, **_range(cluster), **cluster.options}, **self._where(),
+            additional_parameters={"requeue": True, **_range(cluster), **cluster.options},
             **({} if cluster.elastic else {"ntasks_per_node": cluster.processes}),
         )  # fmt: skip
         return executor
@@ -159,19 +167,32 @@ class Submission:
         executor.update_parameters(
             job_name=self.name("report"), time=minutes, nodes=1, ntasks_per_node=1, cpus_per_task=1,
             dependency="afterany:" + ":".join(after), setup=list(self.cluster.setup) or None,
-            additional_parameters={"requeue": True, **self.cluster.report}, **self._where(),
+            additional_parameters={"requeue": True, **self.cluster.report}, partition=self.cluster.partition,
+            account=self.cluster.account, qos=None if "partition" in self.cluster.report else self.cluster.qos,
         )  # fmt: skip
         return executor
 
     def _executor(self) -> _Executor:
         return _Executor(self.folder, max_num_timeout=self.cluster.max_timeouts, python=self.cluster.python)
 
-    def _where(self) -> dict[str, Any]:
-        cluster = self.cluster
-        return {
-            "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
-            "constraint": cluster.constraint, "exclude": cluster.exclude,
-        }  # fmt: skip
+
+@contextmanager
+def _own_words(cluster: SlurmCluster) -> Iterator[None]:
+    """Without the variables by which sbatch would overrule what the script says, such as SBATCH_ACCOUNT in somebody's
+    profile: the cluster file counts, and it is what was checked. Others, and those of keys it leaves open, stay."""
+    said = {
+        "ACCOUNT": cluster.account, "PARTITION": cluster.partition or cluster.report.get("partition"),
+        "QOS": cluster.qos, "CONSTRAINT": cluster.constraint, "MEM_PER_NODE": cluster.memory_gb,
+        "GPUS_PER_NODE": cluster.gpus_per_node,
+    }  # fmt: skip
+    names = [*_SET_ALWAYS, *(name for name, value in said.items() if value)]
+    kept = {name: os.environ.pop(name) for name in map("SBATCH_{}".format, names) if name in os.environ}
+    try:
+        if kept:
+            print(f"note: the cluster file counts, not {', '.join(sorted(kept))}", file=sys.stderr, flush=True)
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _each_host(cluster: SlurmCluster) -> list[str]:

@@ -102,14 +102,14 @@ def settled(name: str) -> list[Queued]:
         time.sleep(1)
 
 
-def followed(name: str) -> list[Queued]:
-    """The same for those who only follow a run; none on a machine without SLURM or while it does not answer."""
+def followed(name: str) -> list[Queued] | str:
+    """The same for those who only follow a run, or why that is not known."""
     if not shutil.which("squeue"):
-        return []
+        return "there is no squeue on this machine"
     try:
         return queued(name)
-    except SlurmError:
-        return []
+    except SlurmError as error:
+        return str(error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,13 +51,15 @@ def status(run: str, *, now: float | None = None) -> list[FoldStatus]:
     home = Folder(run, what="the run folder")
     kept = records(home)
     there = {int(name.removeprefix("fold_")) for name in home.children() if re.fullmatch(r"fold_\d+", name)}
-    live = {task.fold: task for task in followed(f"dfer-{tag(run)}-folds") if task.fold is not None}
+    queue = followed(f"dfer-{tag(run)}-folds")
+    unknown, tasks = (queue, []) if isinstance(queue, str) else ("", queue)
+    live = {task.fold: task for task in tasks if task.fold is not None}
     folds = sorted(there | {int(fold) for record in kept for fold in record.tasks} | {*live})
     if not folds:
         do = "Correct the address, or start it: dfer-launch local, slurm or ray CONFIG."
         raise UsageError(message(home, expected="the run folder of a cross-validation", got="no fold in it", do=do))
     past = _past(kept, live)
-    return [_fold(home, fold, kept, live.get(fold), past, now or time.time()) for fold in folds]
+    return [_fold(home, fold, kept, live.get(fold), past, now or time.time(), unknown) for fold in folds]
 
 
 def _past(kept: Sequence[Record], live: Mapping[int, Queued]) -> dict[str, str]:
@@ -66,8 +68,15 @@ def _past(kept: Sequence[Record], live: Mapping[int, Queued]) -> dict[str, str]:
 
 
 def _fold(
-    home: Folder, fold: int, kept: Sequence[Record], task: Queued | None, past: Mapping[str, str], now: float
+    home: Folder,
+    fold: int,
+    kept: Sequence[Record],
+    task: Queued | None,
+    past: Mapping[str, str],
+    now: float,
+    unknown: str,
 ) -> FoldStatus:
+    """unknown: why SLURM's queue is not known, else empty."""
     folder = home / f"fold_{fold}"
     record = next((record for record in reversed(kept) if str(fold) in record.tasks), None)
     job = record.tasks[str(fold)] if record else ""
@@ -80,12 +89,12 @@ def _fold(
         state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
         why = "" if task.reason in ("None", "") else task.reason
         return FoldStatus(fold=fold, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
-    state, why = _without_task(record, fold, past, now, begun=facts["restarts"] is not None)
+    state, why = _without_task(record, fold, past, now, begun=facts["restarts"] is not None, unknown=unknown)
     return FoldStatus(fold=fold, state=state, why=why, job=job, **{**facts, "eta_s": None})
 
 
 def _without_task(
-    record: Record | None, fold: int, past: Mapping[str, str], now: float, *, begun: bool
+    record: Record | None, fold: int, past: Mapping[str, str], now: float, *, begun: bool, unknown: str
 ) -> tuple[str, str]:
     """State of a fold that is neither finished nor in a queue, and why."""
     if record is None:
@@ -102,6 +111,8 @@ def _without_task(
     was = past.get(job, "")
     if was.startswith("CANCELLED"):
         return "stopped", "cancelled; the same command continues"
+    if not was and unknown:
+        return "unknown", f"SLURM was not asked or did not answer: {unknown}"
     return "failed", f"{was or 'left the queue'}; dfer-launch logs tells more, the same command continues"
 
 

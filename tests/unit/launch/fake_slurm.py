@@ -31,8 +31,8 @@ elif command == "sbatch":
     if "job-name=" + state.get("refuses", "-") in script:
         sys.exit("sbatch: error: Batch job submission failed: Requested time limit is invalid")
     fields = {key: value.strip("'") for key, value in re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE)}
-    number = str(len(state["jobs"]) + 1)
-    state["jobs"].append({**fields, "id": number, "script": script})
+    number, variables = str(len(state["jobs"]) + 1), sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    state["jobs"].append({**fields, "id": number, "script": script, "sbatch_variables": variables})
     print(f"Submitted batch job {number}")
 elif command == "squeue":
     for job in state["jobs"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dfer.config import load_text
+from dfer.config import load_text, to_yaml
 from dfer.distributed import World
 from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
@@ -65,6 +65,17 @@ def test_the_folder_of_a_single_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UsageError, match=r"expected a folder for all folds, got the run of a single one. Choose"):
         made(f"run={tmp_path}")
+
+
+def test_another_configuration_of_a_begun_fold_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """Also of a finished one, whose old result would else pass for the new configuration's."""
+    job = made(f"run={tmp_path}")
+    config = replace(load_text(job.config.encode(), RunConfig, where="job"), fold=2, run=job.fold_url(2))
+    (tmp_path / "fold_2").mkdir()
+    (tmp_path / "fold_2" / "config.yaml").write_text(to_yaml(config))
+    assert made(f"run={tmp_path}").folds == job.folds
+    with pytest.raises(CheckpointError, match=r"fold_2.*seed"):
+        made(f"run={tmp_path}", "seed=7")
 
 
 def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

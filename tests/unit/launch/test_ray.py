@@ -54,8 +54,9 @@ def submission(job: Job, **cluster: Any) -> Submission:
 def test_scaling_is_fixed_or_elastic(job: Job) -> None:
     fixed = submission(job, workers=4, gpu=True, cpus_per_worker=6).scaling()
     assert fixed == {"num_workers": 4, "use_gpu": True, "resources_per_worker": {"CPU": 6.0, "GPU": 1.0}}
-    elastic = submission(job, workers=4, min_workers=2, resources={"fast": 0.5}).scaling()
-    assert elastic["num_workers"] == (2, 4) and elastic["resources_per_worker"] == {"CPU": 1.0, "fast": 0.5}
+    elastic = submission(job, workers=4, min_workers=2, grow_s=90, resources={"fast": 0.5}).scaling()
+    assert elastic["num_workers"] == (2, 4) and elastic["elastic_resize_monitor_interval_s"] == 90
+    assert elastic["resources_per_worker"] == {"CPU": 1.0, "fast": 0.5}
 
 
 def test_the_code_goes_along_unless_the_job_brought_it(

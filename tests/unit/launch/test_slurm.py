@@ -1,6 +1,7 @@
 """SLURM: what is submitted, once; what is refused before; whose environment a process reads."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -45,8 +46,8 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
 ) -> None:
     chosen = submission(
         job, partition="gpu", account="vision", nodes=2, min_nodes=1, gpus_per_node=4, cpus_per_process=6, hours=1.5,
-        signal_s=60, parallel_folds=2, memory_gb=1.5, setup=("module load cuda",), options={"mail-type": "END"},
-        report={"partition": "small"},
+        signal_s=60, parallel_folds=2, memory_gb=1.5, setup=("set -e", "module load cuda"),
+        options={"mail-type": "END"}, constraint="a100", exclude="node9", qos="gpu", report={"partition": "small"},
     )  # fmt: skip
     assert chosen.submit() == 0
     folds, after = (flags(each["script"]) for each in fake_slurm.jobs)
@@ -54,14 +55,32 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
         "array": "0-2%2", "nodes": "1-2", "mincpus": "24", "gpus-per-node": "4", "cpus-per-task": "6",
         "time": "90", "signal": "USR2@60", "partition": "gpu", "account": "vision", "mem": "1536M",
         "comment": "folds=1,2,3", "mail-type": "END", "requeue": "", "open-mode": "append",
+        "constraint": "a100", "exclude": "node9", "qos": "gpu",
     }  # fmt: skip
     assert {key: folds[key] for key in wanted} == wanted
     assert (after["dependency"], after["partition"], after["nodes"]) == ("afterany:1", "small", "1")
+    assert after["account"] == "vision" and not after.keys() & {"constraint", "exclude", "qos"}
     script = fake_slurm.jobs[0]["script"]
-    assert script.index("module load cuda") < script.index("srun ") < script.index("launch.slurm_retry")
+    assert (
+        script.index("module load cuda")
+        < script.index("\nset +e\n")
+        < script.index("srun ")
+        < script.index("launch.slurm_retry")
+    )
     assert "--ntasks-per-node=4 --cpus-per-task=6 --kill-on-bad-exit=0 --wait=60" in script
     assert "ntasks-per-node" not in folds  # SLURM would then give the least number of hosts
     assert "submitted fold 1, 2, 3 as job 1, the report as job 2" in capsys.readouterr().out
+
+
+def test_the_cluster_file_counts_before_sbatchs_variables(
+    fake_slurm: FakeSlurm, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SBATCH_ACCOUNT", "SBATCH_JOB_NAME", "SBATCH_QOS"):
+        monkeypatch.setenv(name, "mine")
+    submission(job, account="vision").submit()
+    assert "note: the cluster file counts, not SBATCH_ACCOUNT, SBATCH_JOB_NAME\n" in capsys.readouterr().err
+    assert [each["sbatch_variables"] for each in fake_slurm.jobs] == [["SBATCH_QOS"]] * 2
+    assert os.environ["SBATCH_ACCOUNT"] == "mine"
 
 
 def test_what_is_pickled_is_the_resolved_job(fake_slurm: FakeSlurm, job: Job) -> None:
@@ -352,6 +371,11 @@ def test_cluster_files_are_read() -> None:
         ("hours=0", "hours: expected more than 0, got 0"),
         ("hours=0.02", "signal_s: expected less than hours .60 s., got 120"),
         ("min_nodes=3", "min_nodes: expected at most nodes=1, got 3"),
+        (
+            "options={job_name: x}",
+            "options: expected no option that the launcher itself needs, got job-name. Remove it",
+        ),
+        ("report={comment: x}", "report: expected no option that the launcher itself needs, got comment"),
         ("max_failures=-1", "max_failures: expected at least 0, got -1"),
     ],
 )
