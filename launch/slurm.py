@@ -6,7 +6,7 @@ The queue itself tells which folds wait or run: jobs are named after the run fol
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from launch.job import LAUNCH, Job, report
 from launch.records import Record, keep, one_at_a_time, tag
 from launch.slurm_checks import REPORT_MINUTES, check, explain, report_minutes
 from launch.slurm_task import FoldTask, ReportTask
-from launch.slurm_tools import Queued, comment_of, settled, slurm
+from launch.slurm_tools import Queued, comment_of, queued, settled, slurm
 
 SCRIPTS = "slurm"
 _SET_ALWAYS = ("ARRAY_INX", "COMMENT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "REQUEUE", "SIGNAL", "TIMELIMIT")
@@ -105,6 +105,9 @@ class Submission:
         if not wanted and not there:
             report(self.job.run, self.job.folds)
         elif not wanted:
+            if not queued(self.name("report")):  # an earlier submission was interrupted, or the report cancelled
+                number = self._submit_report({task.job.partition("_")[0] for task in live}, minutes)
+                print(f"submitted the report as job {number}")
             print(_next(self.job.run))
         return 0
 
@@ -123,16 +126,27 @@ class Submission:
             folder=str(self.folder),
         )  # fmt: skip
         keep(home, record)
-        before = sorted({task.job.partition("_")[0] for task in live} | {folds_job})
+        try:
+            last = self._submit_report({task.job.partition("_")[0] for task in live} | {folds_job}, minutes)
+        except UsageError:
+            slurm("scancel", folds_job)
+            raise
+        keep(home, replace(record, report=last))
+        print(f"submitted fold {', '.join(map(str, wanted))} as job {folds_job}, the report as job {last}")
+        print(_next(self.job.run), flush=True)
+
+    def _submit_report(self, after: Iterable[str], minutes: int) -> str:
+        """The number of the job that writes the table after these have ended.
+
+        Raises:
+            UsageError: sbatch refuses it.
+        """
+        executor = self._report_executor(sorted(after), minutes)
         try:
             with _own_words(self.cluster):
-                last = self._report_executor(before, minutes).submit(ReportTask(run=self.job.run, folds=self.job.folds))
+                return str(executor.submit(ReportTask(run=self.job.run, folds=self.job.folds)).job_id)
         except FailedJobError as error:
-            slurm("scancel", folds_job)
             raise explain(str(error), self.cluster, report=True) from error
-        keep(home, replace(record, report=last.job_id))
-        print(f"submitted fold {', '.join(map(str, wanted))} as job {folds_job}, the report as job {last.job_id}")
-        print(_next(self.job.run), flush=True)
 
     def _task(self, fold: int) -> FoldTask:
         cluster = self.cluster

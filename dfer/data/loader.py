@@ -6,10 +6,11 @@ context, its gloo threads and any lock they hold, while a spawned worker pays th
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,7 +125,8 @@ class Loader:
         with suppress(StorageError):  # all may be in the cache
             self._clips.store.check_unchanged()
         self._requests.set([(epoch, start_step, number) for number in self._plan.numbers(start_step)])
-        batches = iter(self._batches)
+        with _deaf():
+            batches = iter(self._batches)  # the first time starts the workers
         while True:
             began = time.perf_counter()
             parts = _next(batches)
@@ -175,6 +177,20 @@ def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataL
         generator=torch.Generator(),  # a worker seed is drawn every epoch: not from the model's random numbers
         **options,
     )
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start meanwhile do not hear the signals by which schedulers announce an end.
+
+    Some send them to every process of a job; but the training process decides, and needs its workers until it has
+    saved. SIGTERM stays, by which workers are ended at exit.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent(worker: int) -> None:

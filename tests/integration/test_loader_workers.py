@@ -57,6 +57,32 @@ def test_a_killed_worker_is_reported_with_the_remedy(folder):
     assert caught.value.exit_code == 6
 
 
+def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
+    """SLURM may send them to every process of a job. The processes end when the training process does."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("time.sleep(600)", "input(); print(len(list(batches)), flush=True)"))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdin is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    helpers = [pid for pid in _descendants(process.pid) if pid != process.pid]
+    assert len(workers) == 2 and {*workers} < {*helpers}, "and the fork server"
+    for pid in helpers:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(pid, number)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    rest = process.stdout.readline()
+    process.stdin.close()
+    process.stdout.close()
+    assert rest.strip() == "199" and process.wait(timeout=60) == 0
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in helpers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(_alive(pid) for pid in helpers)
+
+
 def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -71,6 +97,12 @@ def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
     while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(_alive(pid) for pid in workers)
+
+
+def _descendants(pid: int) -> list[int]:
+    """A process and all that came from it."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *(found for child in children for found in _descendants(child))]
 
 
 def _alive(pid: int) -> bool:

@@ -126,12 +126,17 @@ def test_a_second_time_only_what_is_missing_is_submitted(
     assert len(fake_slurm.jobs) == 2
     out = capsys.readouterr().out
     assert "in the queue already: fold 2 as job 1_1, pending" in out and "dfer-launch status" in out
+    # Only the report was cancelled, or the first submission did not come so far.
+    fake_slurm.change(gone=["2"])
+    submission(job).submit()
+    assert flags(fake_slurm.jobs[2]["script"])["dependency"] == "afterany:1"
+    assert "submitted the report as job 3" in capsys.readouterr().out
     # Fold 1 finished, fold 3 ended without a result; fold 2 still waits.
-    fake_slurm.change(gone=["1_0", "1_2"])
+    fake_slurm.change(gone=["1_0", "1_2", "3"])
     fake_runs.write_fold(Path(job.run) / "fold_1", fake_runs.result(fold=1))
     submission(job).submit()
-    last, after = (flags(each["script"]) for each in fake_slurm.jobs[2:])
-    assert last["comment"] == "folds=3" and after["dependency"] == "afterany:1:3"
+    last, after = (flags(each["script"]) for each in fake_slurm.jobs[3:])
+    assert last["comment"] == "folds=3" and after["dependency"] == "afterany:1:4"
     assert "finished already: fold 1" in capsys.readouterr().out
 
 
