@@ -82,7 +82,9 @@ def kill_a_process(slurm: SlurmBed, job: str) -> None:
 def test_a_disturbed_run_ends_the_same(
     slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Path, disturb: Callable[[SlurmBed, str], None]
 ) -> None:
-    run.launch("slurm", tiny, *PAIR, "cluster.partition=low")
+    # With worker processes where a warning comes first, which SLURM may send to every process of the job.
+    workers = int(disturb is preempt)
+    run.launch("slurm", tiny, *PAIR, "cluster.partition=low", f"data.workers={workers}")
     job = run.job()
     run.wait_steps(40)
     seen = run.steps()

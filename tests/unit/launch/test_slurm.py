@@ -233,7 +233,10 @@ def test_what_sbatch_refuses_is_explained(fake_slurm: FakeSlurm, job: Job, says:
 
 def test_a_report_that_is_refused_takes_the_folds_back(fake_slurm: FakeSlurm, job: Job) -> None:
     fake_slurm.change(refuses=submission(job).name("report"))
-    with pytest.raises(UsageError, match=r"expected SLURM to take the report's job, got .*time limit.* The folds were"):
+    with pytest.raises(
+        UsageError,
+        match=r"expected SLURM to take the report's job, got .*time limit.*: folds that went with it were taken",
+    ):
         submission(job).submit()
     assert len(fake_slurm.jobs) == 1 and fake_slurm.gone == ["1"]
 
