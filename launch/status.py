@@ -89,16 +89,16 @@ def _fold(
         state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
         why = "" if task.reason in ("None", "") else task.reason
         return FoldStatus(fold=fold, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
-    state, why = _without_task(record, fold, past, now, begun=facts["restarts"] is not None, unknown=unknown)
+    state, why = _without_task(record, fold, past, now, unknown)
     return FoldStatus(fold=fold, state=state, why=why, job=job, **{**facts, "eta_s": None})
 
 
 def _without_task(
-    record: Record | None, fold: int, past: Mapping[str, str], now: float, *, begun: bool, unknown: str
+    record: Record | None, fold: int, past: Mapping[str, str], now: float, unknown: str
 ) -> tuple[str, str]:
     """State of a fold that is neither finished nor in a queue, and why."""
     if record is None:
-        return ("begun", "started without a scheduler; its process knows more") if begun else ("not begun", "")
+        return "begun", "started without a scheduler; its process knows more"
     job = record.tasks[str(fold)]
     if record.launcher == "ray":
         state, _, why = record.states.get(str(fold), "waiting").partition(": ")
