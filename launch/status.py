@@ -22,9 +22,10 @@ BEAT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class FoldStatus:
-    """One fold. state: waiting, running, finished, failed, stopped, lost, begun, unknown. why: the scheduler's, or an error.
+    """One fold.
 
-    step, clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since. checkpoint: step of the last one.
+    state: waiting, running, finished, failed, stopped, lost, begun, unknown. why: the scheduler's, or an error. step,
+    clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since. checkpoint: step of the last one.
     """
 
     fold: int
