@@ -4,14 +4,17 @@ Workers only read and decode. They come from a fork server: a fork of the traini
 context, its gloo threads and any lock they hold, while a spawned worker pays the import of torch each time.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from dfer.data.reader import Parts, Reader, Request
 from dfer.data.store import CACHE_GIB, Store
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
+from dfer.interruption import SIGNALS
 from dfer.recognition import BadClip, ClipBatch
 
 
@@ -114,6 +118,8 @@ class Loader:
             read_ahead=config.read_ahead,
         )  # fmt: skip
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
+        if config.workers:
+            atexit.register(_end_workers, weakref.ref(self._batches))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
         """This rank's micro-batches from `start_step` (a global step) to the end of the epoch.
@@ -184,13 +190,25 @@ def _deaf() -> Iterator[None]:
     """Processes that start meanwhile do not hear the signals by which schedulers announce an end.
 
     Some send them to every process of a job; but the training process decides, and needs its workers until it has
-    saved. SIGTERM stays, by which workers are ended at exit.
+    saved. Nor can multiprocessing end them by SIGTERM then: see `_end_workers`.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    resource_tracker.ensure_running()  # where it has to be started first, SIGTERM is heard again afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers(batches: "weakref.ref[DataLoader[Any]]") -> None:
+    """At exit, before multiprocessing sends SIGTERM to its processes and waits for them."""
+    iterator: Any = getattr(batches(), "_iterator", None)
+    if iterator is None:
+        return
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():  # it reads from a store that does not answer
+            worker.kill()
 
 
 def _end_with_parent(worker: int) -> None:

@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader
+from dfer.data.loader import DataConfig, Loader, _end_workers
 from dfer.data.store import Store
 from dfer.distributed import World
 from dfer.emotions import label_set
 from dfer.errors import StorageError
+from dfer.interruption import SIGNALS
 from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration
@@ -57,6 +60,19 @@ def test_a_killed_worker_is_reported_with_the_remedy(folder):
     assert caught.value.exit_code == 6
 
 
+def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7"))
+    config = DataConfig(shards=str(folder), frames=2, size=32, workers=1)
+    loader = Loader(clips, config, world=World(), seed=1, train=True, global_batch=2, micro_batch=2)
+    next(loader.epoch(0))
+    [worker] = loader._batches._iterator._workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    _end_workers(weakref.ref(loader._batches))
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
+
+
 def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
     """SLURM may send them to every process of a job. The processes end when the training process does."""
     script = tmp_path / "script.py"
@@ -69,7 +85,7 @@ def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
     helpers = [pid for pid in _descendants(process.pid) if pid != process.pid]
     assert len(workers) == 2 and {*workers} < {*helpers}, "and the fork server"
     for pid in helpers:
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
+        for number in SIGNALS:
             os.kill(pid, number)
     process.stdin.write("\n")
     process.stdin.flush()
