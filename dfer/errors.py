@@ -71,6 +71,12 @@ class StoppedError(DferError):
     exit_code = 9
 
 
+class GpuMemoryError(DferError):
+    """A GPU's memory does not hold this configuration; trying again does not mend it."""
+
+    exit_code = 10
+
+
 def message(where: object, *, expected: str, got: str, do: str) -> str:
     """One line in the house's shape: where, what was expected, what came, what to do."""
     return f"{where}: expected {expected}, got {got}. {do}"

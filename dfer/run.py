@@ -36,7 +36,7 @@ from dfer.recognition import ClipBatch, Recognition, Recognizer
 from dfer.run_config import RunConfig
 from dfer.storage import Folder
 from dfer.training import loop
-from dfer.training.engine import Engine, build_engine, inference
+from dfer.training.engine import Engine, build_engine, enough_gpu_memory, inference
 from dfer.training.log import RunLog
 from dfer.training.optim import group_settings
 
@@ -75,6 +75,7 @@ def open_clips(config: RunConfig) -> Clips:
     )  # fmt: skip
 
 
+@enough_gpu_memory()
 def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResult:
     """Train one fold and evaluate the selected checkpoint; continues an existing run folder of the same configuration.
 
@@ -84,6 +85,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     Raises:
         StoppedError: on all ranks, when `stop` was requested on any; all is saved.
         FencedError: on all ranks, when a newer copy took the folder over.
+        GpuMemoryError: on the rank whose GPU is too small.
     """
     home, stop = Folder(config.run, what="run"), stop or Stop()
     finished = on_first(lambda: home.size(RESULT) is not None, world)
@@ -183,6 +185,7 @@ def known_folds(config: RunConfig) -> list[int]:
     return list(folds(Store(config.data.shards).manifest.partitions()))
 
 
+@enough_gpu_memory()
 def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 

@@ -82,7 +82,8 @@ def make_job(
 
     Raises:
         UsageError: something in the configuration, or an unknown fold. CheckpointError: a fold was begun with another
-            configuration. DataError: the shards. StorageError: they or the run folder cannot be reached.
+            configuration, or a file of weights is not there. DataError: the shards. StorageError: they or
+            the run folder cannot be reached.
     """
     from dfer.config import load, to_yaml
     from dfer.run import known_folds
@@ -112,24 +113,31 @@ def make_job(
 
 
 def _check_begun(job: Job, config: "RunConfig") -> None:
-    """Refuse another configuration than folds were begun or finished with: now, not when they start on a host."""
+    """Refuse another configuration than folds were begun or finished with, and weights that are not there: now, not
+    when folds start on a host."""
     from dataclasses import replace
 
     from dfer.distributed import World
     from dfer.folder import CONFIG, check
+    from dfer.models.build import check_files
 
-    for fold in job.folds:
-        home = Folder(job.fold_url(fold), what="run")
-        if home.exists(CONFIG):
-            check(home, replace(config, fold=fold, run=job.fold_url(fold)), World())
+    homes = {fold: Folder(job.fold_url(fold), what="run") for fold in job.folds}
+    begun = [fold for fold, home in homes.items() if home.exists(CONFIG)]
+    for fold in begun:
+        check(homes[fold], replace(config, fold=fold, run=job.fold_url(fold)), World())
+    if len(begun) < len(homes):  # what has begun finds its weights in its checkpoints
+        check_files(config.model)
 
 
 def _absolute(config: "RunConfig") -> list[str]:
-    out = []
-    for key, value in (("run", config.run), ("data.shards", config.data.shards)):
-        if "://" not in value and "::" not in value:
-            out.append(f"{key}={Path(value).absolute()}")
-    return out
+    from dfer.models.build import files
+
+    places = {"run": config.run, "data.shards": config.data.shards, "data.cache": config.data.cache}
+    places |= {f"model.{key}": path for key, path in files(config.model).items()}
+    return [
+        f"{key}={Path(value).absolute()}" for key, value in places.items()
+        if value is not None and "://" not in value and "::" not in value
+    ]  # fmt: skip
 
 
 def _check_batch(config: "RunConfig", size: int) -> None:
@@ -158,9 +166,19 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     """Train one fold in this process and those of the same fold. What every launcher of a cluster runs.
 
     Raises:
-        DferError: as `dfer.run.train`. ProcessError: the processes do not find each other.
+        DferError: as `dfer.run.train`. ProcessError: the processes do not find each other. UsageError: this host has
+        not the packages or the GPUs that it takes.
     """
     export({**place.variables(), **place.meeting.hold()})
+    try:
+        return _train(job, fold, place, stop)
+    except ImportError as error:
+        do = "Install the same environment there as where the job was made."
+        expected, got = "an environment in which training can be imported", f"{type(error).__name__} ({error})"
+        raise UsageError(message(f"host {socket.gethostname()}", expected=expected, got=got, do=do)) from error
+
+
+def _train(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     if place.gpu:
         _check_gpus(place.local_size)
     from dataclasses import replace

@@ -1,7 +1,8 @@
 """Runs in the batch script when a job's processes have ended badly: requeues it if trying again can help.
 
-A lost process (killed, out of memory, a partner that vanished) and a store that did not answer are tried again, at most
-`max_failures` times; mistakes, damaged data, a loss that is not finite, a fenced run folder and a stop are not.
+A lost process (killed, out of memory, a partner that vanished), a store that did not answer and an error that nobody
+has foreseen are tried again, at most `max_failures` times; mistakes, damaged data, a loss that is not finite, a GPU
+that is too small, a fenced run folder and a stop are not.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from dfer.errors import ProcessError, StoppedError, StorageError
+from dfer.errors import DferError, ProcessError, StoppedError, StorageError
 from launch.slurm_tools import SlurmError, patiently, show_job, slurm
 
 _REQUEUED = 255
@@ -52,7 +53,7 @@ def _may_help(code: int, failure: Path, start: int) -> bool:
         own, by = said["code"], said["start"]
     except (OSError, ValueError, KeyError, TypeError):
         return True
-    return by != start or own in (ProcessError.exit_code, StorageError.exit_code)
+    return by != start or own in (DferError.exit_code, ProcessError.exit_code, StorageError.exit_code)
 
 
 if __name__ == "__main__":

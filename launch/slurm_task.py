@@ -56,6 +56,9 @@ class FoldTask:
                 stopped(error, requeue if callable(requeue) else None, leaving)
             except DferError as error:
                 failed(error, leaving)
+            except Exception as error:
+                crashed(self.fold, error)
+                raise
         if rank() == 0:
             print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
         leaving.will(0)
@@ -136,13 +139,26 @@ def forget_failure() -> None:
 def failed(error: DferError, leaving: Leaving) -> NoReturn:
     """Say why, keep it, end."""
     print(f"error: {error}", file=sys.stderr, flush=True)
+    if not (isinstance(error, FencedError) and is_overtaken()):
+        _keep(error)
+    leaving.now(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
+
+
+def crashed(fold: int, error: Exception) -> None:
+    """Keep what nobody has foreseen; it may not come again, so the job is tried again."""
+    lines = str(error).strip().splitlines()
+    got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    do = "`dfer-launch logs RUN FOLD` shows where; please report it."
+    _keep(DferError(message(f"fold {fold}", expected="no error that dfer does not know", got=got, do=do)))
+
+
+def _keep(error: DferError) -> None:
+    """The first own reason of this start stays; what others noticed of it gives way, and what another start left."""
     others = isinstance(error, ProcessError)
     if (said := _said()) and (said.get("start") != restarts() or (_only_noticed(said) and not others)):
         failure_file().unlink(missing_ok=True)
-    if not (isinstance(error, FencedError) and is_overtaken()):
-        with suppress(OSError), failure_file().open("x") as file:
-            json.dump({"code": error.exit_code, "text": str(error), "start": restarts()}, file)
-    leaving.now(OTHERS_REASON if others else error.exit_code)
+    with suppress(OSError), failure_file().open("x") as file:
+        json.dump({"code": error.exit_code, "text": str(error), "start": restarts()}, file)
 
 
 def _only_noticed(said: dict[str, Any]) -> bool:

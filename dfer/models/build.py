@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from dfer.emotions import Emotions
+from dfer.errors import CheckpointError, message
 from dfer.models.dfer_clip import DferClip, DferClipConfig
 from dfer.models.released import load_released
-from dfer.models.towers import Towers
+from dfer.models.towers import Towers, is_tag
 
 ModelConfig = DferClipConfig
 """Every method's configuration; which one is chosen by its `name`."""
@@ -38,6 +39,23 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
     if weights and config.released is not None:
         load_released(model, Path(config.released))
     return model
+
+
+def files(config: ModelConfig) -> dict[str, str]:
+    """Paths of the files that `build` reads, by their key below `model`. open_clip's names and tags are none."""
+    arch, pretrained = config.towers.arch, config.towers.pretrained
+    found = {"towers.arch": arch} if arch.endswith(".json") else {}
+    if config.released is not None:
+        return {**found, "released": config.released}
+    return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
+
+
+def check_files(config: ModelConfig) -> None:
+    """Raise CheckpointError when a file that `build` will read is not there."""
+    for key, path in files(config).items():
+        if not Path(path).is_file():
+            expected, do = "a file", "Correct the path, or give one of open_clip's names."
+            raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
 
 
 def _reseed(seed: int, part: str) -> None:

@@ -235,16 +235,25 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
 def _pretrained(arch: str, pretrained: str, *, quick: bool) -> Weights:
     """The weights of a local file or of one of open_clip's tags, made for the activation that `arch` has."""
     where = f"model.towers.pretrained={pretrained}"
-    if not Path(pretrained).exists():
-        for name in (arch, _twin(arch)):
-            if pretrained in open_clip.list_pretrained_tags_by_model(name):
-                trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
-                check_activation(arch, quick=quick, trained=trained, where=where)
-                return read_weights(_download(name, pretrained))
+    if name := _trained_as(arch, pretrained):
+        trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
+        check_activation(arch, quick=quick, trained=trained, where=where)
+        return read_weights(_download(name, pretrained))
     weights = read_weights(Path(pretrained))
     if any(name in weights for name in OPENAI_ONLY):
         check_activation(arch, quick=quick, trained=True, where=where)
     return weights
+
+
+def is_tag(arch: str, pretrained: str) -> bool:
+    """Whether these are weights that open_clip knows by name; else they are a file."""
+    return bool(_trained_as(arch, pretrained))
+
+
+def _trained_as(arch: str, pretrained: str) -> str:
+    """The architecture for which open_clip has weights of this tag; empty for a file."""
+    names = () if Path(pretrained).exists() else (arch, _twin(arch))
+    return next((name for name in names if pretrained in open_clip.list_pretrained_tags_by_model(name)), "")
 
 
 def _twin(arch: str) -> str:

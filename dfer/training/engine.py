@@ -7,8 +7,10 @@ the mean loss over the global batch, however it is cut into ranks and micro-batc
 """
 
 import math
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.distributed import World, gather_objects, sum_over_ranks
-from dfer.errors import NonFiniteLossError, message
+from dfer.errors import GpuMemoryError, NonFiniteLossError, message
 from dfer.recognition import PADDING, ClipBatch, Progress, Recognition, Recognizer
 from dfer.training.optim import GroupSetting, OptimConfig, build_optimizer, group_settings
 from dfer.training.state import check_names, check_shapes, expected_state
@@ -59,6 +61,18 @@ class StepReport:
     applied: bool
     lr: dict[str, float]
     loss_scale: float | None = None
+
+
+@contextmanager
+def enough_gpu_memory() -> Iterator[None]:
+    """Tell what to change where a GPU's memory does not suffice. Raises GpuMemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        got = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")
+        do = "Lower micro_batch (the step stays the same) or eval_batch, raise engine.zero, or take larger GPUs."
+        expected = "the configuration to fit into a GPU's memory"
+        raise GpuMemoryError(message(f"host {socket.gethostname()}", expected=expected, got=got, do=do)) from error
 
 
 class LossScale:

@@ -226,7 +226,7 @@ def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     for name, code in kinds().items():
         if name != "DferError":
             words = re.sub(r"(?<!^)(?=[A-Z])", " ", name.removesuffix("Error")).lower()
-            assert words in told.pop(code), name
+            assert words in told.pop(code).lower(), name
     assert set(told) == {shards_cli.INTERRUPTED}
 
 

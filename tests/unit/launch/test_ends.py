@@ -12,8 +12,9 @@ from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DataError, FencedError, ProcessError, StoppedError
 from launch import slurm_retry, slurm_task, slurm_tools
+from launch.job import Job
 from launch.leaving import Leaving
-from launch.slurm_task import failed, failure_file, forget_failure, stopped
+from launch.slurm_task import FoldTask, failed, failure_file, forget_failure, stopped
 from tests.unit.launch.conftest import FakeSlurm
 
 RUNNING = "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobState=RUNNING Reason=None Restarts=2 Requeue=1"
@@ -154,6 +155,27 @@ def test_anothers_reason_is_below_all_own_ones(task: FakeSlurm, leaving: Leaving
     assert json.loads(failure_file().read_text())["text"] == "bad clip"
 
 
+def test_what_nobody_has_foreseen_is_kept_and_raised(
+    task: FakeSlurm, leaving: Leaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's log gets the traceback, `status` the reason; partners that only noticed do not cover it."""
+
+    def broken(*_: object) -> None:
+        with pytest.raises(SystemExit):
+            failed(ProcessError("another stopped"), leaving)
+        raise KeyError("nothing\nof this kind")
+
+    monkeypatch.setattr(slurm_task, "Leaving", lambda: leaving)
+    monkeypatch.setattr(slurm_task, "place", lambda _: None)
+    monkeypatch.setattr(slurm_task, "run_job", broken)
+    job = Job(config="", run="runs/x", folds=(1,), known=(1,), revision="abc")
+    with pytest.raises(KeyError):
+        FoldTask(job=job, fold=1, cpus=1, gpu=False, interface=None, meet_s=1.0)()
+    said = json.loads(failure_file().read_text())
+    assert (said["code"], said["start"]) == (1, 2)
+    assert said["text"].startswith("fold 1: expected no error that dfer does not know, got KeyError: 'nothing")
+
+
 def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, leaving: Leaving) -> None:
     failure_file().write_text(json.dumps({"code": 8, "text": "a newer copy", "start": 1}))
     with pytest.raises(SystemExit):
@@ -186,7 +208,7 @@ def test_lost_processes_are_tried_again(task: FakeSlurm, tmp_path: Path, code: i
 
 
 @pytest.mark.parametrize(
-    ("own", "again"), [(2, False), (3, False), (FencedError.exit_code, False), (6, True), (7, True)]
+    ("own", "again"), [(1, True), (2, False), (3, False), (8, False), (10, False), (6, True), (7, True)]
 )
 def test_a_reason_that_lasts_is_not(task: FakeSlurm, tmp_path: Path, own: int, again: bool) -> None:
     (tmp_path / "30_1_failure.json").write_text(json.dumps({"code": own, "text": "x", "start": 2}))

@@ -42,6 +42,39 @@ def test_a_job_is_resolved_text_with_absolute_places(monkeypatch: pytest.MonkeyP
     assert pickle.loads(pickle.dumps(job)) == job and "seed" not in repr(job)
 
 
+def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Names that open_clip knows are no files, and what has begun needs them no more."""
+    monkeypatch.chdir(tmp_path)
+    vit = ("run=runs/x", "model.towers.arch=ViT-B-32-quickgelu")
+
+    def pretrained(job: Job) -> str | None:
+        return load_text(job.config.encode(), RunConfig, where="job").model.towers.pretrained
+
+    assert pretrained(made(*vit, "model.towers.pretrained=openai")) == "openai"
+    file = "model.towers.pretrained=w/clip.pt"
+    said = rf"model.towers.pretrained={tmp_path}/w/clip.pt: expected a file, got no such file. Correct the path, or"
+    with pytest.raises(CheckpointError, match=said):
+        made(*vit, file)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "clip.pt").touch()
+    job = made(*vit, file, folds=(2,))
+    assert pretrained(job) == f"{tmp_path}/w/clip.pt"
+    begun = tmp_path / "runs" / "x" / "fold_2"
+    begun.mkdir(parents=True)
+    config = load_text(job.config.encode(), RunConfig, where="job")
+    (begun / "config.yaml").write_text(to_yaml(replace(config, fold=2, run=job.fold_url(2))))
+    (tmp_path / "w" / "clip.pt").unlink()
+    assert pretrained(made(*vit, file, folds=(2,))) == f"{tmp_path}/w/clip.pt"
+
+
+def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"model.released={tmp_path}/dfer.pth: expected a file"):
+        made("run=x", "model.released=dfer.pth", "model.towers.pretrained=not_read.pt")
+    with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a file"):
+        made("run=x", "model.towers.arch=own.json")
+
+
 def test_urls_stay_as_they_are() -> None:
     job = made("run=memory://bucket/run/", "data.shards=s3://bucket/dfew")
     config = load_text(job.config.encode(), RunConfig, where="job")
@@ -92,6 +125,21 @@ def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.Monkey
     assert variables == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     assert (config.fold, config.run) == (4, str(tmp_path / "run" / "fold_4"))
     assert world == World(rank=0, size=1, local_rank=0, local_size=1) and passed is stop
+
+
+def test_a_host_without_the_packages_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'open_clip'")
+
+    monkeypatch.setattr(module, "export", lambda _: None)
+    monkeypatch.setattr("dfer.run.train", missing)
+    place = Place(
+        rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
+    )
+    with pytest.raises(UsageError) as caught:
+        run_job(made(f"run={tmp_path / 'run'}"), 1, place, Stop())
+    expected = "expected an environment in which training can be imported, got ModuleNotFoundError (No module named 'op"
+    assert expected in str(caught.value) and str(caught.value).startswith("host ")
 
 
 def test_another_revision_is_told(

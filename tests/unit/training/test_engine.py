@@ -9,9 +9,17 @@ import torch
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import World, process_group
-from dfer.errors import CheckpointError, NonFiniteLossError, UsageError
+from dfer.errors import CheckpointError, GpuMemoryError, NonFiniteLossError, UsageError
 from dfer.recognition import Progress
-from dfer.training.engine import Engine, EngineConfig, LossScale, build_engine, check_precision, inference
+from dfer.training.engine import (
+    Engine,
+    EngineConfig,
+    LossScale,
+    build_engine,
+    check_precision,
+    enough_gpu_memory,
+    inference,
+)
 from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
 from tests.unit.training.stubs import TinyRecognizer, clips, share
 
@@ -94,6 +102,19 @@ def test_a_missing_deepspeed_points_to_ddp(monkeypatch: pytest.MonkeyPatch) -> N
         build_engine(EngineConfig(), TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2)
     assert "engine.name=deepspeed: expected an importable deepspeed, got ImportError" in str(caught.value)
     assert "or set engine.name=ddp." in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_gpu_that_is_too_small_is_told_with_what_to_lower() -> None:
+    """In torch's words as of CUDA; shown by the rank that has it, and no job is tried again for it."""
+    text = """CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 3.1 GiB
+    is free. Including non-PyTorch memory, this process has 70 GiB in use."""
+    with pytest.raises(GpuMemoryError) as caught, enough_gpu_memory():
+        raise torch.OutOfMemoryError(text)
+    assert caught.value.exit_code == 10 and not isinstance(caught.value, UsageError)
+    got = (
+        "got CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 3.1 GiB"
+    )
+    assert got in str(caught.value) and "is free. Lower micro_batch (the step stays the same)" in str(caught.value)
 
 
 def test_the_number_of_micro_batches_is_held() -> None:
