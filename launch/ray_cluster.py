@@ -110,12 +110,26 @@ def too_small(cluster: RayCluster) -> UsageError:
     """What there is, against what a fold needs."""
     import ray
 
-    least = cluster.min_workers or cluster.workers
-    each = ", ".join(f"{amount:g} {name}" for name, amount in cluster.per_worker.items())
-    there = ", ".join(f"{ray.cluster_resources().get(name, 0.0):g} {name}" for name in cluster.per_worker)
     do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
-    expected = f"room for {least} processes of {each}"
-    return UsageError(message("the Ray cluster", expected=expected, got=there, do=do))
+    expected = f"room for {_processes(cluster)}"
+    got = _amounts(cluster, ray.cluster_resources())
+    return UsageError(message("the Ray cluster", expected=expected, got=got, do=do))
+
+
+def room_needed(cluster: RayCluster) -> str:
+    """What a fold needs, against what nobody has taken at the moment."""
+    import ray
+
+    return f"{_processes(cluster)}, free are {_amounts(cluster, ray.available_resources())}"
+
+
+def _processes(cluster: RayCluster) -> str:
+    least = cluster.min_workers or cluster.workers
+    return f"{least} process{'es' if least > 1 else ''} of {_amounts(cluster, cluster.per_worker)}"
+
+
+def _amounts(cluster: RayCluster, there: Mapping[str, float]) -> str:
+    return ", ".join(f"{there.get(name, 0.0):g} {name}" for name in cluster.per_worker)
 
 
 def in_a_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What runs in Ray's processes: one fold's training, and the board on which it tells the driver how it ended.
+"""What runs in Ray's processes: one fold's training, which tells the driver's board how it ended.
 
 Ray starts a fold's processes again when one is lost. Not every end deserves that: a mistake, damaged data, a fenced run
 folder or a stop stands on the board, and the next start returns at once instead of repeating it.
@@ -16,64 +16,16 @@ import ray.train
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from ray.util import get_node_ip_address
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfer.errors import DferError, ProcessError, StorageError, UsageError, message
 from dfer.interruption import Stop
 from dfer.storage import Folder
 from launch.job import Job, Place, run_job
 from launch.meeting import Meeting, free_port
+from launch.ray_board import Ending, silent
 
 WISH_S = 1.0
 MARK_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How a fold ended for a reason that trying again does not mend."""
-
-    code: int
-    text: str
-
-
-class Board:
-    """Endings by fold, what is worth a note, and the wish to stop. Lives beside the driver."""
-
-    def __init__(self) -> None:
-        self._endings: dict[int, Ending] = {}
-        self._notes: list[str] = []
-        self._wish = ""
-
-    def end(self, fold: int, ending: Ending) -> None:
-        """The first ending of a fold stays."""
-        self._endings.setdefault(fold, ending)
-
-    def ending(self, fold: int) -> Ending | None:
-        """How it ended, none when another start may go on."""
-        return self._endings.get(fold)
-
-    def note(self, text: str) -> None:
-        """Have the driver print something."""
-        self._notes.append(text)
-
-    def news(self) -> list[str]:
-        """Notes since the last call."""
-        news, self._notes = self._notes, []
-        return news
-
-    def wish(self, reason: str) -> None:
-        """Ask all folds to stop."""
-        self._wish = self._wish or reason
-
-    def wished(self) -> str:
-        """Why all are to stop, empty when they are not."""
-        return self._wish
-
-
-def make_board() -> Any:
-    """A board as an actor, on the driver's host."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +43,13 @@ class Trial:
 
 def train_fold(trial: Trial) -> None:
     """Ray's training function, in each process of the fold."""
+    reason = ray.get(trial.board.hear.remote(trial.fold))
+    if reason:  # it had no room until now
+        ray.get(trial.board.end.remote(trial.fold, silent(trial.fold, reason)))
     if ray.get(trial.board.ending.remote(trial.fold)) is not None:
         return
     stop, over = Stop(), threading.Event()
-    watch = threading.Thread(target=_watch, args=(trial.board, stop, over), name="wishes", daemon=True)
+    watch = threading.Thread(target=_watch, args=(trial, stop, over), name="wishes", daemon=True)
     watch.start()
     try:
         check_shared(trial)
@@ -129,16 +84,15 @@ def _tell(trial: Trial, error: DferError) -> None:
         ray.get(trial.board.end.remote(trial.fold, Ending(code=error.exit_code, text=str(error))))
 
 
-def _watch(board: Any, stop: Stop, over: threading.Event) -> None:
-    """Pass the driver's wish on; what becomes of it the ranks agree on between two steps."""
+def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
+    """Be heard, and pass the driver's wish on; what becomes of it the ranks agree on between two steps."""
     while not over.wait(WISH_S):
         try:
-            reason = ray.get(board.wished.remote(), timeout=10)
+            reason = ray.get(trial.board.hear.remote(trial.fold), timeout=10)
         except Exception:
             continue  # the driver's host is slow or gone; Ray ends this process then
         if reason:
             stop.request(reason)
-            return
 
 
 def place(trial: Trial) -> Place:

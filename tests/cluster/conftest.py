@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Network
-from tests.cluster.launched import STEPS, launch
+from tests.cluster.launched import STEPS, Undisturbed, launch
 from tests.cluster.ray_bed import RayBed
 from tests.cluster.slurm import SlurmBed
 from tests.integration import commands
@@ -122,8 +122,15 @@ def tiny(s3: S3, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Path) -> Path:
-    """The same on this machine and its disk, in two processes."""
-    run = tmp_path_factory.mktemp("local") / "run"
-    launch({}, "local", tiny, "--processes", 2, "--folds", 1, f"run={run}", f"data.shards={shards}", *STEPS)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Path) -> Undisturbed:
+    """Runs with the given words that nothing disturbs, on this machine and its disk, in two processes."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*words: str) -> Path:
+        if words not in made:
+            made[words] = folder = tmp_path_factory.mktemp("local") / "run"
+            here = (f"run={folder}", f"data.shards={shards}", *STEPS, *words)
+            launch({}, "local", tiny, "--processes", 2, "--folds", 1, *here)
+        return made[words]
+
     return run

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 # Many small steps with a checkpoint now and then; which clips made up each is recorded.
 STEPS = ("epochs=100", "eval_every=null", "checkpoint.every_steps=25", "record_clips=true", "engine.name=ddp")
 TOTAL = 300
+ZERO = ("engine={name: deepspeed, zero: 1, clip_norm: 1.0}",)
+Undisturbed = Callable[..., Path]
+"""Gives the run that these words make when nothing disturbs it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,8 @@ class RayBed(Bed):
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         return inherited | {
             **self.environment,
-            "PYTHONPATH": str(ROOT),
+            # As whoever starts Ray from an activated environment has it: jobs call `dfer-launch`.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DFER_CACHE": DISK_CACHE,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import wait_until
-from tests.cluster.launched import ROOT, STEPS, Run, in_bucket, within
+from tests.cluster.launched import ROOT, STEPS, ZERO, Run, Undisturbed, in_bucket, within
 from tests.cluster.ray_bed import RayBed
 from tests.servers import S3, SECRET
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.cluster(long=True)
 PAIR = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--folds", "1", *STEPS)
 EXCLUDES = [".venv", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "demo"]
 PROCESS = "^ray::RayTrainWorker"
+DRIVER = "^[^ ]*python[^ ]* [^ ]*/dfer-launch ray"
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def submit(ray: RayBed, name: str, tiny: Path, run: Run, *words: str, env_vars: 
     variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **(env_vars or {})}
     environment = {"env_vars": variables, "excludes": EXCLUDES}
     options = ["--no-wait", f"--submission-id={name}", f"--working-dir={ROOT}"]
-    command = [sys.executable, "-m", "launch", "ray", str(tiny), f"run={run.url}", *PAIR, *words]
+    command = ["dfer-launch", "ray", str(tiny), f"run={run.url}", *PAIR, *words]
     ray.ray("job", "submit", *options, f"--runtime-env-json={json.dumps(environment)}", "--", *command, timeout=120)
 
 
@@ -65,32 +66,51 @@ def power_off(ray: RayBed) -> None:
 
 @pytest.mark.parametrize("disturb", [kill_a_process, power_off])
 def test_a_disturbed_run_ends_the_same(
-    ray: RayBed, run: Run, tiny: Path, undisturbed: Path, disturb: Callable[[RayBed], None]
+    ray: RayBed, run: Run, tiny: Path, undisturbed: Undisturbed, disturb: Callable[[RayBed], None]
 ) -> None:
-    submit(ray, disturb.__name__, tiny, run)
+    words = ZERO if disturb is kill_a_process else ()
+    submit(ray, disturb.__name__, tiny, run, *words)
     run.wait_steps(40)
     disturb(ray)
     assert SECRET not in wait_job(ray, disturb.__name__)
     assert len(run.starts()) == 2 and run.starts()[1]["step"] >= 25
-    run.assert_same(undisturbed)
+    run.assert_same(undisturbed(*words))
     assert run.status()["state"] == "finished"
     assert not [path for path in run.files.glob("**/*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
-def test_a_newer_job_takes_over_from_one_that_hangs(ray: RayBed, run: Run, tiny: Path, undisturbed: Path) -> None:
-    """The first one, awake again, finds the run folder taken, writes nothing and says so."""
+def test_a_job_submitted_again_takes_over_on_a_full_cluster(
+    ray: RayBed, run: Run, tiny: Path, undisturbed: Undisturbed
+) -> None:
+    """The first one has two of three hosts. It hears of the second, saves and makes room, so that nothing is lost."""
+    submit(ray, "once", tiny, run)
+    run.wait_steps(40)
+    seen = run.steps()
+    submit(ray, "again", tiny, run)
+    assert "expected this to be the newest job of the run, got again, submitted after it" in wait_job(
+        ray, "once", "FAILED"
+    )
+    wait_job(ray, "again")
+    assert len(run.starts()) == 2 and run.starts()[1]["step"] >= seen
+    run.assert_same(undisturbed())
+
+
+def test_a_newer_job_takes_over_from_one_that_hangs(
+    ray: RayBed, run: Run, tiny: Path, undisturbed: Undisturbed
+) -> None:
+    """All of the first one sleeps. Awake again it finds the run folder taken, writes nothing and says so."""
     submit(ray, "first", tiny, run, "cluster.cpus_per_worker=1")
     run.wait_steps(40)
-    hosts = worker_hosts(ray)
-    assert all(ray.kill_worker(host, PROCESS, signal="STOP") for host in hosts)
+    asleep = [("head", DRIVER), *((host, PROCESS) for host in worker_hosts(ray))]
+    assert all(ray.kill_worker(host, what, signal="STOP") for host, what in asleep)
     submit(ray, "second", tiny, run, "cluster.cpus_per_worker=1")
     wait_until(lambda: len(run.starts()) == 2, 120, "the second job at work")
-    for host in hosts:
-        ray.kill_worker(host, PROCESS, signal="CONT")
+    for host, what in asleep:
+        ray.kill_worker(host, what, signal="CONT")
     wait_job(ray, "second")
     assert "got a newer copy at work there" in wait_job(ray, "first", "FAILED")
     assert len(run.starts()) == 2
-    run.assert_same(undisturbed)
+    run.assert_same(undisturbed())
 
 
 def test_a_fold_under_deepspeed_goes_on_with_fewer_processes(ray: RayBed, run: Run, tiny: Path) -> None:

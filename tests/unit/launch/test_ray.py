@@ -11,23 +11,25 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from ray.exceptions import RuntimeEnvSetupError
 
 from dfer.config import load
-from dfer.errors import DataError, DferError, FencedError, ProcessError, StorageError, UsageError
+from dfer.errors import DataError, DferError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
 from dfer.run_config import RunConfig
 from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import ray as module
-from launch import ray_cluster, ray_worker
+from launch import ray_cluster, ray_driver, ray_worker
 from launch.cluster import RayCluster, load_cluster
 from launch.job import Job
 from launch.ray import Submission
-from launch.ray_worker import Board, Ending, Trial, train_fold
+from launch.ray_board import Board, Ending
+from launch.ray_driver import Driver
+from launch.ray_worker import Trial, train_fold
 from launch.records import Record, keep, records
 from tests import fake_runs
 
@@ -236,6 +238,21 @@ def test_what_may_pass_is(trial: Trial, error: DferError, monkeypatch: pytest.Mo
     assert trial.board.board.news() == [f"fold 2: {error}"] * 2 and trial.board.board.news() == []
 
 
+def test_a_fold_that_gets_room_after_the_stop_is_not_begun(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
+    trial.board.board.wish("SIGTERM")
+    train_fold(trial)
+    assert trial.board.board.ending(2).code == StoppedError.exit_code
+
+
+def test_silence_is_that_of_every_fold() -> None:
+    board = Board()
+    assert board.hear(3) == "" and board.silence().keys() == {3}
+    time.sleep(0.05)
+    board.hear(4)
+    assert board.silence()[3] >= 0.05 > board.silence()[4]
+
+
 def test_the_first_ending_of_a_fold_stays() -> None:
     board = Board()
     board.end(1, Ending(code=3, text="a"))
@@ -290,36 +307,49 @@ class Trainer:
 
     does: Callable[[int], None]
     marks: list[str]
+    heard: bool
 
-    def __init__(self, fold: int, mark: str) -> None:
-        self.fold = fold
+    def __init__(self, fold: int, board: Any, mark: str) -> None:
+        self.fold, self.board = fold, board
         Trainer.marks.append(mark)
 
     def fit(self) -> None:
+        """Heard at its start, as the processes of a fold are."""
+        if Trainer.heard:
+            self.board.hear.remote(self.fold)
         Trainer.does(self.fold)
 
 
 @pytest.fixture
-def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> module._Driver:
+def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> Driver:
     import ray
 
     monkeypatch.setattr(ray, "get", lambda value, **_: value)
-    monkeypatch.setattr(ray_worker, "make_board", Actor)
-    monkeypatch.setattr(module, "folds_in", lambda _: 2)
-    monkeypatch.setattr(module, "POLL_S", 0.01)
-    monkeypatch.setattr(module, "trainer", lambda _submission, fold, _board, mark: Trainer(fold, mark))
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray_driver, "make_board", Actor)
+    monkeypatch.setattr(ray_driver, "folds_in", lambda _: 2)
+    monkeypatch.setattr(ray_driver, "POLL_S", 0.01)
+    monkeypatch.setattr(module, "trainer", lambda _submission, fold, board, mark: Trainer(fold, board, mark))
     monkeypatch.setattr(Trainer, "marks", [], raising=False)
     monkeypatch.setattr(Trainer, "does", lambda _: None, raising=False)
-    return module._Driver(submission(job), Folder(job.run), job.folds, "")
+    monkeypatch.setattr(Trainer, "heard", True, raising=False)
+    return make_driver(job)
+
+
+def make_driver(job: Job, **cluster: Any) -> Driver:
+    mine = submission(job, **cluster)
+    return Driver(mine.cluster, Folder(job.run), job.folds, mine._fit, address="", revision="abc")
 
 
 def states(job: Job) -> dict[str, str]:
     return records(Folder(job.run))[-1].states
 
 
-def test_the_record_says_how_every_fold_ended(
-    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def states_of(driver: Driver) -> dict[str, str]:
+    return driver._record.states
+
+
+def test_the_record_says_how_every_fold_ended(driver: Driver, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def do(fold: int) -> None:
         assert states(job).keys() == {"1", "2"}
         if fold == 2:
@@ -332,7 +362,7 @@ def test_the_record_says_how_every_fold_ended(
 
 
 @pytest.fixture
-def joined(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def joined(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `Submission.run` needs of a cluster."""
     monkeypatch.setattr(module, "connected", lambda *_: nullcontext(""))
 
@@ -365,7 +395,7 @@ def test_a_stop_leaves_none(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
-    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driver: Driver, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writes: list[Record] = []
     away, back = threading.Event(), threading.Event()
@@ -379,8 +409,8 @@ def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
             back.set()
         keep(home, record)
 
-    monkeypatch.setattr(module, "BEAT_S", 0.0)
-    monkeypatch.setattr(module, "keep", write)
+    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(ray_driver, "keep", write)
     monkeypatch.setattr(Trainer, "does", lambda _: away.wait(20) and back.wait(20))
     assert driver.run() == 0 and away.is_set() and back.is_set()
     assert states(job) == {"1": "finished", "2": "finished"}
@@ -389,7 +419,7 @@ def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
 
 
 def test_a_run_folder_that_cannot_be_written_is_told_before_a_fold_starts(
-    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+    driver: Driver, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(job.run).write_text("a file")
     monkeypatch.setattr(Trainer, "does", lambda _: pytest.fail("a fold was started"))
@@ -398,7 +428,7 @@ def test_a_run_folder_that_cannot_be_written_is_told_before_a_fold_starts(
 
 
 def test_the_drivers_file_is_in_a_folder_on_a_disk_while_folds_run(
-    driver: module._Driver, job: Job, monkeypatch: pytest.MonkeyPatch
+    driver: Driver, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
     monkeypatch.setattr(Trainer, "does", lambda _: seen.append((Path(job.run) / Trainer.marks[0]).exists()))
@@ -410,16 +440,119 @@ def test_the_drivers_file_is_in_a_folder_on_a_disk_while_folds_run(
 @pytest.mark.usefixtures("driver")
 def test_a_store_is_shared_by_its_nature(job: Job) -> None:
     other = replace(job, run="memory://bucket/run")
-    module._Driver(submission(other), Folder(other.run), (1,), "").run()
-    assert Trainer.marks == [""]
+    make_driver(other).run()
+    assert Trainer.marks == ["", ""]
 
 
-def test_no_state_is_lost_among_threads(driver: module._Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_without_room_waits_and_says_for_what(
+    driver: Driver, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs once one of its processes is heard, not when Ray is asked for them."""
+    why = "its processes have not started; it takes 1 process of 1 CPU, free are 1 CPU"
+    seen: dict[int, list[str]] = {1: [], 2: []}
+
+    def until(fold: int, state: str) -> None:
+        deadline = time.monotonic() + 20
+        while not states(job)[str(fold)].startswith(state):
+            assert time.monotonic() < deadline, states(job)
+            time.sleep(0.01)
+        seen[fold].append(states(job)[str(fold)])
+
+    def do(fold: int) -> None:
+        until(fold, f"waiting: {why}")
+        driver._board.hear.remote(fold)
+        until(fold, "running")
+
+    monkeypatch.setattr(ray_driver, "NOTE_S", 0.05)
+    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(Trainer, "heard", False)
+    monkeypatch.setattr(Trainer, "does", do)
+    assert driver.run() == 0
+    assert seen == {1: [f"waiting: {why}", "running"], 2: [f"waiting: {why}", "running"]}
+    told = [f"note: fold {fold}: {why}. `ray status` shows what takes the room." for fold in (1, 2)]
+    assert sorted(capsys.readouterr().err.splitlines()) == told
+
+
+def test_a_driver_that_is_stopped_does_not_wait_for_folds_without_a_process(
+    job: Job, driver: Driver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for one that has no room, nor for one it has not asked Ray for, nor for one whose processes hang."""
+    never = threading.Event()
+    monkeypatch.setattr(Trainer, "heard", False)
+    monkeypatch.setattr(Trainer, "does", lambda _: never.wait(60))
+    monkeypatch.setattr(ray_driver, "folds_in", lambda _: 1)
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    driver._board.board._heard[1] = time.monotonic() - ray_driver.SILENT_S
+    assert driver.run() == StoppedError.exit_code
+    never.set()
+    said = "expected a process at work that saves before the stop (SIGTERM), got none. The same command continues"
+    assert [states(job)[fold].startswith(f"stopped: fold {fold}: {said}") for fold in ("1", "2")] == [True, True]
+    assert capsys.readouterr().err.count(said) == 2
+
+
+def newer(job: Job, *, states: dict[str, str], launcher: Literal["slurm", "ray"] = "ray") -> None:
+    """Another job's record."""
+    keep(
+        Folder(job.run),
+        Record(launcher=launcher, job=f"other-{time.time_ns()}", submitted="2000", revision="abc", states=states),
+    )
+
+
+def test_a_job_that_was_submitted_again_gives_way(
+    job: Job, driver: Driver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the hosts' clocks say: newer is what was not there before. Its folds get the wish and save."""
+    newer(job, states={"1": "running"})
+
+    def do(fold: int) -> None:
+        if fold == 1:
+            newer(job, states={"1": "waiting"})
+        while not driver._board.hear.remote(fold):
+            time.sleep(0.01)
+        driver._board.end.remote(fold, Ending(code=9, text=f"fold {fold}: saved"))
+
+    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(Trainer, "does", do)
+    assert driver.run() == FencedError.exit_code
+    assert driver.closed == "a newer job of this run was submitted"
+    err = capsys.readouterr().err
+    assert f"error: {job.run}: expected this to be the newest job of the run, got other-" in err
+    assert states_of(driver) == {"1": "stopped: fold 1: saved", "2": "stopped: fold 2: saved"}
+
+
+@pytest.mark.parametrize(
+    ("states", "launcher"), [({"1": "finished"}, "ray"), ({"3": "running"}, "ray"), ({"1": "running"}, "slurm")]
+)
+def test_a_newer_record_that_wants_none_of_its_folds_does_not_disturb(
+    job: Job, driver: Driver, monkeypatch: pytest.MonkeyPatch, states: dict[str, str], launcher: Literal["slurm", "ray"]
+) -> None:
+    looked = threading.Event()
+    there: list[int] = []
+
+    def look(home: Folder) -> list[Record]:
+        found = records(home)
+        there.append(len(found))
+        if there[-1] == 2 and there.count(2) > 2:
+            looked.set()
+        return found
+
+    def do(fold: int) -> None:
+        if fold == 1:
+            newer(job, states=states, launcher=launcher)
+        assert looked.wait(20)
+
+    monkeypatch.setattr(ray_driver, "records", look)
+    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(Trainer, "does", do)
+    assert driver.run() == 0 and not driver.closed
+
+
+def test_no_state_is_lost_among_threads(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(record: Record, **changes: Any) -> Record:
         time.sleep(0.01)
         return replace(record, **changes)
 
-    monkeypatch.setattr(module, "replace", slow)
+    monkeypatch.setattr(ray_driver, "replace", slow)
     threads = [threading.Thread(target=driver._say, args=(fold, "running")) for fold in range(10)]
     for thread in threads:
         thread.start()
@@ -432,7 +565,7 @@ def test_the_cause_is_told_in_few_words() -> None:
     inner = RuntimeError("Traceback ...\n  many lines\nActorDiedError: killed")
     outer = Exception("page")
     outer.worker_failures = {1: inner}  # type: ignore[attr-defined]
-    assert module._first_line(outer) == "RuntimeError: 'ActorDiedError: killed'"
+    assert ray_driver._first_line(outer) == "RuntimeError: 'ActorDiedError: killed'"
 
 
 def test_a_dry_run_starts_nothing(

@@ -1,0 +1,74 @@
+"""The board between the driver of a Ray job and the processes of its folds."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dfer.errors import StoppedError, message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a fold ended for a reason that trying again does not mend."""
+
+    code: int
+    text: str
+
+
+def silent(fold: int, reason: str) -> Ending:
+    """How a fold ends that is to stop while it has no process that could save."""
+    do = "The same command continues from the last checkpoint, if there is one."
+    text = message(
+        f"fold {fold}", expected=f"a process at work that saves before the stop ({reason})", got="none", do=do
+    )
+    return Ending(code=StoppedError.exit_code, text=text)
+
+
+class Board:
+    """Endings by fold, signs of life, what is worth a note, and the wish to stop. Lives beside the driver."""
+
+    def __init__(self) -> None:
+        self._endings: dict[int, Ending] = {}
+        self._heard: dict[int, float] = {}
+        self._notes: list[str] = []
+        self._wish = ""
+
+    def end(self, fold: int, ending: Ending) -> None:
+        """The first ending of a fold stays."""
+        self._endings.setdefault(fold, ending)
+
+    def ending(self, fold: int) -> Ending | None:
+        """How it ended, none when another start may go on."""
+        return self._endings.get(fold)
+
+    def note(self, text: str) -> None:
+        """Have the driver print something."""
+        self._notes.append(text)
+
+    def news(self) -> list[str]:
+        """Notes since the last call."""
+        news, self._notes = self._notes, []
+        return news
+
+    def wish(self, reason: str) -> None:
+        """Ask all folds to stop."""
+        self._wish = self._wish or reason
+
+    def hear(self, fold: int) -> str:
+        """A process of the fold is at work; why it is to stop, empty when it is not."""
+        self._heard[fold] = time.monotonic()
+        return self._wish
+
+    def silence(self) -> dict[int, float]:
+        """Seconds since a process of a fold was heard last; folds of which none ever was are missing."""
+        now = time.monotonic()
+        return {fold: now - heard for fold, heard in self._heard.items()}
+
+
+def make_board() -> Any:
+    """A board as an actor, on the driver's host."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
