@@ -14,7 +14,7 @@ from launch.meeting import PORTS
 from tests.cluster.commands import wait_until
 from tests.cluster.launched import ROOT, STEPS, ZERO, Run, Undisturbed, command, in_bucket, launch, within
 from tests.cluster.slurm import SlurmBed
-from tests.integration.commands import SGD, result
+from tests.integration.commands import result
 from tests.servers import S3, SECRET
 
 pytestmark = pytest.mark.cluster(long=True)
@@ -147,14 +147,14 @@ def test_a_controller_that_restarts_is_not_noticed(
 def test_a_requeued_run_goes_on_with_fewer_hosts(
     slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Undisturbed
 ) -> None:
-    run.launch("slurm", tiny, *PAIR, *SGD, "cluster.min_nodes=1", "cluster.exclude=node[3-4]")
+    run.launch("slurm", tiny, *PAIR, *ZERO, "cluster.min_nodes=1", "cluster.exclude=node[3-4]")
     run.wait_steps(40)
     lost = hosts_of(slurm, run.job())[1]
     slurm.power_off(lost)
     slurm.mark_down(lost)
     run.wait_finished()
     assert [start["processes"] for start in run.starts()] == [2, 1]
-    run.assert_same(undisturbed(*SGD), within=1e-4)
+    run.assert_same(undisturbed(*ZERO), within=1e-4)
 
 
 # The short part: it also runs without being asked for.
