@@ -35,7 +35,7 @@ test-unit: $(READY)
 # As root on Debian 12: installs SLURM where it is missing; its daemons are the tests' own and end with them.
 test-cluster: $(READY)
 	tests/cluster/install.sh
-	$(BIN)/python -m pytest -m cluster -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -26,13 +26,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfer.checkpoint_files import (
-    MANIFEST,
     OPTIMIZER,
     STATE,
     VERSION,
     WEIGHTS,
     Found,
-    Name,
     sha256_of,
     verified,
     write_tensors,
@@ -40,10 +38,10 @@ from dfer.checkpoint_files import (
 from dfer.config import ConfigProblem
 from dfer.distributed import World, on_first, tensors_from_first
 from dfer.errors import CheckpointError, DferError, StorageError, message
-from dfer.lease import Fence, Leases
+from dfer.lease import Fence
+from dfer.run_files import CHECKPOINTS, MANIFEST, Name, committed, present
 from dfer.storage import Folder
 
-CHECKPOINTS = "checkpoints"
 BEST = "best"
 _log = logging.getLogger("dfer")
 
@@ -103,23 +101,6 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             where, do = self.folder.where(name), "Use an older checkpoint."
             raise CheckpointError(message(where, expected="a safetensors file", got=str(error), do=do)) from error
-
-
-def committed(home: Folder) -> list[Name]:
-    """The checkpoints of a run folder that stand and belong to the run, newest first.
-
-    Raises:
-        StorageError, CheckpointError: they or the leases cannot be read.
-    """
-    folder, leases = home / CHECKPOINTS, Leases(home)
-    there = [name for name in _present(folder) if (folder / str(name)).exists(MANIFEST)]
-    return [name for name in there if leases.holds(name.lease, name.step)]
-
-
-def _present(folder: Folder) -> list[Name]:
-    """Every checkpoint folder, newest first; foreign names do not count."""
-    found = [Name.parse(text) for text in folder.folders()]
-    return sorted((name for name in found if name), reverse=True)
 
 
 class Checkpoints:
@@ -328,7 +309,7 @@ class Checkpoints:
             self._told_that_old_stay = True
 
     def _all(self) -> list[Name]:
-        return _present(self.folder)
+        return present(self.folder)
 
     def _names(self) -> list[Name]:
         return committed(self._home)

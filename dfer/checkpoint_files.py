@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,31 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dfer.errors import StorageError
-from dfer.lease import LeaseId
+from dfer.run_files import MANIFEST, Name
 from dfer.storage import Folder
 
 VERSION = 2
-MANIFEST, WEIGHTS, OPTIMIZER, STATE = "manifest.json", "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE)
 MAX_JSON_BYTES = 16 * 2**20
-_NAME = re.compile(r"step_([0-9]{8,12})-g([0-9]{1,9})-([0-9a-f]{8})")
-
-
-@dataclass(frozen=True, kw_only=True, order=True)
-class Name:
-    """A checkpoint's place: updates done when it was written, and the lease that wrote it."""
-
-    step: int
-    lease: LeaseId
-
-    def __str__(self) -> str:
-        return f"step_{self.step:08d}-{self.lease}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Name | None":
-        """The name a folder bears, None for others."""
-        match = _NAME.fullmatch(text)
-        return match and cls(step=int(match[1]), lease=LeaseId(generation=int(match[2]), token=match[3]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from dfer import folder
-from dfer.checkpoint import CHECKPOINTS, Checkpoint, Checkpoints
+from dfer.checkpoint import Checkpoint, Checkpoints
 from dfer.config import ConfigProblem
 from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
@@ -22,7 +22,6 @@ from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.report import ReportPaths, write_report
 from dfer.evaluation.results import (
-    RESULT,
     FoldResult,
     Protocol,
     fold_result,
@@ -34,6 +33,7 @@ from dfer.interruption import Stop
 from dfer.models.build import build
 from dfer.recognition import ClipBatch, Recognition, Recognizer
 from dfer.run_config import RunConfig
+from dfer.run_files import CHECKPOINTS, RESULT
 from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.engine import Engine, build_engine, enough_gpu_memory, inference

@@ -228,7 +228,7 @@ def report(run: str, folds: Sequence[int]) -> None:
         CheckpointError: folds have no result.
     """
     from dfer.__main__ import main as dfer
-    from dfer.evaluation.results import RESULT
+    from dfer.run_files import RESULT
 
     missing = [fold for fold in folds if Folder(f"{run}/fold_{fold}").size(RESULT) is None]
     if len(missing) < len(folds) and dfer(["report", run]):

@@ -26,11 +26,15 @@ class Leaving:
         sys.exit(self.will(code))
 
     def _leave(self) -> None:
-        if self._code is None:
-            return
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                continue
-        os._exit(self._code)
+        if self._code is not None:
+            at_once(self._code)
+
+
+def at_once(code: int) -> NoReturn:
+    """End without anything that Python or libraries do at the end, but what was printed is out."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    os._exit(code)

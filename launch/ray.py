@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfer.evaluation.results import RESULT
+from dfer.run_files import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, PROJECT, Job, conclude
+from launch.leaving import at_once
 from launch.ray_cluster import connected, in_ray_job
 from launch.ray_driver import Driver
 
@@ -70,6 +71,8 @@ class Submission:
             with connected(self.cluster, self.runtime_env()) as address:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
+                if driver.abandoned:
+                    at_once(code)  # Ray crashes where it is left while threads wait in it; it ends the job's processes
             if code and driver.closed:
                 return code
         return conclude(self.job.run, self.job.folds, code)

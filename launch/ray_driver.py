@@ -37,7 +37,7 @@ Fit = Callable[[int, Any, str], None]
 class Driver:
     """As many folds beside each other as there is room for.
 
-    closed: why all folds are to stop, empty when they are not.
+    closed: why all folds are to stop, empty when they are not. abandoned: folds whose threads still wait in Ray.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class Driver:
         self._older: set[str] | None = None
         """Files of the records that were there before this job, and its own; none while they could not be listed."""
         self.closed = ""
-        self._overtaken = self._left = self._unrecorded = False
+        self.abandoned: list[int] = []
+        self._overtaken = self._unrecorded = False
         self._lock = threading.Lock()
         """Held around `_record`, `_beaten` and `_codes`, which the folds' threads change as well."""
         self._beaten = 0.0
@@ -119,8 +120,8 @@ class Driver:
             self._train(fold, self._board, self._mark)
         except Exception as error:
             problem = _first_line(error)
-        if self._left:
-            return  # the driver did not wait for this, and has left Ray
+        if fold in self.abandoned:
+            return
         ending: Ending | None = ray.get(self._board.ending.remote(fold))
         if ending is None and problem:
             do = "The same command continues from the last checkpoint."
@@ -185,8 +186,8 @@ class Driver:
 
     def _leave(self) -> None:
         """End folds that have no process to save and stop: their place in Ray's queue goes with the driver."""
-        self._left = True
-        for fold in (*self._threads, *self._waiting):
+        self.abandoned = [fold for fold, thread in self._threads.items() if thread.is_alive()]
+        for fold in (*self.abandoned, *self._waiting):
             self._end(fold, silent(fold, self.closed))
 
     def _give_way(self) -> None:

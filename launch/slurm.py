@@ -17,7 +17,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from dfer.errors import StorageError, UsageError, message
-from dfer.evaluation.results import RESULT
+from dfer.run_files import RESULT
 from dfer.storage import Folder
 from launch.cluster import SlurmCluster
 from launch.job import LAUNCH, Job, report

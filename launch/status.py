@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dfer.checkpoint import committed
 from dfer.errors import UsageError, message
-from dfer.evaluation.results import RESULT
 from dfer.lease import Leases
+from dfer.run_files import RESULT, committed
 from dfer.storage import Folder
 from launch.records import Record, records, tag
 from launch.slurm_tools import Queued, ended, followed

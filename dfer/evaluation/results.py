@@ -20,6 +20,7 @@ from dfer.data.format import data_name
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.metrics import Scores, scores
+from dfer.run_files import RESULT
 from dfer.storage import Folder
 
 Selection = Literal["last", "best_on_val", "best_on_test"]
@@ -29,7 +30,6 @@ SELECTION_TEXT: dict[str, str] = {
     "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
     "unknown": "unknown: the source does not say",
 }
-RESULT = "results/test.json"
 PREDICTIONS = "results/test_predictions.csv"
 MAX_BYTES = 16 * 2**20
 

@@ -15,7 +15,8 @@ from dfer.config import ConfigProblem, flat, from_plain, is_free, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.metrics import Scores, total
 from dfer.evaluation.recorded import Recorded, read_recorded
-from dfer.evaluation.results import RESULT, FoldResult, Published, read_result
+from dfer.evaluation.results import FoldResult, Published, read_result
+from dfer.run_files import RESULT
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 

@@ -50,8 +50,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     asked = "cluster" in config.getoption("markexpr")
     for item in items:
         mark = item.get_closest_marker("cluster")
-        if mark:  # the two schedulers' tests side by side: each waits for its own most of the time
-            item.add_marker(pytest.mark.xdist_group("slurm" if "slurm_bed" in item.fixturenames else "others"))
         if mark and why:
             item.add_marker(pytest.mark.skip(reason=why))
         elif mark and mark.kwargs.get("long") and not asked:

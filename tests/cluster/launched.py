@@ -24,6 +24,8 @@ ZERO = (
     "engine={name: deepspeed, zero: 1}", "optim.name=sgd",
     "optim.groups={image: {lr: 0.001}, temporal: {lr: 0.001}, prompts: {lr: 0.001}}",
 )  # fmt: skip
+# Nothing is there but what was saved because somebody asked.
+UNSAVED = ("checkpoint.every_steps=1000",)
 Undisturbed = Callable[..., Path]
 """Gives the run that these words make when nothing disturbs it."""
 

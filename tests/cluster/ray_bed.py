@@ -126,6 +126,10 @@ class RayBed(Bed):
         rows = self.get("/api/v0/nodes?limit=1000")["data"]["result"]["result"]
         return [(row["node_id"], names[row["node_ip"]], row["state"]) for row in rows]
 
+    def _is_free(self) -> bool:
+        rows = self.get("/api/v0/placement_groups?limit=1000")["data"]["result"]["result"]
+        return all(row["state"] == "REMOVED" for row in rows)
+
     def _answers(self) -> bool:
         try:
             return isinstance(self.get("/api/jobs/"), list)
@@ -183,6 +187,8 @@ class RayBed(Bed):
             if job["type"] == "SUBMISSION" and job["status"] in ("PENDING", "RUNNING"):
                 self.ray("job", "stop", job["submission_id"])
         self.wait_alive(first)
+        # An elastic fold would start with what is left.
+        wait_until(self._is_free, 60, "what ended jobs held", every=0.2)
 
     def _start_raylet(self, name: str, cpus: int | None = None) -> None:
         host = self.hosts[name]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import wait_until
-from tests.cluster.launched import ROOT, STEPS, ZERO, Run, Undisturbed, in_bucket, within
+from tests.cluster.launched import ROOT, STEPS, TOTAL, UNSAVED, ZERO, Run, Undisturbed, in_bucket, sequence, within
 from tests.cluster.ray_bed import RayBed
 from tests.servers import S3, SECRET
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.cluster(long=True)
 PAIR = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--folds", "1", *STEPS)
 EXCLUDES = [".venv", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "demo"]
 PROCESS = "^ray::RayTrainWorker"
+NEWER = "expected this to be the newest job of the run"
 DRIVER = "^[^ ]*python[^ ]* [^ ]*/dfer-launch ray"
 
 
@@ -64,6 +65,23 @@ def power_off(ray: RayBed) -> None:
     ray.power_off(worker_hosts(ray)[0])
 
 
+def test_a_fold_under_deepspeed_goes_on_with_fewer_processes(ray: RayBed, run: Run, tiny: Path) -> None:
+    """The first test, since Ray holds the room of a driver that was killed for three minutes, and an elastic fold takes
+    what is left."""
+    words = (
+        "cluster.workers=3",
+        "cluster.min_workers=2",
+        "batch=12",
+        "epochs=150",
+        "engine={name: deepspeed, zero: 1}",
+    )
+    submit(ray, "elastic", tiny, run, *words)
+    run.wait_steps(20)
+    power_off(ray)
+    wait_job(ray, "elastic", timeout=300)
+    assert [start["processes"] for start in run.starts()] == [3, 2]
+
+
 @pytest.mark.parametrize("disturb", [kill_a_process, power_off])
 def test_a_disturbed_run_ends_the_same(
     ray: RayBed, run: Run, tiny: Path, undisturbed: Undisturbed, disturb: Callable[[RayBed], None]
@@ -79,20 +97,17 @@ def test_a_disturbed_run_ends_the_same(
     assert not [path for path in run.files.glob("**/*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
-def test_a_job_submitted_again_takes_over_on_a_full_cluster(
-    ray: RayBed, run: Run, tiny: Path, undisturbed: Undisturbed
-) -> None:
+def test_a_job_submitted_again_takes_over_on_a_full_cluster(ray: RayBed, run: Run, tiny: Path) -> None:
     """The first one has two of three hosts. It hears of the second, saves and makes room, so that nothing is lost."""
-    submit(ray, "once", tiny, run)
+    words = (*UNSAVED, "epochs=200")
+    submit(ray, "once", tiny, run, *words)
     run.wait_steps(40)
     seen = run.steps()
-    submit(ray, "again", tiny, run)
-    assert "expected this to be the newest job of the run, got again, submitted after it" in wait_job(
-        ray, "once", "FAILED"
-    )
+    submit(ray, "again", tiny, run, *words)
+    assert f"{NEWER}, got again, submitted after it" in wait_job(ray, "once", "FAILED")
     wait_job(ray, "again")
     assert len(run.starts()) == 2 and run.starts()[1]["step"] >= seen
-    run.assert_same(undisturbed())
+    assert [step for step, _ in sequence(run.files / "fold_1")] == list(range(1, 2 * TOTAL + 1))
 
 
 def test_a_newer_job_takes_over_from_one_that_hangs(
@@ -108,33 +123,20 @@ def test_a_newer_job_takes_over_from_one_that_hangs(
     for host, what in asleep:
         ray.kill_worker(host, what, signal="CONT")
     wait_job(ray, "second")
-    assert "got a newer copy at work there" in wait_job(ray, "first", "FAILED")
+    told = wait_job(ray, "first", "FAILED")
+    assert "got a newer copy at work there" in told or f"{NEWER}, got second" in told
+    assert "Segmentation fault" not in told
     assert len(run.starts()) == 2
     run.assert_same(undisturbed())
 
 
-def test_a_fold_under_deepspeed_goes_on_with_fewer_processes(ray: RayBed, run: Run, tiny: Path) -> None:
-    words = (
-        "cluster.workers=3",
-        "cluster.min_workers=2",
-        "batch=12",
-        "epochs=150",
-        "engine={name: deepspeed, zero: 1}",
-    )
-    submit(ray, "elastic", tiny, run, *words)
-    run.wait_steps(20)
-    power_off(ray)
-    wait_job(ray, "elastic", timeout=300)
-    assert [start["processes"] for start in run.starts()] == [3, 2]
-
-
 def test_a_cancelled_job_saves_and_stops(ray: RayBed, run: Run, tiny: Path) -> None:
-    submit(ray, "cancelled", tiny, run, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "60"})
+    submit(ray, "cancelled", tiny, run, *UNSAVED, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "60"})
     run.wait_steps(40)
     assert "stopped Ray job cancelled" in run.ask("cancel")
     wait_job(ray, "cancelled", "STOPPED", timeout=90)
     row = run.status()
-    assert row["state"] == "stopped" and row["checkpoint"] == row["step"] and row["step"] % 25
+    assert row["state"] == "stopped" and row["checkpoint"] == row["step"] >= 40
 
 
 def test_folds_beside_each_other_and_their_table(ray: RayBed, run: Run, tiny: Path) -> None:

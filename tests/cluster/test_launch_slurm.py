@@ -12,7 +12,7 @@ import pytest
 
 from launch.meeting import PORTS
 from tests.cluster.commands import wait_until
-from tests.cluster.launched import ROOT, STEPS, ZERO, Run, Undisturbed, command, in_bucket, launch, within
+from tests.cluster.launched import ROOT, STEPS, UNSAVED, ZERO, Run, Undisturbed, command, in_bucket, launch, within
 from tests.cluster.slurm import SlurmBed
 from tests.integration.commands import result
 from tests.servers import S3, SECRET
@@ -82,19 +82,18 @@ def kill_a_process(slurm: SlurmBed, job: str) -> None:
 def test_a_disturbed_run_ends_the_same(
     slurm: SlurmBed, run: Run, tiny: Path, undisturbed: Undisturbed, disturb: Callable[[SlurmBed, str], None]
 ) -> None:
-    # Under DeepSpeed where all is saved on demand; with worker processes, since the warning may go to every process.
-    words = ZERO if disturb is preempt else ()
-    workers = int(disturb is preempt)
-    run.launch("slurm", tiny, *PAIR, *words, "cluster.partition=low", f"data.workers={workers}")
+    # Where a warning comes first, all is saved on demand. With worker processes, since it may go to every process.
+    asked = disturb is preempt
+    words = ZERO if asked else ()
+    more = (*UNSAVED, "data.workers=1") if asked else ()
+    run.launch("slurm", tiny, *PAIR, *words, *more, "cluster.partition=low")
     job = run.job()
     run.wait_steps(40)
     seen = run.steps()
     disturb(slurm, job)
     run.wait_finished()
     again = run.starts()[1]["step"]
-    assert again >= seen - 25  # nothing is lost beyond the last periodic save
-    if disturb is preempt:  # asked first: nothing at all
-        assert again >= seen and again % 25
+    assert again >= (seen if asked else seen - 25)  # nothing is lost beyond the last periodic save
     run.assert_same(undisturbed(*words))
 
 
@@ -163,7 +162,7 @@ def test_a_cancelled_run_on_a_shared_disk_stops_saved_and_is_not_requeued(
     slurm: SlurmBed, shared: Run, tiny: Path
 ) -> None:
     """Whoever among its processes gets the signal: SLURM may send it to each, also to those that only read data."""
-    shared.launch("slurm", tiny, *PAIR, "data.workers=1")
+    shared.launch("slurm", tiny, *PAIR, *UNSAVED, "data.workers=1")
     shared.wait_steps(30)
     shared.ask("cancel")
     wait_until(lambda: not slurm.squeue(), 30, "the queue to be empty")

@@ -22,7 +22,7 @@ from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
 from dfer.errors import CheckpointError, DferError, UsageError
 from dfer.evaluation.metrics import scores
-from dfer.evaluation.results import RESULT, Protocol, fold_result, read_result, save_result
+from dfer.evaluation.results import Protocol, fold_result, read_result, save_result
 from dfer.models.build import build
 from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
@@ -38,6 +38,7 @@ from dfer.run import (
     train_loader,
 )
 from dfer.run_config import RunConfig
+from dfer.run_files import RESULT
 from dfer.storage import Folder
 from dfer.training.engine import EngineConfig
 from dfer.training.optim import GroupConfig, SgdConfig

@@ -13,9 +13,10 @@ from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError
 from dfer.evaluation.metrics import percent
 from dfer.evaluation.report import write_report
-from dfer.evaluation.results import RESULT, Protocol, save_result
+from dfer.evaluation.results import Protocol, save_result
 from dfer.evaluation.summary import average, deviation, fold_folders, summarise
 from dfer.evaluation.tables import text_table
+from dfer.run_files import RESULT
 from dfer.storage import Folder
 from tests import fake_runs
 

@@ -6,8 +6,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -483,11 +483,37 @@ def test_a_driver_that_is_stopped_does_not_wait_for_folds_without_a_process(
     monkeypatch.setattr(ray_driver, "folds_in", lambda _: 1)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     driver._board.board._heard[1] = time.monotonic() - ray_driver.SILENT_S
-    assert driver.run() == StoppedError.exit_code
+    assert driver.run() == StoppedError.exit_code and driver.abandoned == [1]
     never.set()
     said = "expected a process at work that saves before the stop (SIGTERM), got none. The same command continues"
     assert [states(job)[fold].startswith(f"stopped: fold {fold}: {said}") for fold in ("1", "2")] == [True, True]
     assert capsys.readouterr().err.count(said) == 2
+
+
+@pytest.mark.usefixtures("joined")
+def test_ray_is_not_left_while_threads_wait_in_it(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would crash: the process ends as it is, before the cluster is left."""
+    never = threading.Event()
+    left: list[str] = []
+
+    @contextmanager
+    def connected(*_: object) -> Iterator[str]:
+        yield ""
+        left.append("by Ray's own way")
+
+    def exit(code: int) -> None:
+        left.append("at once")
+        raise SystemExit(code)
+
+    monkeypatch.setattr(module, "connected", connected)
+    monkeypatch.setattr(module, "at_once", exit)
+    monkeypatch.setattr(Trainer, "heard", False)
+    monkeypatch.setattr(Trainer, "does", lambda _: never.wait(60))
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(SystemExit) as caught:
+        submission(job).run()
+    never.set()
+    assert left == ["at once"] and caught.value.code == StoppedError.exit_code
 
 
 def newer(job: Job, *, states: dict[str, str], launcher: Literal["slurm", "ray"] = "ray") -> None:
