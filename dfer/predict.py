@@ -22,13 +22,14 @@ from dfer.recognition import ClipBatch
 from dfer.run import load_checkpoint, selected_checkpoint
 from dfer.run_config import RunConfig
 from dfer.storage import Folder
-from dfer.training.engine import inference
+from dfer.training.engine import enough_gpu_memory, inference
 
 PICTURES = {".jpg", ".jpeg", ".png"}
 TRAILING_NUMBER = re.compile(r"([0-9]{1,12})\Z")
 MAX_FILE_BYTES = 64 * 2**20
 
 
+@enough_gpu_memory()
 def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict[str, float]]:
     """Class probabilities by name, one dict a clip. `clips` are folders with face frames in numeric order.
 

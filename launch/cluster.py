@@ -25,7 +25,7 @@ class SlurmCluster:
     processes_per_node CPU processes. cpus_per_process: for the process and its data workers. memory_gb: of a node, none
     = the partition's default. hours: time limit of one stretch; a run that needs longer is requeued and continues.
     signal_s: how long before the limit it is told to save. max_timeouts: stretches cut by the limit before giving up.
-    max_failures: restarts after a process was lost for a reason other than a host's failure (those are not counted).
+    max_failures: restarts after a process was lost for a reason other than a host's failure that SLURM found out first.
     parallel_folds: at most so many at a time. interface: network interface between the hosts, none = the one that leads
     to the first host. meet_s: how long hosts may take to find each other. setup: lines of shell before the processes
     start, such as `module load`; they are stored in the open, keep credentials out. python: on the hosts, none = that

@@ -71,8 +71,8 @@ class Submission:
             with connected(self.cluster, self.runtime_env()) as address:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
-                if driver.abandoned:
-                    at_once(code)  # Ray crashes where it is left while threads wait in it; it ends the job's processes
+                if driver.abandoned:  # Ray crashes where it is left while threads wait in it
+                    at_once(code if driver.closed else conclude(self.job.run, self.job.folds, code))
             if code and driver.closed:
                 return code
         return conclude(self.job.run, self.job.folds, code)

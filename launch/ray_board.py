@@ -41,6 +41,10 @@ class Board:
         """How it ended, none when another start may go on."""
         return self._endings.get(fold)
 
+    def endings(self) -> dict[int, Ending]:
+        """Of all folds that have ended."""
+        return dict(self._endings)
+
     def note(self, text: str) -> None:
         """Have the driver print something."""
         self._notes.append(text)

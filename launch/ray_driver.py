@@ -19,6 +19,7 @@ from dfer.errors import DferError, FencedError, ProcessError, StoppedError, Stor
 from dfer.storage import Folder
 from launch.cluster import RayCluster
 from launch.job import LAUNCH
+from launch.leaving import at_once
 from launch.ray_board import Ending, make_board, silent
 from launch.ray_cluster import folds_in, room_needed, submission_id, too_small
 from launch.records import Record, keep, records
@@ -29,6 +30,9 @@ SILENT_S = 30.0
 """A fold of which no process was heard for so long has none, or none that works."""
 NOTE_S = 20.0
 """Processes that have not started after this time are told of: they usually take half of it."""
+
+INTERRUPTED = 130
+"""Exit code after a second Ctrl-C."""
 
 Fit = Callable[[int, Any, str], None]
 """Trains a fold, given the board and the driver's mark; comes back when Ray has ended its processes for good."""
@@ -50,11 +54,13 @@ class Driver:
         self._codes: dict[int, int] = {}
         self._since: dict[int, float] = {}
         """When folds began to wait for their processes."""
+        self._free = (float("-inf"), "")
+        """When the cluster was asked for its room, and its answer."""
         self._older: set[str] | None = None
         """Files of the records that were there before this job, and its own; none while they could not be listed."""
         self.closed = ""
         self.abandoned: list[int] = []
-        self._overtaken = self._unrecorded = False
+        self._overtaken = self._unrecorded = self._unlisted = False
         self._lock = threading.Lock()
         """Held around `_record`, `_beaten` and `_codes`, which the folds' threads change as well."""
         self._beaten = 0.0
@@ -144,14 +150,19 @@ class Driver:
 
         for note in ray.get(self._board.news.remote()):
             print(f"note: {note}", file=sys.stderr, flush=True)
+        endings: dict[int, Ending] = ray.get(self._board.endings.remote())
+        for fold, ending in endings.items():
+            self._end(fold, ending)
+        at_work = self._at_work()
         for fold, thread in list(self._threads.items()):
             if not thread.is_alive():
                 del self._threads[fold]
-        at_work = self._at_work()
-        for fold in self._threads:
-            if fold in at_work:
+            elif fold in at_work:
                 self._since.pop(fold, None)
                 self._say_meanwhile(fold, "running")
+            elif fold in endings:  # Ray would start it again to hear so, and has no room
+                self.abandoned.append(fold)
+                del self._threads[fold]
             else:
                 self._say_meanwhile(fold, f"waiting: {self._wait(fold)}")
         if FencedError.exit_code in self._codes.values() and not self.closed:
@@ -171,7 +182,9 @@ class Driver:
         began = self._since.setdefault(fold, now)
         if now - began < NOTE_S:
             return "its processes start"
-        why = f"its processes have not started; it takes {room_needed(self._cluster)}"
+        if now - self._free[0] > BEAT_S:
+            self._free = (now, room_needed(self._cluster))
+        why = f"no process of it has started or answers; it takes {self._free[1]}"
         if began > 0:
             do = "`ray status` shows what takes the room."
             print(f"note: fold {fold}: {why}. {do}", file=sys.stderr, flush=True)
@@ -186,22 +199,28 @@ class Driver:
 
     def _leave(self) -> None:
         """End folds that have no process to save and stop: their place in Ray's queue goes with the driver."""
-        self.abandoned = [fold for fold, thread in self._threads.items() if thread.is_alive()]
-        for fold in (*self.abandoned, *self._waiting):
+        self.abandoned += [
+            fold for fold, thread in self._threads.items() if thread.is_alive() and self._codes.get(fold) != 0
+        ]
+        for fold in (*self._threads, *self._waiting):
             self._end(fold, silent(fold, self.closed))
 
     def _give_way(self) -> None:
-        """Have the folds save and stop when the same ones were submitted again: the newer job may need their room."""
+        """Have the folds save and stop when all of them were submitted again: the newer job may need their room."""
         try:
             kept = {record.file: record for record in records(self._home) if record.launcher == "ray"}
-        except DferError:  # the store is away, or a file of somebody else's in the way
+        except DferError as error:  # the store is away, or a file of somebody else's in the way
+            if not self._unlisted:
+                note = f"note: newer jobs of this run cannot be looked for: {error}"
+                print(note, file=sys.stderr, flush=True)
+            self._unlisted = True
             return
         if self._older is None:
             self._older = {*kept, self._record.file}
         mine = {str(fold) for fold in (*self._waiting, *self._threads)}
         for file in kept.keys() - self._older:
             wanted = {fold for fold, state in kept[file].states.items() if state.startswith(("waiting", "running"))}
-            if not self.closed and mine & wanted:
+            if not self.closed and mine and mine <= wanted:
                 self._overtaken = True
                 expected, got = "this to be the newest job of the run", f"{kept[file].job}, submitted after it"
                 do = "The folds save and stop; that one continues them."
@@ -214,7 +233,7 @@ class Driver:
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self.closed and number == signal.SIGINT:
-                raise KeyboardInterrupt
+                at_once(INTERRUPTED)
             self._close(signal.Signals(number).name)
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

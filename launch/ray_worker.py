@@ -17,7 +17,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from ray.util import get_node_ip_address
 
-from dfer.errors import DferError, ProcessError, StorageError, UsageError, message
+from dfer.errors import DferError, ProcessError, StoppedError, StorageError, UsageError, message
 from dfer.interruption import Stop
 from dfer.storage import Folder
 from launch.job import Job, Place, run_job
@@ -56,7 +56,8 @@ def train_fold(trial: Trial) -> None:
         run_job(trial.job, trial.fold, place(trial), stop)
     except DferError as error:
         _tell(trial, error)
-        raise
+        if not isinstance(error, StoppedError):  # on which all agree: nothing for Ray to end and to start again
+            raise
     finally:
         over.set()
 

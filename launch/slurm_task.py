@@ -149,20 +149,21 @@ def crashed(fold: int, error: Exception) -> None:
     lines = str(error).strip().splitlines()
     got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
     do = "`dfer-launch logs RUN FOLD` shows where; please report it."
-    _keep(DferError(message(f"fold {fold}", expected="no error that dfer does not know", got=got, do=do)))
+    if not is_overtaken():
+        _keep(DferError(message(f"fold {fold}", expected="no error that dfer does not know", got=got, do=do)))
 
 
 def _keep(error: DferError) -> None:
     """The first own reason of this start stays; what others noticed of it gives way, and what another start left."""
-    others = isinstance(error, ProcessError)
-    if (said := _said()) and (said.get("start") != restarts() or (_only_noticed(said) and not others)):
+    if (said := _said()) and (said.get("start") != restarts() or _worth(said.get("code")) < _worth(error.exit_code)):
         failure_file().unlink(missing_ok=True)
     with suppress(OSError), failure_file().open("x") as file:
         json.dump({"code": error.exit_code, "text": str(error), "start": restarts()}, file)
 
 
-def _only_noticed(said: dict[str, Any]) -> bool:
-    return said.get("code") == ProcessError.exit_code
+def _worth(code: object) -> int:
+    """How much a reason says: what was noticed of others, what nobody knows, which may be that as well, an own one."""
+    return {ProcessError.exit_code: 0, DferError.exit_code: 1}.get(code, 2) if isinstance(code, int) else 0
 
 
 def is_overtaken() -> bool:

@@ -118,8 +118,7 @@ class Loader:
             read_ahead=config.read_ahead,
         )  # fmt: skip
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
-        if config.workers:
-            atexit.register(_end_workers, weakref.ref(self._batches))
+        _LOADERS.add(self._batches)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
         """This rank's micro-batches from `start_step` (a global step) to the end of the epoch.
@@ -200,15 +199,18 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_workers(batches: "weakref.ref[DataLoader[Any]]") -> None:
-    """At exit, before multiprocessing sends SIGTERM to its processes and waits for them."""
-    iterator: Any = getattr(batches(), "_iterator", None)
-    if iterator is None:
-        return
-    iterator._shutdown_workers()
-    for worker in iterator._workers:
-        if worker.is_alive():  # it reads from a store that does not answer
-            worker.kill()
+_LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Before multiprocessing, at exit, sends SIGTERM to its processes and waits for them."""
+    for batches in list(_LOADERS):
+        if iterator := getattr(batches, "_iterator", None):
+            iterator._shutdown_workers()
+    for process in multiprocessing.active_children():
+        if process.daemon:  # it hangs, as on a store that does not answer
+            process.kill()
 
 
 def _end_with_parent(worker: int) -> None:

@@ -54,7 +54,7 @@ def check_files(config: ModelConfig) -> None:
     """Raise CheckpointError when a file that `build` will read is not there."""
     for key, path in files(config).items():
         if not Path(path).is_file():
-            expected, do = "a file", "Correct the path, or give one of open_clip's names."
+            expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
 
 

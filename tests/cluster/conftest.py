@@ -128,9 +128,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Pa
 
     def run(*words: str) -> Path:
         if words not in made:
-            made[words] = folder = tmp_path_factory.mktemp("local") / "run"
+            folder = tmp_path_factory.mktemp("local") / "run"
             here = (f"run={folder}", f"data.shards={shards}", *STEPS, *words)
             launch({}, "local", tiny, "--processes", 2, "--folds", 1, *here)
+            made[words] = folder
         return made[words]
 
     return run

@@ -5,14 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-import weakref
 from pathlib import Path
 
 import pytest
-import torch
 
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader, _end_workers
+from dfer.data.loader import DataConfig, Loader
 from dfer.data.store import Store
 from dfer.distributed import World
 from dfer.emotions import label_set
@@ -60,17 +58,20 @@ def test_a_killed_worker_is_reported_with_the_remedy(folder):
     assert caught.value.exit_code == 6
 
 
-def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, monkeypatch):
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
-    clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7"))
-    config = DataConfig(shards=str(folder), frames=2, size=32, workers=1)
-    loader = Loader(clips, config, world=World(), seed=1, train=True, global_batch=2, micro_batch=2)
-    next(loader.epoch(0))
-    [worker] = loader._batches._iterator._workers
-    os.kill(worker.pid, signal.SIGSTOP)
-    _end_workers(weakref.ref(loader._batches))
-    worker.join(10)
-    assert worker.exitcode == -signal.SIGKILL
+def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, tmp_path):
+    """Nor does it where the loader is gone by then, as after training."""
+    script = tmp_path / "script.py"
+    hang = "torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2; del loader, batches"
+    script.write_text("import torch\n" + SCRIPT.replace("time.sleep(600)", f"input(); {hang}"))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0 and len(workers) == 2 and not any(_alive(pid) for pid in workers)
 
 
 def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):

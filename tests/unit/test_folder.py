@@ -25,6 +25,17 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Towers:
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    towers: Towers = field(default_factory=Towers)
+    released: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Of the shape of a RunConfig: the folder reads names, not classes."""
 
@@ -34,6 +45,7 @@ class Config:
     log_every: int = 1
     published: str | None = None
     data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
 
 
 def prepare(run: Path, config: Config, world: World, *, finished: bool = False) -> None:
@@ -87,6 +99,17 @@ def test_what_is_computed_may_not_change(tmp_path: Path) -> None:
         "seed was 1, now 2). Choose another folder with run=FOLDER, or change them back."
     )
     assert (run / "config.yaml").read_text() == to_yaml(Config())
+
+
+def test_files_of_weights_may_lie_elsewhere_under_their_name(tmp_path: Path) -> None:
+    """Such as the folder that Ray unpacks a job into, another one each time."""
+    run = tmp_path / "run"
+    begun = Config(model=Model(towers=Towers(pretrained="w/clip.pt"), released="/a/dfer.pth"))
+    prepare(run, begun, WORLD)
+    prepare(run, Config(model=Model(towers=Towers(pretrained="/b/w/clip.pt"), released="dfer.pth")), WORLD)
+    for other in (Towers(pretrained="/b/w/other.pt"), Towers()):
+        with pytest.raises(CheckpointError, match=r"1 changed keys \(model.towers.pretrained was 'clip.pt', now"):
+            prepare(run, Config(model=Model(towers=other, released="dfer.pth")), WORLD)
 
 
 def test_a_check_writes_nothing(tmp_path: Path) -> None:

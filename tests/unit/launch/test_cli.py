@@ -1,6 +1,8 @@
 """The command line of the launchers: examples, wrong words, errors as one line."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,12 @@ def test_wrong_words_are_usage_errors(words: list[str]) -> None:
 
 def test_overrides_of_the_cluster_are_told_apart() -> None:
     assert split(["seed=1", "cluster.nodes=2", "data.workers=3"]) == (["seed=1", "data.workers=3"], ["nodes=2"])
+
+
+def test_who_only_looks_does_not_wait_for_torch() -> None:
+    """`status`, `logs` and `cancel` answer at once, also on a login node that is busy."""
+    text = "import sys, launch.status, launch.control, launch.records; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", text], cwd=ROOT, timeout=60, check=False).returncode == 0
 
 
 def test_errors_are_one_line_and_their_code(

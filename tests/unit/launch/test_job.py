@@ -52,7 +52,9 @@ def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pyte
 
     assert pretrained(made(*vit, "model.towers.pretrained=openai")) == "openai"
     file = "model.towers.pretrained=w/clip.pt"
-    said = rf"model.towers.pretrained={tmp_path}/w/clip.pt: expected a file, got no such file. Correct the path, or"
+    said = (
+        rf"model.towers.pretrained={tmp_path}/w/clip.pt: expected a local file, got no such file. Correct the path, or"
+    )
     with pytest.raises(CheckpointError, match=said):
         made(*vit, file)
     (tmp_path / "w").mkdir()
@@ -69,9 +71,9 @@ def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pyte
 
 def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"model.released={tmp_path}/dfer.pth: expected a file"):
+    with pytest.raises(CheckpointError, match=rf"model.released={tmp_path}/dfer.pth: expected a local file"):
         made("run=x", "model.released=dfer.pth", "model.towers.pretrained=not_read.pt")
-    with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a file"):
+    with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a local file"):
         made("run=x", "model.towers.arch=own.json")
 
 
