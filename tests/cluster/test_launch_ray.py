@@ -131,7 +131,7 @@ def test_a_newer_job_takes_over_from_one_that_hangs(
 
 
 def test_a_cancelled_job_saves_and_stops(ray: RayBed, run: Run, tiny: Path) -> None:
-    submit(ray, "cancelled", tiny, run, *UNSAVED, env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "60"})
+    submit(ray, "cancelled", tiny, run, *UNSAVED, "epochs=200", env_vars={"RAY_JOB_STOP_WAIT_TIME_S": "60"})
     run.wait_steps(40)
     assert "stopped Ray job cancelled" in run.ask("cancel")
     wait_job(ray, "cancelled", "STOPPED", timeout=90)
