@@ -32,7 +32,7 @@ FREE_KEYS = (
 not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results."""
 
 FILE_KEYS = ("model.released", "model.towers.arch", "model.towers.pretrained")
-"""Keys that may name a file: it may lie elsewhere in another stretch of a run, under the same name."""
+"""Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""
 
 
 class ConfigProblem(UsageError):
@@ -163,17 +163,23 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
     return typing.cast(T, value)
 
 
-def is_free(key: str) -> bool:
+def computed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What two stretches or folds of a run must have in common, by dotted key: all but FREE_KEYS, of files the name."""
+    values = {key: value for key, value in _flat(plain).items() if not _is_free(key)}
+    return values | {key: Path(str(values[key])).name for key in FILE_KEYS if values.get(key) is not None}
+
+
+def _is_free(key: str) -> bool:
     """Whether a dotted key is one of FREE_KEYS or stands below one."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
-def flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted key."""
     out: dict[str, Any] = {}
     for key, value in plain.items():
         if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
+            out |= _flat(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value
     return out

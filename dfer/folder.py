@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dfer.config import FILE_KEYS, flat, is_free, to_plain, to_yaml
+from dfer.config import computed, to_plain, to_yaml
 from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, UsageError, message, without_secrets
 from dfer.storage import Folder
@@ -132,14 +132,9 @@ def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
     return plain
 
 
-def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
-    files = {key: Path(str(values[key])).name for key in FILE_KEYS if values.get(key) is not None}
-    return {**values, **files}
-
-
 def _refuse_changes(folder: Folder, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = _without_folders(flat(before)), _without_folders(flat(now))
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and not is_free(k))
+    old, new = computed(before), computed(now)
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if changed:
         listed = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:5])
         raise CheckpointError(

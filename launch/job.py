@@ -120,13 +120,13 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
     from dfer.distributed import World
     from dfer.folder import CONFIG, check
     from dfer.models.build import check_files
+    from dfer.run_files import RESULT, committed
 
     homes = {fold: Folder(job.fold_url(fold), what="run") for fold in job.folds}
-    begun = [fold for fold, home in homes.items() if home.exists(CONFIG)]
-    for fold in begun:
-        check(homes[fold], replace(config, fold=fold, run=job.fold_url(fold)), World())
-    if len(begun) < len(homes):  # what has begun finds its weights in its checkpoints
-        check_files(config.model)
+    for fold, home in homes.items():
+        if home.exists(CONFIG):
+            check(home, replace(config, fold=fold, run=job.fold_url(fold)), World())
+    check_files(config.model, weights=not all(home.exists(RESULT) or committed(home) for home in homes.values()))
 
 
 def _absolute(config: "RunConfig") -> list[str]:

@@ -37,12 +37,8 @@ class Board:
         """The first ending of a fold stays."""
         self._endings.setdefault(fold, ending)
 
-    def ending(self, fold: int) -> Ending | None:
-        """How it ended, none when another start may go on."""
-        return self._endings.get(fold)
-
     def endings(self) -> dict[int, Ending]:
-        """Of all folds that have ended."""
+        """Of all folds that have ended; of others another start may go on."""
         return dict(self._endings)
 
     def note(self, text: str) -> None:

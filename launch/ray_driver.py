@@ -54,6 +54,8 @@ class Driver:
         self._codes: dict[int, int] = {}
         self._since: dict[int, float] = {}
         """When folds began to wait for their processes."""
+        self._told: set[int] = set()
+        """Folds whose waiting has been told."""
         self._free = (float("-inf"), "")
         """When the cluster was asked for its room, and its answer."""
         self._older: set[str] | None = None
@@ -128,7 +130,7 @@ class Driver:
             problem = _first_line(error)
         if fold in self.abandoned:
             return
-        ending: Ending | None = ray.get(self._board.ending.remote(fold))
+        ending: Ending | None = ray.get(self._board.endings.remote()).get(fold)
         if ending is None and problem:
             do = "The same command continues from the last checkpoint."
             expected = f"at most {self._cluster.max_failures} lost processes"
@@ -159,6 +161,7 @@ class Driver:
                 del self._threads[fold]
             elif fold in at_work:
                 self._since.pop(fold, None)
+                self._told.discard(fold)
                 self._say_meanwhile(fold, "running")
             elif fold in endings:  # Ray would start it again to hear so, and has no room
                 self.abandoned.append(fold)
@@ -185,10 +188,10 @@ class Driver:
         if now - self._free[0] > BEAT_S:
             self._free = (now, room_needed(self._cluster))
         why = f"no process of it has started or answers; it takes {self._free[1]}"
-        if began > 0:
+        if fold not in self._told:
             do = "`ray status` shows what takes the room."
             print(f"note: fold {fold}: {why}. {do}", file=sys.stderr, flush=True)
-            self._since[fold] = float("-inf")
+            self._told.add(fold)
         return why
 
     # --- the end of all

@@ -46,7 +46,7 @@ def train_fold(trial: Trial) -> None:
     reason = ray.get(trial.board.hear.remote(trial.fold))
     if reason:  # it had no room until now
         ray.get(trial.board.end.remote(trial.fold, silent(trial.fold, reason)))
-    if ray.get(trial.board.ending.remote(trial.fold)) is not None:
+    if trial.fold in ray.get(trial.board.endings.remote()):
         return
     stop, over = Stop(), threading.Event()
     watch = threading.Thread(target=_watch, args=(trial, stop, over), name="wishes", daemon=True)

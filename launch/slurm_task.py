@@ -57,7 +57,7 @@ class FoldTask:
             except DferError as error:
                 failed(error, leaving)
             except Exception as error:
-                crashed(self.fold, error)
+                crashed(self, error)
                 raise
         if rank() == 0:
             print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
@@ -144,13 +144,13 @@ def failed(error: DferError, leaving: Leaving) -> NoReturn:
     leaving.now(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
 
 
-def crashed(fold: int, error: Exception) -> None:
+def crashed(task: FoldTask, error: Exception) -> None:
     """Keep what nobody has foreseen; it may not come again, so the job is tried again."""
     lines = str(error).strip().splitlines()
     got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    do = "`dfer-launch logs RUN FOLD` shows where; please report it."
+    do = f"`dfer-launch logs {task.job.run} {task.fold}` shows where; please report it."
     if not is_overtaken():
-        _keep(DferError(message(f"fold {fold}", expected="no error that dfer does not know", got=got, do=do)))
+        _keep(DferError(message(f"fold {task.fold}", expected="no error that dfer does not know", got=got, do=do)))
 
 
 def _keep(error: DferError) -> None:

@@ -166,6 +166,7 @@ class _Requests(Sampler[Request]):
 def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataLoader[Any]":
     options: dict[str, Any] = {}
     if workers:
+        resource_tracker.ensure_running()  # starting it later would undo what `_deaf` does about SIGTERM
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", __name__])
         options = {
@@ -191,7 +192,6 @@ def _deaf() -> Iterator[None]:
     Some send them to every process of a job; but the training process decides, and needs its workers until it has
     saved. Nor can multiprocessing end them by SIGTERM then: see `_end_workers`.
     """
-    resource_tracker.ensure_running()  # where it has to be started first, SIGTERM is heard again afterwards
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfer.config import ConfigProblem, flat, from_plain, is_free, to_plain
+from dfer.config import ConfigProblem, computed, from_plain, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.metrics import Scores, total
 from dfer.evaluation.recorded import Recorded, read_recorded
@@ -233,7 +233,7 @@ def _refuse_shared_partitions(run_folder: Folder, done: Sequence[_Fold]) -> None
 
 def _shared_config(fold: _Fold) -> dict[str, Any]:
     """By dotted key, what all folds of a table must have in common."""
-    return {key: value for key, value in flat(fold.config).items() if key not in PER_FOLD_KEYS and not is_free(key)}
+    return {key: value for key, value in computed(fold.config).items() if key not in PER_FOLD_KEYS}
 
 
 def _agreed_published(done: Sequence[_Fold]) -> Published | None:

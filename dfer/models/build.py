@@ -41,18 +41,21 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
     return model
 
 
-def files(config: ModelConfig) -> dict[str, str]:
-    """Paths of the files that `build` reads, by their key below `model`. open_clip's names and tags are none."""
+def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
+    """Paths of the files that `build` reads, by their key below `model`, which is one of `config.FILE_KEYS`.
+    open_clip's names and tags are none."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
+    if not weights:
+        return found
     if config.released is not None:
         return {**found, "released": config.released}
     return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
 
 
-def check_files(config: ModelConfig) -> None:
+def check_files(config: ModelConfig, *, weights: bool = True) -> None:
     """Raise CheckpointError when a file that `build` will read is not there."""
-    for key, path in files(config).items():
+    for key, path in files(config, weights=weights).items():
         if not Path(path).is_file():
             expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))

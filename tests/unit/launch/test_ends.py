@@ -174,6 +174,7 @@ def test_what_nobody_has_foreseen_is_kept_and_raised(
     said = json.loads(failure_file().read_text())
     assert (said["code"], said["start"]) == (1, 2)
     assert said["text"].startswith("fold 1: expected no error that dfer does not know, got KeyError: 'nothing")
+    assert said["text"].endswith("`dfer-launch logs runs/x 1` shows where; please report it.")
 
 
 def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, leaving: Leaving) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from dfer.config import load_text, to_yaml
+from dfer.config import FILE_KEYS, load, load_text, to_yaml
 from dfer.distributed import World
 from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
+from dfer.models.build import files
 from dfer.run_config import RunConfig
 from launch import job as module
 from launch.job import Job, Place, conclude, make_job, run_job
@@ -43,7 +44,7 @@ def test_a_job_is_resolved_text_with_absolute_places(monkeypatch: pytest.MonkeyP
 
 
 def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Names that open_clip knows are no files, and what has begun needs them no more."""
+    """Names that open_clip knows are no files, and what has a checkpoint or a result needs them no more."""
     monkeypatch.chdir(tmp_path)
     vit = ("run=runs/x", "model.towers.arch=ViT-B-32-quickgelu")
 
@@ -66,6 +67,10 @@ def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pyte
     config = load_text(job.config.encode(), RunConfig, where="job")
     (begun / "config.yaml").write_text(to_yaml(replace(config, fold=2, run=job.fold_url(2))))
     (tmp_path / "w" / "clip.pt").unlink()
+    with pytest.raises(CheckpointError, match=said):  # begun, and killed before it saved
+        made(*vit, file, folds=(2,))
+    (begun / "results").mkdir()
+    (begun / "results" / "test.json").touch()
     assert pretrained(made(*vit, file, folds=(2,))) == f"{tmp_path}/w/clip.pt"
 
 
@@ -75,6 +80,9 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
         made("run=x", "model.released=dfer.pth", "model.towers.pretrained=not_read.pt")
     with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a local file"):
         made("run=x", "model.towers.arch=own.json")
+    config = load(CONFIG, RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
+    keys = {f"model.{key}" for each in (config, replace(config, released="dfer.pth")) for key in files(each)}
+    assert keys == {*FILE_KEYS} and files(config, weights=False) == {"towers.arch": "own.json"}
 
 
 def test_urls_stay_as_they_are() -> None:

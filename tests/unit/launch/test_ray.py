@@ -221,8 +221,8 @@ def test_what_lasts_is_not_tried_again(trial: Trial, error: DferError, monkeypat
         train_fold(trial)
     train_fold(trial)
     assert len(starts) == 1
-    assert trial.board.board.ending(2) == Ending(code=error.exit_code, text=str(error))
-    assert trial.board.board.ending(1) is None
+    assert trial.board.board.endings().get(2) == Ending(code=error.exit_code, text=str(error))
+    assert trial.board.board.endings().get(1) is None
 
 
 def test_after_a_stop_there_is_nothing_to_start_again(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_what_may_pass_is(trial: Trial, error: DferError, monkeypatch: pytest.Mo
     for _ in range(2):
         with pytest.raises(type(error)):
             train_fold(trial)
-    assert trial.board.board.ending(2) is None
+    assert trial.board.board.endings().get(2) is None
     assert trial.board.board.news() == [f"fold 2: {error}"] * 2 and trial.board.board.news() == []
 
 
@@ -251,7 +251,7 @@ def test_a_fold_that_gets_room_after_the_stop_is_not_begun(trial: Trial, monkeyp
     monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
     trial.board.board.wish("SIGTERM")
     train_fold(trial)
-    assert trial.board.board.ending(2).code == StoppedError.exit_code
+    assert trial.board.board.endings().get(2).code == StoppedError.exit_code
 
 
 def test_silence_is_that_of_every_fold() -> None:
@@ -267,7 +267,7 @@ def test_the_first_ending_of_a_fold_stays() -> None:
     board = Board()
     board.end(1, Ending(code=3, text="a"))
     board.end(1, Ending(code=7, text="b"))
-    assert board.ending(1) == Ending(code=3, text="a")
+    assert board.endings().get(1) == Ending(code=3, text="a")
 
 
 def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_a_host_that_does_not_share_the_run_folder_is_named(trial: Trial, monkey
     monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(UsageError, match="without the driver's file"):
         train_fold(replace(trial, mark="launch/.shared-1"))
-    told = trial.board.board.ending(2)
+    told = trial.board.board.endings().get(2)
     assert told.code == UsageError.exit_code
     expected = f"host {socket.gethostname()}: expected the run folder {trial.job.run} as the driver's host has it, got"
     assert told.text.startswith(expected)
@@ -306,7 +306,7 @@ def test_a_shared_run_folder_is_waited_for_a_little(trial: Trial, monkeypatch: p
     later.start()
     train_fold(replace(trial, mark="launch/.shared-1"))
     later.join()
-    assert trained.is_set() and trial.board.board.ending(2) is None
+    assert trained.is_set() and trial.board.board.endings().get(2) is None
 
 
 # --- the driver, with folds that are only functions
@@ -497,6 +497,28 @@ def test_a_driver_that_is_stopped_does_not_wait_for_folds_without_a_process(
     said = "expected a process at work that saves before the stop (SIGTERM), got none. The same command continues"
     assert [states(job)[fold].startswith(f"stopped: fold {fold}: {said}") for fold in ("1", "2")] == [True, True]
     assert capsys.readouterr().err.count(said) == 2
+
+
+def test_a_second_interruption_ends_at_once(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+
+    def interrupt(fold: int) -> None:
+        if fold == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+        never.wait(60)
+
+    def exit(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(ray_driver, "at_once", exit)
+    monkeypatch.setattr(Trainer, "does", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        driver.run()
+    assert caught.value.code == 130 and driver.closed == "SIGINT"
+    driver.abandoned = [1, 2]
+    never.set()
 
 
 @pytest.mark.usefixtures("joined")
