@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ PLACES_S = 10
 """How long an elastic fold waits for the places of its processes. After a host's death Ray still counts on it for a
 moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
 is."""
+
+KNOCK_S = 10.0
+"""How long the head is waited for before Ray is: that one tries for a quarter of an hour."""
 
 
 def in_ray_job() -> bool:
@@ -64,6 +68,8 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
     Raises:
         UsageError: there is none, or it does not take this driver.
     """
+    # A head of which only the address is left, from an earlier `ray start`, is then given up after a minute.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     import ray
     from ray.exceptions import RayError
 
@@ -71,6 +77,7 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
     if cluster.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+    _knock(address)
     try:
         context = ray.init(
             address=address, runtime_env=dict(runtime_env), log_to_driver=True, logging_level=logging.WARNING
@@ -81,6 +88,17 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address, HOST:PORT, at which nobody answers."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise _not_connected(address, ConnectionError(str(error))) from error
 
 
 def _not_connected(address: str, error: Exception) -> UsageError:

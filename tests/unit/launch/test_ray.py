@@ -150,6 +150,24 @@ def test_no_cluster_and_one_that_refuses_are_told_apart(
     assert str(caught.value) == said.format(" ".join(str(error).split()).rstrip(". "))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "[::1]:{}", "nobody.invalid:1", "127.0.0.1:123456"])
+def test_an_address_at_which_nobody_answers_is_told_before_ray_tries(
+    address: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries for a quarter of an hour"))
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PRINT_PATCH", raising=False)
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        there = address.format(free.getsockname()[1])
+        with pytest.raises(UsageError) as caught:
+            submission(job, address=there).run()
+    assert str(caught.value).startswith(f"Ray at {there}: expected a cluster, got ")
+    assert str(caught.value).endswith("RAY_ADDRESS or cluster.address, or use `dfer-launch local`.")
+
+
 def hosts(*cpus: float) -> list[dict[str, Any]]:
     return [{"Alive": True, "Resources": {"CPU": count}} for count in cpus]
 
