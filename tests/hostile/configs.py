@@ -177,7 +177,7 @@ def _case(
 def _used(chosen: RunConfig) -> None:
     """What becomes of every configuration that is read."""
     assert config.load_text(config.to_yaml(chosen).encode(), RunConfig, where="x") == chosen
-    config.flat(config.to_plain(chosen))
+    config.computed(config.to_plain(chosen))
 
 
 def _neighbours(at: Path) -> None:
