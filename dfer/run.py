@@ -111,6 +111,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         folder.write(home, config, world)
         latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
+        del latest  # a copy that was fetched goes with it: a process that is killed later leaves none behind
         total = loader.steps_per_epoch * config.epochs
         augment = Augment(config.data.augment, config.seed)
         with RunLog(

@@ -55,11 +55,13 @@ def test_a_run_in_a_bucket_ends_as_one_on_a_disk(
     straight, run, url = tmp_path / "straight", bucket / "run", f"{server.url}/run"
     code, told = Job(tiny, f"run={straight}", *SETTINGS).end()
     assert code == 0, told
-    cache = {"DFER_CACHE": str(tmp_path / "cache")}
+    cache, temporary = {"DFER_CACHE": str(tmp_path / "cache")}, tmp_path / "temporary"
+    temporary.mkdir()
     for at in (2, 6):
-        job = Job(remote, f"run={url}", *SETTINGS, **server.environment, **cache)
+        job = Job(remote, f"run={url}", *SETTINGS, **server.environment, **cache, TMPDIR=str(temporary))
         assert wait_until(job, lambda at=at: published(run) >= at), job.end()  # type: ignore[misc]
         job.kill("all")
+    assert not list(temporary.glob("*checkpoint*"))  # what it was continued from had been fetched
     first = Job(remote, f"run={url}", *SETTINGS, **server.environment, **cache)
     assert wait_until(first, lambda: published(run) >= 8), first.end()
     first.send(signal.SIGSTOP, ranks=True)
