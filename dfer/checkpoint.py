@@ -81,6 +81,8 @@ class Checkpoint:
     world: World
     files: Path | None = field(default=None, repr=False)
     """Where the first rank has the verified files."""
+    fetched: bool = False
+    """Whether those are a copy of a remote store's, which `close` removes."""
 
     @property
     def step(self) -> int:
@@ -93,6 +95,11 @@ class Checkpoint:
     def optimizer(self) -> dict[str, Tensor]:
         """Optimizer state as `parameter/slot`, on the CPU; all ranks call it. Raises CheckpointError."""
         return tensors_from_first(lambda: self._tensors(OPTIMIZER), self.world)
+
+    def close(self) -> None:
+        """Nothing more is read from it. A process that is killed later leaves no copy of a remote store's files."""
+        if self.fetched and self.files:
+            shutil.rmtree(self.files, ignore_errors=True)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         assert self.files is not None, "the first rank has verified them"
@@ -157,6 +164,8 @@ class Checkpoints:
             return newest == (latest.name if latest else None)
 
         if not on_first(take, self._world):
+            if latest:
+                latest.close()
             latest = self.latest()
         on_first(lambda: self._claim(latest), self._world)
         return latest
@@ -220,8 +229,11 @@ class Checkpoints:
             CheckpointError: it is damaged or gone.
         """
         newest = self.latest()
-        best = newest.state.get(BEST) if newest else None
-        if newest is None or best is None:
+        if newest is None:
+            return None
+        newest.close()
+        best = newest.state.get(BEST)
+        if best is None:
             return None
         step = best.get("step") if isinstance(best, Mapping) else None
         if not isinstance(step, int):
@@ -329,15 +341,15 @@ class Checkpoints:
         return None
 
     def _shared(self, found: Found | None) -> Checkpoint | None:
-        """The first rank's choice, on all ranks. A copy that was fetched for it lives as long as the checkpoint."""
+        """The first rank's choice, on all ranks."""
         if found is None:
             return None
         made = Checkpoint(
             folder=self.folder / str(found.name), name=found.name, state=found.state, world=self._world,
-            files=found.files if self._world.is_first else None,
+            files=found.files if self._world.is_first else None, fetched=found.fetched,
         )  # fmt: skip
-        if found.fetched and self._world.is_first:
-            weakref.finalize(made, shutil.rmtree, found.files, ignore_errors=True)
+        if made.fetched and made.files:  # for whoever does not close it
+            weakref.finalize(made, shutil.rmtree, made.files, ignore_errors=True)
         return made
 
 

@@ -111,7 +111,8 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         folder.write(home, config, world)
         latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
-        del latest  # a copy that was fetched goes with it: a process that is killed later leaves none behind
+        if latest:
+            latest.close()
         total = loader.steps_per_epoch * config.epochs
         augment = Augment(config.data.augment, config.seed)
         with RunLog(
@@ -127,6 +128,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         chosen = selected_checkpoint(config, checkpoints)
         if config.select != "last":
             engine.load_weights(chosen.weights())
+        chosen.close()
         return _report_test(
             config, clips, engine.forward, chosen, recognizer, world, checkpoints=checkpoints, stop=stop
         )
@@ -217,8 +219,9 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a recognizer. Raises CheckpointError when the names differ."""
+    """Put a checkpoint's weights into a recognizer, and close it. Raises CheckpointError when the names differ."""
     weights, own = checkpoint.weights(), recognizer.state_dict()
+    checkpoint.close()
     odd = sorted(weights.keys() ^ own.keys())
     odd = odd or sorted(name for name in own if own[name].shape != weights[name].shape)
     if odd:

@@ -21,12 +21,13 @@ class Count:
         self.start = self.now = start
 
     def __call__(self, end: int, log: Path) -> tuple[int, int]:
-        """(where it started, where it ended)."""
-        with log.open("a") as out:
-            print(f"start {self.start} on {socket.gethostname()}", file=out)
+        """(where it started, where it ended). The log gets a line when the first number has been counted."""
         while self.now < end:
             time.sleep(0.1)
             self.now += 1
+            if self.now == self.start + 1:
+                with log.open("a") as out:
+                    print(f"start {self.start} on {socket.gethostname()}", file=out)
         return self.start, self.now
 
     def checkpoint(self, end: int, log: Path) -> submitit.helpers.DelayedSubmission:

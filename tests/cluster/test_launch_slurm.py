@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,11 @@ def test_a_disturbed_run_ends_the_same(
     words = ZERO if asked else ()
     more = (*UNSAVED, "data.workers=1") if asked else ()
     run.launch("slurm", tiny, *PAIR, *words, *more, "cluster.partition=low")
-    job = run.job()
     run.wait_steps(40)
-    seen = run.steps()
-    disturb(slurm, job)
+    row, seen = run.status(), run.steps()
+    disturb(slurm, str(row["job"]))
     run.wait_finished()
-    again = run.starts()[1]["step"]
-    assert again >= (seen if asked else seen - 25)  # nothing is lost beyond the last periodic save
+    assert run.starts()[1]["step"] >= (seen if asked else max(25, row["checkpoint"]))  # nothing else is lost
     run.assert_same(undisturbed(*words))
 
 
@@ -204,7 +203,7 @@ def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, s
 
     local = tmp_path / "local" / run.files.name
     here = [f"run={local}", f"data.shards={shards}", *SMALL]
-    launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", *here, timeout=300)
+    launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", "--parallel", 2, *here, timeout=300)
     assert [result(run.files / fold) for fold in FOLDS] == [result(local / fold) for fold in FOLDS]
     tables = [(folder / "report" / "report.md").read_text() for folder in (run.files, local)]
     assert tables[0].replace(run.url, "RUN") == tables[1].replace(str(local), "RUN")
@@ -287,15 +286,20 @@ def test_a_job_without_its_gpus_is_told(shared: Run, tiny: Path) -> None:
     wait_until(lambda: said in str(shared.status()["why"]), 60, "the message")
 
 
-@pytest.mark.parametrize("silent", ["data.shards", "run"])
 def test_a_store_that_does_not_answer_is_told_within_a_minute(
-    slurm: SlurmBed, shards: Path, tmp_path: Path, tiny: Path, silent: str
+    slurm: SlurmBed, shards: Path, tmp_path: Path, tiny: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
+    """Of the shards and of the run, beside each other, since both have to wait."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody, ThreadPoolExecutor() as pool:
         env = {**slurm.env(), **S3(f"http://127.0.0.1:{nobody.getsockname()[1]}").environment}
-        places = {"data.shards": str(shards), "run": str(tmp_path / "run"), silent: "s3://data/there"}
-        words = [f"{key}={value}" for key, value in places.items()]
-        began = time.monotonic()
-        told = launch(env, "slurm", tiny, *PAIR, *words, f"cluster.folder={tmp_path}", code=6, timeout=90)
-        within(60, began)
-    assert "s3://data/there: expected an answer within" in told and not slurm.squeue()
+
+        def told(silent: str) -> str:
+            places = {"data.shards": str(shards), "run": str(tmp_path / "run"), silent: "s3://data/there"}
+            words = [f"{key}={value}" for key, value in places.items()]
+            began = time.monotonic()
+            found = launch(env, "slurm", tiny, *PAIR, *words, f"cluster.folder={tmp_path}", code=6, timeout=90)
+            within(60, began)
+            return found
+
+        all_told = [*pool.map(told, ["data.shards", "run"])]
+    assert all("s3://data/there: expected an answer within" in text for text in all_told) and not slurm.squeue()

@@ -92,7 +92,11 @@ def test_copies_fetched_from_elsewhere_are_removed(tmp_path: Path, monkeypatch: 
         folder = save(started(home), 1)
         got = latest(store(home))
         assert len(list(tmp_path.iterdir())) == 1 and got.weights()
-        del got
+        got.close()
+        assert not list(tmp_path.iterdir())
+        forgotten = latest(store(home))
+        assert len(list(tmp_path.iterdir())) == 1 and forgotten.weights()
+        del forgotten
         assert damage(folder) is None
         folder.write("weights.safetensors", b"x" * (folder.size("weights.safetensors") or 0))
         with pytest.raises(CheckpointError):
