@@ -57,10 +57,11 @@ class Run:
         return str(self.status()["job"])
 
     def steps(self, fold: int = 1) -> int:
-        """Updates that are recorded."""
-        folder = self.files / f"fold_{fold}"
-        begun = (folder / "metrics.jsonl").exists()
-        return max((row["step"] for row in records(folder, "train")), default=0) if begun else 0
+        """Updates that are recorded; none while the bucket's server, which is not of one piece, replaces the file."""
+        try:
+            return max((row["step"] for row in records(self.files / f"fold_{fold}", "train")), default=0)
+        except (FileNotFoundError, json.JSONDecodeError):
+            return 0
 
     def wait_steps(self, number: int, timeout: float = 120) -> None:
         """Until so many updates are recorded, in a bucket some seconds after they were done."""
