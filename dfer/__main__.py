@@ -10,10 +10,11 @@ from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dfer.errors import DferError, StorageError, UsageError, message
 from dfer.interruption import Stop
+from dfer.leaving import Leaving
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
@@ -69,8 +70,10 @@ def _fail(error: DferError) -> int:
 
 
 def _speaks() -> bool:
-    """Whether this process tells of wrong usage: the first one of each node, since a file may be missing on one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this process tells of wrong usage: under a launcher the first one of each node, since a file may be
+    missing on one. LOCAL_RANK alone may be left over from another job."""
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("DFER_LAUNCHER_PID") == str(os.getppid())
+    return not launched or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -167,7 +170,7 @@ def _train(args: argparse.Namespace) -> None:
         print(config.to_yaml(chosen) + "\n" + run.describe(chosen, world))
         return
     stop = Stop()
-    with stop.on_signals(), process_group(world):
+    with process_group(world), stop.on_signals():  # until the others have come a signal ends it
         result = run.train(chosen, world, stop)
     if world.is_first:
         print(_scores(chosen.run, result))
@@ -185,7 +188,7 @@ def _crossval(args: argparse.Namespace) -> None:
             print(run.describe(replace(chosen, fold=fold), world))
         return
     stop = Stop()
-    with stop.on_signals(), process_group(world):
+    with process_group(world), stop.on_signals():  # until the others have come a signal ends it
         run.crossval(chosen, world, only=args.folds, stop=stop)
     if world.is_first:
         _show_report(chosen.run)
@@ -303,5 +306,10 @@ def _bench_step(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def run_and_leave() -> NoReturn:
+    """The command `dfer`: `main`, after which nothing of what libraries do at a process's end holds it up."""
+    Leaving().after(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dfer.errors import DferError, ProcessError, UsageError, message
+from dfer.rendezvous import MEET_S, meet
 
 T = TypeVar("T")
 
@@ -46,12 +47,11 @@ class World:
 
 def from_environment() -> World:
     """The world as torchrun, submitit or Ray describe it in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
-    size = _number("WORLD_SIZE", 1)
+    size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    if size == 1:  # what LOCAL_RANK says is left over from another job
+        return World(rank=rank)
     return World(
-        rank=_number("RANK", 0),
-        size=size,
-        local_rank=_number("LOCAL_RANK", 0),
-        local_size=_number("LOCAL_WORLD_SIZE", size),
+        rank=rank, size=size, local_rank=_number("LOCAL_RANK", 0), local_size=_number("LOCAL_WORLD_SIZE", size)
     )
 
 
@@ -62,48 +62,90 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
-@contextmanager
-def process_group(world: World, *, timeout_s: int = 600) -> Iterator[None]:
-    """Join the other ranks for the length of the block; uses the group that exists (Ray makes its own).
+CONTROL_S = 3600
+"""Longest wait for a control message: the first rank may be saving to, or loading from, a slow store."""
 
-    A single process makes a group of its own in memory (DeepSpeed wants one) and opens no port for it.
+_control: dist.ProcessGroup | None = None
+"""The group of control messages (votes, strings, barriers, checkpoints on their way to all ranks): gloo, also beside
+NCCL, so that they neither occupy the GPU nor end with NCCL's timeout. None outside `process_group`: the default one."""
+
+
+@contextmanager
+def process_group(world: World, *, timeout_s: int = 600, meet_s: float = MEET_S) -> Iterator[None]:
+    """Join the other ranks for the length of the block; uses the group that exists.
+
+    A single process makes a group of its own in memory (DeepSpeed wants one) and opens no port for it. After an error
+    the groups are left as they are: to destroy them, NCCL waits for the other ranks, which wait for this one, and the
+    error would never be told. The process has to end then; its end is what the other ranks notice.
+
+    timeout_s: of a collective operation. meet_s: how long to wait for the other ranks to come.
 
     Raises:
-        UsageError: several processes that have no place to meet. ProcessError: another one stopped within the block.
+        UsageError: several processes that have no place to meet, or share a GPU.
+        ProcessError: some did not come, or another one stopped within the block.
     """
+    global _control
     ours = not dist.is_initialized()
     if ours:
-        _check_meeting_place(world)
-        backend = "nccl" if world.device.type == "cuda" else "gloo"
-        if world.device.type == "cuda":
-            torch.cuda.set_device(world.device)
-        store = dist.HashStore() if world.size == 1 else None  # type: ignore[attr-defined]
-        dist.init_process_group(
-            backend, store=store, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
-        )
+        _join(world, timeout_s, meet_s)
+    if world.size > 1:
+        _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=CONTROL_S))
     try:
         yield
-    except RuntimeError as error:
-        if world.size == 1 or not _lost_another(error):
-            raise
-        raise _lost(world, error) from error
-    finally:
-        if ours and dist.is_initialized():
+    except BaseException as error:
+        if world.size == 1:
+            _leave(ours)
+        elif isinstance(error, RuntimeError) and _lost_another(error):
+            raise _lost(world, error) from error
+        raise
+    _leave(ours)
+
+
+def _join(world: World, timeout_s: int, meet_s: float) -> None:
+    cuda = world.device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(world.device)
+    if world.size == 1:
+        store: dist.Store = dist.HashStore()  # type: ignore[attr-defined]
+    else:
+        store = meet(world.rank, world.size, card=_card(world), within_s=meet_s)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", store=store, rank=world.rank, world_size=world.size,
+        timeout=timedelta(seconds=timeout_s), device_id=world.device if cuda else None,
+    )  # fmt: skip
+
+
+def _card(world: World) -> str:
+    """What no other GPU of this host is called; empty without one."""
+    if world.device.type != "cuda":
+        return ""
+    properties = torch.cuda.get_device_properties(world.device)
+    return f"{properties.name.replace(' ', '-')}/{properties.uuid}"
+
+
+def _leave(ours: bool) -> None:
+    global _control
+    if dist.is_initialized():
+        if ours:
             dist.destroy_process_group()
+        elif _control is not None:
+            dist.destroy_process_group(_control)
+    _control = None
 
 
-def _check_meeting_place(world: World) -> None:
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if world.size > 1 and missing:
-        expected = f"the place where the {world.size} processes of WORLD_SIZE meet"
-        do = "Start all of them with torchrun or `dfer-launch local`, or unset WORLD_SIZE."
-        raise UsageError(message(missing[0], expected=expected, got="nothing", do=do))
+_LOST = (
+    "closed by peer", "reset by peer", "closed by remote peer", "remote process exit", "broken pipe", "pair closure",
+    "connection was likely closed", "timed out waiting",
+)  # fmt: skip
 
 
 def _lost_another(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone; gloo tells it in the text alone."""
-    text = str(error)
-    return isinstance(error, dist.DistBackendError) or "closed by peer" in text or "reset by peer" in text
+    """Whether a collective failed because another process is gone; gloo and NCCL tell it in the text alone.
+
+    NCCL's other errors (a wrong interface, a device's error) are not: they name their own cause.
+    """
+    text = str(error).lower()
+    return any(words in text for words in _LOST)
 
 
 def _lost(world: World, error: RuntimeError) -> ProcessError:
@@ -125,7 +167,7 @@ def gather_objects(obj: Any) -> list[Any]:
     if not _several():
         return [obj]
     out: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(out, obj)
+    dist.all_gather_object(out, obj, group=_control)
     return out
 
 
@@ -134,7 +176,7 @@ def from_first(obj: Any) -> Any:
     if not _several():
         return obj
     box = [obj]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_control)
     return box[0]
 
 
@@ -164,29 +206,26 @@ def tensors_from_first(work: Callable[[], dict[str, Tensor]], world: World) -> d
     parts = on_first(layout, world)
     if not _several():
         return own
-    via = world.device if dist.get_backend() == "nccl" else torch.device("cpu")
     out = {}
     for name, shape, dtype in parts:
-        value = own.pop(name) if world.is_first else torch.empty(shape, dtype=dtype)
-        sent = value.to(via)
-        dist.broadcast(sent, src=0)
-        out[name] = sent.cpu()
+        out[name] = own.pop(name) if world.is_first else torch.empty(shape, dtype=dtype)
+        dist.broadcast(out[name], src=0, group=_control)
     return out
 
 
-def highest(values: Sequence[int], world: World) -> list[int]:
+def highest(values: Sequence[int]) -> list[int]:
     """The largest of each number over all ranks."""
     if not _several():
         return list(values)
-    box = torch.tensor(values, device=world.device if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    box = torch.tensor(values)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_control)
     return box.tolist()
 
 
 def barrier() -> None:
     """Wait until every rank is here."""
     if _several():
-        dist.barrier()
+        dist.barrier(group=_control)
 
 
 def _several() -> bool:

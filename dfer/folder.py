@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dfer.config import computed, to_plain, to_yaml
+from dfer.config import ConfigProblem, computed, from_plain, to_plain, to_yaml
 from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, UsageError, message, without_secrets
 from dfer.storage import Folder
@@ -64,7 +64,10 @@ def write(folder: Folder, config: Any, world: World, *, finished: bool = False) 
 def _check(folder: Folder, config: Any) -> None:
     existing = folder.read(CONFIG, most=MAX_BYTES)
     if existing is not None:
-        _refuse_changes(folder, before=_plain_yaml(folder.where(CONFIG), existing), now=to_plain(config))
+        before = _plain_yaml(folder.where(CONFIG), existing)
+        with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
+            before = to_plain(from_plain(type(config), before))
+        _refuse_changes(folder, before=before, now=to_plain(config))
     elif not _is_free(folder):
         raise UsageError(
             f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
@@ -89,6 +92,8 @@ def environment(world: World) -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "processes": world.size,
         "device": device,
+        # Of the GPU's convolutions and matrix products; one key, engine.tf32, sets both.
+        "tf32": torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -22,7 +22,7 @@ from dfer.recognition import ClipBatch
 from dfer.run import load_checkpoint, selected_checkpoint
 from dfer.run_config import RunConfig
 from dfer.storage import Folder
-from dfer.training.engine import enough_gpu_memory, inference
+from dfer.training.engine import enough_gpu_memory, inference, set_tf32
 
 PICTURES = {".jpg", ".jpeg", ".png"}
 TRAILING_NUMBER = re.compile(r"([0-9]{1,12})\Z")
@@ -41,6 +41,7 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> list[dict
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
     checkpoints = Checkpoints(Folder(config.run), world=world)
     load_checkpoint(model, selected_checkpoint(config, checkpoints))
+    set_tf32(config.engine.tf32)
     forward = inference(model, precision=config.engine.precision, device=world.device)
     found = []
     for clip in clips:

@@ -16,7 +16,7 @@ from dfer.data.format import to_json
 from dfer.data.loader import Loader
 from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.data.store import Store
-from dfer.distributed import World, barrier, highest, on_first
+from dfer.distributed import World, barrier, gather_objects, highest, on_first
 from dfer.emotions import Emotions, label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.evaluator import Evaluation, evaluate
@@ -36,7 +36,7 @@ from dfer.run_config import RunConfig
 from dfer.run_files import CHECKPOINTS, RESULT
 from dfer.storage import Folder
 from dfer.training import loop
-from dfer.training.engine import Engine, build_engine, enough_gpu_memory, inference
+from dfer.training.engine import Engine, build_engine, enough_gpu_memory, inference, set_tf32
 from dfer.training.log import RunLog
 from dfer.training.optim import group_settings
 
@@ -99,10 +99,11 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     latest = checkpoints.latest()
     if latest:
         _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
+    loader = train_loader(config, clips, world)
+    _refuse_little_memory([loader, *(_eval_loader(config, part, world) for part in (clips.select, clips.test) if part)])
     recognizer = build(
         config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=latest is None
     )
-    loader = train_loader(config, clips, world)
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
@@ -212,6 +213,8 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
     )
     if chosen:
         load_checkpoint(recognizer, chosen)
+    set_tf32(config.engine.tf32)
+    _refuse_little_memory([_eval_loader(config, clips.test, world)])
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
         folder.write(home, config, world)
@@ -268,6 +271,20 @@ def train_loader(config: RunConfig, clips: Clips, world: World) -> Loader:
     )  # fmt: skip
 
 
+def _eval_loader(config: RunConfig, part: ClipSet, world: World) -> Loader:
+    return Loader(
+        part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
+        micro_batch=config.eval_batch,
+    )  # fmt: skip
+
+
+def _refuse_little_memory(loaders: Sequence[Loader]) -> None:
+    """Raises UsageError on all ranks when the shared memory of any rank's host is too small for the data workers."""
+    lacks = [text for texts in gather_objects([loader.lack_of_memory() for loader in loaders]) for text in texts]
+    if problem := next(filter(None, lacks), ""):
+        raise UsageError(problem)
+
+
 def _evaluation(config: RunConfig, clips: Clips, engine: Engine, world: World) -> loop.Evaluation | None:
     part = clips.select or (clips.test if config.eval_every else None)
     if part is None:
@@ -285,10 +302,7 @@ def _score(
     config: RunConfig, part: ClipSet, emotions: Emotions, forward: Forward, world: World, *, predictions: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:  # fmt: skip
-    loader = Loader(
-        part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
-        micro_batch=config.eval_batch,
-    )  # fmt: skip
+    loader = _eval_loader(config, part, world)
     return evaluate(
         forward, loader.epoch(0), num_classes=len(emotions), expected=len(part), device=world.device, keys=part.keys,
         predictions=predictions, between=between,
@@ -302,7 +316,7 @@ def _report_test(
     """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too."""
 
     def between() -> None:
-        if stop and highest([stop.requested], world)[0]:
+        if stop and highest([stop.requested])[0]:
             raise loop.stopped(stop, at="the evaluation of the test clips")
 
     found = _score(config, clips.test, clips.emotions, forward, world, predictions=True, between=between)

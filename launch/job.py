@@ -28,6 +28,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 _RAY_PACKAGE = "_ray_pkg_"
 ANSWER_S = 25.0
 """How long a store is waited for before it is called silent: several are asked, and the user waits."""
+IMPORT_S = 600.0
+"""How far one process may be behind another in importing torch, as on a file system that is cold on one host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,8 @@ def _train(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     if world.is_first:
         _settle_revision(job)
     config = load_text(job.config.encode(), RunConfig, where="the job's configuration")
-    with process_group(world):
+    # They have met; what differs from host to host is how long Python takes to import torch.
+    with process_group(world, meet_s=IMPORT_S):
         return train(replace(config, fold=fold, run=job.fold_url(fold)), world, stop)
 
 

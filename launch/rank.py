@@ -7,21 +7,22 @@ import ctypes
 import os
 import signal
 import sys
+from typing import NoReturn
 
-from launch.leaving import Leaving
+from dfer.leaving import Leaving
 
 LAUNCHER = "DFER_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> int:
-    """Run the command; its exit code."""
+def main() -> NoReturn:
+    """Run the command and end with its exit code."""
     end_with_launcher()
     leaving = Leaving()
     sys.argv = ["dfer", *sys.argv[1:]]  # what environment.json notes
     from dfer.__main__ import main as dfer  # here: from now on the process ends with its launcher
 
-    return leaving.will(dfer(sys.argv[1:]))
+    leaving.after(lambda: dfer(sys.argv[1:]))
 
 
 def end_with_launcher() -> None:
@@ -32,4 +33,4 @@ def end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dfer.leaving import at_once
 from dfer.run_files import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, PROJECT, Job, conclude
-from launch.leaving import at_once
 from launch.ray_cluster import connected, in_ray_job
 from launch.ray_driver import Driver
 

@@ -16,10 +16,10 @@ from types import FrameType
 from typing import Any
 
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, StorageError, message
+from dfer.leaving import at_once
 from dfer.storage import Folder
 from launch.cluster import RayCluster
 from launch.job import LAUNCH
-from launch.leaving import at_once
 from launch.ray_board import Ending, make_board, silent
 from launch.ray_cluster import folds_in, room_needed, submission_id, too_small
 from launch.records import Record, keep, records

@@ -21,8 +21,8 @@ from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
 from dfer.interruption import Stop
+from dfer.leaving import Leaving
 from launch.job import Job, Place, report, run_job, share_cores
-from launch.leaving import Leaving
 from launch.meeting import Meeting, port_of
 from launch.slurm_tools import SlurmError, patiently, show_job, slurm
 
@@ -58,6 +58,7 @@ class FoldTask:
                 failed(error, leaving)
             except Exception as error:
                 crashed(self, error)
+                leaving.will(DferError.exit_code)
                 raise
         if rank() == 0:
             print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)

@@ -6,8 +6,10 @@ context, its gloo threads and any lock they hold, while a spawned worker pays th
 
 import atexit
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -26,6 +28,7 @@ from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
 from dfer.data.plan import Plan
 from dfer.data.reader import Parts, Reader, Request
+from dfer.data.shared_memory import PREFETCH, Need, lack
 from dfer.data.store import CACHE_GIB, Store
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
@@ -113,12 +116,26 @@ class Loader:
         self.max_bad = int(config.max_bad_share * len(clips)) if train else 0
         self._bad: list[BadClip] = []
         self._requests = _Requests()
+        self._workers, self._keys = config.workers, "micro_batch" if train else "eval_batch"
+        side = size or config.size
+        self._clip_bytes = config.frames * 3 * side**2
         reader = Reader(
-            clips, self._plan, frames=config.frames, size=size or config.size, replace_bad=self.max_bad > 0,
-            read_ahead=config.read_ahead,
+            clips, self._plan, frames=config.frames, size=side, replace_bad=self.max_bad > 0,
+            read_ahead=config.read_ahead, keys=self._keys,
         )  # fmt: skip
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
         _LOADERS.add(self._batches)
+
+    def lack_of_memory(self) -> str:
+        """A message when this host's shared memory cannot hold what the workers of its ranks prepare; else empty."""
+        batches, plan = len(self._plan.numbers(0)), self._plan
+        clips = min(plan.micro_batch, -(-min(plan.num_clips, plan.global_batch) // plan.world.size))
+        # What the workers prepare, and the one that is being used.
+        at_a_time = min(PREFETCH * self._workers + 1, batches) if self._workers else 0
+        need = Need(
+            workers=self._workers, batches=at_a_time, batch_bytes=clips * self._clip_bytes, keys=self._keys
+        )  # fmt: skip
+        return lack(need, ranks=plan.world.local_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
         """This rank's micro-batches from `start_step` (a global step) to the end of the epoch.
@@ -172,7 +189,8 @@ def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataL
         options = {
             "multiprocessing_context": context,
             "persistent_workers": True,
-            "worker_init_fn": _end_with_parent,
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": _start_worker,
         }
     return DataLoader(
         reader,
@@ -211,6 +229,18 @@ def _end_workers() -> None:
     for process in multiprocessing.active_children():
         if process.daemon:  # it hangs, as on a store that does not answer
             process.kill()
+
+
+def _start_worker(worker: int) -> None:
+    _end_with_parent(worker)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_hand_over)  # type: ignore[attr-defined]
+
+
+def _cannot_hand_over(error: Exception, _batch: object) -> None:
+    """Called by Python when a batch cannot be sent, as without file descriptors: it would print the error and go on,
+    and training would wait for the batch for ever. That the worker ends is noticed."""
+    print(f"data worker: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _end_with_parent(worker: int) -> None:

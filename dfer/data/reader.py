@@ -14,6 +14,7 @@ from dfer.data.decode import decode
 from dfer.data.plan import Plan
 from dfer.data.remote_shards import Pending
 from dfer.data.sampling import clip_rng, test_frames, train_frames
+from dfer.data.shared_memory import empty, shared
 from dfer.errors import DataError, DferError
 from dfer.recognition import PADDING, BadClip
 
@@ -37,10 +38,12 @@ class Reader(Dataset[Parts | DferError]):
     """Reads and decodes the clips of one request; runs in a worker process or in the training process."""
 
     def __init__(
-        self, clips: ClipSet, plan: Plan, *, frames: int, size: int, replace_bad: bool = False, read_ahead: bool = True
-    ) -> None:
+        self, clips: ClipSet, plan: Plan, *, frames: int, size: int, replace_bad: bool = False, read_ahead: bool = True,
+        keys: str = "micro_batch",
+    ) -> None:  # fmt: skip
+        """keys: of the configuration that size a batch, for messages."""
         self._clips, self._plan = clips, plan
-        self._frames, self._size = frames, size
+        self._frames, self._size, self._keys = frames, size, keys
         self._replace_bad, self._reads_ahead = replace_bad, read_ahead
         self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
         self._wanted: dict[int, list[_Wanted | None]] = {}
@@ -59,8 +62,8 @@ class Reader(Dataset[Parts | DferError]):
             return error
 
     def _decoded(self, ids: Ids, wanted: list[_Wanted | None], epoch: int) -> Parts:
-        frames = np.empty((len(ids), self._frames, self._size, self._size, 3), np.uint8)
-        bad = []
+        whole = empty((len(ids), self._frames, self._size, self._size, 3), keys=self._keys)
+        frames, bad = whole.numpy(), []
         for row, clip in enumerate(wanted):
             if clip is None:
                 frames[row] = 0
@@ -73,9 +76,9 @@ class Reader(Dataset[Parts | DferError]):
                 ids[row], found = self._replaced(int(ids[row]), epoch, frames[row], error)
                 bad.append(found)
         return {
-            "frames": torch.from_numpy(frames).permute(0, 1, 4, 2, 3),
-            "labels": torch.from_numpy(np.where(ids == PADDING, 0, self._clips.labels[ids])),
-            "index": torch.from_numpy(ids),
+            "frames": whole.permute(0, 1, 4, 2, 3),
+            "labels": shared(torch.from_numpy(np.where(ids == PADDING, 0, self._clips.labels[ids])), keys=self._keys),
+            "index": shared(torch.from_numpy(ids), keys=self._keys),
             "bad": bad,
         }
 

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.distributed import World, gather_objects, sum_over_ranks
-from dfer.errors import GpuMemoryError, NonFiniteLossError, message
+from dfer.errors import GpuMemoryError, NonFiniteLossError, UsageError, message
 from dfer.recognition import PADDING, ClipBatch, Progress, Recognition, Recognizer
+from dfer.training import gradients
+from dfer.training.gradients import Gradients
 from dfer.training.optim import GroupSetting, OptimConfig, build_optimizer, group_settings
-from dfer.training.state import check_names, check_shapes, expected_state
+from dfer.training.state import check_names, check_shapes, expected_state, with_fresh
 
 Precision = Literal["fp32", "bf16", "fp16"]
 LOSS_SCALE = "loss_scale"
@@ -33,12 +35,14 @@ MAX_KEYS = 8
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a step is computed. zero: what DeepSpeed shards over the ranks (1 optimizer state, 2 + gradients,
-    3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, none = no clipping."""
+    3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, none = no clipping;
+    tf32: whether a GPU may round fp32 factors of convolutions and matrix products to 10 bits, as it does it faster."""
 
     name: Literal["deepspeed", "ddp"] = "deepspeed"
     zero: Literal[0, 1, 2, 3] = 0
     precision: Precision = "fp32"
     clip_norm: float | None = None
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -73,6 +77,12 @@ def enough_gpu_memory() -> Iterator[None]:
         do = "Lower micro_batch (the step stays the same) or eval_batch, raise engine.zero, or take larger GPUs."
         expected = "the configuration to fit into a GPU's memory"
         raise GpuMemoryError(message(f"host {socket.gethostname()}", expected=expected, got=got, do=do)) from error
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow TF32 in both, or in none: torch's defaults allow it in convolutions and not in matrix products."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 class LossScale:
@@ -152,6 +162,7 @@ class Engine(ABC):
         self._names = {id(p): name for name, p in task.recognizer.named_parameters()}
         # Taken now: ZeRO 3 leaves empty tensors behind.
         self._shapes = {name: value.shape for name, value in task.recognizer.state_dict().items()}
+        self._gradients = Gradients(task.recognizer)
 
     def forward(self, batch: ClipBatch) -> Recognition:
         """The recognizer's answer for this rank's batch, in evaluation mode and without gradients."""
@@ -166,6 +177,7 @@ class Engine(ABC):
 
         Raises:
             NonFiniteLossError: on all ranks and before the update, when any rank's loss is NaN or infinite.
+            UsageError: likewise, when a parameter that is trained got no gradient from a micro-batch of any rank.
         """
         if len(micro_batches) != self.accumulation:
             raise ValueError(f"expected {self.accumulation} micro-batches a step, got {len(micro_batches)}")
@@ -178,7 +190,8 @@ class Engine(ABC):
         terms = []
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            terms.append(self._accumulate(batch, shares[i] * self.world.size, progress, last=last))
+            with self._gradients.of_one_backward():
+                terms.append(self._accumulate(batch, shares[i] * self.world.size, progress, last=last))
         means = self._agreed_means(micro_batches, terms, shares, progress)
         scale = self._scale.value if self._scale.enabled else None
         grad_norm = self._update()
@@ -194,6 +207,7 @@ class Engine(ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """All fp32 parameters and buffers by name, on the CPU; on the first rank only, empty on the others."""
+        self._settle()
         full = self.task.recognizer.state_dict() if self.world.is_first else {}
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in full.items()}
 
@@ -207,7 +221,8 @@ class Engine(ABC):
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Full fp32 state as `parameter/slot`, on the CPU; on the first rank only. Empty before the first step."""
-        state = self._read_state()
+        self._settle()
+        state = with_fresh(self._read_state(), self._optimizer, self._trained())
         if self._scale.enabled and self.world.is_first:
             state[LOSS_SCALE] = torch.tensor([self._scale.value, self._scale.good_steps])
         return state
@@ -217,10 +232,11 @@ class Engine(ABC):
 
         Group settings stay the configuration's. Raises CheckpointError for another optimizer or other parameters.
         """
+        trained = self._trained()
         slots = {key: value for key, value in state.items() if key != LOSS_SCALE}
+        slots = with_fresh(slots, self._optimizer, trained)
         if slots:
-            names = [name for setting in self.settings for name in setting.params]
-            check_names("optimizer state", got=slots, expected=expected_state(self._optimizer, names))
+            check_names("optimizer state", got=slots, expected=expected_state(self._optimizer, trained))
             parts = [key for key in slots if not key.endswith("/step")]
             check_shapes("optimizer state", got={key: slots[key] for key in parts},
                          expected={key: self._shapes[key.rpartition("/")[0]] for key in parts})  # fmt: skip
@@ -258,6 +274,15 @@ class Engine(ABC):
     def _group_params(self) -> list[set[str]]:
         """Names of the parameters each optimizer group really holds, in the order of `param_groups`."""
 
+    def _trained(self) -> dict[str, torch.Size]:
+        """Shapes of the parameters in the optimizer's groups, by name."""
+        return {name: self._shapes[name] for setting in self.settings for name in setting.params}
+
+    def _settle(self) -> None:
+        """Wait for the GPU: DeepSpeed may still be at work on streams of its own, which a copy does not wait for."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+
     def _set_rates(self, factor: float) -> None:
         for setting, group in zip(self.settings, self._optimizer.param_groups, strict=True):
             group["lr"] = setting.lr * factor
@@ -275,15 +300,22 @@ class Engine(ABC):
     def _agreed_means(
         self, batches: Sequence[ClipBatch], terms: list[dict[str, Tensor]], shares: Tensor, progress: Progress
     ) -> dict[str, float]:
-        """Means of the terms over the global batch; raises on all ranks when one of them is not finite on any."""
+        """Means of the terms over the global batch; raises on all ranks when one of them is not finite on any, or a
+        parameter was left out."""
         names = sorted(terms[0])
         values = torch.stack([torch.stack([t[name] for name in names]) for t in terms])
         bad = ~torch.isfinite(values).all(dim=1)
-        # One small message a step: how many micro-batches are not finite, and each term's part of the mean.
-        sums = sum_over_ranks(torch.cat([bad.sum().float()[None], (values * shares[:, None]).sum(0)])).tolist()
+        left_out = self._gradients.take_missing()
+        # One small message a step: how many micro-batches are not finite and how many parameters were left out, and
+        # each term's part of the mean.
+        counts = torch.stack([bad.sum().float(), values.new_tensor(float(len(left_out)))])
+        sums = sum_over_ranks(torch.cat([counts, (values * shares[:, None]).sum(0)])).tolist()
         if sums[0]:
             raise NonFiniteLossError(self._loss_message(batches, values, bad, names, progress))
-        return dict(zip(names, sums[1:]))
+        if sums[1]:
+            found = sorted({name for rank in gather_objects(left_out) for name in rank})
+            raise UsageError(gradients.missing(found, where=f"step {progress.step} (epoch {progress.epoch})"))
+        return dict(zip(names, sums[2:]))
 
     def _loss_message(
         self, batches: Sequence[ClipBatch], values: Tensor, bad: Tensor, names: list[str], progress: Progress
@@ -331,6 +363,7 @@ def build_engine(
         UsageError: precision, batch sizes or groups that do not fit, DeepSpeed missing.
     """
     check_precision(config.precision, world.device)
+    set_tf32(config.tf32)
     accumulation, rest = divmod(global_batch, world.size * micro_batch)
     if rest or not accumulation:
         expected = f"a multiple of {world.size} ranks x micro_batch {micro_batch}"

@@ -233,7 +233,7 @@ class _Training:
         mine = _STOP if self.stop.requested else _SAVE if self.checkpoints.overdue else _GO_ON
         if self.checkpoints.failed or self.log.problem is not None:
             mine = _FAIL
-        wanted, replaced = highest([mine, len(bad)], self.engine.world)
+        wanted, replaced = highest([mine, len(bad)])
         if replaced:
             self._note_bad([clip for rank in gather_objects(list(bad)) for clip in rank])
         if wanted == _FAIL:

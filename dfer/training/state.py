@@ -64,6 +64,24 @@ def expected_state(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> se
     return {f"{name}/{slot}" for name in names for slot in state_slots(optimizer)}
 
 
+def with_fresh(
+    state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """The state, with that of an untouched parameter (zeros) for those it holds nothing of: they never had a gradient.
+
+    Empty as long as there is none at all. shapes: of the trained parameters, by name.
+    """
+    known = {key.rpartition("/")[0] for key in state}
+    new = [name for name in shapes if name not in known] if state else []
+    zeros = {key: torch.zeros(_shape(key, shapes)) for key in expected_state(optimizer, new)}
+    return {**state, **zeros}
+
+
+def _shape(key: str, shapes: Mapping[str, torch.Size]) -> torch.Size:
+    name, _, slot = key.rpartition("/")
+    return torch.Size() if slot == "step" else shapes[name]
+
+
 def check_names(what: str, *, got: Iterable[str], expected: Iterable[str]) -> None:
     """Raises CheckpointError that lists names the checkpoint lacks and names the model does not know."""
     missing, unexpected = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))

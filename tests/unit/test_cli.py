@@ -1,6 +1,7 @@
 """The command line: examples, overrides, messages and exit codes. What the commands do is tested elsewhere."""
 
 import errno
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from dfer import __main__ as cli
 from dfer import errors
+from launch.rank import LAUNCHER
 
 COMMANDS = ("train", "crossval", "evaluate", "predict", "report", "bench loader", "bench step")
 
@@ -103,6 +105,7 @@ def test_an_error_is_one_line_and_an_exit_code(
 
 
 def test_wrong_usage_is_told_once_a_node(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's, when no name was given
     for rank, local_rank, told in ((0, 0, True), (1, 1, False), (4, 0, True)):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
@@ -114,6 +117,22 @@ def test_wrong_usage_is_told_once_a_node(monkeypatch: pytest.MonkeyPatch, capsys
             cli.main(["train"])
         assert ended.value.code == 2
         assert bool(capsys.readouterr().err) is told
+
+
+@pytest.mark.parametrize("left_over", [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "x"}])
+def test_a_local_rank_left_over_silences_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left_over: dict[str, str]
+) -> None:
+    """Only a launcher that passes on what the first rank says stands for the others."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {"LOCAL_RANK": "1", "DFER_LAUNCHER_PID": "1", **left_over}.items():
+        monkeypatch.setenv(name, value)
+    assert outcome(monkeypatch, errors.UsageError("a")) == 2
+    assert capsys.readouterr().err == "error: a\n"
+    assert LAUNCHER == "DFER_LAUNCHER_PID"
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
+    assert outcome(monkeypatch, errors.UsageError("a")) == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DataError, FencedError, ProcessError, StoppedError
+from dfer.leaving import Leaving
 from launch import slurm_retry, slurm_task, slurm_tools
 from launch.job import Job
-from launch.leaving import Leaving
 from launch.slurm_task import FoldTask, failed, failure_file, forget_failure, stopped
 from tests.unit.launch.conftest import FakeSlurm
 
@@ -69,7 +69,7 @@ class Asked:
 @pytest.fixture
 def leaving(monkeypatch: pytest.MonkeyPatch) -> Leaving:
     """One that does not end the tests' process."""
-    monkeypatch.setattr("launch.leaving.atexit.register", lambda _: None)
+    monkeypatch.setattr("dfer.leaving.atexit.register", lambda _: None)
     return Leaving()
 
 
@@ -257,7 +257,7 @@ def test_what_happens_after_pythons_end_does_not_change_the_code(code: int) -> N
     """`late` stands for a library whose threads abort the process; it was imported, so registered, after us."""
     text = f"""
 import atexit, os, sys
-from launch.leaving import Leaving
+from dfer.leaving import Leaving
 leaving = Leaving()
 class Late:
     def __del__(self): os.abort()
@@ -271,5 +271,5 @@ leaving.now({code})
 
 
 def test_without_a_code_a_process_ends_as_always() -> None:
-    text = "from launch.leaving import Leaving; Leaving(); raise SystemExit(4)"
+    text = "from dfer.leaving import Leaving; Leaving(); raise SystemExit(4)"
     assert subprocess.run([sys.executable, "-c", text], timeout=60, check=False).returncode == 4

@@ -212,7 +212,8 @@ def test_missing_gpus_are_told_before_training(
     monkeypatch.setattr("dfer.run.train", lambda *_: None)
     monkeypatch.setattr(module, "export", lambda _: None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
-    monkeypatch.setattr("dfer.distributed.process_group", nullcontext)  # which would take the cards for real
+    # It would take the cards for real.
+    monkeypatch.setattr("dfer.distributed.process_group", lambda *_, **_more: nullcontext())
     meeting = Meeting(rank=0, size=1, host="h", port=1)
     place = Place(rank=0, size=1, local_rank=0, local_size=4, meeting=meeting, gpu=True)
     job = made(f"run={tmp_path / 'run'}")

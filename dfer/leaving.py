@@ -1,11 +1,14 @@
 """How a process of a job ends: at once, when Python has tidied up, without what C++ libraries do after it.
 
-Threads of gloo that still run then now and then abort a process whose work is done, and its job would count as failed.
+Threads of gloo that still run then now and then abort a process whose work is done, and its job would count as failed;
+NCCL waits there for the other ranks.
 """
 
 import atexit
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 
@@ -20,6 +23,17 @@ class Leaving:
         """The exit code is known: end with it, however the end goes on; returns it."""
         self._code = code
         return code
+
+    def after(self, command: Callable[[], int]) -> NoReturn:
+        """Run a command and end with its exit code; of an error that nobody has foreseen, print the traceback first."""
+        try:
+            code = command()
+        except SystemExit as end:  # of argparse, which has said why
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        self.now(code)
 
     def now(self, code: int) -> NoReturn:
         """End Python's way with this code."""
