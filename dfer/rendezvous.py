@@ -86,9 +86,14 @@ def _store(host: str, port: int, *, rank: int, size: int, deadline: float, withi
         _wait_for(host, port, where=where, deadline=deadline, within_s=within_s)
     try:
         store = dist.TCPStore(
-            "localhost" if holds else host, port, size, is_master=holds, timeout=timedelta(seconds=within_s),
-            wait_for_workers=False, multi_tenant=True,
-        )  # fmt: skip
+            "localhost" if holds else host,
+            port,
+            size,
+            is_master=holds,
+            timeout=timedelta(seconds=within_s),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
     except dist.DistError as error:
         do = "Set MASTER_PORT to a free one, the same for all ranks."
         got = _first_line(error)

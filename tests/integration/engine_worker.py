@@ -77,6 +77,18 @@ def oracle(config: OptimConfig, *, steps: int, clip: float | None = CLIP) -> tup
     return model.state_dict(), float(norm)
 
 
+class LeftOut(TinyRecognizer):
+    """Trains a layer that no loss knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = torch.nn.Linear(5, 5)
+
+    def param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        groups = super().param_groups()
+        return {**groups, "head": [*groups["head"], *self.spare.parameters()]}
+
+
 def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, seed: int = 0, **change: Any) -> Engine:
     config = EngineConfig(**{**vars(ENGINES[name]), **change})
     key_of = "clip/{:03d}".format
@@ -178,6 +190,21 @@ def case_refused(name: str, world: World, folder: Path, other: Path) -> dict[str
         same = all(torch.equal(before[k], v) for k, v in engine.weights().items())
         out[what] = {"messages": gather_objects(message), "code": code, "unchanged": same}
     return out
+
+
+def case_left_out(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """A trained parameter that gets no gradient: the same words from every engine, in the first step."""
+    engine = build_engine(
+        ENGINES[name], LeftOut(), optim=SGD, world=world, global_batch=BATCH, micro_batch=BATCH // world.size // 2
+    )
+    before = engine.weights()
+    try:
+        step(engine, world, 0)
+        message, code = "nothing raised", 0
+    except DferError as caught:
+        message, code = str(caught), caught.exit_code
+    same = all(torch.equal(before[k], v) for k, v in engine.weights().items())
+    return {"messages": gather_objects(message), "code": code, "unchanged": same}
 
 
 def case_low(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:

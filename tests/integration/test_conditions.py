@@ -34,8 +34,12 @@ def with_shared_memory(size: str, *words: object, **variables: str) -> tuple[Don
     began = time.monotonic()
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", SMALL.format(size=size), "sh", sys.executable, *map(str, words)],
-        env=environment(**variables), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     return done, time.monotonic() - began
 
 
@@ -44,10 +48,12 @@ def test_too_little_shared_memory_is_told_before_the_first_step(own_mounts: None
     run = tmp_path / "run"
     done, seconds = with_shared_memory("1m", "-m", "dfer", "train", tiny, f"run={run}", "data.workers=2")
     refused(
-        done, 2, f"host {socket.gethostname()}, /dev/shm: expected room for 1.1 MiB of batches (3 of 0.4 MiB from 2 "
+        done,
+        2,
+        f"host {socket.gethostname()}, /dev/shm: expected room for 1.1 MiB of batches (3 of 0.4 MiB from 2 "
         "workers), got 1.0 MiB free. Enlarge /dev/shm (docker run --shm-size=1g; in a pod a memory emptyDir), or set "
         "data.workers=0, or lower micro_batch.",
-    )  # fmt: skip
+    )
     assert seconds < 60 and not run.exists()
 
 
@@ -70,9 +76,12 @@ def test_shared_memory_that_fills_up_later_is_an_error_and_no_hang(
     script.write_text(UNSEEN)
     done, seconds = with_shared_memory("300k", script, "train", tiny, f"run={tmp_path / 'run'}", "data.workers=2")
     refused(
-        done, 6, f"host {socket.gethostname()}, /dev/shm: expected room for a batch of 0.4 MiB that a data worker has "
-        "read, got ", " MiB free. Enlarge /dev/shm (docker run --shm-size=1g;",
-    )  # fmt: skip
+        done,
+        6,
+        f"host {socket.gethostname()}, /dev/shm: expected room for a batch of 0.4 MiB that a data worker has "
+        "read, got ",
+        " MiB free. Enlarge /dev/shm (docker run --shm-size=1g;",
+    )
     assert seconds < 60 and not list(tmp_path.glob("run/results/*"))
 
 
@@ -98,9 +107,12 @@ def test_ranks_that_never_come(tiny: Path, tmp_path: Path) -> None:
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "1"}
         words = ["-c", IMPATIENT] if number is None else ["-m", "dfer"]
         process = subprocess.Popen(
-            [sys.executable, *words, "train", str(tiny), f"run={tmp_path / 'run'}"], env=environment(**place),
-            stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+            [sys.executable, *words, "train", str(tiny), f"run={tmp_path / 'run'}"],
+            env=environment(**place),
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         waits.append((process, port, number))
     for process, port, number in waits:
         if number is not None:
@@ -116,8 +128,9 @@ def test_ranks_that_never_come(tiny: Path, tmp_path: Path) -> None:
     assert re.fullmatch(
         rf"error: 127\.0\.0\.1:{waits[0][1]}: expected 2 processes \(WORLD_SIZE\) within 3 s, got only rank 0 "
         rf"\({re.escape(socket.gethostname())}\), not rank 1\. Start all of them \(torchrun, dfer-launch local\)\. "
-        r"For a single process unset WORLD_SIZE, RANK and MASTER_ADDR, which may come from a pod or another job\.\n", told
-    )  # fmt: skip
+        r"For a single process unset WORLD_SIZE, RANK and MASTER_ADDR, which may come from a pod or another job\.\n",
+        told,
+    )
     assert ended[1] == (-signal.SIGTERM, "")
     assert ended[2][0] == 130 and ended[2][1].startswith("interrupted; ")
     assert not (tmp_path / "run").exists()
@@ -163,6 +176,7 @@ def test_a_second_signal_ends_a_process_that_is_stuck(number: signal.Signals, co
     told = process.communicate(timeout=30)[1]
     assert time.monotonic() - began < 5
     assert (process.returncode, told) == (
-        code, f"interrupted; {number.name} came twice: ended without saving, the same command continues from the last "
+        code,
+        f"interrupted; {number.name} came twice: ended without saving, the same command continues from the last "
         "checkpoint\n",
-    )  # fmt: skip
+    )

@@ -136,6 +136,20 @@ def test_a_broken_gradient_stops_all_ranks_before_the_update(
 
 @both
 @every
+def test_a_parameter_without_a_gradient_stops_all_ranks_with_its_name(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    got = results[ranks][f"left_out/{name}"]
+    assert got["unchanged"] and got["code"] == 2
+    assert got["messages"] == ranks * [
+        "step 0 (epoch 0): expected a gradient for every parameter that is trained, got none for spare.bias, "
+        "spare.weight. Nothing was updated. Let the method use them in every loss, or freeze them "
+        "(requires_grad=False)."
+    ]
+
+
+@both
+@every
 def test_low_precision_trains_fp32_weights(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
     got = results[ranks][f"low/{name}"]
     for precision in ("bf16", "fp16"):

@@ -202,3 +202,15 @@ def test_the_revision_of_a_checkout_is_its_own(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     monkeypatch.setenv("DFER_REVISION", "0123abcd")
     assert folder.revision() == "89abcdef-dirty"
+
+
+def test_a_key_that_came_after_the_run_was_started_has_its_default(tmp_path: Path) -> None:
+    run = started(tmp_path)
+    path = run / "config.yaml"
+    plain = yaml.safe_load(path.read_text())
+    del plain["seed"]
+    path.write_text(yaml.safe_dump(plain))
+    prepare(run, Config(), WORLD)
+    path.write_text(yaml.safe_dump(plain))
+    with pytest.raises(CheckpointError, match="seed was 1, now 2"):
+        prepare(run, Config(seed=2), WORLD)

@@ -1,5 +1,6 @@
 """The loader: the same batches whatever the workers and ranks, every clip once, and clean errors."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfer.config import ConfigProblem
+from dfer.data import shared_memory
 from dfer.data.augment import Augment, AugmentConfig
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader
+from dfer.data.loader import DataConfig, Loader, _cannot_hand_over
 from dfer.data.store import Store
 from dfer.distributed import World
 from dfer.emotions import label_set
@@ -321,3 +323,33 @@ def test_bench_measures_what_it_says(folder, capsys):
     assert f"train augmentation {result['train']:,.0f} (" in capsys.readouterr().out
     assert torch.get_num_threads() == threads
     assert np.isfinite(list(result.values())).all()
+
+
+@pytest.mark.parametrize(("workers", "batches"), [(0, 0), (1, 3), (2, 4)])
+def test_shared_memory_is_counted_before_the_first_step(folder, monkeypatch, workers, batches):
+    """Two a worker and one in use, of 2 clips of 8 frames; an epoch has 4."""
+    need = batches * 2 * 8 * 3 * 32 * 32
+    for free, told in ((max(0, need - 1), workers > 0), (need, False), (None, False)):
+        monkeypatch.setattr(shared_memory, "free_bytes", lambda free=free: free)
+        text = loader(folder, workers=workers).lack_of_memory()
+        assert bool(text) is told
+        assert not told or f"({batches} of 0.0 MiB from {workers} workers), got 0." in text
+
+
+def test_shared_memory_is_that_of_all_ranks_of_a_host(monkeypatch):
+    need = shared_memory.Need(workers=2, batches=5, batch_bytes=110 * 2**20, keys="eval_batch")
+    monkeypatch.setattr(shared_memory, "free_bytes", lambda: 1000 * 2**20)
+    assert shared_memory.lack(need, ranks=1) == ""
+    assert shared_memory.lack(need, ranks=2) == (
+        f"host {socket.gethostname()}, /dev/shm: expected room for 1100.0 MiB of batches (5 of 110.0 MiB from 2 "
+        "workers in each of 2 ranks), got 1000.0 MiB free. Enlarge /dev/shm (docker run --shm-size=2g; in a pod a "
+        "memory emptyDir), or set data.workers=0, or lower eval_batch."
+    )
+
+
+def test_a_batch_that_cannot_be_handed_over_ends_the_worker(monkeypatch, capfd):
+    """Python would print the error, and training would wait for the batch for ever."""
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    _cannot_hand_over(OSError(24, "Too many open files"), object())
+    assert codes == [1] and capfd.readouterr().err == "data worker: OSError: [Errno 24] Too many open files\n"

@@ -10,6 +10,7 @@ import torch
 from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, GpuMemoryError, NonFiniteLossError, UsageError
+from dfer.folder import environment
 from dfer.recognition import Progress
 from dfer.training.engine import (
     Engine,
@@ -19,6 +20,7 @@ from dfer.training.engine import (
     check_precision,
     enough_gpu_memory,
     inference,
+    set_tf32,
 )
 from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
 from tests.unit.training.stubs import TinyRecognizer, clips, share
@@ -204,3 +206,50 @@ def test_without_fp16_the_scale_stays_one() -> None:
     for _ in range(5000):
         scale.update(overflowed=False)
     assert scale.value == 1.0
+
+
+def test_one_key_sets_tf32_of_convolutions_and_matrix_products() -> None:
+    for allowed in (True, False):
+        ddp(tf32=allowed)
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+        assert environment(World())["tf32"] is allowed
+
+
+def test_the_gpu_is_waited_for_before_state_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA DeepSpeed works on streams of its own."""
+    engine, order = ddp(), []
+    step(engine)
+    read = engine._read_state
+    monkeypatch.setattr(engine, "_read_state", lambda: order.append("read") or read())
+    monkeypatch.setattr(torch.cuda, "synchronize", order.append)
+    engine.optimizer_state()
+    monkeypatch.setattr(World, "device", property(lambda _: torch.device("cuda", 0)))
+    engine.optimizer_state()
+    engine.weights()
+    assert order == ["read", torch.device("cuda", 0), "read", torch.device("cuda", 0)]
+
+
+@pytest.mark.gpu
+def test_a_single_process_trains_on_its_gpu() -> None:
+    """NCCL alone, with its device told; state is read after the streams have ended."""
+    for zero in (0, 1, 2, 3):
+        config = EngineConfig(zero=zero, clip_norm=1.0)
+        engine = build_engine(config, TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2)
+        batches = share(clips(4), rank=0, world_size=1, micro_batch=2)
+        report = engine.step([b.to(World().device) for b in batches], progress=NOW, lr_factor=1.0)
+        assert report.applied and all(value.isfinite().all() for value in engine.optimizer_state().values())
+        engine.close()
+
+
+@pytest.mark.gpu
+def test_tf32_rounds_both_or_neither() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=draw) for _ in range(2))
+    image, kernel = torch.randn(4, 64, 32, 32, generator=draw), torch.randn(64, 64, 3, 3, generator=draw)
+    exact = a @ b, torch.nn.functional.conv2d(image, kernel)
+    for allowed in (True, False):
+        set_tf32(allowed)
+        found = a.cuda() @ b.cuda(), torch.nn.functional.conv2d(image.cuda(), kernel.cuda())
+        for ours, theirs in zip(found, exact):
+            assert bool((ours.cpu() - theirs).abs().max() > 1e-3) is allowed
+    set_tf32(False)
