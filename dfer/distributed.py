@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore, Store
 
 from dfer.errors import DferError, ProcessError, UsageError, message
 from dfer.rendezvous import MEET_S, meet
@@ -89,7 +90,7 @@ def process_group(world: World, *, timeout_s: int = 600, meet_s: float = MEET_S)
     if ours:
         _join(world, timeout_s, meet_s)
     if world.size > 1:
-        _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=CONTROL_S))
+        _control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=CONTROL_S)))
     try:
         yield
     except BaseException as error:
@@ -106,7 +107,7 @@ def _join(world: World, timeout_s: int, meet_s: float) -> None:
     if cuda:
         torch.cuda.set_device(world.device)
     if world.size == 1:
-        store: dist.Store = dist.HashStore()  # type: ignore[attr-defined]
+        store: Store = HashStore()
     else:
         store = meet(world.rank, world.size, card=_card(world), within_s=meet_s)
     dist.init_process_group(

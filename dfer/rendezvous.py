@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from dfer.errors import ProcessError, UsageError, message
 
@@ -23,7 +24,7 @@ _LEFT_OVER = (
 )
 
 
-def meet(rank: int, size: int, *, card: str, within_s: float) -> dist.Store:
+def meet(rank: int, size: int, *, card: str, within_s: float) -> Store:
     """The store through which all `size` ranks form a process group, once all of them have come.
 
     card: identifier of the GPU this rank uses, empty for a CPU.
@@ -48,7 +49,7 @@ def meet(rank: int, size: int, *, card: str, within_s: float) -> dist.Store:
             message(f"rank {rank} of {size}", expected=f"the store at {host}:{port}", got=got, do=_LEFT_OVER)
         ) from error
     refuse_shared_cards(came)
-    return dist.PrefixStore("group", store)
+    return PrefixStore("group", store)
 
 
 def refuse_shared_cards(came: Mapping[int, str]) -> None:
@@ -77,7 +78,7 @@ def _place(size: int) -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(port)
 
 
-def _store(host: str, port: int, *, rank: int, size: int, deadline: float, within_s: float) -> dist.Store:
+def _store(host: str, port: int, *, rank: int, size: int, deadline: float, within_s: float) -> Store:
     """The store: of torchrun where that holds one, else of the first rank."""
     torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = rank == 0 and not torchrun
@@ -85,7 +86,7 @@ def _store(host: str, port: int, *, rank: int, size: int, deadline: float, withi
     if not holds:
         _wait_for(host, port, where=where, deadline=deadline, within_s=within_s)
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             "localhost" if holds else host,
             port,
             size,
@@ -99,7 +100,7 @@ def _store(host: str, port: int, *, rank: int, size: int, deadline: float, withi
         got = _first_line(error)
         raise ProcessError(message(where, expected=f"a store at {host}:{port}", got=got, do=do)) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives the processes
-    return dist.PrefixStore(f"dfer/{attempt}", store)
+    return PrefixStore(f"dfer/{attempt}", store)
 
 
 def _wait_for(host: str, port: int, *, where: str, deadline: float, within_s: float) -> None:
@@ -116,7 +117,7 @@ def _wait_for(host: str, port: int, *, where: str, deadline: float, within_s: fl
         time.sleep(4 * _POLL_S)
 
 
-def _absent(store: dist.Store, where: str, size: int, within_s: float) -> ProcessError:
+def _absent(store: Store, where: str, size: int, within_s: float) -> ProcessError:
     came = [rank for rank in range(size) if store.check([str(rank)])]
     missing = [rank for rank in range(size) if rank not in came]
     named = ", ".join(f"{rank} ({store.get(str(rank)).decode().partition(' ')[0]})" for rank in came[:8])

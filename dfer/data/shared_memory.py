@@ -65,8 +65,9 @@ def empty(shape: Sequence[int], *, keys: str) -> Tensor:
         return torch.empty(tuple(shape), dtype=torch.uint8)
     num_bytes = torch.Size(shape).numel()
     with _enough(num_bytes, keys):
-        storage = torch.UntypedStorage._new_shared(num_bytes)
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
+        storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]
+    made: Tensor = torch.empty(0, dtype=torch.uint8).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
+    return made
 
 
 def shared(tensor: Tensor, *, keys: str) -> Tensor:
@@ -74,7 +75,8 @@ def shared(tensor: Tensor, *, keys: str) -> Tensor:
     if get_worker_info() is None:
         return tensor
     with _enough(tensor.nbytes, keys):
-        return tensor.share_memory_()
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return tensor
 
 
 @contextmanager

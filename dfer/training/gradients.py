@@ -20,7 +20,7 @@ class Gradients:
         self._missing: set[str] = set()
         for name, param in model.named_parameters():
             if param.requires_grad:
-                param.register_hook(self._note(name))
+                param.register_hook(self._note(name))  # type: ignore[no-untyped-call]
 
     @contextmanager
     def of_one_backward(self) -> Iterator[None]:
