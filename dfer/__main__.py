@@ -19,6 +19,7 @@ from dfer.leaving import Leaving
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
     from dfer.run_config import RunConfig
+    from dfer.storage import Folder
 
 EXAMPLES = {
     "train": "dfer train configs/demo.yaml run=runs/try fold=2\n  dfer train configs/dfew/dfer_clip.yaml --dry-run\n"
@@ -29,7 +30,7 @@ EXAMPLES = {
     "  dfer evaluate configs/dfew/dfer_clip.yaml run=runs/released fold=1 model.released=DFEW-set1-model.pth",
     "predict": "dfer predict demo/run/fold_1 demo/raw/Clip/clip_224x224/00001\n"
     "  dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv",
-    "report": "dfer report runs/dfew/dfer_clip",
+    "report": "dfer report runs/dfew/dfer_clip\n  dfer report /data/alice/dfew --out alice_dfew",
     "bench loader": "dfer bench loader demo/shards\n  dfer bench loader data/dfew --seconds 20\n"
     "  dfer bench loader s3://bucket/dfew --against data/dfew",
     "bench resume": "dfer bench resume configs/demo.yaml data.shards=demo/shards",
@@ -53,14 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # not about a file: a fault of ours
-        return _fail(StorageError(message(
-            error.filename or "a file", expected="to read or write it", got=str(error.strerror),
-            do="Correct the path or its permissions, or free space; then repeat the command.",
-        )))  # fmt: skip
+        return _fail(_told(error))
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: OSError) -> StorageError:
+    """What the system said of a file, as a message."""
+    from dfer.storage import is_denied, storage_error
+
+    if error.filename and is_denied(error):
+        return storage_error(error.filename, error, doing="to read or write it")
+    return StorageError(message(
+        error.filename or "a file", expected="to read or write it", got=str(error.strerror),
+        do="Correct the path or its permissions, or free space; then repeat the command.",
+    ))  # fmt: skip
 
 
 def _fail(error: DferError) -> int:
@@ -105,12 +115,14 @@ def parser() -> argparse.ArgumentParser:
     sub = _command(commands, "evaluate", _evaluate, "evaluate a run again, or a configuration's weights as they are")
     sub.add_argument("source", help="run folder (also s3://...), or YAML file")
     sub.add_argument("overrides", nargs="*", metavar="a.b=c")
+    sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
     sub = _command(commands, "predict", _predict, "expressions of clips given as folders of face frames")
     sub.add_argument("run", help="run folder of one fold (also s3://...)")
     sub.add_argument("clips", nargs="+", type=Path, metavar="FOLDER")
     sub.add_argument("--csv", type=Path, help="write all class probabilities here")
     sub = _command(commands, "report", _report, "write Markdown, JSON and one HTML page from a run folder")
     sub.add_argument("run", help="run folder (also s3://...)")
+    sub.add_argument("--out", metavar="FOLDER", help="write them here (also s3://...); default: RUN/report")
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
     sub = _command(bench, "loader", _bench_loader, "frames/s a core, and the share of a bare decode loop")
     sub.add_argument("shards", help="shard folder of 224 px frames, or its URL with --against")
@@ -198,6 +210,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig
+    from dfer.storage import Folder
 
     trained, world = _is_folder(args.source), from_environment()
     if trained:
@@ -207,8 +220,12 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UsageError(message(args.source, expected="a run folder or a YAML file", got="neither", do=do))
     else:
         chosen = config.load(Path(args.source), RunConfig, args.overrides)
+    if args.out and not trained:
+        do = "Give the folder as run=FOLDER."
+        raise UsageError(message("--out", expected="a run folder to evaluate", got="a configuration", do=do))
+    out = Folder(args.out, what="--out") if args.out else None
     with process_group(world):
-        result = run.evaluate_run(chosen, world, trained=trained)
+        result = run.evaluate_run(chosen, world, trained=trained, out=out)
     if world.is_first:
         print(_scores(chosen.run, result))
 
@@ -255,18 +272,19 @@ def _report(args: argparse.Namespace) -> None:
     from dfer.evaluation.report import write_report
     from dfer.storage import Folder
 
-    write_report(Folder(args.run, what="the run folder"))
-    _show_report(args.run)
+    out = Folder(args.out, what="--out") if args.out else None
+    write_report(Folder(args.run, what="the run folder"), out=out)
+    _show_report(args.run, out)
 
 
-def _show_report(run_folder: str) -> None:
+def _show_report(run_folder: str, out: "Folder | None" = None) -> None:
     from dfer.evaluation.summary import summarise
     from dfer.evaluation.tables import text_table
     from dfer.storage import Folder
 
     home = Folder(run_folder)
     print(text_table(summarise(home)))
-    page = home / "report" / "index.html"
+    page = (out or home / "report") / "index.html"
     print(f"\nReport: {page.local.resolve() if page.local else page}")
 
 

@@ -218,7 +218,7 @@ class Checkpoints:
         """The newest checkpoint that verifies; None when there are none at all.
 
         Raises:
-            CheckpointError: there are checkpoints, but all are damaged.
+            CheckpointError: there are checkpoints, but all are damaged. StorageError: they cannot be read.
         """
         return self._shared(on_first(self._find_latest, self._world))
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dfer.errors import StorageError
+from dfer.errors import DeniedError, StorageError
 from dfer.run_files import MANIFEST, Name
-from dfer.storage import Folder
+from dfer.storage import Folder, is_denied, storage_error
 
 VERSION = 2
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -37,7 +37,7 @@ def damage(folder: Folder) -> str | None:
     """What is wrong with a checkpoint folder, or None when sizes and hashes are those of its manifest.
 
     Raises:
-        StorageError: the store cannot be read.
+        StorageError: the store cannot be read, or this user may not read it.
     """
     name = Name.parse(folder.name)
     assert name is not None, "a checkpoint's folder"
@@ -50,7 +50,10 @@ def damage(folder: Folder) -> str | None:
 
 
 def verified(folder: Folder, name: Name) -> Found | str:
-    """The checkpoint, with its files on this machine, or what is wrong with it. Raises StorageError.
+    """The checkpoint, with its files on this machine, or what is wrong with it.
+
+    Raises StorageError when the store does not answer, DeniedError when this user may not read a file: neither says
+    that a file is damaged.
 
     folder: of all checkpoints. Files of a remote store are fetched into a temporary folder, which is the caller's.
     """
@@ -79,10 +82,16 @@ def verified(folder: Folder, name: Name) -> Found | str:
 def _promised(folder: Folder) -> dict[str, tuple[int, str]] | str:
     """Size and sha256 of each file as the manifest says, or what is wrong with it."""
     try:
-        manifest = json.loads(folder.read(MANIFEST, most=MAX_JSON_BYTES) or b"")
+        if (size := folder.size(MANIFEST) or 0) > MAX_JSON_BYTES:
+            return f"{MANIFEST} has {size} bytes"
+        manifest = json.loads(folder.read(MANIFEST) or b"")
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         version = manifest["version"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StorageError) as error:
+    except StorageError as error:
+        if folder.local is None or isinstance(error, DeniedError):
+            raise
+        return f"{MANIFEST} is unreadable ({type(error).__name__})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} is unreadable ({type(error).__name__})"
     if version != VERSION or set(files) != set(FILES):
         return f"{MANIFEST} is of version {version!r} with {', '.join(sorted(files)) or 'no files'}"
@@ -104,6 +113,8 @@ def _compare(folder: Folder, files: dict[str, tuple[int, str]], at: Path, *, fet
             if sha256_of(at / name) != sha256:
                 return f"{name} has another sha256 than its manifest"
         except OSError as error:
+            if is_denied(error):
+                raise storage_error(folder.where(name), error, doing="to read it") from error
             return f"{name} cannot be read ({error.strerror or error})"
     return None
 

@@ -53,6 +53,10 @@ class StorageError(DferError):
     exit_code = 6
 
 
+class DeniedError(StorageError):
+    """This user may not read or write a file; nothing is wrong with the file."""
+
+
 class ProcessError(DferError):
     """Another process of the job stopped, so that this one cannot go on."""
 

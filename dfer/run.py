@@ -18,10 +18,11 @@ from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.data.store import Store
 from dfer.distributed import World, barrier, gather_objects, highest, on_first
 from dfer.emotions import Emotions, label_set
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, DeniedError, UsageError, message
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.report import ReportPaths, write_report
 from dfer.evaluation.results import (
+    ELSEWHERE,
     FoldResult,
     Protocol,
     fold_result,
@@ -190,10 +191,13 @@ def known_folds(config: RunConfig) -> list[int]:
 
 
 @enough_gpu_memory()
-def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResult:
+def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder | None = None) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
+    out: where a trained run's results go instead of the run, to which nothing is written then.
+
     Raises:
+        DeniedError: the results cannot be written there; known before the evaluation where that is on a disk.
         CheckpointError: the configuration or the shards are not those the run was started with.
         UsageError: untrained weights are to be evaluated into the folder of a training run.
     """
@@ -204,6 +208,8 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
     folder.check(home, config, world)
+    if trained:
+        on_first(lambda: _check_target(home, out), world)
     clips = open_clips(config)
     chosen = selected_checkpoint(config, Checkpoints(home, world=world)) if trained else None
     if chosen:
@@ -218,7 +224,18 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
         folder.write(home, config, world)
-    return _report_test(config, clips, forward, chosen, recognizer, world)
+    return _report_test(config, clips, forward, chosen, recognizer, world, out=out)
+
+
+def _check_target(home: Folder, out: Folder | None) -> None:
+    """Raises UsageError where `out` is a run folder, DeniedError where the results cannot be written."""
+    if out and out.exists(folder.CONFIG):
+        do = "Choose another one with --out FOLDER."
+        raise UsageError(message(out, expected="a folder that is no run's", got="a run folder", do=do))
+    try:
+        ((out or home) / RESULT.partition("/")[0]).check_writable()
+    except DeniedError as error:
+        raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer evaluate {home}')}") from error
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
@@ -311,16 +328,17 @@ def _score(
 
 def _report_test(
     config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World,
-    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
+    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None, out: Folder | None = None,
 ) -> FoldResult:  # fmt: skip
-    """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too."""
+    """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too. out: where
+    the results go instead of the run."""
 
     def between() -> None:
         if stop and highest([stop.requested])[0]:
             raise loop.stopped(stop, at="the evaluation of the test clips")
 
     found = _score(config, clips.test, clips.emotions, forward, world, predictions=True, between=between)
-    home = Folder(config.run)
+    home = out or Folder(config.run)
     position = chosen.state["training"] if chosen else {"epoch": 0}
     # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
     selection = "best_on_test" if chosen is None and config.model.released else config.select

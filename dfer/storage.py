@@ -5,14 +5,13 @@ file, attempts and cause. Credentials come from the environment, a profile or th
 """
 
 import errno
-import os
 import random
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +19,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dfer.errors import DferError, StorageError, UsageError, message
+from dfer.errors import DeniedError, DferError, StorageError, UsageError, message
+from dfer.local_files import check_writable, denial, written_whole
 
 T = TypeVar("T")
 
@@ -129,18 +129,31 @@ def s3_config(*, tries_once: bool = False) -> dict[str, Any]:
 
 
 def storage_error(where: object, error: BaseException, *, doing: str, then: str = "") -> StorageError:
-    """What a file system or its client raised, as a message. doing: what was wanted; then: what to do after mending."""
+    """What a file system or its client raised, as a message. doing: what was wanted; then: what to do after mending.
+
+    Gives a DeniedError where a right is missing, with the file that lacks it and its owner.
+    """
     got = str(getattr(error, "strerror", None) or error) or type(error).__name__
     do = "Check the path and its permissions"
     if is_full(error):
         got, do = "no space left", "Free some"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:
         do = "Lift the limit on the size of files, or take another disk"
+    elif isinstance(error, OSError) and error.errno == errno.EROFS:
+        got, do = "a read-only file system", "Give another path"
     elif "://" in str(where) and not str(where).startswith("file://"):
         do = "Check the URL, the network and the credentials that the store needs"
+    elif isinstance(error, PermissionError):
+        got, do = denial(Path(str(error.filename or where).removeprefix("file://"))) or (got, do)
     tried = attempts_of(error)
     times = f" ({tried} attempts)" if tried > 1 else ""
-    return StorageError(message(where, expected=doing, got=got + times, do=f"{do}{then or '.'}"))
+    kind = DeniedError if is_denied(error) else StorageError
+    return kind(message(where, expected=doing, got=got + times, do=f"{do}{then or '.'}"))
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether it says that this user may not do it, or that the file system is read-only."""
+    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS)
 
 
 def is_full(error: BaseException) -> bool:
@@ -230,8 +243,14 @@ class Folder:
         return int(info["size"]) if info["type"] == "file" else None
 
     def exists(self, name: str | Path = "") -> bool:
-        """Whether there is a file or folder of that name."""
-        return bool(self._do(name, "to look at it", lambda fs, path: fs.exists(path)))
+        """Whether there is a file or folder of that name. What cannot be looked at is an error, not an absent file."""
+        try:
+            if self.local is not None:
+                self._do(name, "to look at it", lambda _, path: Path(path).stat())
+                return True
+            return bool(self._do(name, "to look at it", _exists))
+        except FileNotFoundError:
+            return False
 
     def names(self) -> list[str]:
         """All files below the folder, relative to it, sorted; none when there is no folder."""
@@ -253,7 +272,7 @@ class Folder:
     def whole(self, name: str | Path) -> Iterator[Path]:
         """A path to write a file at, which is put in its place in one step when the block ends well."""
         if self.local is not None:
-            with self._telling(name, "to write it", on_disk=True), _renamed(self.local / name) as path:
+            with self._telling(name, "to write it", on_disk=True), written_whole(self.local / name) as path:
                 yield path
             return
         with tempfile.TemporaryDirectory(prefix="dfer-") as folder:
@@ -278,10 +297,16 @@ class Folder:
         if self.local is not None:
             shutil.rmtree(self.local, ignore_errors=True)
             return
-        try:
-            self._do("", "to remove it", lambda fs, path: fs.rm(path, recursive=True))
-        except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            self._do("", "to remove it", _remove_tree)
+
+    def check_writable(self) -> None:
+        """Raise DeniedError where files cannot be written into a folder of this machine. Writes nothing; other stores
+        tell it only when they are written to."""
+        if self.local is None:
             return
+        with self._telling("", "to write there", on_disk=True):
+            check_writable(self.local)
 
     def folders(self) -> list[str]:
         """Names of the folders directly in it, sorted."""
@@ -355,24 +380,19 @@ class Folder:
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
 
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+def _exists(fs: Any, path: str) -> bool:
+    """Whether a path exists. fsspec's `exists` is False whatever goes wrong; of a bucket `info` may know nothing."""
+    return bool(fs.info(path) if "/" in path.strip("/") else fs.exists(path))
 
 
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written; for a folder, its names, so that the rename survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _remove_tree(fs: Any, path: str) -> None:
+    """Remove a folder file by file: fsspec's `rm` takes a path with `[`, `*` or `?` in it for a pattern."""
+    found = fs.find(path, withdirs=True, detail=True)
+    folders = {path, *(name for name, info in found.items() if info["type"] == "directory")}
+    for name in found.keys() - folders:
+        with suppress(FileNotFoundError):
+            fs.rm_file(name)
+    for name in sorted(folders, key=len, reverse=True):
+        if "/" in name.strip("/"):  # never a bucket
+            with suppress(OSError, NotImplementedError):  # object stores have no folders of their own
+                fs.rmdir(name)

@@ -1,4 +1,4 @@
-"""What all tests share: quiet, repeatable settings for hypothesis and thread counts that suit a shared machine."""
+"""What all tests share: surroundings of their own, and quiet, repeatable settings for hypothesis."""
 
 import os
 import tempfile
@@ -8,6 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import surroundings
+
+# Here and not in a fixture: modules that read the home folder are imported when tests are collected.
+_HOME = tempfile.TemporaryDirectory(prefix="dfer-test-home-", ignore_cleanup_errors=True)
+surroundings.reset(home=_HOME.name)
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 # Deadlines measure the machine, not the code; the derandomised profile makes a failure repeat.

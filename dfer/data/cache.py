@@ -28,8 +28,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfer.data.cached_shard import CachedShard
+from dfer.data.cached_shard import CachedShard, opened
 from dfer.errors import message
+from dfer.local_files import denial, permitted
 
 VARIABLE = "DFER_CACHE"
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Cache:
         try:
             if not self._ready() or not (path.exists() or self._make_room_for(count, path)):
                 return bytearray(count)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            handle = opened(path, create=True)
             try:
                 os.posix_fallocate(handle, 0, count)
                 return mmap.mmap(handle, count)
@@ -144,7 +145,7 @@ class Cache:
             return self._usable
 
     def _make(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700 if self._mine_only else 0o777)
         if self._mine_only and (self.folder.lstat().st_uid != os.getuid() or self.folder.is_symlink()):
             raise PermissionError(errno.EPERM, "it belongs to another user")
         for name in ("shards", "index", "local"):
@@ -208,7 +209,7 @@ class Cache:
 
     @contextmanager
     def _space(self) -> Iterator[None]:
-        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = opened(self.folder / ".lock", create=True)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -226,8 +227,11 @@ class Cache:
                 return
         except OSError:
             pass
-        got = f"{error.strerror or error}"
-        do = f"Reading goes on without; set data.cache or {VARIABLE} to another folder, or data.cache_gib."
+        got, do = f"{error.strerror or error}", ""
+        if isinstance(error, PermissionError) and error.filename:
+            got, do = denial(Path(str(error.filename))) or (got, do)
+            do = f"{do}. " if do else ""  # with umask 002 and a folder of a common group, users share one cache
+        do += f"Reading goes on without; set data.cache or {VARIABLE} to another folder, or data.cache_gib."
         _log.warning("%s", message(self.folder, expected="to cache shards there", got=got, do=do))
         with suppress(OSError):
             marker.touch()
@@ -241,11 +245,15 @@ class _File:
 
 
 def _evict(path: Path) -> bool:
-    """Free a file's space unless somebody uses it. Call it inside `_space`."""
+    """Free a file's space unless somebody uses it or it is another user's alone. Call it inside `_space`."""
+    if not permitted(path.parent, os.W_OK | os.X_OK):
+        return False
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = opened(path, create=False)
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.parent.name == "shards":  # the small ones may be mapped, and a map must not lose its file

@@ -30,7 +30,7 @@ class CachedShard:
     def __init__(self, path: Path, size: int, *, create: bool = False) -> None:
         self.path, self.size, self.count = path, size, num_chunks(size)
         self.total = size + self.count + len(boot_id())
-        self._handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+        self._handle = opened(path, create=create)
         self._lock, self._holders, self._touched = threading.Lock(), 0, 0.0
 
     def __del__(self) -> None:
@@ -122,6 +122,19 @@ class CachedShard:
         if now - self._touched > TOUCH_S:
             self._touched = now
             os.utime(self._handle)
+
+
+def opened(path: Path, *, create: bool) -> int:
+    """A file of the cache, for reading and writing; the umask says for whom else. Raises OSError.
+
+    Opened before it is made: in a folder like /tmp the kernel may refuse O_CREAT for a file that another user owns.
+    """
+    try:
+        return os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        if not create:
+            raise
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 @once

@@ -32,6 +32,8 @@ SELECTION_TEXT: dict[str, str] = {
 }
 PREDICTIONS = "results/test_predictions.csv"
 MAX_BYTES = 16 * 2**20
+ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
+"""What to do about a run that may be read and not written to."""
 
 
 @dataclass(frozen=True, kw_only=True)

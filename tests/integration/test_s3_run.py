@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfer.checkpoint import CheckpointConfig, Checkpoints
+from dfer.distributed import World
+from dfer.storage import Folder
 from tests import servers
 from tests.fault_proxy import fault_proxy
 from tests.integration.commands import Done, finish, last_weights, records, result, start
@@ -89,6 +92,26 @@ def _use(server: S3, run: Path, url: str, tmp_path: Path) -> None:
     assert done.stdout.startswith(f"{url}: WAR ") and result(run) == before
     finish("report", url, **server.environment)
     assert (run / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize("name", ["seed[1]", "lr*", "what?"])
+def test_old_checkpoints_leave_the_bucket_whatever_the_run_is_called(
+    store: tuple[S3, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, bucket = store
+    servers.use(server, monkeypatch)
+    home, other = Folder(f"{server.url}/named/{name}"), Folder(f"{server.url}/named/seed1")
+    other.write("checkpoints/file", b"another run's")
+    checkpoints = Checkpoints(home, world=World(), config=CheckpointConfig(keep_last=2))
+    checkpoints.start(None)
+    for step in range(1, 6):
+        checkpoints.save(step, weights={"a": torch.ones(9)}, optimizer={}, state={})
+    checkpoints.finish()
+    files = [path for path in (bucket / "named" / name / "checkpoints").glob("**/*") if path.is_file()]
+    assert {path.parent.name[5:13] for path in files} == {"00000004", "00000005"} and len(files) == 8
+    latest = checkpoints.latest()
+    assert latest is not None and latest.step == 5 and other.names() == ["checkpoints/file"]
+    latest.close()
 
 
 def test_a_store_that_is_not_there_is_a_message(tiny: Path) -> None:

@@ -152,7 +152,7 @@ DAMAGES = {
     "manifest.json is unreadable (JSONDecodeError)": lambda f: (f / "manifest.json").write_text('{"vers'),
     "manifest.json is unreadable (KeyError)": lambda f: (f / "manifest.json").write_text("{}"),
     "manifest.json is unreadable (RecursionError)": lambda f: (f / "manifest.json").write_text("[" * 100_000),
-    "manifest.json is unreadable (StorageError)": lambda f: (f / "manifest.json").write_text(" " * (17 << 20)),
+    "manifest.json has 17825792 bytes": lambda f: (f / "manifest.json").write_text(" " * (17 << 20)),
     "manifest.json is of version 9": lambda f: (f / "manifest.json").write_text('{"version": 9, "files": {}}'),
     "optimizer.safetensors is missing": lambda f: (f / "optimizer.safetensors").unlink(),
 }

@@ -44,6 +44,48 @@ def test_files_and_what_is_not_there(folder: Folder) -> None:
     assert folder.names() == []
 
 
+PATTERNS = ["run[1]", "run*", "run?", "a{b,c}", "[!x]", "**", "lr=1e-3, [seed 2]"]
+"""Names that are patterns to a shell, and to parts of fsspec."""
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_name_is_no_pattern(name: str, folder: Folder, tmp_path: Path) -> None:
+    """Beside it stand folders that the pattern matches, which must stay as they are."""
+    others = ["run1", "runs", "run", "ab", "ac", "y", "lr=1e-3, s"]
+    for other in others:
+        folder.write(f"{other}/x/file", b"other")
+    mine = folder / name
+    assert not mine.exists() and not mine.exists("x") and mine.children() == [] and mine.names() == []
+    mine.write("x/file", b"mine")
+    with mine.whole("x/deep/large") as path:
+        path.write_bytes(b"mine too")
+    mine.fetch("x/deep/large", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"mine too" and mine.exists("x/deep")
+    assert mine.read("x/file") == b"mine" and mine.size("x/file") == 4 and mine.exists("x/file") and mine.exists()
+    assert mine.children() == mine.folders() == ["x"] and mine.names() == ["x/deep/large", "x/file"]
+    mine.remove("x/file")
+    assert mine.names() == ["x/deep/large"]
+    (mine / "x").remove_all()
+    assert mine.names() == [] and mine.folders() == []
+    assert folder.names() == sorted(f"{other}/x/file" for other in others)
+
+
+def test_what_cannot_be_looked_at_is_not_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def info(self, _path: str) -> dict[str, Any]:
+            raise TimeoutError("no answer")
+
+        def exists(self, path: str) -> bool:
+            try:
+                return bool(self.info(path))
+            except TimeoutError:
+                return False  # as fsspec's
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (Broken(), url.partition("://")[2]))
+    with pytest.raises(StorageError, match=r"s3://bucket/x/a: expected to look at it, got no answer \(2 attempts\)"):
+        Folder("s3://bucket/x", retry=Retry(attempts=2, base_s=0)).exists("a")
+
+
 def test_large_files_pass_through_paths(folder: Folder, tmp_path: Path) -> None:
     with folder.whole("deep/file") as path:
         path.write_bytes(b"x" * 100_000)
