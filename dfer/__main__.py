@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dfer.errors import DferError, StorageError, UsageError, message
 from dfer.interruption import Stop
+from dfer.surroundings import accept_any_encoding
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
@@ -40,6 +41,7 @@ EXAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a DferError becomes one line on stderr and its exit code."""
+    accept_any_encoding()
     with redirect_stderr(sys.stderr if _speaks() else StringIO()):
         args = parse(argv)
     # Libraries' notices to their own developers; ours are printed as messages.
