@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dfer.errors import DferError, StorageError, UsageError, message
 from dfer.interruption import Stop
-from dfer.surroundings import accept_any_encoding
+from dfer.surroundings import accept_any_encoding, refuse_copies
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
@@ -160,6 +160,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _train(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig
@@ -176,6 +177,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _crossval(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig
@@ -194,6 +196,7 @@ def _crossval(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dfer.errors import DferError, ProcessError, UsageError, message
-from dfer.surroundings import refuse_copies
 
 T = TypeVar("T")
 
@@ -46,12 +45,7 @@ class World:
 
 
 def from_environment() -> World:
-    """The world as torchrun, submitit or Ray describe it in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
-
-    Raises:
-        UsageError: not whole numbers, or srun or mpirun started several processes without these variables.
-    """
-    refuse_copies(os.environ)
+    """The world as torchrun, submitit or Ray describe it in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
     size = _number("WORLD_SIZE", 1)
     return World(
         rank=_number("RANK", 0),
