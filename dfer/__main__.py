@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = _command(commands, name, command, text)
         sub.add_argument("config", type=Path, help="YAML file, see configs/")
-        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
+        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's; text as it is")
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
             sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_run_does_not_mind_where_it_is_started(tiny: Path, tmp_path: Path) -> None:
-    """A run folder with ` #1` in it below `~`, output in ASCII, a TMPDIR that is too long for sockets, a data worker."""
+    """A run folder with ` #1` in it below `~`, output in ASCII, a TMPDIR too long for sockets, a data worker."""
     with tempfile.TemporaryDirectory(prefix="d" * 80, dir="/tmp") as temporary:
         done = finish(
             "crossval", tiny, "--folds", "1", "run=~/lr #1", "epochs=1", "data.workers=1", "eval_every=null",
