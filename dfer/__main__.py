@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from dfer.errors import DferError, StorageError, UsageError, message
 from dfer.interruption import Stop
 from dfer.leaving import Leaving
+from dfer.surroundings import accept_any_encoding, refuse_copies
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
@@ -42,6 +43,7 @@ EXAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a DferError becomes one line on stderr and its exit code."""
+    accept_any_encoding()
     with redirect_stderr(sys.stderr if _speaks() else StringIO()):
         args = parse(argv)
     # Libraries' notices to their own developers; ours are printed as messages.
@@ -108,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = _command(commands, name, command, text)
         sub.add_argument("config", type=Path, help="YAML file, see configs/")
-        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
+        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's; text as it is")
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
             sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
@@ -173,6 +175,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _train(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig
@@ -189,6 +192,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _crossval(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig
@@ -207,6 +211,7 @@ def _crossval(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
     from dfer import config, run
     from dfer.distributed import from_environment, process_group
     from dfer.run_config import RunConfig

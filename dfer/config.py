@@ -3,6 +3,8 @@
 Every room owns the dataclass of what it needs; `dfer.run_config.RunConfig` composes them. A YAML file says only what
 differs from the defaults, and may name another file as `base:`. A field typed as a union of dataclasses is chosen by
 `name:`.
+
+On the command line a value for a text key is that text, letter by letter; a value for any other key is read as YAML.
 """
 
 import math
@@ -10,13 +12,15 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from dfer.errors import UsageError, did_you_mean, message
+from dfer.overrides import type_at, value_of
+from dfer.surroundings import expand_home
 from dfer.yaml_text import MAX_BYTES, YamlProblem, parse
 
 T = TypeVar("T")
@@ -39,8 +43,16 @@ class ConfigProblem(UsageError):
     """One or more things wrong in a configuration, each with its key."""
 
 
+def key(default: Any = MISSING, *, path: bool = False) -> Any:
+    """A dataclass field with facts about the key.
+
+    path: it may name a folder or file, so `~` at its start is replaced by the home folder where it is read.
+    """
+    return field(default=default, metadata={"path": path})
+
+
 def load(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file (and its bases), apply `a.b=c` overrides, build `kind`.
+    """Read a YAML file (and its bases), apply `a.b=c` overrides, build `kind`. `~` in paths becomes the home folder.
 
     Raises:
         ConfigProblem: unknown key, wrong type, missing value; all problems of the file at once.
@@ -55,7 +67,7 @@ def load_text(text: bytes, kind: type[T], overrides: Sequence[str] = (), *, wher
 
 def _built(plain: dict[str, Any], kind: type[T], overrides: Sequence[str], *, where: object) -> T:
     for text in overrides:
-        plain = merged(plain, _override(text), kind)
+        plain = merged(plain, _override(text, plain, kind), kind)
     try:
         return from_plain(kind, plain)
     except ConfigProblem as problem:
@@ -66,11 +78,12 @@ def read_yaml(path: Path, kind: Any = None, _depth: int = 0) -> dict[str, Any]:
     """A YAML mapping with its `base:` files merged below it. `base` is relative to the file that names it."""
     if _depth > MAX_BASES:
         raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
+    path = Path(expand_home(str(path)))
     plain = _mapping(_read(path), path)
     base = plain.pop("base", None)
     if base is None:
         return plain
-    return merged(read_yaml(path.parent / str(base), kind, _depth + 1), plain, kind)
+    return merged(read_yaml(path.parent / expand_home(str(base)), kind, _depth + 1), plain, kind)
 
 
 def _read(path: Path) -> bytes:
@@ -118,18 +131,20 @@ def _chooses_anew(hint: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     return several and new.get("name", old.get("name")) != old.get("name")
 
 
-def _override(text: str) -> dict[str, Any]:
+def _override(text: str, plain: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """The mapping that `a.b=c` stands for. plain: what it is laid over, which may choose the dataclass of its key."""
     key, equals, value = text.partition("=")
     if not equals or not key or key.count(".") > MAX_BASES:
         raise ConfigProblem(message("override", expected="key.sub=value", got=_shown(text), do="Write it as seed=2."))
+    parts = key.split(".")
     try:
-        plain: Any = parse(value.encode(errors="surrogatepass"))
+        out: Any = value_of(value, type_at(kind, plain, parts))
     except YamlProblem as error:
         got = f"{_shown(value)} ({error})"
-        raise ConfigProblem(message(key, expected="a YAML value", got=got, do="Put it in quotes.")) from error
-    for part in reversed(key.split(".")):
-        plain = {part: plain}
-    return typing.cast(dict[str, Any], plain)
+        raise ConfigProblem(message(key, expected="a YAML value", got=got, do="Correct it.")) from error
+    for part in reversed(parts):
+        out = {part: out}
+    return typing.cast(dict[str, Any], out)
 
 
 def to_yaml(config: Any) -> str:
@@ -140,6 +155,15 @@ def to_yaml(config: Any) -> str:
 def to_plain(config: Any) -> Any:
     """Plain dicts, lists and scalars of a dataclass instance."""
     return _plain(asdict(config))
+
+
+def changed(config: T, values: Mapping[str, Any]) -> T:
+    """A dataclass with other values at some dotted keys."""
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        value = changed(getattr(config, name), {rest: value}) if rest else value
+        config = replace(typing.cast(Any, config), **{name: value})
+    return config
 
 
 def _plain(value: Any) -> Any:
@@ -240,6 +264,8 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     for name, f in known.items():
         if name in plain:
             values[name] = _build(hints[name], plain[name], _join(where, name), problems)
+            if f.metadata.get("path") and isinstance(values[name], str):
+                values[name] = _expanded(values[name], _join(where, name), problems)
         elif f.default is MISSING and f.default_factory is MISSING:
             key = _join(where, name)
             problems.append(f"{key}: required, but missing. Add it to the file or as {key}=VALUE")
@@ -250,6 +276,16 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     except ConfigProblem as problem:
         problems.append(str(problem) if not where else f"{where}: {problem}")
     return None
+
+
+def _expanded(path: str, where: str, problems: list[str]) -> str:
+    if not path:
+        problems.append(f"{where}: expected a path or URL, got nothing. Write one, or leave the key out")
+    try:
+        return expand_home(path)
+    except UsageError as problem:
+        problems.append(f"{where}: {problem}")
+        return path
 
 
 def _union(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:

@@ -106,13 +106,21 @@ def revision() -> str:
     found = ""
     with suppress(OSError, subprocess.TimeoutExpired):
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=False).stdout.strip()
     return found or os.environ.get(REVISION) or "unknown"
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line
+            for line in info.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     name = names[0].partition(":")[2].strip() if names else platform.processor() or "unknown"
     return f"CPU {name}, {os.cpu_count()} cores"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dfer.checkpoint import CheckpointConfig
-from dfer.config import ConfigProblem
+from dfer.config import ConfigProblem, key
 from dfer.data.loader import DataConfig
 from dfer.distributed import World
 from dfer.evaluation.results import Published
@@ -25,7 +25,7 @@ class RunConfig:
     record_clips: write into metrics.jsonl which clips made up each step.
     """
 
-    run: str
+    run: str = key(path=True)
     seed: int = 1
     fold: int = 1
     epochs: int

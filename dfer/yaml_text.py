@@ -1,10 +1,12 @@
 """YAML text that may be anybody's into plain values: bounded, and of YAML only what a configuration needs.
 
 PyYAML's safe loader makes no objects, but knows aliases, of which a few lines unfold into gigabytes, tags, numbers as
-long as the file, and raises whatever its parts raise. Here a file is small, flat and a tree, or refused.
+long as the file, and raises whatever its parts raise. Here a file is small, flat and a tree, or refused. So is what
+YAML 1.1 reads differently from how it is written: `010` as 8, `1:30` as 90, `no` as false, `/data/lr #1` as `/data/lr`.
 """
 
-from collections.abc import Hashable
+import re
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import yaml
@@ -22,15 +24,38 @@ def parse(text: bytes) -> Any:
     """Mappings, lists, text, numbers up to 64 bits, true, false and null of one YAML document.
 
     Raises:
-        YamlProblem: larger than MAX_BYTES, not UTF-8, not YAML, nested deeper than MAX_DEPTH, or with an alias, a tag
-            or a key twice.
+        YamlProblem: larger than MAX_BYTES, not UTF-8, not YAML, nested deeper than MAX_DEPTH, with an alias, a tag, a
+            key twice, or a word that YAML reads differently from how it is written.
     """
+    return _read(text, _whole)
+
+
+def parse_value(text: bytes) -> Any:
+    """As `parse`, for a single value such as one of the command line: a comment in it is refused, not left out."""
+    return _read(text, _uncommented)
+
+
+def _read(text: bytes, read: Callable[[str], Any]) -> Any:
     if len(text) > MAX_BYTES:
         raise YamlProblem(f"{len(text):,} bytes, more than {MAX_BYTES:,}")
     try:
-        return yaml.load(text.decode(), _Loader)  # a safe loader, see below
+        return read(text.decode())
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise YamlProblem(" ".join(str(error).split())[:400]) from error
+
+
+def _whole(text: str) -> Any:
+    return yaml.load(text, _Loader)  # a safe loader, see below
+
+
+def _uncommented(text: str) -> Any:
+    """As `_whole`; between the tokens of YAML there is nothing but blanks and comments."""
+    value, end = _whole(text), 0
+    for token in yaml.scan(text, _Loader):
+        if "#" in text[end : token.start_mark.index]:
+            raise YamlProblem("what follows ` #` is a comment in YAML and would be left out")
+        end = max(end, token.end_mark.index)
+    return value
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,10 +84,50 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        _as_written(node, _WHOLE, "in decimal digits without leading zeros, `_` or `:`")
         number = super().construct_yaml_int(node)
         if not -(2**63) <= number < 2**63:
             raise _problem("a whole number of more than 64 bits", node)
         return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        _as_written(node, _FLOAT, "without `_` or `:`")
+        return super().construct_yaml_float(node)
+
+    def construct_yaml_bool(self, node: yaml.ScalarNode) -> bool:
+        _as_written(node, _BOOL, "as true or false")
+        return super().construct_yaml_bool(node)
+
+    def construct_yaml_null(self, node: yaml.ScalarNode) -> None:
+        _as_written(node, _NULL, "as null")
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text, after = super().construct_yaml_str(node), node.end_mark
+        if node.style is None and after.buffer and _HASH.match(after.buffer, after.pointer):
+            raise _problem(
+                f"{_shown(text)} would end before ` #`: put the text in quotes, or a blank behind the # of a comment",
+                node,
+            )
+        return text
+
+
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[^_:]+")
+_BOOL = re.compile(r"true|false", re.IGNORECASE)
+_NULL = re.compile(r"(null)?", re.IGNORECASE)
+_HASH = re.compile(r"[ \t]+#[^\s#]")
+"""Behind a word: a comment that has no blank after its #, which may as well be meant as part of the word."""
+
+
+def _as_written(node: yaml.ScalarNode, form: re.Pattern[str], how: str) -> None:
+    """Refuse a word that is a number, a truth value or null to YAML 1.1 alone."""
+    if not form.fullmatch(node.value):
+        told = f"{_shown(node.value)} is not read as it is written: write it {how}, or in quotes where it is text"
+        raise _problem(told, node)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def _problem(text: str, at: Any) -> yaml.YAMLError:
@@ -75,4 +140,5 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _kind in ("int", "float", "bool", "null", "str"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", getattr(_Loader, f"construct_yaml_{_kind}"))

@@ -1,14 +1,18 @@
 """The command line: `dfer-launch local | slurm | ray CONFIG` and `dfer-launch status | logs | cancel RUN`."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dfer.errors import DferError
+from dfer.surroundings import accept_any_encoding
 
 CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "clusters"
+INTERRUPTED = 130
+PIPE_CLOSED = 141
 EXAMPLES = {
     "local": """
   dfer-launch local configs/dfew/dfer_clip.yaml --processes 4
@@ -96,6 +100,7 @@ def _numbers(text: str) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Arguments of the form a.b=c go to the configuration, cluster.x=c to the cluster."""
+    accept_any_encoding()
     top = parser()
     args, overrides = top.parse_known_args(argv)
     stray = [t for t in overrides if t.startswith("-") or "=" not in t or not hasattr(args, "config")]
@@ -103,9 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(stray)}")
     try:
         code: int = args.command(args, overrides)
+        sys.stdout.flush()
     except DferError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        print("interrupted; what was submitted or runs goes on", file=sys.stderr)
+        return INTERRUPTED
     return code
 
 

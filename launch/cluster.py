@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from dfer.config import ConfigProblem, load
+from dfer.config import ConfigProblem, key, load
 
 _OWN = {"array", "comment", "dependency", "error", "job-name", "no-requeue", "output", "requeue", "signal"}
 """Options of sbatch with which the launcher finds, signals and requeues its jobs."""
@@ -53,7 +53,7 @@ class SlurmCluster:
     meet_s: float = 30.0
     setup: tuple[str, ...] = ()
     python: str | None = None
-    folder: str | None = None
+    folder: str | None = key(None, path=True)
     options: dict[str, str] = field(default_factory=dict)
     report: dict[str, str] = field(default_factory=dict)
 
@@ -61,10 +61,10 @@ class SlurmCluster:
         _at_least(self, 1, "nodes", "min_nodes", "processes_per_node", "cpus_per_process", "signal_s", "parallel_folds")
         _at_least(self, 0, "gpus_per_node", "max_timeouts", "max_failures")
         _above_zero(self, "hours", "memory_gb", "meet_s")
-        for key, options in (("options", self.options), ("report", self.report)):
+        for where, options in (("options", self.options), ("report", self.report)):
             if own := _OWN.intersection(name.replace("_", "-") for name in options):
                 expected = "no option that the launcher itself needs"
-                raise ConfigProblem(f"{key}: expected {expected}, got {', '.join(sorted(own))}. Remove it")
+                raise ConfigProblem(f"{where}: expected {expected}, got {', '.join(sorted(own))}. Remove it")
         if self.signal_s >= 60 * self.minutes:
             limit = 60 * self.minutes
             raise ConfigProblem(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, UsageError, message
 from dfer.storage import Folder
+from dfer.surroundings import accept_any_encoding
 from launch.meeting import Meeting, export
 from launch.patience import within
 
@@ -91,8 +92,7 @@ def make_job(
     from dfer.run import known_folds
     from dfer.run_config import RunConfig
 
-    config = load(source, RunConfig, [*overrides])
-    config = load(source, RunConfig, [*overrides, *_absolute(config)])
+    config = _absolute(load(source, RunConfig, overrides))
     for size in worlds:
         _check_batch(config, size)
     if check is not None:
@@ -131,15 +131,15 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
     check_files(config.model, weights=not all(home.exists(RESULT) or committed(home) for home in homes.values()))
 
 
-def _absolute(config: "RunConfig") -> list[str]:
+def _absolute(config: "RunConfig") -> "RunConfig":
+    """With absolute paths, which are values: read as YAML once more, ` #` in one would cut it."""
+    from dfer.config import changed
     from dfer.models.build import files
 
     places = {"run": config.run, "data.shards": config.data.shards, "data.cache": config.data.cache}
     places |= {f"model.{key}": path for key, path in files(config.model).items()}
-    return [
-        f"{key}={Path(value).absolute()}" for key, value in places.items()
-        if value is not None and "://" not in value and "::" not in value
-    ]  # fmt: skip
+    local = {key: path for key, path in places.items() if path and "://" not in path and "::" not in path}
+    return changed(config, {key: str(Path(path).absolute()) for key, path in local.items()})
 
 
 def _check_batch(config: "RunConfig", size: int) -> None:
@@ -171,6 +171,7 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
         DferError: as `dfer.run.train`. ProcessError: the processes do not find each other. UsageError: this host has
         not the packages or the GPUs that it takes.
     """
+    accept_any_encoding()
     export({**place.variables(), **place.meeting.hold()})
     try:
         return _train(job, fold, place, stop)

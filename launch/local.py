@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from dfer.errors import StoppedError, UsageError, message
+from dfer.surroundings import refuse_copies
 from launch.processes import Group, wait
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def run(job: Local) -> int:
     """Run the job to its end and return its exit code; the ranks share the cores unless OMP_NUM_THREADS is set.
 
     Raises:
-        UsageError: a wrong configuration; no process is started then.
+        UsageError: a wrong configuration, or srun started several of these launchers; no process is started then.
     """
+    refuse_copies(os.environ)
     from dfer.config import load  # here: `--help` and mistakes in arguments do not wait for torch
     from dfer.run_config import RunConfig
 

@@ -24,7 +24,7 @@ from launch.job import LAUNCH, Job, report
 from launch.records import Record, keep, one_at_a_time, tag
 from launch.slurm_checks import REPORT_MINUTES, check, explain, report_minutes
 from launch.slurm_task import FoldTask, ReportTask
-from launch.slurm_tools import Queued, comment_of, queued, settled, slurm
+from launch.slurm_tools import Queued, comment_of, of_another_job, queued, settled, slurm
 
 SCRIPTS = "slurm"
 _SET_ALWAYS = ("ARRAY_INX", "COMMENT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "REQUEUE", "SIGNAL", "TIMELIMIT")
@@ -193,17 +193,21 @@ class Submission:
 @contextmanager
 def _own_words(cluster: SlurmCluster) -> Iterator[None]:
     """Without the variables by which sbatch would overrule what the script says, such as SBATCH_ACCOUNT in somebody's
-    profile: the cluster file counts, and it is what was checked. Others, and those of keys it leaves open, stay."""
+    profile: the cluster file counts, and it is what was checked. Others, and those of keys it leaves open, stay.
+
+    Nor does sbatch see the variables of an interactive job that this is called from: they would pin the new one."""
     said = {
         "ACCOUNT": cluster.account, "PARTITION": cluster.partition or cluster.report.get("partition"),
         "QOS": cluster.qos, "CONSTRAINT": cluster.constraint, "MEM_PER_NODE": cluster.memory_gb,
         "GPUS_PER_NODE": cluster.gpus_per_node,
     }  # fmt: skip
     names = [*_SET_ALWAYS, *(name for name, value in said.items() if value)]
-    kept = {name: os.environ.pop(name) for name in map("SBATCH_{}".format, names) if name in os.environ}
+    said_twice = [name for name in map("SBATCH_{}".format, names) if name in os.environ]
+    if said_twice:
+        print(f"note: the cluster file counts, not {', '.join(sorted(said_twice))}", file=sys.stderr, flush=True)
+    hidden = [*said_twice, *filter(of_another_job, os.environ)]
+    kept = {name: os.environ.pop(name) for name in hidden}
     try:
-        if kept:
-            print(f"note: the cluster file counts, not {', '.join(sorted(kept))}", file=sys.stderr, flush=True)
         yield
     finally:
         os.environ.update(kept)

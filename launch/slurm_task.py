@@ -22,6 +22,7 @@ from submitit.core.utils import UncompletedJobError
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
 from dfer.interruption import Stop
 from dfer.leaving import Leaving
+from dfer.surroundings import accept_any_encoding
 from launch.job import Job, Place, report, run_job, share_cores
 from launch.meeting import Meeting, port_of
 from launch.slurm_tools import SlurmError, patiently, show_job, slurm
@@ -46,6 +47,7 @@ class FoldTask:
     def __call__(self) -> None:
         """Train; ends the process with the exit code of the error."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
+        accept_any_encoding()
         leaving, stop = Leaving(), Stop()
         with stop.on_signals():
             share_cores(self.cpus)
@@ -78,6 +80,7 @@ class ReportTask:
 
     def __call__(self) -> None:
         """Write and print the report; fails when folds are missing, after saying which."""
+        accept_any_encoding()
         try:
             report(self.run, self.folds)
         except DferError as error:

@@ -1,6 +1,7 @@
 """SLURM's commands, each with an end and a message: what is queued, what a partition offers, who may use it."""
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ CONTROLLER_S = 60.0
 """How long a controller that restarts is waited for."""
 ENDING_S = 30.0
 """How long a job that is ending is waited for: it may go back into the queue."""
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "PMI")
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
+"""Variables that say which cluster is asked, and by whom."""
 _FIELDS = "%P|%a|%D|%F|%l|%s|%G"
 
 
@@ -29,6 +33,19 @@ class SlurmError(UsageError):
         self.said = said
 
 
+def of_another_job(name: str) -> bool:
+    """Whether a variable describes the job that this process runs in, or changes what SLURM's commands answer.
+
+    sbatch hands its whole environment to the job, where srun obeys SLURM_CPU_BIND, SLURM_MEM_PER_CPU and the rest.
+    """
+    return name.startswith(_OF_A_JOB) and name not in _OF_THE_CLUSTER
+
+
+def environment() -> dict[str, str]:
+    """The environment for SLURM's commands: this process's, without what belongs to the job around it."""
+    return {name: value for name, value in os.environ.items() if not of_another_job(name)}
+
+
 def slurm(*words: str, timeout: float = TIMEOUT_S) -> str:
     """What one of SLURM's commands prints.
 
@@ -36,7 +53,15 @@ def slurm(*words: str, timeout: float = TIMEOUT_S) -> str:
         SlurmError: it is not there, fails or takes too long.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            words,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
     except FileNotFoundError as error:
         do = "Go to a login node of the cluster, or use `dfer-launch local`."
         raise SlurmError(message(words[0], expected="SLURM's commands on this machine", got="none", do=do)) from error
@@ -83,7 +108,7 @@ def folds_of(comment: str) -> list[int]:
 
 def queued(name: str) -> list[Queued]:
     """This user's jobs of a name that wait, run or end just now."""
-    words = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--name={name}"]
+    words = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--name={name}"]
     lines = slurm(*words, "--format=%i|%T|%r|%N|%k").splitlines()
     out = []
     for line in lines:
@@ -160,8 +185,13 @@ def minutes_of(limit: str) -> int | None:
 
 
 def accounts() -> list[str]:
-    """Accounts that this user may charge; none where the cluster keeps no such books or does not say."""
-    words = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", "format=account"]
+    """Accounts that this user may charge; none where the cluster keeps no such books or does not say, or where the user
+    has a number but no name, as in a container."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        return []
+    words = ["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account"]
     try:
         return sorted({line.strip() for line in slurm(*words).splitlines() if line.strip()})
     except SlurmError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dfer.data.format import data_name
 from dfer.errors import DferError, without_secrets
+from dfer.surroundings import accept_any_encoding
 from shards import pool
 from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips
 from shards.output import storage_errors
@@ -42,6 +43,7 @@ SHOW_EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code. User errors are one message on the error stream."""
+    accept_any_encoding()
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = parsed.command
     try:

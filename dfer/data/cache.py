@@ -31,6 +31,7 @@ from pathlib import Path
 from dfer.data.cached_shard import CachedShard, opened
 from dfer.errors import message
 from dfer.local_files import denial, permitted
+from dfer.surroundings import expand_home
 
 VARIABLE = "DFER_CACHE"
 _log = logging.getLogger(__name__)
@@ -268,4 +269,5 @@ def _evict(path: Path) -> bool:
 
 def default_folder() -> Path:
     """Where shards are cached without `data.cache`: DFER_CACHE, else the user's own folder in the temporary one."""
-    return Path(os.environ.get(VARIABLE) or Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}")
+    named = os.environ.get(VARIABLE)
+    return Path(expand_home(named) if named else Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}")

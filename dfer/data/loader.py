@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from dfer.config import ConfigProblem
+from dfer.config import ConfigProblem, key
 from dfer.data.augment import AugmentConfig
 from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
@@ -34,6 +34,7 @@ from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
 from dfer.interruption import SIGNALS
 from dfer.recognition import BadClip, ClipBatch
+from dfer.surroundings import keep_socket_names_short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +48,14 @@ class DataConfig:
     max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
     """
 
-    shards: str
+    shards: str = key(path=True)
     frames: int = 16
     size: int = 224
     workers: int = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     canonical_partitions: int = 1
     classes: str = "basic7"
-    cache: str | None = None
+    cache: str | None = key(None, path=True)
     cache_gib: float = CACHE_GIB
     read_ahead: bool = True
     max_bad_share: float = 0.0
@@ -183,6 +184,7 @@ class _Requests(Sampler[Request]):
 def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataLoader[Any]":
     options: dict[str, Any] = {}
     if workers:
+        keep_socket_names_short()
         resource_tracker.ensure_running()  # starting it later would undo what `_deaf` does about SIGTERM
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", __name__])

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfer.config import ConfigProblem
+from dfer.config import ConfigProblem, key
 from dfer.emotions import Emotions, TextKind
 from dfer.errors import UsageError, message
 from dfer.models.prompts import ContextPosition, PromptLearner, layout
@@ -37,7 +37,7 @@ class DferClipConfig:
 
     name: Literal["dfer_clip"] = "dfer_clip"
     towers: TowersConfig = field(default_factory=TowersConfig)
-    released: str | None = None
+    released: str | None = key(None, path=True)
     text: TextKind = "class_descriptor"
     num_contexts: int = 8
     context_position: ContextPosition = "end"

@@ -20,7 +20,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from dfer.config import ConfigProblem
+from dfer.config import ConfigProblem, key
 from dfer.errors import CheckpointError, did_you_mean, message
 from dfer.models import conv
 from dfer.models.architecture import LIMITS, read_architecture
@@ -51,8 +51,8 @@ class TowersConfig:
     image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
     """
 
-    arch: str = "ViT-B-32-quickgelu"
-    pretrained: str | None = None
+    arch: str = key("ViT-B-32-quickgelu", path=True)
+    pretrained: str | None = key(None, path=True)
     image_size: int | None = None
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class FakeSlurm:
         self.file = folder / "slurm.json"
         self.change(
             calls=[], jobs=[], gone=[], states={}, broken={}, sinfo=SINFO, sacct="", sacctmgr="vision\nresearch\n",
-            scontrol={}, refuses="-",
+            scontrol={}, refuses="-", foreign={}, hangs=[],
         )  # fmt: skip
 
     def change(self, **fields: Any) -> None:

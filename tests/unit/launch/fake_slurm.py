@@ -5,12 +5,15 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 state_file = Path(os.environ["FAKE_SLURM"])
 state = json.loads(state_file.read_text())
 command, words = Path(sys.argv[0]).name, sys.argv[1:]
 state["calls"].append([command, *words])
+foreign = ("SLURM", "PMI", "SQUEUE", "SINFO", "SACCT", "SCONTROL", "SRUN")
+state["foreign"][command] = sorted(name for name in os.environ if name.startswith(foreign))
 
 
 def option(name: str) -> str:
@@ -23,6 +26,9 @@ def tasks(job: dict[str, str]) -> list[str]:
 
 
 code, error = 0, ""
+if command in state["hangs"]:
+    state_file.with_name("hangs").touch()
+    time.sleep(60)
 broken = next((name for name in (command, " ".join([command, *words[:1]])) if name in state["broken"]), "")
 if broken:
     code, error = 1, state["broken"][broken]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dfer.config import FILE_KEYS, load, load_text, to_yaml
 from dfer.distributed import World
@@ -83,6 +84,28 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
     config = load(CONFIG, RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
     keys = {f"model.{key}" for each in (config, replace(config, released="dfer.pth")) for key in files(each)}
     assert keys == {*FILE_KEYS} and files(config, weights=False) == {"towers.arch": "own.json"}
+
+
+@pytest.mark.parametrize("name", ["lr #1", "010", "a: b", "null", "'q\"", "漢", "~"])
+def test_places_reach_the_processes_letter_by_letter(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of a file too, which YAML would read once more if they were handed on as words."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    source = tmp_path / "c.yaml"
+    source.write_text(yaml.safe_dump({"base": str(CONFIG), "run": f"./{name}", "data": {"shards": "s", "cache": "c"}}))
+    job = make_job(source, [f"data.shards=./{name}"], (), worlds=(1,))
+    seen: list[Any] = []
+    monkeypatch.setattr("dfer.run.train", lambda config, *_: seen.append(config))
+    monkeypatch.setattr(module, "export", lambda _: None)
+    place = Place(
+        rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
+    )
+    run_job(pickle.loads(pickle.dumps(job)), 2, place, Stop())
+    here = f"{tmp_path}/{name}"
+    assert (job.run, seen[0].run) == (f"{here}/{name}", f"{here}/{name}/fold_2")
+    assert (seen[0].data.shards, seen[0].data.cache) == (f"{here}/{name}", f"{here}/c")
 
 
 def test_urls_stay_as_they_are() -> None:

@@ -1,0 +1,59 @@
+"""The value that `VALUE` in `a.b=VALUE` stands for: the text itself for a text key, else what YAML reads.
+
+The type of the key decides, not the look of the value: a run folder may be called `010` or `/data/lr #1`.
+"""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from dfer.yaml_text import parse_value
+
+
+def value_of(text: str, kind: Any) -> Any:
+    """The value for a key of type `kind`. Where text may be missing, `null` and nothing at all mean that it is.
+
+    Raises:
+        YamlProblem: a value for another key than one of text that YAML cannot read, or reads differently from how it
+            is written.
+    """
+    if is_text(kind):
+        return text
+    present = [option for option in options(kind) if option is not type(None)]
+    if len(present) == 1 and is_text(present[0]):
+        return None if text in ("", "null") else text
+    return parse_value(text.encode(errors="surrogatepass"))
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a type takes nothing but text."""
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
+
+
+def options(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def type_at(kind: Any, plain: Any, parts: Sequence[str]) -> Any:
+    """The type of the value at a path of keys, none where there is no such key.
+
+    kind: dataclass at the top. plain: values that are there already; `name` in them chooses one of several dataclasses.
+    """
+    for part in parts:
+        there = plain if isinstance(plain, Mapping) else {}
+        kind, plain = _type_of(options(kind), there.get("name"), part), there.get(part)
+    return kind
+
+
+def _type_of(several: Sequence[Any], name: Any, part: str) -> Any:
+    """The type of a key in the dataclass that is chosen by `name`, else in the first of several types that has it."""
+    found: list[Any] = []
+    for option in several:
+        if get_origin(option) is dict:
+            found.append(get_args(option)[1] | None)  # null takes away what the file has
+        elif is_dataclass(option) and part in (hints := typing.get_type_hints(option)):
+            found.insert(0 if name in get_args(hints.get("name")) else len(found), hints[part])
+    return found[0] if found else None

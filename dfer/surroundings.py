@@ -1,0 +1,90 @@
+"""What a process finds where it is started: encoding of its output, home folder, temporary folder, other copies of it.
+
+Nothing here is chosen by a configuration. Everything here has ended a run of somebody's.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from io import TextIOWrapper
+from multiprocessing import util
+from pathlib import Path
+
+from dfer.errors import StorageError, UsageError, message
+
+_SOCKET_NAME = "/pymp-12345678/listener-12345678"
+"""What multiprocessing appends to the temporary folder for the name of a socket."""
+_MOST_BYTES = 107 - len(_SOCKET_NAME)
+"""Longest temporary folder in which such a name fits: the system takes 107 bytes."""
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_COPIES = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
+"""Variables in which a starter of several processes says how many it started, and its name."""
+
+
+def accept_any_encoding() -> None:
+    """Have characters that stdout or stderr cannot encode written as escapes, where Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def expand_home(text: str) -> str:
+    """The path with `~` or `~user` at its start replaced by that home folder; URLs and other paths as they are.
+
+    Raises:
+        UsageError: there is no such home folder.
+    """
+    if "://" in text or not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        whose = text.partition("/")[0]
+        do = f"Write the whole path, or ./{whose} for a folder of that name."
+        raise UsageError(message(text, expected="a home folder", got=f"none for {whose}", do=do)) from error
+
+
+def keep_socket_names_short() -> None:
+    """Have multiprocessing keep its sockets in another temporary folder where TMPDIR is too long for their names.
+
+    Call it before the first process is started: children inherit the choice, and multiprocessing makes it once.
+
+    Raises:
+        StorageError: TMPDIR is too long and no shorter folder can be written.
+    """
+    chosen = tempfile.gettempdir()
+    if len(os.fsencode(chosen)) <= _MOST_BYTES:
+        return
+    for folder in _SHORT_FOLDERS:
+        tempfile.tempdir = folder
+        try:
+            util.get_temp_dir()
+        except OSError:
+            continue
+        else:
+            return
+        finally:
+            tempfile.tempdir = chosen
+    expected = f"a folder of at most {_MOST_BYTES} bytes for sockets, or one of {', '.join(_SHORT_FOLDERS)} to write to"
+    do = "Set TMPDIR to a shorter folder, or data.workers=0."
+    raise StorageError(message("TMPDIR", expected=expected, got=chosen, do=do))
+
+
+def refuse_copies(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes that were started beside each other but do not know of each other.
+
+    Raises:
+        UsageError: `srun -n 2` or `mpirun -n 2` without a process group: each would train the same run alone.
+    """
+    if environment.get("WORLD_SIZE"):
+        return
+    for name, starter in _COPIES.items():
+        count = environment.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            do = (
+                "Use `dfer-launch slurm CONFIG` on a SLURM cluster, `dfer-launch local CONFIG --processes N` in one "
+                "task of a host, or torchrun in one task a host; set WORLD_SIZE=1 if this is the only copy."
+            )
+            got = f"{count} copies started by {starter} without RANK and WORLD_SIZE, each of which would do all of it"
+            raise UsageError(message(name, expected="one process, or a process group", got=got, do=do))
