@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
             sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
-    sub = _command(commands, "evaluate", _evaluate, "evaluate a run again, or a configuration's weights as they are")
+    sub = _command(commands, "evaluate", _evaluate, "evaluate a run, finished or not, or a configuration's weights")
     sub.add_argument("source", help="run folder (also s3://...), or YAML file")
     sub.add_argument("overrides", nargs="*", metavar="a.b=c")
     sub = _command(commands, "predict", _predict, "expressions of clips given as folders of face frames")
@@ -212,7 +212,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _scores(run_folder: str, result: "FoldResult") -> str:
     on = f" on {result.data}" if result.generated else ""
-    return f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
+    line = f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
+    if result.complete:
+        return line
+    from dfer.evaluation.results import file_of
+
+    where = f"epoch {result.epoch} of {result.epochs}, in {file_of(result)}"
+    return f"{line}; the training is not complete: {where}"
 
 
 def _is_folder(source: str) -> bool:

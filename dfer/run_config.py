@@ -56,8 +56,9 @@ class RunConfig:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
 
     def share(self, world: World) -> int:
-        """Clips a rank takes through the model at once in training: its whole part of a step, or the largest divisor
-        of it that is not above `micro_batch`, so that other numbers of ranks make up the same global batch."""
+        """Clips a rank takes through the model at once in training: its whole part of a step, or that cut into as few
+        micro-batches of at most `micro_batch` as there can be, all equally long but for the last, which may be shorter.
+        """
         whole = max(1, self.batch // world.size)
-        most = min(self.micro_batch or whole, whole)
-        return next(size for size in range(most, 0, -1) if whole % size == 0)
+        times = -(-whole // min(self.micro_batch or whole, whole))
+        return -(-whole // times)

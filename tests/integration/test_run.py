@@ -280,7 +280,11 @@ def test_a_report_of_some_folds_says_which_are_missing(
     done = here(capsys, "report", tmp_path / "run")
     assert "No result yet for fold 2, fold 3, fold 5: means cover 2 of 5 folds." in done.stdout
     assert (tmp_path / "run" / "report" / "index.html").exists()
-    refused(here(capsys, "report", tmp_path), 5, "expected a results/test.json in the run or in fold_*/, got none")
+    refused(
+        here(capsys, "report", tmp_path),
+        5,
+        "expected a results/test.json of a complete training in the run or in fold_*/, got none",
+    )
 
 
 def test_a_dry_run_writes_nothing(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
