@@ -228,12 +228,12 @@ def _is_folder(source: str) -> bool:
 def _config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
     """The configuration of a run folder. Raises UsageError when it is none of a single run."""
     from dfer.config import load_text
-    from dfer.folder import CONFIG, MAX_BYTES
     from dfer.run_config import RunConfig
+    from dfer.run_files import CONFIG, MAX_CONFIG_BYTES
     from dfer.storage import Folder
 
     home = Folder(source, what="the run folder")
-    text = home.read(CONFIG, most=MAX_BYTES)
+    text = home.read(CONFIG, most=MAX_CONFIG_BYTES)
     if text is None:
         folds = [name for name in home.folders() if name.startswith("fold_") and (home / name).exists(CONFIG)]
         do = f"Give one of its folds: {home / folds[0]}" if folds else "Train first: dfer train CONFIG"

@@ -32,7 +32,6 @@ from dfer.yaml_text import YamlProblem, parse
 ENVIRONMENT = "environment.json"
 REVISION = "DFER_REVISION"
 """Variable in which a launcher names the revision where it leaves git behind, as Ray does."""
-MAX_BYTES = MAX_CONFIG_BYTES
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
@@ -72,7 +71,7 @@ def recorded(folder: Folder) -> dict[str, Any]:
     Raises:
         CheckpointError: it is no configuration.
     """
-    existing = folder.read(CONFIG, most=MAX_BYTES)
+    existing = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
     return {} if existing is None else _plain_yaml(folder.where(CONFIG), existing)
 
 

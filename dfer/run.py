@@ -40,7 +40,7 @@ from dfer.run_facts import (
     source_of,
     state_facts,
 )
-from dfer.run_files import finished, is_trained
+from dfer.run_files import CONFIG, finished, is_trained
 from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.engine import Engine, build_engine, enough_gpu_memory, inference
@@ -189,7 +189,7 @@ def crossval(
     if unknown:
         raise ConfigProblem(f"folds: expected some of {', '.join(map(str, known))}, got {unknown[0]}. Correct --folds")
     home = Folder(config.run, what="run")
-    if on_first(lambda: home.exists(folder.CONFIG), world):
+    if on_first(lambda: home.exists(CONFIG), world):
         raise UsageError(
             f"{config.run}: expected a folder for {len(known)} folds, got the run of a single one. "
             "Choose another one with run=FOLDER."

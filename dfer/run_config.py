@@ -18,11 +18,12 @@ class RunConfig:
     """Everything one run is made of; the resolved whole is written into its folder.
 
     run: run folder. seed: of the order, the draws and the initial weights. fold: which partition tests (1 for FERV39k).
-    epochs: passes over the training clips. batch: clips of an optimizer step over all ranks; micro_batch: most clips a
-    rank takes through the model at once, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs
-    between evaluations during training, none = as often as the selection needs. select: which checkpoint is reported;
-    val_share: part of the training clips held out for `best_on_val`. published: a paper's numbers, to show beside ours.
-    record_clips: write into metrics.jsonl which clips made up each step.
+    epochs: passes over the training clips, may grow under constant and step schedules. batch: clips of an optimizer
+    step over all ranks; micro_batch: most clips a rank takes through the model at once, none = its whole share;
+    eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often as the
+    selection needs. select: which checkpoint is reported; val_share: part of the training clips held out for
+    `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write into metrics.jsonl which clips
+    made up each step.
     """
 
     run: str

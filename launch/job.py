@@ -125,9 +125,9 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
     from dataclasses import replace
 
     from dfer.distributed import World
-    from dfer.folder import CONFIG, check
+    from dfer.folder import check
     from dfer.models.build import check_files
-    from dfer.run_files import committed
+    from dfer.run_files import CONFIG, committed
 
     homes = {fold: Folder(job.fold_url(fold), what="run") for fold in job.folds}
     for fold, home in homes.items():
