@@ -63,7 +63,7 @@ def saved(run: Path, step: int) -> bool:
 
 
 def test_a_killed_run_that_is_evaluated_goes_on_to_the_same_end(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
-    """A real process, killed after its first epoch, and one that evaluates it; the end is that of an undisturbed run."""
+    """A real process, killed after its first epoch, and one that evaluates it; then the end of an undisturbed run."""
     words = (tiny, *SGD, "epochs=12")
     run, straight = tmp_path / "run", tmp_path / "straight"
     killed("train", *words, f"run={run}", when=lambda: any(run.glob("checkpoints/*/manifest.json")))
