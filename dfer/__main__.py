@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
             sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
-    sub = _command(commands, "evaluate", _evaluate, "evaluate a run again, or a configuration's weights as they are")
+    sub = _command(commands, "evaluate", _evaluate, "evaluate a run, finished or not, or a configuration's weights")
     sub.add_argument("source", help="run folder (also s3://...), or YAML file")
     sub.add_argument("overrides", nargs="*", metavar="a.b=c")
     sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
@@ -237,7 +237,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _scores(run_folder: str, result: "FoldResult") -> str:
     on = f" on {result.data}" if result.generated else ""
-    return f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
+    line = f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
+    if result.complete:
+        return line
+    from dfer.evaluation.results import file_of
+
+    where = f"epoch {result.epoch} of {result.epochs}, in {file_of(result)}"
+    return f"{line}; the training is not complete: {where}"
 
 
 def _is_folder(source: str) -> bool:
@@ -247,12 +253,12 @@ def _is_folder(source: str) -> bool:
 def _config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
     """The configuration of a run folder. Raises UsageError when it is none of a single run."""
     from dfer.config import load_text
-    from dfer.folder import CONFIG, MAX_BYTES
     from dfer.run_config import RunConfig
+    from dfer.run_files import CONFIG, MAX_CONFIG_BYTES
     from dfer.storage import Folder
 
     home = Folder(source, what="the run folder")
-    text = home.read(CONFIG, most=MAX_BYTES)
+    text = home.read(CONFIG, most=MAX_CONFIG_BYTES)
     if text is None:
         folds = [name for name in home.folders() if name.startswith("fold_") and (home / name).exists(CONFIG)]
         do = f"Give one of its folds: {home / folds[0]}" if folds else "Train first: dfer train CONFIG"

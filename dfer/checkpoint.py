@@ -222,13 +222,15 @@ class Checkpoints:
         """
         return self._shared(on_first(self._find_latest, self._world))
 
-    def best(self) -> Checkpoint | None:
+    def best(self, newest: Checkpoint | None = None) -> Checkpoint | None:
         """The checkpoint the newest one names as best, or None when no selection was made.
+
+        newest: what `latest` gave, where the caller has it already; it is closed.
 
         Raises:
             CheckpointError: it is damaged or gone.
         """
-        newest = self.latest()
+        newest = newest or self.latest()
         if newest is None:
             return None
         newest.close()

@@ -33,7 +33,8 @@ FREE_KEYS = (
     "eval_batch", "engine.name", "engine.zero", "checkpoint", "published", "log_every", "record_clips",
 )  # fmt: skip
 """Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,
-not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results."""
+not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results.
+Other keys may change within limits: `dfer.changes`."""
 
 FILE_KEYS = ("model.released", "model.towers.arch", "model.towers.pretrained")
 """Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""

@@ -1,6 +1,7 @@
 """The run folder: who wrote it, with what configuration, in which environment.
 
-RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one
+RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one, but for
+                        what `dfer.config.FREE_KEYS` and `dfer.changes` let change
 RUN/environment.json    versions, revision, command, hardware
 RUN/metrics.jsonl  RUN/checkpoints/  RUN/lease/  RUN/results/*.json  RUN/report/
 
@@ -20,16 +21,17 @@ from typing import Any
 
 import torch
 
+from dfer.changes import noted, objection
 from dfer.config import ConfigProblem, computed, from_plain, to_plain, to_yaml
 from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, UsageError, message, without_secrets
+from dfer.run_files import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+ENVIRONMENT = "environment.json"
 REVISION = "DFER_REVISION"
 """Variable in which a launcher names the revision where it leaves git behind, as Ray does."""
-MAX_BYTES = 2**20
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
@@ -47,13 +49,15 @@ def write(folder: Folder, config: Any, world: World, *, finished: bool = False) 
     """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
 
     All ranks call it; the first one writes. finished: the run's results stand, so the environment that they came from
-    does too.
+    does too; so does its configuration where something was changed that the results would note.
 
     Raises:
         StorageError: it cannot be written.
     """
 
     def work() -> None:
+        if finished and noted(recorded(folder)) != noted(to_plain(config)):
+            return
         folder.write(CONFIG, to_yaml(config).encode())
         if not finished:
             folder.write(ENVIRONMENT, (json.dumps(environment(world), indent=1) + "\n").encode())
@@ -61,10 +65,19 @@ def write(folder: Folder, config: Any, world: World, *, finished: bool = False) 
     on_first(work, world)
 
 
+def recorded(folder: Folder) -> dict[str, Any]:
+    """The configuration that the run folder holds, as plain values; empty when there is none.
+
+    Raises:
+        CheckpointError: it is no configuration.
+    """
+    existing = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
+    return {} if existing is None else _plain_yaml(folder.where(CONFIG), existing)
+
+
 def _check(folder: Folder, config: Any) -> None:
-    existing = folder.read(CONFIG, most=MAX_BYTES)
-    if existing is not None:
-        before = _plain_yaml(folder.where(CONFIG), existing)
+    if folder.size(CONFIG) is not None:
+        before = recorded(folder)
         with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
             before = to_plain(from_plain(type(config), before))
         _refuse_changes(folder, before=before, now=to_plain(config))
@@ -147,9 +160,13 @@ def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
 
 def _refuse_changes(folder: Folder, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = computed(before), computed(now)
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    changed = {key: why for key in different if (why := objection(key, old, new)) is not None}
     if changed:
-        listed = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:5])
+        listed = "; ".join(
+            f"{key} was {old.get(key)!r}, now {new.get(key)!r}{why and f': {why}'}"
+            for key, why in list(changed.items())[:5]
+        )
         raise CheckpointError(
             f"{folder}: expected the configuration it was started with, got {len(changed)} changed keys ({listed}). "
             "Choose another folder with run=FOLDER, or change them back."

@@ -1,10 +1,8 @@
 """Training, cross-validation and evaluation of a configuration: the only place that knows every room."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from functools import partial
 
 from dfer import folder
@@ -12,7 +10,6 @@ from dfer.checkpoint import Checkpoint, Checkpoints
 from dfer.config import ConfigProblem
 from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
-from dfer.data.format import to_json
 from dfer.data.loader import Loader
 from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.data.store import Store
@@ -24,7 +21,7 @@ from dfer.evaluation.report import ReportPaths, write_report
 from dfer.evaluation.results import (
     ELSEWHERE,
     FoldResult,
-    Protocol,
+    file_of,
     fold_result,
     read_result,
     save_predictions,
@@ -34,7 +31,17 @@ from dfer.interruption import Stop
 from dfer.models.build import build
 from dfer.recognition import ClipBatch, Recognition, Recognizer
 from dfer.run_config import RunConfig
-from dfer.run_files import CHECKPOINTS, RESULT
+from dfer.run_facts import (
+    Training,
+    changes_of,
+    manifest_hash,
+    now,
+    protocol_of,
+    refuse_result_alone,
+    source_of,
+    state_facts,
+)
+from dfer.run_files import CONFIG, RESULTS, finished, is_trained
 from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.engine import Engine, build_engine, enough_gpu_memory, inference, set_tf32
@@ -80,8 +87,8 @@ def open_clips(config: RunConfig) -> Clips:
 def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResult:
     """Train one fold and evaluate the selected checkpoint; continues an existing run folder of the same configuration.
 
-    Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is. Another copy that
-    is at work in the folder is fenced off.
+    Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is, unless `epochs`
+    was raised. Another copy that is at work in the folder is fenced off.
 
     Raises:
         StoppedError: on all ranks, when `stop` was requested on any; all is saved.
@@ -89,19 +96,17 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         GpuMemoryError: on the rank whose GPU is too small.
     """
     home, stop = Folder(config.run, what="run"), stop or Stop()
-    finished = on_first(lambda: home.size(RESULT) is not None, world)
+    is_finished = on_first(lambda: finished(home, config.epochs), world)
     folder.check(home, config, world)
-    if finished:
+    if is_finished:
         result = _trained_result(config)
         folder.write(home, config, world, finished=True)
         return result
     clips = open_clips(config)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
-    latest = checkpoints.latest()
-    if latest:
-        _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
     loader = train_loader(config, clips, world)
     _refuse_little_memory([loader, *(_eval_loader(config, part, world) for part in (clips.select, clips.test) if part)])
+    latest = _latest(config, clips, checkpoints, world)
     recognizer = build(
         config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=latest is None
     )
@@ -110,9 +115,11 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
     )  # fmt: skip
     with closing(engine):
+        recorded = on_first(lambda: folder.recorded(home), world)
         folder.write(home, config, world)
         latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
+        changed = changes_of(config, latest, recorded)
         if latest:
             latest.close()
         total = loader.steps_per_epoch * config.epochs
@@ -125,15 +132,27 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
                 engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
                 schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
                 evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state=_facts(recognizer, clips, config), stop=stop, record_clips=config.record_clips,
+                extra_state=state_facts(recognizer, clips.store, clips.emotions, config, changed), stop=stop,
+                record_clips=config.record_clips,
             )  # fmt: skip
         chosen = selected_checkpoint(config, checkpoints)
         if config.select != "last":
             engine.load_weights(chosen.weights())
         chosen.close()
         return _report_test(
-            config, clips, engine.forward, chosen, recognizer, world, checkpoints=checkpoints, stop=stop
-        )
+            config, clips, engine.forward, chosen, recognizer, world, checkpoints=checkpoints, stop=stop,
+            training=Training(epochs=config.epochs, complete=True, changed=changed),
+        )  # fmt: skip
+
+
+def _latest(config: RunConfig, clips: Clips, checkpoints: Checkpoints, world: World) -> Checkpoint | None:
+    """What training goes on from. Raises CheckpointError for other shards, or a result whose checkpoints are gone."""
+    latest = checkpoints.latest()
+    if latest:
+        _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
+    else:
+        on_first(lambda: refuse_result_alone(Folder(config.run)), world)
+    return latest
 
 
 def _trained_result(config: RunConfig) -> FoldResult:
@@ -150,7 +169,7 @@ def _trained_result(config: RunConfig) -> FoldResult:
 
 def _refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
     """Raises CheckpointError when the shards are not those of the training; they may lie elsewhere."""
-    found = _manifest_hash(store)
+    found = manifest_hash(store)
     if trained_on not in (None, found):
         raise CheckpointError(
             f"{config.run}: expected the shards it was started with, manifest sha256 {str(trained_on)[:12]}..., "
@@ -172,7 +191,7 @@ def crossval(
     if unknown:
         raise ConfigProblem(f"folds: expected some of {', '.join(map(str, known))}, got {unknown[0]}. Correct --folds")
     home = Folder(config.run, what="run")
-    if on_first(lambda: home.exists(folder.CONFIG), world):
+    if on_first(lambda: home.exists(CONFIG), world):
         raise UsageError(
             f"{config.run}: expected a folder for {len(known)} folds, got the run of a single one. "
             "Choose another one with run=FOLDER."
@@ -195,6 +214,8 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
     out: where a trained run's results go instead of the run, to which nothing is written then.
+    A training that is not complete may be at work meanwhile: nothing of it is written to, and the result has a file of
+    its own, which does not end the run.
 
     Raises:
         DeniedError: the results cannot be written there; known before the evaluation where that is on a disk.
@@ -202,7 +223,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         UsageError: untrained weights are to be evaluated into the folder of a training run.
     """
     home = Folder(config.run, what="run")
-    if not trained and on_first(lambda: home.exists(CHECKPOINTS), world):
+    if not trained and on_first(lambda: is_trained(home), world):
         raise UsageError(
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
@@ -211,8 +232,12 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     if trained:
         on_first(lambda: _check_target(home, out), world)
     clips = open_clips(config)
-    chosen = selected_checkpoint(config, Checkpoints(home, world=world)) if trained else None
-    if chosen:
+    training, chosen = Training(epochs=0, complete=True), None
+    if trained:
+        checkpoints = Checkpoints(home, world=world)
+        newest = checkpoints.latest()
+        chosen = selected_checkpoint(config, checkpoints, newest)
+        training = Training.at(newest or chosen, epochs=config.epochs)
         _refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
     recognizer = build(
         config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=not trained
@@ -224,16 +249,16 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
         folder.write(home, config, world)
-    return _report_test(config, clips, forward, chosen, recognizer, world, out=out)
+    return _report_test(config, clips, forward, chosen, recognizer, world, training=training, out=out)
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
     """Raises UsageError where `out` is a run folder, DeniedError where the results cannot be written."""
-    if out and out.exists(folder.CONFIG):
+    if out and out.exists(CONFIG):
         do = "Choose another one with --out FOLDER."
         raise UsageError(message(out, expected="a folder that is no run's", got="a run folder", do=do))
     try:
-        ((out or home) / RESULT.partition("/")[0]).check_writable()
+        ((out or home) / RESULTS).check_writable()
     except DeniedError as error:
         raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer evaluate {home}')}") from error
 
@@ -276,7 +301,7 @@ def describe(config: RunConfig, world: World) -> str:
 
 def train_loader(config: RunConfig, clips: Clips, world: World) -> Loader:
     """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
-    if config.micro_batch is None and config.batch % world.size:
+    if config.batch % world.size:
         below = config.batch // world.size * world.size
         fitting = " or ".join(str(batch) for batch in (below, below + world.size) if batch)
         raise ConfigProblem(
@@ -312,7 +337,10 @@ def _evaluation(config: RunConfig, clips: Clips, engine: Engine, world: World) -
         found = run(between=between).scores
         return {"war": found.war, "uar": found.uar}
 
-    return loop.Evaluation(run=metrics, every_epochs=config.eval_every or 1, select=config.select)
+    return loop.Evaluation(
+        run=metrics, every_epochs=config.eval_every or 1, select=config.select,
+        split="validation" if config.select == "best_on_val" else "test",
+    )  # fmt: skip
 
 
 def _score(
@@ -328,7 +356,8 @@ def _score(
 
 def _report_test(
     config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World,
-    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None, out: Folder | None = None,
+    *, training: Training, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
+    out: Folder | None = None,
 ) -> FoldResult:  # fmt: skip
     """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too. out: where
     the results go instead of the run."""
@@ -346,9 +375,10 @@ def _report_test(
         found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.split.fold,
         num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
         validation=clips.validation, classes=clips.emotions.names, selection=selection,
-        step=chosen.step if chosen else 0, epoch=position["epoch"], seed=config.seed,
-        protocol=_protocol(config, model), checkpoint=f"step_{chosen.step:08d}" if chosen else _source(config),
-        manifest_sha256=_manifest_hash(clips.store), finished=_now(), seconds=round(found.seconds, 2),
+        step=chosen.step if chosen else 0, epoch=position["epoch"], epochs=training.epochs,
+        complete=training.complete, changed=training.changed, seed=config.seed,
+        protocol=protocol_of(config, model), checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
+        manifest_sha256=manifest_hash(clips.store), finished=now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
     )  # fmt: skip
 
@@ -356,54 +386,26 @@ def _report_test(
         assert found.predictions is not None
         if checkpoints:
             checkpoints.may_write()
-        save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names)
+        save_predictions(
+            found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names, beside=file_of(result)
+        )
         save_result(result, home)
 
     on_first(write, world)
     return result
 
 
-def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints) -> Checkpoint:
-    """The checkpoint the selection rule names. Raises CheckpointError when training left none."""
-    found = checkpoints.latest() if config.select == "last" else checkpoints.best()
+def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints, newest: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint the selection rule names. newest: what `checkpoints.latest` gave, where it is known already.
+
+    Raises:
+        CheckpointError: training left none.
+    """
+    newest = newest or checkpoints.latest()
+    found = newest if config.select == "last" or newest is None else checkpoints.best(newest)
     if found is None:
         raise CheckpointError(
             f"{checkpoints.folder}: expected a checkpoint selected by `{config.select}`, got none. "
             "Train first: dfer train CONFIG"
         )
     return found
-
-
-def _protocol(config: RunConfig, model: Recognizer) -> Protocol:
-    augment = config.data.augment
-    words = [
-        f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
-        f"flip {augment.flip}" if augment.flip else "",
-        f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
-        f"rotation +- {augment.rotation} degrees" if augment.rotation else "",
-    ]
-    return Protocol(
-        num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
-        augment=", ".join(word for word in words if word) or "none",
-    )  # fmt: skip
-
-
-def _facts(model: Recognizer, clips: Clips, config: RunConfig) -> dict[str, object]:
-    """What a checkpoint must say of itself to be used without its run folder."""
-    return {
-        "model": asdict(config.model), "classes": list(clips.emotions.names), "num_frames": config.data.frames,
-        "size": config.data.size, "normalisation": model.normalisation, "seed": config.seed,
-        "manifest_sha256": _manifest_hash(clips.store),
-    }  # fmt: skip
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _source(config: RunConfig) -> str:
-    return config.model.released or config.model.towers.pretrained or "random weights"
-
-
-def _manifest_hash(store: Store) -> str:
-    return hashlib.sha256(to_json(store.manifest)).hexdigest()

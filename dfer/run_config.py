@@ -18,11 +18,12 @@ class RunConfig:
     """Everything one run is made of; the resolved whole is written into its folder.
 
     run: run folder. seed: of the order, the draws and the initial weights. fold: which partition tests (1 for FERV39k).
-    epochs: passes over the training clips. batch: clips of an optimizer step over all ranks; micro_batch: most clips a
-    rank takes through the model at once, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs
-    between evaluations during training, none = as often as the selection needs. select: which checkpoint is reported;
-    val_share: part of the training clips held out for `best_on_val`. published: a paper's numbers, to show beside ours.
-    record_clips: write into metrics.jsonl which clips made up each step.
+    epochs: passes over the training clips, may grow under constant and step schedules. batch: clips of an optimizer
+    step over all ranks; micro_batch: most clips a rank takes through the model at once, none = its whole share;
+    eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often as the
+    selection needs. select: which checkpoint is reported; val_share: part of the training clips held out for
+    `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write into metrics.jsonl which clips
+    made up each step.
     """
 
     run: str = key(path=True)
@@ -56,8 +57,9 @@ class RunConfig:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
 
     def share(self, world: World) -> int:
-        """Clips a rank takes through the model at once in training: its whole part of a step, or the largest divisor
-        of it that is not above `micro_batch`, so that other numbers of ranks make up the same global batch."""
+        """Clips a rank takes through the model at once in training: its whole part of a step, or that cut into as few
+        micro-batches of at most `micro_batch` as there can be, all equally long but for the last, which may be shorter.
+        """
         whole = max(1, self.batch // world.size)
-        most = min(self.micro_batch or whole, whole)
-        return next(size for size in range(most, 0, -1) if whole % size == 0)
+        times = -(-whole // min(self.micro_batch or whole, whole))
+        return -(-whole // times)

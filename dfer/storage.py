@@ -229,6 +229,13 @@ class Folder:
             return None
         return data
 
+    def beginning(self, name: str | Path, *, most: int) -> bytes | None:
+        """As `read`, but of a file larger than `most` bytes its first `most` + 1 only."""
+        if (self.size(name) or 0) <= most:
+            return self.read(name)
+        data: bytes = self._do(name, "to read it", lambda fs, path: fs.cat_file(path, start=0, end=most + 1))
+        return data
+
     def text(self, name: str | Path) -> str | None:
         """The file as UTF-8 text, None when there is no such file; undecodable bytes are replaced."""
         data = self.read(name)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, UsageError, message
+from dfer.run_files import finished
 from dfer.storage import Folder
 from dfer.surroundings import accept_any_encoding
+from dfer.yaml_text import parse
 from launch.meeting import Meeting, export
 from launch.patience import within
 
@@ -49,6 +51,11 @@ class Job:
     def fold_url(self, fold: int) -> str:
         """The run folder of a fold."""
         return f"{self.run}/fold_{fold}"
+
+    def finished(self) -> list[int]:
+        """The folds whose training is complete. Raises CheckpointError, StorageError: a result cannot be read."""
+        plain = parse(self.config.encode())
+        return [fold for fold in self.folds if finished(Folder(self.fold_url(fold), what="run"), plain.get("epochs"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +127,16 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
     from dataclasses import replace
 
     from dfer.distributed import World
-    from dfer.folder import CONFIG, check
+    from dfer.folder import check
     from dfer.models.build import check_files
-    from dfer.run_files import RESULT, committed
+    from dfer.run_files import CONFIG, committed
 
     homes = {fold: Folder(job.fold_url(fold), what="run") for fold in job.folds}
     for fold, home in homes.items():
         if home.exists(CONFIG):
             check(home, replace(config, fold=fold, run=job.fold_url(fold)), World())
-    check_files(config.model, weights=not all(home.exists(RESULT) or committed(home) for home in homes.values()))
+    begun = all(finished(home, config.epochs) or committed(home) for home in homes.values())
+    check_files(config.model, weights=not begun)
 
 
 def _absolute(config: "RunConfig") -> "RunConfig":
@@ -143,7 +151,7 @@ def _absolute(config: "RunConfig") -> "RunConfig":
 
 
 def _check_batch(config: "RunConfig", size: int) -> None:
-    if config.batch % size and config.micro_batch is None:
+    if config.batch % size:
         below = max(size, config.batch // size * size)
         do = f"Set batch={below}, or other numbers of nodes or processes in the cluster file."
         raise UsageError(message("batch", expected=f"a multiple of {size} processes", got=str(config.batch), do=do))
@@ -232,9 +240,8 @@ def report(run: str, folds: Sequence[int]) -> None:
         CheckpointError: folds have no result.
     """
     from dfer.__main__ import main as dfer
-    from dfer.run_files import RESULT
 
-    missing = [fold for fold in folds if Folder(f"{run}/fold_{fold}").size(RESULT) is None]
+    missing = [fold for fold in folds if not finished(Folder(f"{run}/fold_{fold}"))]
     if len(missing) < len(folds) and dfer(["report", run]):
         raise CheckpointError(message(run, expected="a report", got="an error, told above", do="Mend it and repeat."))
     if missing:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dfer.leaving import at_once
-from dfer.run_files import RESULT
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, PROJECT, Job, conclude
@@ -63,7 +62,7 @@ class Submission:
                 and its fold fails.
         """
         home = Folder(self.job.run, what="run")
-        done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
+        done = self.job.finished()
         if done:
             print(f"finished already: fold {', '.join(map(str, done))}", flush=True)
         wanted, code = [fold for fold in self.job.folds if fold not in done], 0

@@ -17,7 +17,6 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from dfer.errors import StorageError, UsageError, message
-from dfer.run_files import RESULT
 from dfer.storage import Folder
 from launch.cluster import SlurmCluster
 from launch.job import LAUNCH, Job, report
@@ -95,7 +94,7 @@ class Submission:
         with one_at_a_time(self.folder):
             live = settled(self.name("folds"))
             there = {task.fold: task for task in live if task.fold is not None}
-            done = [fold for fold in self.job.folds if (home / f"fold_{fold}").size(RESULT) is not None]
+            done = self.job.finished()
             wanted = [fold for fold in self.job.folds if fold not in there and fold not in done]
             _tell(done, there)
             if wanted:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dfer.errors import UsageError, message
+from dfer.errors import CheckpointError, UsageError, message
 from dfer.lease import Leases
-from dfer.run_files import RESULT, committed
+from dfer.run_files import RESULT, committed, finished, result_values
 from dfer.storage import Folder
 from launch.records import Record, records, tag
 from launch.slurm_tools import Queued, ended, followed
@@ -80,17 +80,24 @@ def _fold(
     folder = home / f"fold_{fold}"
     record = next((record for record in reversed(kept) if str(fold) in record.tasks), None)
     job = record.tasks[str(fold)] if record else ""
-    result = folder.read(RESULT)
     facts = _facts(folder, now)
-    if result is not None:
-        plain = json.loads(result)
-        return FoldStatus(fold=fold, state="finished", uar=plain["uar"], job=job, **{**facts, "eta_s": None})
+    try:
+        done = finished(folder)
+    except CheckpointError as problem:
+        return FoldStatus(fold=fold, state="unknown", why=str(problem), job=job, **{**facts, "eta_s": None})
+    if done:
+        return FoldStatus(fold=fold, state="finished", uar=_uar(folder), job=job, **{**facts, "eta_s": None})
     if task is not None:
         state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
         why = "" if task.reason in ("None", "") else task.reason
         return FoldStatus(fold=fold, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
     state, why = _without_task(record, fold, past, now, unknown)
     return FoldStatus(fold=fold, state=state, why=why, job=job, **{**facts, "eta_s": None})
+
+
+def _uar(folder: Folder) -> float | None:
+    found = (result_values(folder, RESULT) or {}).get("uar")
+    return found if isinstance(found, float) else None
 
 
 def _without_task(

@@ -49,7 +49,8 @@ def result(*, fold: int = 1, num_folds: int = 5, classes: tuple[str, ...] = BASI
     facts: dict[str, Any] = {
         "dataset": "MAFW" if classes == MAFW11 else "DFEW", "method": "DFER-CLIP", "fold": fold,
         "num_folds": num_folds, "train_partitions": tuple(p for p in parts if p not in test),
-        "test_partitions": test, "classes": classes, "selection": "last", "step": 9750, "epoch": 50, "seed": 1,
+        "test_partitions": test, "classes": classes, "selection": "last", "step": 9750, "epoch": 50, "epochs": 50,
+        "complete": True, "seed": 1,
         "protocol": Protocol(num_frames=16, size=224, normalisation="none, RGB from 0 to 1",
                              augment="random resized crop, flip 0.5, brightness 0.5"),
         "checkpoint": f"fold_{fold}/checkpoints/step_00009750", "manifest_sha256": "ab" * 32,

@@ -73,27 +73,19 @@ def step_slice(order: Ids, *, step: int, global_batch: int, rank: int, world_siz
 
 
 def accumulation(global_batch: int, *, world_size: int, micro_batch: int) -> int:
-    """Micro-batches a rank sums up in one step.
+    """Micro-batches a rank sums up in one step; the last one is smaller where they do not divide its share.
 
     Raises:
-        ConfigProblem: the global batch is not a multiple of ranks x micro-batch; names the numbers that fit.
+        ConfigProblem: the ranks cannot have equal shares; names the numbers that fit.
     """
-    unit = world_size * micro_batch
-    if global_batch % unit or not global_batch:
-        below = max(global_batch // unit, 1) * unit
-        other = _other_micro_batches(global_batch, world_size)
+    share, rest = divmod(global_batch, world_size)
+    if rest or not share:
+        below = global_batch - rest
+        fitting = " or ".join(str(batch) for batch in (below, below + world_size) if batch)
         raise ConfigProblem(
-            f"batch: expected a multiple of {world_size} ranks x micro_batch {micro_batch} = {unit}, "
-            f"got {global_batch}. Set batch to {below} or {below + unit}{other}"
+            f"batch: expected a multiple of {world_size} ranks, got {global_batch}. Set batch to {fitting}"
         )
-    return global_batch // unit
-
-
-def _other_micro_batches(global_batch: int, world_size: int) -> str:
-    share = global_batch // world_size
-    if global_batch % world_size or not share:
-        return ""
-    return f", or micro_batch to one of {', '.join(str(d) for d in range(1, share + 1) if share % d == 0)}"
+    return -(-share // micro_batch)
 
 
 def _shuffled(count: int, key: tuple[int, ...]) -> Ids:

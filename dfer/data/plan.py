@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a whole step."""
+        """Micro-batches of a whole step; the last may be smaller than the others."""
         return -(-self.global_batch // (self.world.size * self.micro_batch))
 
     def check(self) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfer.errors import CheckpointError, message
 from dfer.storage import Folder
 
 MAX_BYTES = 64 * 2**20
+SPLITS = ("validation", "test")
 MAX_LINES, MAX_NUMBERS = 1_000_000, 500_000
 """Of one file; later ones are left out, and the report says so."""
 MAX_METRICS, MAX_DAMAGED = 1000, 10_000
@@ -19,8 +19,9 @@ LARGEST = 1e30
 
 @dataclass(kw_only=True)
 class Recorded:
-    """points: value by step, by metric, as `train/lr/image`; a step recorded twice counts with its last record.
-    damaged: lines that could not be read. cut: whether there were more than a report takes."""
+    """points: value by step, by metric, as `train/lr/image` or `eval/test/war`; a step recorded twice counts with its
+    last record. damaged: lines that could not be read. cut: whether there was more than a report takes, whose end is
+    left out."""
 
     points: dict[str, dict[float, float]] = field(default_factory=dict)
     damaged: int = 0
@@ -30,13 +31,16 @@ class Recorded:
 def read_recorded(folder: Folder, name: str) -> Recorded:
     """What a run recorded; nothing when there is no such file. A run that was killed leaves a torn line.
 
+    A file that is larger or stranger than any of ours gives shorter curves, never an error.
+
     Raises:
-        CheckpointError: it is something else than a file of records.
-        StorageError: it cannot be read, or is larger than any.
+        StorageError: it cannot be read.
     """
-    found, count = Recorded(), 0
-    for number, line in enumerate(io.BytesIO(folder.read(name, most=MAX_BYTES) or b"")):
-        if number >= MAX_LINES or count > MAX_NUMBERS:
+    text, found, count = folder.beginning(name, most=MAX_BYTES) or b"", Recorded(), 0
+    if len(text) > MAX_BYTES:
+        text, found.cut = text[: text.rfind(b"\n") + 1], True
+    for number, line in enumerate(io.BytesIO(text)):
+        if number >= MAX_LINES or count > MAX_NUMBERS or found.damaged > MAX_DAMAGED:
             found.cut = True
             break
         if line.isspace():
@@ -45,27 +49,29 @@ def read_recorded(folder: Folder, name: str) -> Recorded:
             record = json.loads(line)
         except (ValueError, RecursionError):
             found.damaged += 1
-            if found.damaged > MAX_DAMAGED:
-                raise _problem(folder, name, f"more than {MAX_DAMAGED:,} lines that are none") from None
             continue
         if isinstance(record, dict) and is_number(record.get("step")):
-            count += _add(found.points, record)
-            if len(found.points) > MAX_METRICS:
-                raise _problem(folder, name, f"more than {MAX_METRICS:,} metrics")
+            count += _add(found, record)
     return found
 
 
-def _add(points: dict[str, dict[float, float]], record: Mapping[str, Any]) -> int:
-    kind = record.get("kind")
-    numbers = _numbers(record, kind if isinstance(kind, str) else "")
+def _add(found: Recorded, record: Mapping[str, Any]) -> int:
+    """The numbers taken note of, of metrics that there is still room for."""
+    numbers = _numbers(record, _prefix(record))
     for key, value in numbers:
-        points.setdefault(key, {})[record["step"]] = value
+        if key in found.points or len(found.points) < MAX_METRICS:
+            found.points.setdefault(key, {})[record["step"]] = value
+        else:
+            found.cut = True
     return len(numbers)
 
 
-def _problem(folder: Folder, name: str, got: str) -> CheckpointError:
-    do = "Put the file of this run back, or move it away: the report is then without curves."
-    return CheckpointError(message(folder.where(name), expected="a record a line", got=got, do=do))
+def _prefix(record: Mapping[str, Any]) -> str:
+    """`train`, `eval/test`, or `eval` of older versions, whose evaluations do not name their split."""
+    kind, split = record.get("kind"), record.get("split")
+    if not isinstance(kind, str):
+        return ""
+    return f"{kind}/{split}" if split in SPLITS else kind
 
 
 def _numbers(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:

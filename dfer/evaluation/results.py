@@ -3,6 +3,7 @@
     RUN/results/test.json              a single run
     RUN/fold_2/results/test.json       a fold of a cross-validation
     RUN/results/test_predictions.csv   one row per test clip, beside it
+    RUN/results/test-step_00000123.json, test-step_00000123_predictions.csv   of a training that is not complete
 
 Shares run from 0 to 1 in the files; tables print percent. Published numbers are in percent, as papers print them.
 """
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal
 
+from dfer.changes import Change
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.data.format import data_name
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.metrics import Scores, scores
-from dfer.run_files import RESULT
+from dfer.run_files import RESULT, predictions_name, result_name, result_values
 from dfer.storage import Folder
 
 Selection = Literal["last", "best_on_val", "best_on_test"]
@@ -30,8 +32,6 @@ SELECTION_TEXT: dict[str, str] = {
     "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
     "unknown": "unknown: the source does not say",
 }
-PREDICTIONS = "results/test_predictions.csv"
-MAX_BYTES = 16 * 2**20
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """What to do about a run that may be read and not written to."""
 
@@ -76,7 +76,9 @@ class FoldResult:
 
     fold: 1..num_folds. num_folds: folds of the data set's protocol (DFEW and MAFW 5, FERV39k's single split 1).
     confusion: K rows of K counts, rows the truth. war, uar, recall: shares from 0 to 1, recall None for a class without
-    test clips. step, epoch: of the checkpoint. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
+    test clips. step, epoch: of the checkpoint. epochs: that the training was to have, 0 for weights not trained here;
+    complete: whether it had them all, else this is an evaluation in between. changed: what of the configuration was
+    changed on the way. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
     seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix. generated: seed
     and generator when the faces are generated ones in the layout of `dataset`. excluded: clips of all partitions that
     the split files name and the shards do not hold.
@@ -102,6 +104,9 @@ class FoldResult:
     selection: Selection
     step: int
     epoch: int
+    epochs: int
+    complete: bool
+    changed: tuple[Change, ...] = ()
     seed: int
     protocol: Protocol
     checkpoint: str
@@ -168,28 +173,32 @@ def fold_result(found: Scores, **facts: Any) -> FoldResult:
 
 
 def save_result(result: FoldResult, folder: Folder) -> None:
-    """Write `folder`/results/test.json whole or not at all; `folder` is the run or the fold."""
-    folder.write(RESULT, (json.dumps(to_plain(result), indent=1) + "\n").encode())
+    """Write a result into `folder`, the run or the fold, whole or not at all, under `file_of(result)`."""
+    folder.write(file_of(result), (json.dumps(to_plain(result), indent=1) + "\n").encode())
 
 
-def read_result(folder: Folder) -> FoldResult:
+def file_of(result: FoldResult) -> str:
+    """The file of a result below its run or fold: only that of a complete training ends the run."""
+    return result_name(result.step, complete=result.complete)
+
+
+def read_result(folder: Folder, name: str = RESULT) -> FoldResult:
     """Read and check a run's or fold's result. Raises CheckpointError naming the file, the field and the remedy."""
-    path, data = folder.where(RESULT), folder.read(RESULT, most=MAX_BYTES)
-    if data is None:
-        do = "Finish the run or evaluate it first."
+    path, plain = folder.where(name), result_values(folder, name)
+    if plain is None:
+        do = "Finish the run first: dfer train CONFIG."
         raise CheckpointError(message(path, expected="a result file", got="no such file", do=do))
     try:
-        return from_plain(FoldResult, json.loads(data))
-    except (ValueError, RecursionError) as error:
-        do = "Delete it and evaluate again."
-        raise CheckpointError(message(path, expected="JSON text", got=str(error)[:200], do=do)) from error
+        return from_plain(FoldResult, plain)
     except ConfigProblem as problem:
         raise CheckpointError(f"{path}: not a result of this version: {problem}") from problem
 
 
-def save_predictions(answers: Predictions, folder: Folder, *, keys: Sequence[str], classes: Sequence[str]) -> None:
-    """Write `folder`/results/test_predictions.csv: key, label, predicted, and a probability per class; split order."""
-    folder.write(PREDICTIONS, predictions_csv(answers, keys=keys, classes=classes).encode())
+def save_predictions(
+    answers: Predictions, folder: Folder, *, keys: Sequence[str], classes: Sequence[str], beside: str = RESULT
+) -> None:
+    """Write predictions beside a file of results: key, label, predicted, and a probability per class; split order."""
+    folder.write(predictions_name(beside), predictions_csv(answers, keys=keys, classes=classes).encode())
 
 
 def predictions_csv(answers: Predictions, *, keys: Sequence[str], classes: Sequence[str]) -> str:

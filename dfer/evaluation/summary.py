@@ -1,7 +1,8 @@
 """What a report says, before it is drawn: folds read from a run folder, checked to be alike, averaged and pooled.
 
-Only results of one data set, class list, method, selection rule, protocol, shard folder and configuration share a
-table; anything else is refused with the folds that differ.
+Only results of one data set, class list, method, number of epochs, selection rule, protocol, shard folder and
+configuration share a table; anything else is refused with the folds that differ. A fold whose training is not complete
+is left out and named.
 """
 
 import json
@@ -11,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfer.changes import EVAL_EVERY, MAX_BAD_SHARE
 from dfer.config import ConfigProblem, computed, from_plain, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.metrics import Scores, total
 from dfer.evaluation.recorded import Recorded, read_recorded
 from dfer.evaluation.results import FoldResult, Published, read_result
-from dfer.run_files import RESULT
+from dfer.run_files import RESULT, evaluations, finished
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
@@ -24,6 +26,8 @@ FOLD_FOLDER = re.compile(r"fold_([0-9]{1,3})")
 MAX_CONFIG_BYTES = 2**20
 PER_FOLD_KEYS = ("fold", "seed")
 """Configuration keys that may differ between the folds of one table besides the free ones; seeds are named in it."""
+NOTED_PER_FOLD = (EVAL_EVERY, MAX_BAD_SHARE)
+"""More of them, which a note names where they differ."""
 
 Curve = list[tuple[float, float]]
 """(step, value), in the order of the steps."""
@@ -40,11 +44,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything the tables and pages show. std is None with fewer than two folds; curves by metric, then fold."""
+    """Everything the tables and pages show. std is None with fewer than two folds; curves by metric, then fold.
+
+    missing: folds without a result; incomplete: those of them whose training has been evaluated before its end.
+    """
 
     name: str
     folds: tuple[FoldResult, ...]
     missing: tuple[int, ...]
+    incomplete: tuple[int, ...] = ()
     mean: Row
     std: Row | None
     pooled: Scores
@@ -92,10 +100,14 @@ def summarise(run_folder: Folder) -> Report:
         CheckpointError: no results yet, a damaged file, or folds that must not stand in one table.
     """
     folders = fold_folders(run_folder) or [run_folder]
-    done = [_read_fold(folder) for folder in folders if folder.size(RESULT) is not None]
+    complete = [finished(folder) for folder in folders]
+    done = [_read_fold(folder) for folder, is_done in zip(folders, complete) if is_done]
+    between = [found for folder, is_done in zip(folders, complete) if not is_done and (found := _incomplete(folder))]
     if not done:
-        do = "Finish the run, or evaluate it, then ask for the report."
-        raise CheckpointError(message(run_folder, expected=f"a {RESULT} in the run or in fold_*/", got="none", do=do))
+        do = "Finish the run, then ask for the report."
+        got = "; ".join(_progress(result) for _, result in between) or "none"
+        expected = f"a {RESULT} of a complete training in the run or in fold_*/"
+        raise CheckpointError(message(run_folder, expected=expected, got=got, do=do))
     _refuse_mixture(run_folder, done)
     done.sort(key=lambda fold: fold.result.fold)
     folds = tuple(fold.result for fold in done)
@@ -105,11 +117,12 @@ def summarise(run_folder: Folder) -> Report:
         name=(run_folder.local.resolve() if run_folder.local else run_folder).name,
         folds=folds,
         missing=missing,
+        incomplete=tuple(sorted({result.fold for _, result in between} & {*missing})),
         mean=average(folds),
         std=deviation(folds),
         pooled=total([fold.scores for fold in folds]),
         published=None if folds[0].generated else published,
-        notes=tuple(_notes(done, missing, published)),
+        notes=(*_incomplete_notes(between), *_notes(done, missing, published), *_change_notes(done)),
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done),
@@ -161,6 +174,42 @@ def _read_fold(folder: Folder) -> _Fold:
     )  # fmt: skip
 
 
+def _incomplete(folder: Folder) -> tuple[str, FoldResult] | None:
+    """The latest evaluation of a training that is not complete, and its file; None when there is none.
+
+    Where the epochs of a finished run were raised, it is the result that it had before.
+    """
+    names = [*evaluations(folder), *([RESULT] if folder.size(RESULT) is not None else [])]
+    found = [(folder.where(name), read_result(folder, name)) for name in names]
+    return max(found, key=lambda each: each[1].step, default=None)
+
+
+def _progress(result: FoldResult) -> str:
+    """How far a training was when it was evaluated."""
+    if result.complete:
+        return f"fold {result.fold} finished with {result.epochs} epochs, and more are configured now"
+    return f"fold {result.fold} at epoch {result.epoch} of {result.epochs}"
+
+
+def _incomplete_notes(between: Sequence[tuple[str, FoldResult]]) -> list[str]:
+    return [f"Training incomplete, left out: {_progress(result)} ({where})." for where, result in between]
+
+
+def _change_notes(done: Sequence[_Fold]) -> list[str]:
+    """What of the configuration was changed on the way, and in which folds it differs."""
+    notes = [
+        f"Fold {fold.result.fold} went on with {', '.join(map(str, fold.result.changed))}."
+        for fold in done
+        if fold.result.changed
+    ]
+    for key in NOTED_PER_FOLD:
+        values = {fold.name: computed(fold.config).get(key) for fold in done}
+        if len({*map(repr, values.values())}) > 1:
+            listed = ", ".join(f"{value} ({name})" for name, value in values.items())
+            notes.append(f"The folds differ in {key}: {listed}.")
+    return notes
+
+
 def _read_config(folder: Folder, name: str) -> tuple[Mapping[str, Any], str]:
     path = folder.where(name)
     try:
@@ -191,6 +240,7 @@ def _refuse_mixture(run_folder: Folder, done: Sequence[_Fold]) -> None:
         "data set": lambda fold: fold.result.data,
         "class list": lambda fold: ", ".join(fold.result.classes),
         "method": lambda fold: fold.result.method,
+        "number of epochs": lambda fold: str(fold.result.epochs),
         "selection rule": lambda fold: fold.result.selection,
         "number of folds": lambda fold: str(fold.result.num_folds),
         "test protocol": lambda fold: json.dumps(to_plain(fold.result.protocol), sort_keys=True),
@@ -233,7 +283,8 @@ def _refuse_shared_partitions(run_folder: Folder, done: Sequence[_Fold]) -> None
 
 def _shared_config(fold: _Fold) -> dict[str, Any]:
     """By dotted key, what all folds of a table must have in common."""
-    return {key: value for key, value in computed(fold.config).items() if key not in PER_FOLD_KEYS}
+    apart = (*PER_FOLD_KEYS, *NOTED_PER_FOLD)
+    return {key: value for key, value in computed(fold.config).items() if key not in apart}
 
 
 def _agreed_published(done: Sequence[_Fold]) -> Published | None:

@@ -69,7 +69,8 @@ def fold_row(report: Report, number: int) -> TableRow:
             return TableRow(kind="fold", label=label, detail=ours(report) if report.num_folds == 1 else "",
                             cells=_cells(fold.scores))  # fmt: skip
     width = len(report.first.classes) + 2
-    return TableRow(kind="absent", label=f"{label}: no result yet", cells=("–",) * width)
+    state = "training incomplete" if number in report.incomplete else "no result yet"
+    return TableRow(kind="absent", label=f"{label}: {state}", cells=("–",) * width)
 
 
 def _cells(row: Row | Scores) -> tuple[str, ...]:
@@ -168,6 +169,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}"),
         ("generated with", first.generated),
         ("folds", report.coverage),
+        ("epochs", str(first.epochs) if first.epochs else "none: the weights as they are"),
         ("selection", SELECTION_TEXT[first.selection]),
         ("validation", first.validation),
         ("seeds", ", ".join(map(str, report.seeds))),
@@ -196,6 +198,7 @@ def plain(report: Report) -> dict[str, Any]:
         "protocol": to_plain(first.protocol),
         "num_folds": report.num_folds,
         "missing_folds": list(report.missing),
+        "incomplete_folds": list(report.incomplete),
         "mean": to_plain(report.mean),
         "std": to_plain(report.std) if report.std else None,
         "std_kind": STD_TEXT,

@@ -61,6 +61,7 @@ class DeepSpeedEngine(Engine):
             "memory_efficient_linear": False,
         }
         return {
+            # Nominal: the last micro-batch may be smaller. Each is weighted by its clips, so DeepSpeed scales nothing.
             "train_batch_size": micro_batch * self.accumulation * self.world.size,
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": self.accumulation,

@@ -356,7 +356,8 @@ def build_engine(
 ) -> Engine:
     """The engine of `config` around `recognizer`, on this process's device, inside a process group.
 
-    global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once;
+    global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once, fewer in the
+    last micro-batch of a step where that does not divide the rank's share;
     key_of: a clip's name for its `ClipBatch.index`, for messages.
 
     Raises:
@@ -364,11 +365,13 @@ def build_engine(
     """
     check_precision(config.precision, world.device)
     set_tf32(config.tf32)
-    accumulation, rest = divmod(global_batch, world.size * micro_batch)
-    if rest or not accumulation:
-        expected = f"a multiple of {world.size} ranks x micro_batch {micro_batch}"
-        do = f"Choose batch or micro_batch so that batch / {world.size} / micro_batch is whole."
-        raise ConfigProblem(message("batch", expected=expected, got=str(global_batch), do=do))
+    share, rest = divmod(global_batch, world.size)
+    if rest or not share:
+        do = "Choose another batch or other numbers of processes."
+        raise ConfigProblem(
+            message("batch", expected=f"a multiple of {world.size} ranks", got=str(global_batch), do=do)
+        )
+    accumulation = -(-share // micro_batch)
     recognizer.to(world.device)
     for buffer in recognizer.buffers():
         # The engines start from the first rank's parameters by themselves, but not from its buffers.

@@ -1,6 +1,7 @@
 """Numbers of a run: metrics.jsonl first; progress bar, console and TensorBoard are fed from the same dict.
 
-One line a record, `kind` "train" or "eval", `step` the number of updates done. Only the first rank writes anything.
+One line a record, `kind` "train" or "eval" (with the `split` evaluated), `step` the number of updates done. Only the
+first rank writes anything.
 """
 
 import json
@@ -92,12 +93,12 @@ class RunLog:
             "loss_scale": report.loss_scale, **rates,
         })  # fmt: skip
 
-    def eval(self, metrics: dict[str, float], *, step: int, epoch: int) -> None:
-        """Record an evaluation after `step` updates, `epoch` epochs."""
+    def eval(self, metrics: dict[str, float], *, split: str, step: int, epoch: int) -> None:
+        """Record an evaluation after `step` updates, `epoch` epochs. split: `validation` or `test` clips."""
         if self._active:
             # Speed and ETA are those of training.
             self._since.leave_out(time.monotonic() - self._last_step)
-            self._write({"kind": "eval", "step": step, "epoch": epoch, **metrics})
+            self._write({"kind": "eval", "split": split, "step": step, "epoch": epoch, **metrics})
 
     def clips(self, ids: Sequence[int], *, step: int, epoch: int) -> None:
         """Record which clips made up a step, in the order of the global batch."""
@@ -140,7 +141,7 @@ class RunLog:
             return
         for name, value in flat(record):
             if name not in ("step", "time"):
-                self._board.add(f"{record['kind']}/{name}", value, record["step"])
+                self._board.add(f"{curve(record)}/{name}", value, record["step"])
         line = as_line(record, total=self._total)
         if self._bar is None:
             print(line, file=self._stream, flush=True)
@@ -179,6 +180,11 @@ class _Window:
         }
 
 
+def curve(record: dict[str, Any]) -> str:
+    """What the numbers of a record belong to: `train`, or `eval/test`."""
+    return f"{record['kind']}/{record['split']}" if "split" in record else str(record["kind"])
+
+
 def flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     """The finite numbers of a record with dotted names: what TensorBoard shows."""
     out = []
@@ -196,7 +202,7 @@ def as_line(record: dict[str, Any], *, total: int) -> str:
     if record["kind"] == "bad_clip":
         return f"{where}: clip {record['key']} replaced by {record['replaced_by']}: {record['cause']}"
     if record["kind"] == "eval":
-        return f"{where}: eval " + " ".join(
+        return f"{where}: eval on {record['split']} clips: " + " ".join(
             f"{k} {v:.4g}" for k, v in flat(record) if k not in ("step", "epoch", "time")
         )
     skipped = f" skipped {record['skipped_steps']}" if record["skipped_steps"] else ""

@@ -17,6 +17,7 @@ from dfer.training.optim import ScheduleConfig
 from dfer.training.state import TrainingState
 
 Select = Literal["last", "best_on_val", "best_on_test"]
+Split = Literal["validation", "test"]
 
 _GO_ON, _SAVE, _STOP, _FAIL = range(4)
 """What a rank can want between two steps; the largest counts."""
@@ -55,12 +56,14 @@ class Evaluation:
     """When to evaluate, and what chooses the best checkpoint.
 
     run: metrics of the current weights, the same on every rank, over the data `select` names, with a call of what it is
-    given after every batch; metric: which of them is compared (larger is better, the first of equals stays)."""
+    given after every batch; metric: which of them is compared (larger is better, the first of equals stays); split: on
+    which clips, for the record."""
 
     run: Callable[[Callable[[], None]], dict[str, float]]
     every_epochs: int = 1
     select: Select = "last"
     metric: str = "war"
+    split: Split = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +167,10 @@ class _Training:
         """To the end of the last epoch."""
         if self._vote() == _STOP:
             self._stopped()
-        if self.state.evaluate:
+        if self.state.evaluate and self.evaluation:  # not where eval_every was taken away
             self._evaluate()
             self._save()
+        self.state = replace(self.state, evaluate=False)
         while self.state.global_step < self.total:
             self._epoch()
         self.checkpoints.finish()
@@ -210,13 +214,13 @@ class _Training:
     def _evaluate(self) -> bool:
         """Whether the current weights are the best so far."""
         evaluation = self.evaluation
-        assert evaluation is not None, "the configuration cannot change within a run"
+        assert evaluation is not None, "only asked for where there is one"
         try:
             self.metrics = evaluation.run(self._between)
         except _StopWantedError:
             self._save_and_stop()
         step, epoch = self.state.global_step, self.state.epoch
-        self.log.eval(self.metrics, step=step, epoch=epoch)
+        self.log.eval(self.metrics, split=evaluation.split, step=step, epoch=epoch)
         better = _better(self.best, self.metrics, evaluation, step=step, epoch=epoch)
         self.state, self.best = replace(self.state, evaluate=False), better or self.best
         return better is not None

@@ -36,12 +36,17 @@ class TrainingState:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, plain: Any, *, where: object, steps_per_epoch: int) -> "TrainingState":
-        """The position a checkpoint holds. Raises CheckpointError when it does not fit `steps_per_epoch`."""
+    def from_plain(cls, plain: Any, *, where: object) -> "TrainingState":
+        """The position in a checkpoint's state. Raises CheckpointError when there is none."""
         try:
-            state = from_plain(cls, plain)
+            return from_plain(cls, plain)
         except ConfigProblem as problem:
             raise CheckpointError(f"{where}: no position of a training run in its state ({problem}).") from problem
+
+    @classmethod
+    def from_json(cls, plain: Any, *, where: object, steps_per_epoch: int) -> "TrainingState":
+        """The position a checkpoint holds. Raises CheckpointError when it does not fit `steps_per_epoch`."""
+        state = cls.from_plain(plain, where=where)
         if state.global_step != state.epoch * steps_per_epoch + state.step or state.step >= steps_per_epoch:
             got = f"epoch {state.epoch}, step {state.step}, global step {state.global_step}"
             expected, do = (

@@ -46,7 +46,9 @@ def progress(step: int) -> Progress:
     return Progress(epoch=step // 2, step=step, fraction=0.0)
 
 
-def oracle(config: OptimConfig, *, steps: int, clip: float | None = CLIP) -> tuple[dict[str, Tensor], float]:
+def oracle(
+    config: OptimConfig, *, steps: int, clip: float | None = CLIP, size: int = BATCH
+) -> tuple[dict[str, Tensor], float]:
     """Weights and last gradient norm of plain torch on the full batch."""
     model = TinyRecognizer()
     trunk, head = list(model.trunk.parameters()), [*model.head.parameters(), model.temperature]
@@ -66,7 +68,7 @@ def oracle(config: OptimConfig, *, steps: int, clip: float | None = CLIP) -> tup
     rates = [group["lr"] for group in optimizer.param_groups]
     norm = torch.zeros(())
     for step in range(steps):
-        batch = clips(BATCH, seed=step)
+        batch = clips(size, seed=step)
         loss = torch.stack(list(model.loss(model(batch), batch, progress(step)).values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -137,6 +139,23 @@ def case_oracle(name: str, world: World, folder: Path, other: Path) -> dict[str,
                 "state": sorted(engine.optimizer_state()),
             }
     return out
+
+
+def case_uneven(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """46 clips, 8 at once: on two ranks 8, 8 and 7, held to plain torch on all of them."""
+    size, micro = 46, 8
+    engine = build_engine(
+        ENGINES[name], TinyRecognizer(), optim=SGD, world=world, global_batch=size, micro_batch=micro
+    )  # fmt: skip
+    cut = share(clips(size), rank=world.rank, world_size=world.size, micro_batch=micro)
+    report = engine.step(cut, progress=progress(0), lr_factor=1.0)
+    expected, norm = oracle(SGD, steps=1, size=size)
+    return {
+        "weights": error(engine, expected),
+        "norm": abs(report.grad_norm - norm),
+        "sizes": [len(batch.labels) for batch in cut],
+        "clips": report.clips,
+    }
 
 
 def case_save(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:

@@ -76,6 +76,16 @@ def test_steps_equal_the_oracle(results: dict[int, dict[str, Any]], name: str, r
 
 @both
 @every
+def test_a_smaller_last_micro_batch_gives_the_gradient_of_the_whole(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    got = results[ranks][f"uneven/{name}"]
+    assert got["sizes"] == ([8] * 5 + [6] if ranks == 1 else [8, 8, 7]) and got["clips"] == 46
+    assert got["weights"] < TOLERANCE["sgd"] and got["norm"] < 1e-3
+
+
+@both
+@every
 def test_groups_keep_their_own_rates(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
     rates = {case: got["lr"] for case, got in results[ranks][f"oracle/{name}"].items()}
     rates |= {case: got["lr"] for case, got in results[ranks][f"load/{name}"].items()}

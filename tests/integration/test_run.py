@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import statistics
 import time
@@ -59,6 +60,22 @@ def saved(run: Path, step: int) -> bool:
 
 
 # One run folder
+
+
+def test_a_killed_run_that_is_evaluated_goes_on_to_the_same_end(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
+    """A real process, killed after its first epoch, and one that evaluates it; then the end of an undisturbed run."""
+    words = (tiny, *SGD, "epochs=12")
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    killed("train", *words, f"run={run}", when=lambda: any(run.glob("checkpoints/*/manifest.json")))
+    between = finish("evaluate", run)
+    (evaluated,) = run.glob("results/test-step_*.json")
+    assert re.search(rf"; the training is not complete: epoch \d+ of 12, in results/{evaluated.name}\n", between.stdout)
+    assert {path.name for path in run.glob("results/*")} == {evaluated.name, f"{evaluated.stem}_predictions.csv"}
+    refused(here(capsys, "report", run), 5, "results/test.json of a complete training", "got fold 1 at epoch")
+    assert here(capsys, "train", *words, f"run={run}").returncode == 0
+    assert here(capsys, "train", *words, f"run={straight}").returncode == 0
+    assert result(run)["complete"] is True and result(run) == result(straight)
+    assert here(capsys, "report", run).returncode == 0
 
 
 def test_a_run_folder_holds_what_the_documents_say(crossval: tuple[Path, str]) -> None:
@@ -280,7 +297,11 @@ def test_a_report_of_some_folds_says_which_are_missing(
     done = here(capsys, "report", tmp_path / "run")
     assert "No result yet for fold 2, fold 3, fold 5: means cover 2 of 5 folds." in done.stdout
     assert (tmp_path / "run" / "report" / "index.html").exists()
-    refused(here(capsys, "report", tmp_path), 5, "expected a results/test.json in the run or in fold_*/, got none")
+    refused(
+        here(capsys, "report", tmp_path),
+        5,
+        "expected a results/test.json of a complete training in the run or in fold_*/, got none",
+    )
 
 
 def test_a_dry_run_writes_nothing(capsys: Capture, tiny: Path, tmp_path: Path) -> None:

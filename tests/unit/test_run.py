@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -13,16 +14,20 @@ import numpy as np
 import pytest
 import torch
 
+from dfer.changes import Change
 from dfer.checkpoint import Checkpoint, CheckpointConfig, Checkpoints
 from dfer.config import ConfigProblem, from_plain, load, to_yaml
 from dfer.data.format import to_json
 from dfer.data.loader import DataConfig
+from dfer.data.order import accumulation
 from dfer.data.store import Store
 from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
-from dfer.errors import CheckpointError, DferError, UsageError
+from dfer.errors import CheckpointError, DferError, StoppedError, UsageError
 from dfer.evaluation.metrics import scores
-from dfer.evaluation.results import Protocol, fold_result, read_result, save_result
+from dfer.evaluation.results import FoldResult, Protocol, fold_result, read_result, save_result
+from dfer.interruption import Stop
+from dfer.lease import Fence
 from dfer.models.build import build
 from dfer.models.dfer_clip import DferClipConfig
 from dfer.models.temporal import TemporalConfig
@@ -38,10 +43,17 @@ from dfer.run import (
     train_loader,
 )
 from dfer.run_config import RunConfig
-from dfer.run_files import RESULT
+from dfer.run_files import RESULT, committed, finished
 from dfer.storage import Folder
 from dfer.training.engine import EngineConfig
-from dfer.training.optim import GroupConfig, SgdConfig
+from dfer.training.optim import (
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    GroupConfig,
+    ScheduleConfig,
+    SgdConfig,
+    StepScheduleConfig,
+)
 from tests.unit.data.shardkit import Clip, write_shards
 
 EMOTIONS = label_set("basic7")
@@ -117,13 +129,25 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, other: DferClipCon
 
 @pytest.mark.parametrize(
     ("ranks", "micro_batch", "share"),
-    [(1, None, 48), (4, None, 12), (4, 12, 12), (4, 5, 4), (1, 12, 12), (3, 12, 8), (2, 99, 24), (48, 7, 1), (1, 7, 6)],
+    [(1, None, 48), (4, None, 12), (4, 12, 12), (4, 5, 4), (1, 12, 12), (3, 12, 8), (2, 99, 24), (48, 7, 1), (1, 7, 7)],
 )
 def test_a_rank_takes_at_most_the_micro_batch_at_once(
     tmp_path: Path, ranks: int, micro_batch: int | None, share: int
 ) -> None:
     config = run_config(tmp_path, batch=48, micro_batch=micro_batch)
-    assert config.share(World(size=ranks)) == share and 48 % (ranks * share) == 0
+    assert config.share(World(size=ranks)) == share
+
+
+@pytest.mark.parametrize(("batch", "ranks", "micro_batch", "share", "times"), [
+    (46, 2, 8, 8, 3), (46, 2, 23, 23, 1), (46, 2, 22, 12, 2), (46, 1, 8, 8, 6), (26, 2, 5, 5, 3), (46, 23, 1, 1, 2),
+])  # fmt: skip
+def test_a_micro_batch_that_does_not_divide_the_share_leaves_a_smaller_last_one(
+    tmp_path: Path, batch: int, ranks: int, micro_batch: int, share: int, times: int
+) -> None:
+    config = run_config(tmp_path, batch=batch, micro_batch=micro_batch)
+    found = config.share(World(size=ranks))
+    assert (found, accumulation(batch, world_size=ranks, micro_batch=found)) == (share, times)
+    assert times == -(-(batch // ranks) // micro_batch)  # no more of them than have to be
 
 
 @pytest.mark.parametrize(
@@ -193,7 +217,7 @@ def test_the_evaluation_of_untrained_weights_does_not_pass_for_a_finished_traini
         scores(confusion), dataset="dfew", method="dfer_clip", fold=1, num_folds=5, train_partitions=("fold_2",),
         test_partitions=("fold_1",), classes=BASIC7, selection="last", step=0, epoch=0, seed=1, checkpoint="openai",
         protocol=Protocol(num_frames=16, size=224, normalisation="none", augment="none"), manifest_sha256="0" * 64,
-        finished="2026-01-01T00:00:00+00:00", seconds=1.0,
+        finished="2026-01-01T00:00:00+00:00", seconds=1.0, epochs=0, complete=True,
     )  # fmt: skip
     config = run_config(tmp_path / "run")
     save_result(result, Folder(tmp_path / "run"))
@@ -284,7 +308,7 @@ def test_a_mistake_does_not_lock_the_folder(tmp_path: Path, alone: World, wrong:
     [
         (7, None, "batch: expected a multiple of 2 ranks, got 7. Set batch to 6 or 8"),
         (1, None, "batch: expected a multiple of 2 ranks, got 1. Set batch to 2"),
-        (7, 3, "batch: expected a multiple of 2 ranks x micro_batch 3 = 6, got 7. Set batch to 6 or 12"),
+        (7, 3, "batch: expected a multiple of 2 ranks, got 7. Set batch to 6 or 8"),
     ],
 )
 def test_a_batch_that_the_ranks_cannot_share(tmp_path: Path, batch: int, micro_batch: int | None, said: str) -> None:
@@ -341,3 +365,229 @@ def test_a_released_checkpoint_is_labelled_as_its_authors_chose_it(
     released = replace(plain, run=str(tmp_path / "released"), model=replace(plain.model, released="DFEW-set1.pth"))
     assert evaluate_run(plain, alone, trained=False).selection == "last"
     assert evaluate_run(released, alone, trained=False).selection == "best_on_test"
+
+
+# --- going on after an evaluation, or differently
+
+
+class StopAfter(Stop):
+    """A stop that is asked for after some looks: one at the start, one after each step and each test batch."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._left = looks
+
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            self.request("the test")
+        return bool(self.reason)
+
+
+def several(home: Path, data: DataConfig, **changes: Any) -> RunConfig:
+    """Two steps an epoch."""
+    return small(home, data, **{"epochs": 3, "checkpoint": CheckpointConfig(keep_last=9), **changes})
+
+
+def three_clips(folder: Path) -> DataConfig:
+    write_shards(
+        folder, {"fold_1": [[Clip(key="a", label=1)]], "fold_2": [[Clip(key="b", label=0), Clip(key="c", label=2)]]}
+    )
+    return DataConfig(shards=str(folder), workers=0, frames=2, size=64)
+
+
+def stopped_at(config: RunConfig, world: World, looks: int) -> None:
+    """After as many steps where nothing is evaluated."""
+    with pytest.raises(StoppedError):
+        train(config, world, StopAfter(looks))
+
+
+def last_weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    found = Checkpoints(Folder(config.run), world=World()).latest()
+    assert found is not None
+    return found.weights()
+
+
+def same_end(one: RunConfig, other: RunConfig) -> bool:
+    ours, theirs = last_weights(one), last_weights(other)
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def contents(home: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("select", ["last", "best_on_test"])
+def test_an_evaluation_of_a_stopped_run_does_not_end_it(tmp_path: Path, alone: World, select: str) -> None:
+    data = three_clips(tmp_path / "shards")
+    config = several(tmp_path / "run", data, select=select)
+    straight = several(tmp_path / "straight", data, select=select)
+    stopped_at(config, alone, 3 if select == "last" else 4)
+    home = tmp_path / "run"
+    before = contents(home)
+    between = evaluate_run(config, alone, trained=True)
+    step = 3 if select == "last" else 2
+    assert (between.complete, between.step, between.epoch, between.epochs) == (False, step, 1, 3)
+    stem = f"results/test-step_{step:08d}"
+    written = {name: data for name, data in contents(home).items() if before.get(name) != data}
+    assert {*written} == {f"{stem}.json", f"{stem}_predictions.csv"} and before.keys() <= contents(home).keys()
+    assert not finished(Folder(home)) and read_result(Folder(home), f"{stem}.json") == between
+    result = train(config, alone)
+    assert (result.complete, result.epochs, result.changed) == (True, 3, ()) and finished(Folder(home))
+    assert train(config, alone) == result
+    expected = train(straight, alone)
+    assert (result.step, result.confusion) == (expected.step, expected.confusion) and same_end(config, straight)
+    # The finished run gives the same again, in the same file.
+    names = {*contents(home)}
+    again = evaluate_run(config, alone, trained=True)
+    assert replace(again, finished=result.finished, seconds=result.seconds) == result and {*contents(home)} == names
+
+
+def test_an_evaluation_beside_a_live_run_touches_nothing_of_it(tmp_path: Path, alone: World) -> None:
+    """At work after the first epoch: its next record, checkpoint and result are written as if nobody had looked."""
+    data = three_clips(tmp_path / "shards")
+    config = several(tmp_path / "run", data, eval_every=1)
+    seen: list[FoldResult] = []
+
+    class Beside(StopAfter):
+        @property
+        def requested(self) -> bool:
+            self._left -= 1
+            if self._left == 0:
+                end = time.monotonic() + 60
+                while not committed(Folder(config.run)) and time.monotonic() < end:
+                    time.sleep(0.01)  # it is written in the background
+                before = contents(tmp_path / "run")
+                seen.append(evaluate_run(config, alone, trained=True))
+                after = contents(tmp_path / "run")
+                changed = {name for name in after if before.get(name) != after[name]}
+                assert {name for name in changed if not name.startswith("tensorboard/")} == {
+                    "results/test-step_00000002.json", "results/test-step_00000002_predictions.csv",
+                }  # fmt: skip
+            return False
+
+    result = train(config, alone, Beside(5))
+    assert [found.complete for found in seen] == [False] and result.complete
+    straight = several(tmp_path / "straight", data, eval_every=1)
+    train(straight, alone)
+    assert same_end(config, straight)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["split"]) for r in records if r["kind"] == "eval"] == [(n, "test") for n in (2, 4, 6)]
+
+
+def test_weights_as_they_are_are_not_evaluated_into_a_run_that_has_just_begun(tmp_path: Path, alone: World) -> None:
+    """Before its first checkpoint, when it has a lease alone."""
+    config = small(tmp_path / "run", shards(tmp_path / "shards"))
+    Fence.take(Folder(config.run), processes=1)
+    with pytest.raises(UsageError, match=r"got a training run\. Evaluate that with"):
+        evaluate_run(config, alone, trained=False)
+    assert not (tmp_path / "run" / RESULT).exists()
+
+
+def test_validation_clips_are_named_as_such(tmp_path: Path, alone: World) -> None:
+    write_shards(
+        tmp_path / "shards", {"fold_1": [[Clip(key="a")]], "fold_2": [[Clip(key=key, subject=key) for key in "bcde"]]}
+    )
+    data = DataConfig(shards=str(tmp_path / "shards"), workers=0, frames=2, size=64)
+    train(small(tmp_path / "run", data, select="best_on_val", val_share=0.5), alone)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["split"] for record in records if record["kind"] == "eval"} == {"validation"}
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+@pytest.mark.parametrize("schedule", [ConstantScheduleConfig(), StepScheduleConfig(milestones=(1, 2))], ids=str)
+def test_epochs_may_grow(tmp_path: Path, alone: World, schedule: ScheduleConfig, stop: int | None) -> None:
+    """After the end or before it; the end is that of a run that was to have as many from the beginning."""
+    data = three_clips(tmp_path / "shards")
+    config = several(tmp_path / "run", data, epochs=2, schedule=schedule)
+    if stop:
+        stopped_at(config, alone, stop)
+    else:
+        train(config, alone)
+        old = (tmp_path / "run" / RESULT).read_bytes()
+        stopped_at(replace(config, epochs=4), alone, 1)
+        assert not finished(Folder(config.run)) and (tmp_path / "run" / RESULT).read_bytes() == old
+        assert not evaluate_run(replace(config, epochs=4), alone, trained=True).complete
+        assert (tmp_path / "run" / RESULT).read_bytes() == old
+    longer = replace(config, epochs=4)
+    result = train(longer, alone)
+    assert (result.epochs, result.epoch, result.step, result.complete) == (4, 4, 8, True)
+    assert result.changed == (Change(key="epochs", was=2, now=4, step=stop or 4),)
+    straight = replace(longer, run=str(tmp_path / "straight"))
+    assert train(straight, alone).changed == () and same_end(longer, straight)
+    assert train(longer, alone) == result and evaluate_run(longer, alone, trained=True).changed == result.changed
+    with pytest.raises(CheckpointError, match=r"epochs was 4, now 2: it may only be raised"):
+        train(config, alone)
+
+
+def test_epochs_do_not_grow_under_a_schedule_that_depends_on_their_number(tmp_path: Path, alone: World) -> None:
+    config = small(tmp_path / "run", shards(tmp_path / "shards"), schedule=CosineScheduleConfig())
+    train(config, alone)
+    before = contents(tmp_path / "run")
+    with pytest.raises(CheckpointError) as caught:
+        train(replace(config, epochs=2), alone)
+    assert str(caught.value) == (
+        f"{config.run}: expected the configuration it was started with, got 1 changed keys (epochs was 1, now 2: the "
+        "rates of the cosine schedule depend on the number of epochs at every step). "
+        "Choose another folder with run=FOLDER, or change them back."
+    )
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_without_checkpoints_does_not_begin_anew(tmp_path: Path, alone: World) -> None:
+    config = small(tmp_path / "run", shards(tmp_path / "shards"))
+    train(config, alone)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = contents(tmp_path / "run")
+    with pytest.raises(CheckpointError) as caught:
+        train(replace(config, epochs=2), alone)
+    assert str(caught.value) == (
+        f"{config.run}: expected a checkpoint to go on from, got results/test.json of an earlier training alone. "
+        "Put its checkpoints back, or start a new run with run=FOLDER."
+    )
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_evaluations_and_the_bad_share_may_change_with_a_note(tmp_path: Path, alone: World, pending: bool) -> None:
+    """Also where the checkpoint says that an evaluation is still to come, and there are none any more."""
+    data = three_clips(tmp_path / "shards")
+    config = several(tmp_path / "run", data, eval_every=1)
+    stopped_at(config, alone, 2 if pending else 4)
+    if pending:
+        (state,) = (tmp_path / "run").glob("checkpoints/step_00000002-*/state.json")
+        assert json.loads(state.read_text())["training"]["evaluate"] is True
+    other = replace(config, eval_every=None, data=replace(data, max_bad_share=0.5))
+    stopped_at(other, alone, 1)
+    last = replace(other, eval_every=2)
+    result = train(last, alone)
+    first = 2 if pending else 3
+    assert [str(change) for change in result.changed] == [
+        f"eval_every from 1 to none at step {first}", f"data.max_bad_share from 0 to 0.5 at step {first}",
+        f"eval_every from none to 2 at step {first + 1}",
+    ]  # fmt: skip
+    assert read_result(Folder(config.run)).changed == result.changed
+    with pytest.raises(CheckpointError, match=r"data.max_bad_share was 0.5, now 0.0: it may only be raised"):
+        train(replace(last, data=data), alone)
+    # Nothing is left to be trained otherwise, so the record of how it was trained stands.
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    assert train(replace(last, eval_every=7), alone) == result
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_run_of_an_older_version_goes_on_and_notes_changes(tmp_path: Path, alone: World) -> None:
+    """Its checkpoints do not say under which settings they were written; its folder does."""
+    config = several(tmp_path / "run", three_clips(tmp_path / "shards"))
+    stopped_at(config, alone, 3)
+    for folder in (tmp_path / "run").glob("checkpoints/*"):
+        plain = json.loads((folder / "state.json").read_text())
+        del plain["settings"], plain["changed"]
+        (folder / "state.json").write_text(json.dumps(plain))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        data = (folder / "state.json").read_bytes()
+        manifest["files"]["state.json"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert train(replace(config, eval_every=2), alone).changed == (
+        Change(key="eval_every", was=None, now=2, step=3),
+    )  # fmt: skip

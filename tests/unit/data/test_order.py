@@ -122,9 +122,10 @@ def test_partitions_are_mixed_inside():
 @pytest.mark.parametrize(
     ("batch", "ranks", "micro", "text"),
     [
-        (50, 3, 8, "batch: expected a multiple of 3 ranks x micro_batch 8 = 24, got 50. Set batch to 48 or 72"),
-        (48, 2, 9, "got 48. Set batch to 36 or 54, or micro_batch to one of 1, 2, 3, 4, 6, 8, 12, 24"),
-        (4, 3, 2, "got 4. Set batch to 6 or 12"),
+        (50, 3, 8, "batch: expected a multiple of 3 ranks, got 50. Set batch to 48 or 51"),
+        (4, 3, 2, "got 4. Set batch to 3 or 6"),
+        (2, 3, 2, "got 2. Set batch to 3"),
+        (0, 3, 2, "got 0. Set batch to 3"),
     ],
 )
 def test_a_batch_that_does_not_fit_names_those_that_do(batch, ranks, micro, text):
@@ -137,6 +138,13 @@ def test_a_batch_that_does_not_fit_names_those_that_do(batch, ranks, micro, text
 @given(st.integers(1, 16), st.integers(1, 16), st.integers(1, 16))
 def test_accumulation_fills_the_batch(ranks, micro, times):
     assert accumulation(ranks * micro * times, world_size=ranks, micro_batch=micro) == times
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "micro", "times"), [(46, 2, 8, 3), (48, 2, 9, 3), (46, 2, 99, 1), (7, 7, 3, 1)]
+)
+def test_micro_batches_that_do_not_divide_the_share_are_rounded_up(batch, ranks, micro, times):
+    assert accumulation(batch, world_size=ranks, micro_batch=micro) == times
 
 
 def test_partitions_that_do_not_divide_the_batch():

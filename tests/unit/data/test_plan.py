@@ -9,8 +9,10 @@ from dfer.data.plan import Plan
 from dfer.distributed import World
 from dfer.recognition import PADDING
 
-LAYOUTS = st.sampled_from([(1, 1, 4), (2, 2, 1), (2, 1, 2), (4, 2, 1), (3, 3, 2)])
-"""Ranks, ranks of a node, micro-batch."""
+LAYOUTS = st.sampled_from(
+    [(1, 1, 4), (2, 2, 1), (2, 1, 2), (4, 2, 1), (3, 3, 2), (1, 1, 5), (2, 1, 4), (2, 2, 5), (3, 1, 3)]
+)
+"""Ranks, ranks of a node, micro-batch; the last four do not divide a rank's share."""
 
 
 def plans(num_clips: int, ranks: int, local: int, micro: int, *, train: bool) -> list[Plan]:
@@ -75,3 +77,19 @@ def test_replacements_depend_on_seed_epoch_and_clip_alone() -> None:
 def test_fewer_clips_than_a_batch(num_clips: int) -> None:
     (plan,) = plans(num_clips, 1, 1, 4, train=True)
     assert plan.steps == 0 and list(plan.numbers(0)) == []
+
+
+def test_the_last_micro_batch_of_a_step_may_be_smaller_and_the_order_does_not_change() -> None:
+    """46 clips on 2 ranks, 8 at once: step by step the clips of one rank that takes all 46, in the same order."""
+    worlds = [World(rank=rank, size=2) for rank in range(2)]
+    shared = {"shard_of": np.zeros(150, np.int64), "seed": 5, "train": True, "global_batch": 46}
+    two = [Plan(world=world, micro_batch=8, **shared) for world in worlds]
+    whole = Plan(world=World(), micro_batch=46, **shared)
+    order = whole.order(3)
+    for plan in two:
+        plan.check()
+        sizes = [len(plan.ids(order, number)) for number in plan.numbers(1)]
+        assert sizes == [8, 8, 7] * 2 and plan.accumulation == 3
+    for step in range(3):
+        got = [two[rank].ids(order, 3 * step + part) for rank in range(2) for part in range(3)]
+        assert np.concatenate(got).tolist() == whole.ids(order, step).tolist()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from dfer.errors import CheckpointError, StorageError
 from dfer.evaluation import recorded
 from dfer.evaluation.recorded import Recorded, read_recorded
 from dfer.storage import Folder
@@ -44,11 +43,25 @@ def test_more_than_a_report_takes_is_left_out(tmp_path: Path, monkeypatch: pytes
     assert len(read(tmp_path, *({"step": n, "x": 1} for n in range(20))).points["x"]) == 3
 
 
-def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl: expected a record a line, got more than 10,000"):
-        read(tmp_path, *["x"] * 10_001)
-    with pytest.raises(CheckpointError, match="got more than 1,000 metrics"):
-        read(tmp_path, {"step": 1, **{f"m{n}": 1 for n in range(1001)}})
-    monkeypatch.setattr(recorded, "MAX_BYTES", 10)
-    with pytest.raises(StorageError, match="expected at most 10 bytes"):
-        read(tmp_path, {"step": 1, "x": 1})
+def test_a_file_over_a_bound_gives_shorter_curves_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = read(tmp_path, {"step": 1, "x": 1}, *["x"] * 10_002, {"step": 2, "x": 1})
+    assert damaged.cut and damaged.points == {"x": {1: 1}} and damaged.damaged == 10_001
+    many = read(tmp_path, {"step": 1, **{f"m{n}": 1 for n in range(1001)}}, {"step": 2, "m0": 3})
+    assert many.cut and len(many.points) == 1000 and many.points["m0"] == {1: 1, 2: 3}
+    line = json.dumps({"step": 1, "x": 1})
+    for most, found in ((len(line) * 2 + 2, 2), (len(line) * 2 + 1, 2), (len(line) * 2, 1), (10, 0)):
+        monkeypatch.setattr(recorded, "MAX_BYTES", most)
+        large = read(tmp_path, *({"step": n, "x": 1} for n in range(1, 9)))
+        assert large.cut and not large.damaged and len(large.points.get("x", {})) == found
+    monkeypatch.setattr(recorded, "MAX_BYTES", len(line))
+    assert read(tmp_path, {"step": 1, "x": 1}) == Recorded(points={"x": {1: 1}})
+
+
+def test_evaluations_of_different_splits_are_different_curves(tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [{"kind": "eval", "step": 1, "war": 0.5}]
+    records += [{**records[0], "split": split, "war": war} for split, war in (("test", 0.6), ("validation", 0.7))]
+    found = read(tmp_path, *records, {**records[0], "split": "<b>", "uar": 0.8}, {**records[0], "split": 3, "f1": 0.9})
+    assert found.points == {
+        "eval/war": {1: 0.5}, "eval/test/war": {1: 0.6}, "eval/validation/war": {1: 0.7}, "eval/uar": {1: 0.8},
+        "eval/split": {1: 3}, "eval/f1": {1: 0.9},
+    }  # fmt: skip

@@ -183,8 +183,8 @@ def test_a_run_without_curves_or_environment_still_reports(tmp_path):
 
 def test_a_refused_mixture_leaves_no_report(tmp_path):
     run = fake_runs.write_crossval(tmp_path, curves=False)
-    (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, epochs=10)))
-    with pytest.raises(CheckpointError, match=r"epochs = 50"):
+    (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, batch=10)))
+    with pytest.raises(CheckpointError, match=r"batch = 48"):
         write_report(Folder(run))
     assert not (run / "report").exists()
 

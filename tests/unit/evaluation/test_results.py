@@ -69,12 +69,12 @@ def test_negative_counts_and_no_counts_are_refused():
 @pytest.mark.parametrize("content", ["{", "", "[" * 100_000, "\udcff"])
 def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     Folder(tmp_path).write("results/test.json", content.encode(errors="surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"expected JSON text.*Delete it and evaluate again"):
+    with pytest.raises(CheckpointError, match=r"expected a JSON object.*Delete it and evaluate again"):
         read_result(Folder(tmp_path))
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match=r"expected a result file.*Finish the run or evaluate it first"):
+    with pytest.raises(CheckpointError, match=r"expected a result file.*Finish the run first"):
         read_result(Folder(tmp_path))
 
 
@@ -98,7 +98,7 @@ def test_predictions_with_too_few_keys_are_a_programmers_error(tmp_path):
 
 def test_a_file_too_large_for_a_result_is_not_read(tmp_path, monkeypatch):
     save_result(fake_runs.result(), Folder(tmp_path))
-    monkeypatch.setattr("dfer.evaluation.results.MAX_BYTES", 100)
+    monkeypatch.setattr("dfer.run_files.MAX_RESULT_BYTES", 100)
     with pytest.raises(StorageError, match=r"test.json: expected at most 100 bytes, got \d+. Replace or remove"):
         read_result(Folder(tmp_path))
 

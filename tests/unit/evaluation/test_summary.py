@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from dfer.changes import Change
 from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError
 from dfer.evaluation.metrics import percent
@@ -73,7 +74,9 @@ def test_an_empty_class_is_noted_and_its_mean_runs_over_the_other_folds(run):
 
 def test_a_run_without_results_says_what_to_do(tmp_path):
     (tmp_path / "fold_1").mkdir()
-    with pytest.raises(CheckpointError, match=r"expected a results/test.json .* got none. Finish the run") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"expected a results/test.json of a complete .* got none. Finish"
+    ) as caught:
         summarise(Folder(tmp_path))
     assert caught.value.exit_code == 5
 
@@ -85,6 +88,7 @@ MIXTURES = [
     ({"method": "CoOp"}, "one method for all folds"),
     ({"manifest_sha256": "cd" * 32}, "one shard manifest for all folds"),
     ({"protocol": Protocol(num_frames=8, size=224, normalisation="none", augment="none")}, "one test protocol for all"),
+    ({"epochs": 0, "step": 0, "epoch": 0}, "one number of epochs for all folds, got 50 (fold_1, fold_2, fold_4"),
     ({"num_folds": 10}, "one number of folds for all folds, got 5 ("),
     ({"test_partitions": ("fold_2",), "train_partitions": ("fold_1",)}, "partition fold_2 in fold_2 and fold_3"),
 ]  # fmt: skip
@@ -97,6 +101,80 @@ def test_unlike_folds_never_share_a_table(run, changes, text):
         summarise(Folder(run))
     assert text in str(caught.value)
     assert caught.value.exit_code == 5
+
+
+def test_folds_of_unlike_epochs_never_share_a_table(run):
+    change(run, 3, epochs=60, epoch=60)
+    (run / "fold_3" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=3, epochs=60)))
+    with pytest.raises(CheckpointError) as caught:
+        summarise(Folder(run))
+    assert "one number of epochs for all folds, got 50 (fold_1, fold_2, fold_4, fold_5); 60 (fold_3). " in str(
+        caught.value
+    )
+
+
+def without(path, *keys):
+    """A result as older versions wrote it."""
+    plain = {key: value for key, value in json.loads(path.read_text()).items() if key not in keys}
+    path.write_text(json.dumps(plain))
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_half_trained_fold_does_not_enter_the_table(run, older):
+    """Which `dfer evaluate` wrote: an older version's as the result itself, now as a file of its own."""
+    (run / "fold_3" / RESULT).unlink()
+    change(run, 3, step=195, epoch=1, complete=False)
+    between = run / "fold_3" / "results" / "test-step_00000195.json"
+    if older:
+        between.rename(run / "fold_3" / RESULT)
+        for fold in range(1, 6):
+            without(run / f"fold_{fold}" / RESULT, "complete", "epochs")
+    report = summarise(Folder(run))
+    assert (report.missing, report.incomplete) == ((3,), (3,)) and [f.fold for f in report.folds] == [1, 2, 4, 5]
+    assert {fold.epochs for fold in report.folds} == {50}
+    where = run / "fold_3" / RESULT if older else between
+    assert report.notes[0] == f"Training incomplete, left out: fold 3 at epoch 1 of 50 ({where})."
+    assert "fold 3: training incomplete" in text_table(report)
+    paths = write_report(Folder(run))
+    assert "fold 3: training incomplete" in html.unescape(Path(paths.html).read_text())
+    assert json.loads(Path(paths.json).read_text())["incomplete_folds"] == [3]
+
+
+def test_a_run_with_evaluations_of_an_incomplete_training_alone_gives_no_report(tmp_path):
+    for step, epoch in ((195, 1), (390, 2)):
+        unfinished = fake_runs.result(fold=1, step=step, epoch=epoch, complete=False)
+        fake_runs.write_fold(tmp_path / "fold_1", unfinished, curves=False)
+    with pytest.raises(CheckpointError, match=r"complete training .*, got fold 1 at epoch 2 of 50. Finish the run"):
+        summarise(Folder(tmp_path))
+
+
+def test_a_finished_fold_whose_epochs_were_raised_is_left_out_until_it_has_them(run):
+    (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, epochs=60)))
+    report = summarise(Folder(run))
+    assert report.incomplete == (2,)
+    assert "fold 2 finished with 50 epochs, and more are configured now" in report.notes[0]
+
+
+def test_what_was_changed_on_the_way_is_noted(run):
+    made = (Change(key="epochs", was=40, now=50, step=7800), Change(key="eval_every", was=None, now=5, step=100))
+    change(run, 4, changed=made)
+    data = {**fake_runs.config()["data"], "max_bad_share": 0.001}
+    (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=4, eval_every=5, data=data)))
+    notes = summarise(Folder(run)).notes
+    assert "Fold 4 went on with epochs from 40 to 50 at step 7800, eval_every from none to 5 at step 100." in notes
+    others = "None (fold_1), None (fold_2), None (fold_3)"
+    assert f"The folds differ in eval_every: {others}, 5 (fold_4), None (fold_5)." in notes
+    assert f"The folds differ in data.max_bad_share: {others}, 0.001 (fold_4), None (fold_5)." in notes
+
+
+def test_a_metrics_file_over_its_bound_shortens_the_curves_alone(run, monkeypatch):
+    lines = "".join(json.dumps({"kind": "train", "step": n, "loss": 1.0}) + "\n" for n in range(1, 100))
+    (run / "fold_1" / "metrics.jsonl").write_text(lines)
+    monkeypatch.setattr("dfer.evaluation.recorded.MAX_BYTES", 2000)
+    report = summarise(Folder(run))
+    assert 0 < len(report.curves["train/loss"][1]) < 99
+    assert any("The curves leave out the end of metrics.jsonl" in n and n.endswith("fold_1.") for n in report.notes)
+    write_report(Folder(run))
 
 
 def test_folds_of_different_configurations_never_share_a_table(run):

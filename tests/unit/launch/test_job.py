@@ -14,9 +14,11 @@ import yaml
 from dfer.config import FILE_KEYS, load, load_text, to_yaml
 from dfer.distributed import World
 from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError, StorageError, UsageError
+from dfer.evaluation.results import save_result
 from dfer.interruption import Stop
 from dfer.models.build import files
 from dfer.run_config import RunConfig
+from dfer.storage import Folder
 from launch import job as module
 from launch.job import Job, Place, conclude, make_job, run_job
 from launch.meeting import Meeting
@@ -71,7 +73,7 @@ def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pyte
     with pytest.raises(CheckpointError, match=said):  # begun, and killed before it saved
         made(*vit, file, folds=(2,))
     (begun / "results").mkdir()
-    (begun / "results" / "test.json").touch()
+    save_result(fake_runs.result(fold=2, epochs=config.epochs), Folder(begun))
     assert pretrained(made(*vit, file, folds=(2,))) == f"{tmp_path}/w/clip.pt"
 
 
@@ -124,7 +126,9 @@ def test_the_batch_has_to_divide_for_every_number_of_processes(tmp_path: Path) -
     run = f"run={tmp_path / 'run'}"
     with pytest.raises(UsageError, match=r"batch: expected a multiple of 3 processes, got 8. Set batch=6"):
         made(run, "batch=8", worlds=(2, 3, 4))
-    assert made(run, "batch=8", "micro_batch=1", worlds=(2, 3, 4)).folds
+    with pytest.raises(UsageError, match=r"got 8\. Set batch=6"):
+        made(run, "batch=8", "micro_batch=1", worlds=(2, 3, 4))
+    assert made(run, "batch=12", "micro_batch=5", worlds=(2, 3, 4)).folds
 
 
 def test_the_folder_of_a_single_run_is_refused(tmp_path: Path) -> None:
@@ -262,3 +266,20 @@ def test_results_and_errors_of_patient_work_come_through() -> None:
 
     with pytest.raises(ProcessError):
         within(5, fail, what="x")
+
+
+def test_a_fold_is_finished_when_its_training_is_complete(tmp_path: Path) -> None:
+    """Not when there is an evaluation of it, nor with fewer epochs than are asked for now."""
+    job = made(f"run={tmp_path}", "epochs=50")
+    for fold, changes in ((1, {}), (2, {"complete": False}), (3, {"epochs": 40}), (4, {"step": 0, "epochs": 0})):
+        save_result(fake_runs.result(fold=fold, **changes), Folder(job.fold_url(fold)))
+    assert job.finished() == [1, 4]
+    assert (Path(job.fold_url(2)) / "results" / "test-step_00009750.json").exists()
+    with pytest.raises(CheckpointError, match="got none of fold 2, 5"):
+        module.report(job.run, (2, 5))
+    (tmp_path / "fold_5" / "results").mkdir(parents=True)
+    (tmp_path / "fold_5" / "results" / "test.json").write_text("{")
+    with pytest.raises(
+        CheckpointError, match=r"fold_5/results/test.json: expected a JSON object, got .* Delete it and"
+    ):
+        job.finished()

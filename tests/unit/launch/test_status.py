@@ -199,3 +199,15 @@ def test_a_store_that_does_not_answer_is_told(
         use(S3(f"http://127.0.0.1:{nobody.getsockname()[1]}"), monkeypatch)
         assert cli.main([command, "s3://data/run"]) == 6
     assert "s3://data/run: expected an answer within 0.5 s, got none. Check the URL" in capsys.readouterr().err
+
+
+def test_an_evaluation_in_between_does_not_make_a_fold_finished(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for fold, changes in ((1, {}), (2, {"complete": False}), (3, {"epochs": 40})):
+        fake_runs.write_fold(run / f"fold_{fold}", fake_runs.result(fold=fold, **changes), curves=False)
+    (run / "fold_4" / "results").mkdir(parents=True)
+    (run / "fold_4" / "results" / "test.json").write_text("[]")
+    rows = status.status(str(run), now=NOW)
+    assert [row.state for row in rows] == ["finished", "begun", "begun", "unknown"]
+    assert [row.uar is None for row in rows] == [False, True, True, True]
+    assert rows[3].why.endswith("results/test.json: expected a JSON object, got list. Delete it and evaluate again.")

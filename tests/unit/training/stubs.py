@@ -57,4 +57,5 @@ def part(batch: ClipBatch, start: int, stop: int) -> ClipBatch:
 def share(batch: ClipBatch, *, rank: int, world_size: int, micro_batch: int) -> list[ClipBatch]:
     """A rank's contiguous share of a global batch, cut into micro-batches."""
     size = len(batch.labels) // world_size
-    return [part(batch, at, at + micro_batch) for at in range(rank * size, (rank + 1) * size, micro_batch)]
+    end = (rank + 1) * size
+    return [part(batch, at, min(at + micro_batch, end)) for at in range(rank * size, end, micro_batch)]

@@ -83,10 +83,9 @@ def test_fp16_is_refused_on_a_cpu(name: Any) -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigProblem) as caught:
         build_engine(EngineConfig(name="ddp"), TinyRecognizer(wide=8), optim=SGD, world=World(rank=0, size=4),
-                     global_batch=12, micro_batch=2)  # fmt: skip
+                     global_batch=10, micro_batch=2)  # fmt: skip
     assert str(caught.value) == (
-        "batch: expected a multiple of 4 ranks x micro_batch 2, got 12. "
-        "Choose batch or micro_batch so that batch / 4 / micro_batch is whole."
+        "batch: expected a multiple of 4 ranks, got 10. Choose another batch or other numbers of processes."
     )
 
 
@@ -253,3 +252,23 @@ def test_tf32_rounds_both_or_neither() -> None:
         for ours, theirs in zip(found, exact):
             assert bool((ours.cpu() - theirs).abs().max() > 1e-3) is allowed
     set_tf32(False)
+
+
+@pytest.mark.parametrize("micro_batch", [8, 9, 22])
+def test_a_smaller_last_micro_batch_weighs_as_many_clips_as_it_has(micro_batch: int) -> None:
+    """A rank's share of 23: the same gradients and terms as in one piece; an equal weight for each would differ."""
+    found = []
+    for micro in (23, micro_batch):
+        engine = build_engine(
+            EngineConfig(name="ddp"), TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=23,
+            micro_batch=micro,
+        )  # fmt: skip
+        cut = share(clips(23), rank=0, world_size=1, micro_batch=micro)
+        assert len(cut) == engine.accumulation and [len(batch.labels) for batch in cut][-1] == (23 % micro or micro)
+        report = engine.step(cut, progress=NOW, lr_factor=1.0)
+        found.append((report, engine.weights()))
+    (whole, expected), (parts, weights) = found
+    assert parts.clips == 23 and parts.terms == pytest.approx(whole.terms, abs=1e-6)
+    assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    for name, value in weights.items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name

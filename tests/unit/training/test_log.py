@@ -63,11 +63,11 @@ def test_time_spent_on_evaluation_does_not_slow_training(tmp_path: Path, clock: 
         clock.now += 1
         log.train(report(), step=1, epoch=0, wait_seconds=0.0)
         clock.now += 500
-        log.eval({"war": 0.5}, step=1, epoch=1)
+        log.eval({"war": 0.5}, split="test", step=1, epoch=1)
         clock.now += 1
         log.train(report(), step=2, epoch=1, wait_seconds=0.0)
     evaluation, training = lines(tmp_path)
-    assert evaluation["kind"] == "eval" and evaluation["war"] == 0.5
+    assert (evaluation["kind"], evaluation["split"]) == ("eval", "test") and evaluation["war"] == 0.5
     assert training["clips_per_s"] == 8.0 and training["eta_s"] == 2.0
 
 
@@ -84,7 +84,7 @@ def test_continuing_drops_what_will_be_done_again(tmp_path: Path) -> None:
             for step in range(start + 1, stop + 1):
                 log.train(report(float(start)), step=step, epoch=0, wait_seconds=0.0)
                 if step % 3 == 0:
-                    log.eval({"war": 0.1}, step=step, epoch=step // 3)
+                    log.eval({"war": 0.1}, split="test", step=step, epoch=step // 3)
 
     run(0, 7)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -101,11 +101,11 @@ def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
     with RunLog(Folder(tmp_path), world=World(), total_steps=2, stream=io.StringIO()) as log:
         log.train(report(0.75), step=1, epoch=0, wait_seconds=0.0)
         log.train(report(0.25), step=2, epoch=0, wait_seconds=0.0)
-        log.eval({"uar": 0.5}, step=2, epoch=1)
+        log.eval({"uar": 0.5}, split="validation", step=2, epoch=1)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.75), (2, 0.25)]
-    assert [e.value for e in events.Scalars("eval/uar")] == [0.5]
+    assert [e.value for e in events.Scalars("eval/validation/uar")] == [0.5]
     assert {"train/lr.image", "train/terms.ce", "train/clips_per_s"} <= set(events.Tags()["scalars"])
 
 
@@ -124,17 +124,17 @@ def test_the_bar_shows_the_same_numbers(tmp_path: Path) -> None:
     out = io.StringIO()
     with RunLog(Folder(tmp_path), world=World(), total_steps=4, start_step=2, progress=True, stream=out) as log:
         log.train(report(), step=3, epoch=1, wait_seconds=0.0)
-        log.eval({"war": 0.25}, step=3, epoch=1)
+        log.eval({"war": 0.25}, split="test", step=3, epoch=1)
         log.train(report(), step=4, epoch=1, wait_seconds=0.0)
     text = out.getvalue()
     assert "4/4" in text and "loss 0.5000" in text and "clips/s waiting 0% eta" in text
-    assert "step 3/4 epoch 1: eval war 0.25" in text
+    assert "step 3/4 epoch 1: eval on test clips: war 0.25" in text
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with RunLog(Folder(tmp_path / "run"), world=World(rank=1, size=2), total_steps=1) as log:
         log.train(report(), step=1, epoch=0, wait_seconds=0.0)
-        log.eval({"war": 1.0}, step=1, epoch=1)
+        log.eval({"war": 1.0}, split="test", step=1, epoch=1)
     assert not (tmp_path / "run").exists()
 
 
