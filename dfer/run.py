@@ -348,7 +348,7 @@ def _protocol(config: RunConfig, model: Recognizer) -> Protocol:
         f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
         f"flip {augment.flip}" if augment.flip else "",
         f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
-        f"rotation +- {augment.rotation} degrees" if augment.rotation else "",
+        f"rotation +- {augment.rotation} degrees, nearest pixel" if augment.rotation else "",
     ]
     return Protocol(
         num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
