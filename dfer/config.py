@@ -31,7 +31,7 @@ FREE_KEYS = (
 """Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,
 not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results."""
 
-FILE_KEYS = ("model.released", "model.towers.arch", "model.towers.pretrained")
+FILE_KEYS = ("model.released", "model.start", "model.towers.arch", "model.towers.pretrained")
 """Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""
 
 

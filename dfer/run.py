@@ -29,8 +29,8 @@ from dfer.evaluation.results import (
     save_predictions,
     save_result,
 )
+from dfer.initial import START, Initial, initial_model
 from dfer.interruption import Stop
-from dfer.models.build import build
 from dfer.recognition import ClipBatch, Recognition, Recognizer
 from dfer.run_config import RunConfig
 from dfer.run_files import CHECKPOINTS, RESULT
@@ -99,16 +99,18 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     latest = checkpoints.latest()
     if latest:
         _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
-    recognizer = build(
-        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=latest is None
-    )
+    initial = initial_model(
+        config, clips.emotions, world, manifest_sha256=_manifest_hash(clips.store), resumed=latest
+    )  # fmt: skip
+    recognizer = initial.model
+    initial.tell(world)
     loader = train_loader(config, clips, world)
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
     )  # fmt: skip
     with closing(engine):
-        folder.write(home, config, world)
+        folder.write(home, config, world, notes=initial.notes)
         latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
         if latest:
@@ -123,14 +125,23 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
                 engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
                 schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
                 evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state=_facts(recognizer, clips, config), stop=stop, record_clips=config.record_clips,
+                extra_state={**_facts(recognizer, clips, config), START: initial.start}, stop=stop,
+                record_clips=config.record_clips,
             )  # fmt: skip
         chosen = selected_checkpoint(config, checkpoints)
         if config.select != "last":
             engine.load_weights(chosen.weights())
         chosen.close()
         return _report_test(
-            config, clips, engine.forward, chosen, recognizer, world, checkpoints=checkpoints, stop=stop
+            config,
+            clips,
+            engine.forward,
+            chosen,
+            recognizer,
+            world,
+            initial=initial,
+            checkpoints=checkpoints,
+            stop=stop,
         )
 
 
@@ -207,15 +218,17 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
     chosen = selected_checkpoint(config, Checkpoints(home, world=world)) if trained else None
     if chosen:
         _refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
-    recognizer = build(
-        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=not trained
-    )
+    initial = initial_model(
+        config, clips.emotions, world, manifest_sha256=_manifest_hash(clips.store), resumed=chosen
+    )  # fmt: skip
+    recognizer = initial.model
+    initial.tell(world)
     if chosen:
         load_checkpoint(recognizer, chosen)
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
-        folder.write(home, config, world)
-    return _report_test(config, clips, forward, chosen, recognizer, world)
+        folder.write(home, config, world, notes=initial.notes)
+    return _report_test(config, clips, forward, chosen, recognizer, world, initial=initial)
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
@@ -235,7 +248,8 @@ def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
 def describe(config: RunConfig, world: World) -> str:
     """What `train` would do: clips, parameters by group, steps. Reads manifest and indexes, trains nothing."""
     clips = open_clips(config)
-    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    initial = initial_model(config, clips.emotions, World(), manifest_sha256=_manifest_hash(clips.store))
+    recognizer = initial.model
     loader = train_loader(config, clips, world)
     sizes = {name: sum(p.numel() for p in group) for name, group in recognizer.param_groups().items()}
     rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
@@ -251,7 +265,7 @@ def describe(config: RunConfig, world: World) -> str:
     lines.append(
         f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f" weights: {note}" for note in initial.notes or ())])
 
 
 def train_loader(config: RunConfig, clips: Clips, world: World) -> Loader:
@@ -297,7 +311,7 @@ def _score(
 
 def _report_test(
     config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World,
-    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
+    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None, initial: Initial,
 ) -> FoldResult:  # fmt: skip
     """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too."""
 
@@ -309,7 +323,8 @@ def _report_test(
     home = Folder(config.run)
     position = chosen.state["training"] if chosen else {"epoch": 0}
     # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
-    selection = "best_on_test" if chosen is None and config.model.released else config.select
+    untrained = initial.selection or ("best_on_test" if config.model.released else config.select)
+    selection = config.select if chosen else untrained
     result = fold_result(
         found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.split.fold,
         num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
@@ -318,6 +333,7 @@ def _report_test(
         protocol=_protocol(config, model), checkpoint=f"step_{chosen.step:08d}" if chosen else _source(config),
         manifest_sha256=_manifest_hash(clips.store), finished=_now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
+        start=initial.start,
     )  # fmt: skip
 
     def write() -> None:
@@ -370,7 +386,7 @@ def _now() -> str:
 
 
 def _source(config: RunConfig) -> str:
-    return config.model.released or config.model.towers.pretrained or "random weights"
+    return config.model.start or config.model.released or config.model.towers.pretrained or "random weights"
 
 
 def _manifest_hash(store: Store) -> str:
