@@ -201,7 +201,7 @@ def test_it_begins_from_a_bucket_and_from_the_same_fold_of_a_crossvalidation(tmp
 def test_weights_as_they_begin_are_evaluated_as_that_run_chose_them(tmp_path: Path, alone: World) -> None:
     data = shards(tmp_path / "a")
     other_run(tmp_path / "dfew", run_config(tmp_path / "dfew", data))
-    config = replace(frozen(tmp_path / "zero", data, str(tmp_path / "dfew")), select="best_on_val")
+    config = replace(frozen(tmp_path / "zero", data, str(tmp_path / "dfew")), select="best_on_test")
     result = evaluate_run(config, alone, trained=False)
     assert (result.step, result.selection, result.checkpoint) == (0, "last", str(tmp_path / "dfew"))
 
