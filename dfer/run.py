@@ -99,11 +99,8 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     latest = checkpoints.latest()
     if latest:
         _refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
-    initial = initial_model(
-        config, clips.emotions, world, manifest_sha256=_manifest_hash(clips.store), resumed=latest
-    )  # fmt: skip
+    initial = _initial(config, clips, world, resumed=latest)
     recognizer = initial.model
-    initial.tell(world)
     loader = train_loader(config, clips, world)
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
@@ -125,8 +122,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
                 engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
                 schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
                 evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state={**_facts(recognizer, clips, config), START: initial.start}, stop=stop,
-                record_clips=config.record_clips,
+                extra_state=_facts(initial, clips, config), stop=stop, record_clips=config.record_clips,
             )  # fmt: skip
         chosen = selected_checkpoint(config, checkpoints)
         if config.select != "last":
@@ -143,6 +139,13 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
             checkpoints=checkpoints,
             stop=stop,
         )
+
+
+def _initial(config: RunConfig, clips: Clips, world: World, *, resumed: Checkpoint | None) -> Initial:
+    manifest_sha256 = _manifest_hash(clips.store)
+    initial = initial_model(config, clips.emotions, world, manifest_sha256=manifest_sha256, resumed=resumed)
+    initial.tell(world)
+    return initial
 
 
 def _trained_result(config: RunConfig) -> FoldResult:
@@ -218,11 +221,8 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
     chosen = selected_checkpoint(config, Checkpoints(home, world=world)) if trained else None
     if chosen:
         _refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
-    initial = initial_model(
-        config, clips.emotions, world, manifest_sha256=_manifest_hash(clips.store), resumed=chosen
-    )  # fmt: skip
+    initial = _initial(config, clips, world, resumed=chosen)
     recognizer = initial.model
-    initial.tell(world)
     if chosen:
         load_checkpoint(recognizer, chosen)
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
@@ -372,12 +372,12 @@ def _protocol(config: RunConfig, model: Recognizer) -> Protocol:
     )  # fmt: skip
 
 
-def _facts(model: Recognizer, clips: Clips, config: RunConfig) -> dict[str, object]:
+def _facts(initial: Initial, clips: Clips, config: RunConfig) -> dict[str, object]:
     """What a checkpoint must say of itself to be used without its run folder."""
     return {
         "model": asdict(config.model), "classes": list(clips.emotions.names), "num_frames": config.data.frames,
-        "size": config.data.size, "normalisation": model.normalisation, "seed": config.seed,
-        "manifest_sha256": _manifest_hash(clips.store),
+        "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
+        "manifest_sha256": _manifest_hash(clips.store), START: initial.start,
     }  # fmt: skip
 
 

@@ -188,4 +188,4 @@ def _source_pixels(frames: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
 
 
 def _fixed(value: float) -> int:
-    return math.floor(value * 2**FIXED_BITS + 0.5)
+    return math.floor(value * (1 << FIXED_BITS) + 0.5)

@@ -271,3 +271,23 @@ def test_launchers_look_for_the_folder(tmp_path: Path) -> None:
     check_files(tiny(start=str(tmp_path)))
     check_files(tiny(start="s3://bucket/run"))
     check_files(tiny(start=str(tmp_path / "gone")), weights=False)
+
+
+def test_a_file_whose_activation_is_unknown_is_told_everywhere(
+    tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the dry run, in the log, and in environment.json, where a later start leaves it."""
+    clip = {name.removeprefix("towers.").removeprefix("text."): value
+            for name, value in model(3).state_dict().items() if name.startswith("towers.")}  # fmt: skip
+    torch.save(clip, tmp_path / "clip.pt")
+    towers = TowersConfig(arch="tiny-conv-64", pretrained=str(tmp_path / "clip.pt"))
+    config = run_config(tmp_path / "run", shards(tmp_path / "a"), model=replace(tiny(), towers=towers))
+    dry = describe(config, World())
+    train(config, alone)
+    (note,) = json.loads((tmp_path / "run" / "environment.json").read_text())["weights"]
+    assert note.startswith(f"model.towers.pretrained={towers.pretrained}: ") and "the file cannot confirm it" in note
+    assert f"note: {note}\n" in capsys.readouterr().err and f"weights: {note}" in dry
+    (tmp_path / "run" / RESULT).unlink()
+    train(config, alone)
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["weights"] == [note]
+    assert "note: " not in capsys.readouterr().err
