@@ -128,17 +128,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         if config.select != "last":
             engine.load_weights(chosen.weights())
         chosen.close()
-        return _report_test(
-            config,
-            clips,
-            engine.forward,
-            chosen,
-            recognizer,
-            world,
-            initial=initial,
-            checkpoints=checkpoints,
-            stop=stop,
-        )
+        return _report_test(config, clips, engine.forward, chosen, initial, world, checkpoints=checkpoints, stop=stop)
 
 
 def _initial(config: RunConfig, clips: Clips, world: World, *, resumed: Checkpoint | None) -> Initial:
@@ -228,7 +218,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool) -> FoldResul
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
         folder.write(home, config, world, notes=initial.notes)
-    return _report_test(config, clips, forward, chosen, recognizer, world, initial=initial)
+    return _report_test(config, clips, forward, chosen, initial, world)
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
@@ -310,8 +300,8 @@ def _score(
 
 
 def _report_test(
-    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World,
-    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None, initial: Initial,
+    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, initial: Initial, world: World,
+    *, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
 ) -> FoldResult:  # fmt: skip
     """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too."""
 
@@ -330,7 +320,7 @@ def _report_test(
         num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
         validation=clips.validation, classes=clips.emotions.names, selection=selection,
         step=chosen.step if chosen else 0, epoch=position["epoch"], seed=config.seed,
-        protocol=_protocol(config, model), checkpoint=f"step_{chosen.step:08d}" if chosen else _source(config),
+        protocol=_protocol(config, initial.model), checkpoint=f"step_{chosen.step:08d}" if chosen else _source(config),
         manifest_sha256=_manifest_hash(clips.store), finished=_now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
         start=initial.start,
