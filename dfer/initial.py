@@ -92,7 +92,7 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: DferClip,
         model=model,
         start=start,
         selection=select,
-        notes=tuple(f"begins from {line}" for line in [start, *taken.lines()]),
+        notes=(f"begins from {start}", *(f"model.start: {line}" for line in taken.lines())),
     )
 
 
