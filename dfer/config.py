@@ -36,7 +36,7 @@ FREE_KEYS = (
 not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results.
 Other keys may change within limits: `dfer.changes`."""
 
-FILE_KEYS = ("model.released", "model.towers.arch", "model.towers.pretrained")
+FILE_KEYS = ("model.released", "model.start", "model.towers.arch", "model.towers.pretrained")
 """Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""
 
 

@@ -2,7 +2,7 @@
 
 RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one, but for
                         what `dfer.config.FREE_KEYS` and `dfer.changes` let change
-RUN/environment.json    versions, revision, command, hardware
+RUN/environment.json    versions, revision, command, hardware, origin of the initial weights
 RUN/metrics.jsonl  RUN/checkpoints/  RUN/lease/  RUN/results/*.json  RUN/report/
 
 It lies on a disk or on any other store that fsspec opens.
@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,8 @@ from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
 ENVIRONMENT = "environment.json"
+NOTES = "weights"
+"""Key of environment.json: where the initial weights came from."""
 REVISION = "DFER_REVISION"
 """Variable in which a launcher names the revision where it leaves git behind, as Ray does."""
 
@@ -45,11 +47,14 @@ def check(folder: Folder, config: Any, world: World) -> None:
     on_first(lambda: _check(folder, config), world)
 
 
-def write(folder: Folder, config: Any, world: World, *, finished: bool = False) -> None:
+def write(
+    folder: Folder, config: Any, world: World, *, finished: bool = False, notes: Sequence[str] | None = None
+) -> None:
     """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
 
     All ranks call it; the first one writes. finished: the run's results stand, so the environment that they came from
-    does too; so does its configuration where something was changed that the results would note.
+    does too; so does its configuration where something was changed that the results would note. notes: what there is to
+    say of the initial weights, None where an earlier start has said it.
 
     Raises:
         StorageError: it cannot be written.
@@ -60,7 +65,8 @@ def write(folder: Folder, config: Any, world: World, *, finished: bool = False) 
             return
         folder.write(CONFIG, to_yaml(config).encode())
         if not finished:
-            folder.write(ENVIRONMENT, (json.dumps(environment(world), indent=1) + "\n").encode())
+            said = _notes_before(folder) if notes is None else list(notes)
+            folder.write(ENVIRONMENT, (json.dumps({**environment(world), NOTES: said}, indent=1) + "\n").encode())
 
     on_first(work, world)
 
@@ -73,6 +79,15 @@ def recorded(folder: Folder) -> dict[str, Any]:
     """
     existing = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
     return {} if existing is None else _plain_yaml(folder.where(CONFIG), existing)
+
+
+def _notes_before(folder: Folder) -> list[str]:
+    try:
+        found = json.loads(folder.read(ENVIRONMENT, most=MAX_CONFIG_BYTES) or b"{}")
+    except (ValueError, RecursionError):
+        return []
+    notes = found.get(NOTES) if isinstance(found, dict) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def _check(folder: Folder, config: Any) -> None:

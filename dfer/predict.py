@@ -19,8 +19,8 @@ from dfer.emotions import label_set
 from dfer.errors import DataError, message
 from dfer.models.build import build
 from dfer.recognition import ClipBatch
-from dfer.run import load_checkpoint, selected_checkpoint
 from dfer.run_config import RunConfig
+from dfer.run_facts import load_checkpoint, selected_checkpoint
 from dfer.storage import Folder
 from dfer.training.engine import enough_gpu_memory, inference, set_tf32
 

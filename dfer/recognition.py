@@ -81,6 +81,10 @@ class Recognizer(nn.Module, ABC):
     def loss(self, out: Recognition, batch: ClipBatch, progress: Progress) -> dict[str, Tensor]:
         """Scalar terms whose sum is minimised. Reads only `out`, `batch` and `progress`, never a parameter."""
 
+    def class_parameters(self) -> frozenset[str]:
+        """Names of the parameters whose first dimension is the classes, in their order."""
+        return frozenset()
+
     @abstractmethod
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by group name, each once; the optimizer config gives a rate for these names."""

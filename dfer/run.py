@@ -27,17 +27,19 @@ from dfer.evaluation.results import (
     save_predictions,
     save_result,
 )
+from dfer.initial import Initial, initial_model
 from dfer.interruption import Stop
-from dfer.models.build import build
-from dfer.recognition import ClipBatch, Recognition, Recognizer
+from dfer.recognition import ClipBatch, Recognition
 from dfer.run_config import RunConfig
 from dfer.run_facts import (
     Training,
     changes_of,
+    load_checkpoint,
     manifest_hash,
     now,
     protocol_of,
     refuse_result_alone,
+    selected_checkpoint,
     source_of,
     state_facts,
 )
@@ -107,16 +109,15 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     loader = train_loader(config, clips, world)
     _refuse_little_memory([loader, *(_eval_loader(config, part, world) for part in (clips.select, clips.test) if part)])
     latest = _latest(config, clips, checkpoints, world)
-    recognizer = build(
-        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=latest is None
-    )
+    initial = _initial(config, clips, world, resumed=latest)
+    recognizer = initial.model
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
     )  # fmt: skip
     with closing(engine):
         recorded = on_first(lambda: folder.recorded(home), world)
-        folder.write(home, config, world)
+        folder.write(home, config, world, notes=initial.notes)
         latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
         changed = changes_of(config, latest, recorded)
@@ -132,7 +133,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
                 engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
                 schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
                 evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state=state_facts(recognizer, clips.store, clips.emotions, config, changed), stop=stop,
+                extra_state=state_facts(initial, clips.store, clips.emotions, config, changed), stop=stop,
                 record_clips=config.record_clips,
             )  # fmt: skip
         chosen = selected_checkpoint(config, checkpoints)
@@ -140,7 +141,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
             engine.load_weights(chosen.weights())
         chosen.close()
         return _report_test(
-            config, clips, engine.forward, chosen, recognizer, world, checkpoints=checkpoints, stop=stop,
+            config, clips, engine.forward, chosen, initial, world, checkpoints=checkpoints, stop=stop,
             training=Training(epochs=config.epochs, complete=True, changed=changed),
         )  # fmt: skip
 
@@ -153,6 +154,13 @@ def _latest(config: RunConfig, clips: Clips, checkpoints: Checkpoints, world: Wo
     else:
         on_first(lambda: refuse_result_alone(Folder(config.run)), world)
     return latest
+
+
+def _initial(config: RunConfig, clips: Clips, world: World, *, resumed: Checkpoint | None) -> Initial:
+    sha256 = manifest_hash(clips.store)
+    initial = initial_model(config, clips.emotions, world, manifest_sha256=sha256, resumed=resumed)
+    initial.tell(world)
+    return initial
 
 
 def _trained_result(config: RunConfig) -> FoldResult:
@@ -239,17 +247,16 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         chosen = selected_checkpoint(config, checkpoints, newest)
         training = Training.at(newest or chosen, epochs=config.epochs)
         _refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
-    recognizer = build(
-        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed, weights=not trained
-    )
+    initial = _initial(config, clips, world, resumed=chosen)
+    recognizer = initial.model
     if chosen:
         load_checkpoint(recognizer, chosen)
     set_tf32(config.engine.tf32)
     _refuse_little_memory([_eval_loader(config, clips.test, world)])
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
-        folder.write(home, config, world)
-    return _report_test(config, clips, forward, chosen, recognizer, world, training=training, out=out)
+        folder.write(home, config, world, notes=initial.notes)
+    return _report_test(config, clips, forward, chosen, initial, world, training=training, out=out)
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
@@ -263,24 +270,11 @@ def _check_target(home: Folder, out: Folder | None) -> None:
         raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer evaluate {home}')}") from error
 
 
-def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a recognizer, and close it. Raises CheckpointError when the names differ."""
-    weights, own = checkpoint.weights(), recognizer.state_dict()
-    checkpoint.close()
-    odd = sorted(weights.keys() ^ own.keys())
-    odd = odd or sorted(name for name in own if own[name].shape != weights[name].shape)
-    if odd:
-        raise CheckpointError(
-            f"{checkpoint.folder}: expected the weights of this model, got others ({', '.join(odd[:4])}). "
-            "Evaluate it with the configuration it was trained with."
-        )
-    recognizer.load_state_dict(weights)
-
-
 def describe(config: RunConfig, world: World) -> str:
     """What `train` would do: clips, parameters by group, steps. Reads manifest and indexes, trains nothing."""
     clips = open_clips(config)
-    recognizer = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    initial = initial_model(config, clips.emotions, World(), manifest_sha256=manifest_hash(clips.store))
+    recognizer = initial.model
     loader = train_loader(config, clips, world)
     sizes = {name: sum(p.numel() for p in group) for name, group in recognizer.param_groups().items()}
     rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
@@ -296,7 +290,7 @@ def describe(config: RunConfig, world: World) -> str:
     lines.append(
         f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f" weights: {note}" for note in initial.notes or ())])
 
 
 def train_loader(config: RunConfig, clips: Clips, world: World) -> Loader:
@@ -355,7 +349,7 @@ def _score(
 
 
 def _report_test(
-    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, model: Recognizer, world: World,
+    config: RunConfig, clips: Clips, forward: Forward, chosen: Checkpoint | None, initial: Initial, world: World,
     *, training: Training, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
     out: Folder | None = None,
 ) -> FoldResult:  # fmt: skip
@@ -370,16 +364,19 @@ def _report_test(
     home = out or Folder(config.run)
     position = chosen.state["training"] if chosen else {"epoch": 0}
     # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
-    selection = "best_on_test" if chosen is None and config.model.released else config.select
+    untrained = initial.selection or ("best_on_test" if config.model.released else config.select)
+    selection = config.select if chosen else untrained
     result = fold_result(
         found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.split.fold,
         num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
         validation=clips.validation, classes=clips.emotions.names, selection=selection,
         step=chosen.step if chosen else 0, epoch=position["epoch"], epochs=training.epochs,
         complete=training.complete, changed=training.changed, seed=config.seed,
-        protocol=protocol_of(config, model), checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
+        protocol=protocol_of(config, initial.model),
+        checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
         manifest_sha256=manifest_hash(clips.store), finished=now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
+        start=initial.start,
     )  # fmt: skip
 
     def write() -> None:
@@ -393,19 +390,3 @@ def _report_test(
 
     on_first(write, world)
     return result
-
-
-def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints, newest: Checkpoint | None = None) -> Checkpoint:
-    """The checkpoint the selection rule names. newest: what `checkpoints.latest` gave, where it is known already.
-
-    Raises:
-        CheckpointError: training left none.
-    """
-    newest = newest or checkpoints.latest()
-    found = newest if config.select == "last" or newest is None else checkpoints.best(newest)
-    if found is None:
-        raise CheckpointError(
-            f"{checkpoints.folder}: expected a checkpoint selected by `{config.select}`, got none. "
-            "Train first: dfer train CONFIG"
-        )
-    return found

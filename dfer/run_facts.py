@@ -1,4 +1,4 @@
-"""What a checkpoint and a result say of the run that they come from."""
+"""What a checkpoint and a result say of the run that they come from, and which checkpoint of a run is meant."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -7,13 +7,14 @@ from typing import Any
 
 from dfer import changes
 from dfer.changes import Change
-from dfer.checkpoint import Checkpoint
+from dfer.checkpoint import Checkpoint, Checkpoints
 from dfer.config import to_plain
 from dfer.data.format import to_json
 from dfer.data.store import Store
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
+from dfer.initial import START, Initial
 from dfer.recognition import Recognizer
 from dfer.run_config import RunConfig
 from dfer.run_files import RESULT
@@ -64,7 +65,7 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
         f"flip {augment.flip}" if augment.flip else "",
         f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
-        f"rotation +- {augment.rotation} degrees" if augment.rotation else "",
+        f"rotation +- {augment.rotation} degrees, nearest pixel" if augment.rotation else "",
     ]
     return Protocol(
         num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
@@ -73,13 +74,13 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
 
 
 def state_facts(
-    model: Recognizer, store: Store, emotions: Emotions, config: RunConfig, changed: tuple[Change, ...]
+    initial: Initial, store: Store, emotions: Emotions, config: RunConfig, changed: tuple[Change, ...]
 ) -> dict[str, object]:
     """What a checkpoint must say of itself to be used without its run folder."""
     return {
         "model": asdict(config.model), "classes": list(emotions.names), "num_frames": config.data.frames,
-        "size": config.data.size, "normalisation": model.normalisation, "seed": config.seed,
-        "manifest_sha256": manifest_hash(store), **changes.to_state(changed, to_plain(config)),
+        "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
+        "manifest_sha256": manifest_hash(store), START: initial.start, **changes.to_state(changed, to_plain(config)),
     }  # fmt: skip
 
 
@@ -90,9 +91,39 @@ def now() -> str:
 
 def source_of(config: RunConfig) -> str:
     """Where weights that are not trained here come from."""
-    return config.model.released or config.model.towers.pretrained or "random weights"
+    return config.model.start or config.model.released or config.model.towers.pretrained or "random weights"
 
 
 def manifest_hash(store: Store) -> str:
     """SHA-256 of the shards' manifest in its canonical form."""
     return hashlib.sha256(to_json(store.manifest)).hexdigest()
+
+
+def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a recognizer, and close it. Raises CheckpointError when the names differ."""
+    weights, own = checkpoint.weights(), recognizer.state_dict()
+    checkpoint.close()
+    odd = sorted(weights.keys() ^ own.keys())
+    odd = odd or sorted(name for name in own if own[name].shape != weights[name].shape)
+    if odd:
+        raise CheckpointError(
+            f"{checkpoint.folder}: expected the weights of this model, got others ({', '.join(odd[:4])}). "
+            "Evaluate it with the configuration it was trained with."
+        )
+    recognizer.load_state_dict(weights)
+
+
+def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints, newest: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint the selection rule names. newest: what `checkpoints.latest` gave, where it is known already.
+
+    Raises:
+        CheckpointError: training left none.
+    """
+    newest = newest or checkpoints.latest()
+    found = newest if config.select == "last" or newest is None else checkpoints.best(newest)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoints.folder}: expected a checkpoint selected by `{config.select}`, got none. "
+            "Train first: dfer train CONFIG"
+        )
+    return found

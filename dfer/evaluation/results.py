@@ -81,7 +81,8 @@ class FoldResult:
     changed on the way. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
     seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix. generated: seed
     and generator when the faces are generated ones in the layout of `dataset`. excluded: clips of all partitions that
-    the split files name and the shards do not hold.
+    the split files name and the shards do not hold. start: the run, step, selection and SHA-256 of the weights that the
+    run began from, empty where it began from none of ours.
     """
 
     version: Literal[1] = 1
@@ -113,6 +114,7 @@ class FoldResult:
     manifest_sha256: str
     finished: str
     seconds: float
+    start: str = ""
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem()

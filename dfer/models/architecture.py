@@ -25,6 +25,10 @@ LIMITS: dict[str, float] = {
     "ls_init_value": 1.0, "timm_drop": 1.0, "timm_drop_path": 1.0, "attn_pooler_queries": 1024,
     "attn_pooler_heads": 128, "pad_id": 2**17, "eos_id": 2**17,
 }  # fmt: skip
+BESIDE = "open_clip_config.json"
+"""What open_clip writes beside weights on a hub: the architecture as `model_cfg`, and how pictures are prepared."""
+_DO = "Check towers.arch; see dfer/models/configs for examples."
+_BESIDE_DO = "Download it again from where the weights came, or take it away; then the file's activation is unknown."
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
 
 
@@ -52,7 +56,26 @@ def read_architecture(path: Path, *, vision: Collection[str], text: Collection[s
     return settings
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def activation_beside(weights: Path) -> tuple[Path, bool] | None:
+    """The file by which a hub says how to build the model of a file of weights, and whether that has OpenAI's quick
+    GELU; None without one.
+
+    Raises:
+        ConfigProblem: not such a file.
+    """
+    path = weights.parent / BESIDE
+    if not path.exists():
+        return None
+    settings = _parsed(path, do=_BESIDE_DO)
+    model = settings.get("model_cfg")
+    quick = model.get("quick_gelu", False) if isinstance(model, Mapping) else None
+    if not isinstance(quick, bool):
+        expected = "a model_cfg with quick_gelu true, false or left out"
+        raise ConfigProblem(message(path, expected=expected, got="something else", do=_BESIDE_DO))
+    return path, quick
+
+
+def _parsed(path: Path, do: str = _DO) -> dict[str, Any]:
     expected = "an architecture in open_clip's JSON layout"
     try:
         if not path.is_file():
@@ -63,9 +86,10 @@ def _parsed(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         settings = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
-        raise _problem(path, expected=expected, got=f"no readable file ({str(error)[:200]})") from error
+        got = f"no readable file ({str(error)[:200]})"
+        raise ConfigProblem(message(path, expected=expected, got=got, do=do)) from error
     if not isinstance(settings, dict):
-        raise _problem(path, expected=expected, got=type(settings).__name__)
+        raise ConfigProblem(message(path, expected=expected, got=type(settings).__name__, do=do))
     return settings
 
 
@@ -100,5 +124,4 @@ def _check_size(path: Path, part: str, settings: Mapping[str, Any]) -> None:
 
 
 def _problem(path: Path, *, expected: str, got: str) -> ConfigProblem:
-    do = "Check towers.arch; see dfer/models/configs for examples."
-    return ConfigProblem(message(path, expected=expected, got=got, do=do))
+    return ConfigProblem(message(path, expected=expected, got=got, do=_DO))

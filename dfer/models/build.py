@@ -11,6 +11,7 @@ from dfer.errors import CheckpointError, message
 from dfer.models.dfer_clip import DferClip, DferClipConfig
 from dfer.models.released import load_released
 from dfer.models.towers import Towers, is_tag
+from dfer.models.weights import check_file
 
 ModelConfig = DferClipConfig
 """Every method's configuration; which one is chosen by its `name`."""
@@ -23,8 +24,8 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
     moved, and whether a checkpoint fills the towers does not change what the new parts are drawn as.
 
     A `released` checkpoint fills the whole model, so `pretrained` is not read beside it. weights: False for a caller
-    who loads a checkpoint of this project next, which holds all weights; neither of the two is read then, and a trained
-    run does not need them any more.
+    who loads a checkpoint of this project next, which holds all weights, or begins from the run that `start` names,
+    which holds the towers; neither of the two is read then, and a trained run does not need them any more.
 
     Raises:
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
@@ -42,21 +43,30 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
 
 
 def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
-    """Paths of the files that `build` reads, by their key below `model`, which is one of `config.FILE_KEYS`.
+    """Paths of the files that `build` reads, and of the folder to begin from, by their key below `model`, which is one
+    of `config.FILE_KEYS`.
     open_clip's names and tags are none."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
     if not weights:
         return found
+    if config.start is not None:
+        return {**found, "start": config.start}
     if config.released is not None:
         return {**found, "released": config.released}
     return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
 
 
 def check_files(config: ModelConfig, *, weights: bool = True) -> None:
-    """Raise CheckpointError when a file that `build` will read is not there."""
+    """Raise CheckpointError when a file that `build` will read, or the folder to begin from, is not there."""
     for key, path in files(config, weights=weights).items():
-        if not Path(path).is_file():
+        if key == "start":
+            if "://" not in path and not Path(path).is_dir():
+                expected, do = "the run folder of a fold", "Correct the path."
+                raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such folder", do=do))
+        elif Path(path).is_dir():
+            check_file(Path(path), f"model.{key}={path}")
+        elif not Path(path).is_file():
             expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
 

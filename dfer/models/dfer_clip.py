@@ -27,6 +27,8 @@ class DferClipConfig:
     """DFER-CLIP and its ablations (tables 1, 2, 4 and 5 of the paper); the defaults are the published model.
 
     towers: which CLIP. released: path of a checkpoint that the authors' code wrote; it fills the whole model.
+    start: folder (also s3://...) of a run whose weights this one begins from: its selected checkpoint, the parameters
+        of equal name and shape, contexts of classes by class name; of a cross-validation's folder the same fold.
     text: the fixed part of a class's prompt. num_contexts: learnable vectors beside it (0, 4, 8, 16 in the paper).
     context_position: `end` puts the text behind the contexts, `front` before, `middle` between them.
     shared_contexts: one set of contexts for all classes instead of one each.
@@ -38,6 +40,7 @@ class DferClipConfig:
     name: Literal["dfer_clip"] = "dfer_clip"
     towers: TowersConfig = field(default_factory=TowersConfig)
     released: str | None = key(None, path=True)
+    start: str | None = key(None, path=True)
     text: TextKind = "class_descriptor"
     num_contexts: int = 8
     context_position: ContextPosition = "end"
@@ -47,6 +50,8 @@ class DferClipConfig:
     temperature: float = 0.01
 
     def __post_init__(self) -> None:
+        if self.released is not None and self.start is not None:
+            raise ConfigProblem("released, start: expected one of them, got both. Set one to null.")
         if self.num_contexts < 0:
             raise ConfigProblem(f"num_contexts: expected 0 or more, got {self.num_contexts}.")
         if self.temperature <= 0:
@@ -111,6 +116,11 @@ class DferClip(Recognizer):
         parts = {"temporal": self.temporal, "image": self.towers.visual, "prompts": self.prompts}
         groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         return {name: group for name, group in groups.items() if group}
+
+    def class_parameters(self) -> frozenset[str]:
+        """The contexts [K N W], where every class has its own."""
+        own = self.prompts.contexts is not None and not self.config.shared_contexts
+        return frozenset({"prompts.contexts"} if own else ())
 
     def _check(self, frames: Tensor) -> None:
         size, height, width = self.towers.image_size, *frames.shape[-2:]

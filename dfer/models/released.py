@@ -56,7 +56,7 @@ def load_released(model: DferClip, path: Path) -> None:
     if wrong:
         raise CheckpointError(
             message(path, expected="a checkpoint of the released DFER-CLIP code", got=wrong[0],
-                    do="A plain CLIP goes to model.towers.pretrained, a run of this project to its run folder.")
+                    do="A plain CLIP goes to model.towers.pretrained, a run of this project to model.start.")
         )  # fmt: skip
     check_activation(model.towers.arch, quick=model.towers.quick_gelu, trained=True, where=path)
     _check_settings(model, released, path)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from dfer.config import ConfigProblem, key
 from dfer.errors import CheckpointError, did_you_mean, message
 from dfer.models import conv
-from dfer.models.architecture import LIMITS, read_architecture
+from dfer.models.architecture import LIMITS, activation_beside, read_architecture
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
+from dfer.models.layouts import foreign_names
 from dfer.models.weights import Weights, read_weights
 
 VOCABULARY = 49408
@@ -39,6 +40,8 @@ OPENAI_ONLY = ("input_resolution", "context_length")
 QUICK_NAME = "-quickgelu"
 """How open_clip's names end where an architecture has OpenAI's activation."""
 
+ACTIVATIONS = {True: "OpenAI's quick GELU", False: "the exact GELU"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TowersConfig:
@@ -47,7 +50,8 @@ class TowersConfig:
     arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
         a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names; others are refused.
     pretrained: path of a local checkpoint in OpenAI's or open_clip's layout, or one of open_clip's tags for this
-        architecture (`openai`), which open_clip downloads once; null draws random weights.
+        architecture (`openai`), which open_clip downloads once; null draws random weights. A file's activation must be
+        that of `arch`: OpenAI's files and an open_clip_config.json beside the file tell it, else nothing does.
     image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
     """
 
@@ -93,8 +97,10 @@ class Towers(nn.Module):
         super().__init__()
         settings = _settings(config)
         clip = _built(settings, config.arch)
+        self.origin: str | None = None
+        """Where the weights come from and which activation they run with, in words; None for random ones."""
         if config.pretrained is not None:
-            weights = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
+            weights, self.origin = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
             load_clip(clip, weights, where=config.pretrained, resize=config.image_size)
         _speed_up(clip)
         self.visual: nn.Module = clip.visual
@@ -157,6 +163,9 @@ def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int |
         _check_positions(weights.get("visual.positional_embedding"), where=where)
         resize_pos_embed(weights, clip)
     own = {name: value for name, value in clip.state_dict().items() if name not in NOT_NEEDED}
+    if not weights.keys() & own.keys():
+        got, do = f"names such as {', '.join(list(weights)[:3])}", "Give a CLIP as OpenAI or open_clip publishes it."
+        raise CheckpointError(message(where, expected=f"names such as {', '.join(list(own)[:3])}", got=got, do=do))
     check_names(weights, own, where=where, do="Set `arch` to the architecture of this file.")
     clip.load_state_dict(weights, strict=False)
 
@@ -232,17 +241,36 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
     return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
 
 
-def _pretrained(arch: str, pretrained: str, *, quick: bool) -> Weights:
-    """The weights of a local file or of one of open_clip's tags, made for the activation that `arch` has."""
+def _pretrained(arch: str, pretrained: str, *, quick: bool) -> tuple[Weights, str]:
+    """The weights of a local file or of one of open_clip's tags, made for the activation that `arch` has; and how that
+    is known, in words."""
     where = f"model.towers.pretrained={pretrained}"
     if name := _trained_as(arch, pretrained):
         trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
         check_activation(arch, quick=quick, trained=trained, where=where)
-        return read_weights(_download(name, pretrained))
+        return read_weights(_download(name, pretrained)), f"{where}: {ACTIVATIONS[quick]}, as open_clip lists the tag"
     weights = read_weights(Path(pretrained))
+    if found := foreign_names(weights):
+        got, do = found
+        raise CheckpointError(message(where, expected="a CLIP in OpenAI's or open_clip's names", got=got, do=do))
+    return weights, f"{where}: {_activation_of(weights, arch, pretrained, quick=quick)}"
+
+
+def _activation_of(weights: Weights, arch: str, pretrained: str, *, quick: bool) -> str:
+    """The activation that a file's weights run with and how it is known, in words. Raises ConfigProblem when the file
+    is known to be trained with the other one."""
+    where = f"model.towers.pretrained={pretrained}"
     if any(name in weights for name in OPENAI_ONLY):
         check_activation(arch, quick=quick, trained=True, where=where)
-    return weights
+        return f"{ACTIVATIONS[quick]}, as all of OpenAI's files"
+    if beside := activation_beside(Path(pretrained)):
+        path, trained = beside
+        check_activation(arch, quick=quick, trained=trained, where=f"{where} ({path.name} beside it)")
+        return f"{ACTIVATIONS[quick]}, as {path} says"
+    return (
+        f"{ACTIVATIONS[quick]}, as model.towers.arch={arch} has it; the file cannot confirm it, and weights trained "
+        "with the other one give wrong features. Compare with the page it came from"
+    )
 
 
 def is_tag(arch: str, pretrained: str) -> bool:
@@ -252,7 +280,7 @@ def is_tag(arch: str, pretrained: str) -> bool:
 
 def _trained_as(arch: str, pretrained: str) -> str:
     """The architecture for which open_clip has weights of this tag; empty for a file."""
-    names = () if Path(pretrained).exists() else (arch, _twin(arch))
+    names = () if Path(pretrained).is_file() else (arch, _twin(arch))
     return next((name for name in names if pretrained in open_clip.list_pretrained_tags_by_model(name)), "")
 
 
@@ -272,10 +300,9 @@ def check_activation(arch: str, *, quick: bool, trained: bool, where: object) ->
     do = f'Set "quick_gelu": {str(trained).lower()} in the architecture\'s JSON file.'
     if twin in open_clip.list_models():
         do = f"Set model.towers.arch={twin}."
-    kinds = {True: "OpenAI's quick GELU", False: "the exact GELU"}
     raise ConfigProblem(
-        message(where, expected=f"an architecture with {kinds[trained]}, which these weights were trained with",
-                got=f"model.towers.arch={arch} with {kinds[quick]}", do=do)
+        message(where, expected=f"an architecture with {ACTIVATIONS[trained]}, which these weights were trained with",
+                got=f"model.towers.arch={arch} with {ACTIVATIONS[quick]}", do=do)
     )  # fmt: skip
 
 

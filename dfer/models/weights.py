@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from dfer.errors import CheckpointError, message
+from dfer.models import layouts
 from dfer.models.archive import Archive, Call
 
 Weights = dict[str, Tensor]
@@ -19,29 +20,59 @@ WRAPPERS = ("module.", "_orig_mod.")
 MAX_HEADER_BYTES = 16 * 2**20
 """Largest header of a safetensors file; of the largest CLIP it has a hundredth of that."""
 MAX_MODULES = 100_000
+INNER = ("state_dict", "model", "module", "model_state_dict")
+"""Where training code keeps the model in a checkpoint: most of it, some of it, DeepSpeed, PyTorch's tutorials."""
 
 
 def read_weights(path: Path) -> Weights:
-    """Tensors by name, on the CPU, of a `.safetensors`, `.pt`, `.pth`, `.bin` file or TorchScript archive.
+    """Tensors by name, on the CPU, of a safetensors file, torch archive (`.pt`, `.pth`, `.bin`) or TorchScript archive.
 
-    A training checkpoint's `state_dict` is taken and its optimizer state left; the prefixes that DataParallel and
-    torch.compile put before every name are cut off.
+    What the file is tells its beginning, not its name. A training checkpoint's model is taken (INNER) and its optimizer
+    state left; the prefixes that DataParallel and torch.compile put before every name are cut off.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds no weights.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            message(path, expected="a file of weights", got="no such file", do="Check the path; null stands for none.")
-        )
-    read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    check_file(path, path)
+    read = _read_safetensors(path) if _is_safetensors(path) else _read_archive(path)
     weights = {name: value for name, value in read.items() if not value.is_complex()}  # no model has such
     if not weights:
-        raise CheckpointError(
-            message(path, expected="tensors by name, or a `state_dict` of them", got="none",
-                    do="Give the file that holds the model.")
-        )  # fmt: skip
+        do = "Give the file that holds the model; DeepSpeed's is mp_rank_00_model_states.pt."
+        raise CheckpointError(message(path, expected="tensors by name, or a `state_dict` of them", got="none", do=do))
+    if not any(value.numel() for value in weights.values()):
+        got = f"{len(weights)} names with empty tensors, as DeepSpeed's ZeRO 3 leaves them in each rank's file"
+        do = "Put the parts together with DeepSpeed's zero_to_fp32.py and give its output."
+        raise CheckpointError(message(path, expected="tensors by name", got=got, do=do))
     return _without_wrappers(weights)
+
+
+def check_file(path: Path, where: object) -> None:
+    """Raise CheckpointError unless there is a file that may hold weights; a folder is told with what is in it."""
+    got, do = "no such file", "Check the path; null stands for none."
+    if path.is_file():
+        found = layouts.foreign_file(_head(path, where))
+        if found is None:
+            return
+        got, do = found
+    elif path.is_dir():
+        got, do = layouts.in_folder(path)
+    raise CheckpointError(message(where, expected="a file of weights", got=got, do=do))
+
+
+def _head(path: Path, where: object) -> bytes:
+    try:
+        return layouts.head_of(path)
+    except OSError as error:
+        got, do = f"one that cannot be read ({error.strerror})", "Correct its rights."
+        raise CheckpointError(message(where, expected="a file of weights", got=got, do=do)) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its beginning; by its name where that is of neither format."""
+    head = _head(path, path)
+    if head.startswith(layouts.ZIP):
+        return False
+    return layouts.is_safetensors(head) or path.suffix == ".safetensors"
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -82,9 +113,7 @@ def _state(content: Any) -> Mapping[str, Any]:
             return _flat(content)
         if not isinstance(content, Mapping):
             return {}
-        inner = next(
-            (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping | Call)), None
-        )
+        inner = next((content[key] for key in INNER if isinstance(content.get(key), Mapping | Call)), None)
         if inner is None:
             break
         content = inner

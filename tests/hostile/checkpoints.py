@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dfer.checkpoint import Checkpoints
 from dfer.distributed import World
-from dfer.run import load_checkpoint
+from dfer.run_facts import load_checkpoint
 from dfer.storage import Folder
 from dfer.training.engine import Engine
 from dfer.training.loop import resume

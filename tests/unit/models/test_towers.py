@@ -300,3 +300,73 @@ def test_an_architecture_of_ones_own_sets_the_activation_in_its_file(tmp_path: P
     _state(tmp_path / "w.pt")
     with pytest.raises(ConfigProblem, match='Set "quick_gelu": true in the architecture\'s JSON file'):
         Towers(TowersConfig(arch=str(own), pretrained=str(tmp_path / "w.pt")))
+
+
+def _open_clips(tmp_path: Path, clip_weights: dict[str, Tensor], *, quick: bool, beside: object = None) -> TowersConfig:
+    """A file in open_clip's layout, an architecture with the quick GELU or the exact one, and what lies beside."""
+    folder = tmp_path / "hub"
+    folder.mkdir(exist_ok=True)
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({**CLIP_LAYOUT, "quick_gelu": quick}))
+    safetensors.torch.save_file(clip_weights, folder / "open_clip_model.safetensors")
+    if beside is not None:
+        (folder / "open_clip_config.json").write_text(beside if isinstance(beside, str) else json.dumps(beside))
+    return TowersConfig(arch=str(own), pretrained=str(folder / "open_clip_model.safetensors"))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("said", [True, False, None])
+def test_the_configuration_beside_a_file_decides_its_activation(
+    tmp_path: Path, clip_weights: dict[str, Tensor], quick: bool, said: bool | None
+) -> None:
+    """Left out it is the exact one, as open_clip has it."""
+    model = {**CLIP_LAYOUT} | ({} if said is None else {"quick_gelu": said})
+    if said is None:
+        model.pop("quick_gelu", None)
+    config = _open_clips(tmp_path, clip_weights, quick=quick, beside={"model_cfg": model, "preprocess_cfg": {}})
+    if quick is bool(said):
+        origin = Towers(config).origin
+        assert origin is not None and origin.endswith(f", as {tmp_path}/hub/open_clip_config.json says")
+        assert ("quick GELU" in origin) == quick
+        return
+    with pytest.raises(ConfigProblem) as caught:
+        Towers(config)
+    assert "(open_clip_config.json beside it): expected an architecture with " in str(caught.value)
+    assert f'Set "quick_gelu": {str(bool(said)).lower()} in' in str(caught.value)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_without_it_nothing_confirms_the_activation_and_that_is_said(
+    tmp_path: Path, clip_weights: dict[str, Tensor], quick: bool
+) -> None:
+    config = _open_clips(tmp_path, clip_weights, quick=quick)
+    kind = "OpenAI's quick GELU" if quick else "the exact GELU"
+    assert Towers(config).origin == (
+        f"model.towers.pretrained={config.pretrained}: {kind}, as model.towers.arch={config.arch} has it; the file "
+        "cannot confirm it, and weights trained with the other one give wrong features. Compare with the page it came "
+        "from"
+    )
+
+
+def test_openais_files_are_known(towers: Towers) -> None:
+    assert towers.origin is not None and towers.origin.endswith("OpenAI's quick GELU, as all of OpenAI's files")
+    assert Towers(TowersConfig(arch="tiny-vit-64")).origin is None
+
+
+@pytest.mark.parametrize("beside", ["{", "[]", "{}", {"model_cfg": {"quick_gelu": "yes"}}, " " * 70_000], ids=str)
+def test_a_configuration_beside_that_says_nothing_is_refused(
+    tmp_path: Path, clip_weights: dict[str, Tensor], beside: object
+) -> None:
+    config = _open_clips(tmp_path, clip_weights, quick=True, beside=beside)
+    with pytest.raises(ConfigProblem, match=r"open_clip_config\.json: expected .*Download it again") as caught:
+        Towers(config)
+    assert caught.value.exit_code == 2
+
+
+def test_a_folder_that_bears_a_tags_name_does_not_hide_the_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_download: list[str]
+) -> None:
+    (tmp_path / "openai").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with torch.device("meta"), pytest.raises(CheckpointError, match=r"got ConnectionError \(no network here"):
+        Towers(TowersConfig(arch="ViT-B-32-quickgelu", pretrained="openai"))
