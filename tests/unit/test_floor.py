@@ -97,7 +97,8 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 FLOOR = {
     "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
     "dfer.checkpoint_files", "dfer.data.format", "dfer.storage", "dfer.lease", "dfer.interruption",
-    "dfer.yaml_text", "dfer.data.bounds", "dfer.run_files",
+    "dfer.yaml_text", "dfer.data.bounds", "dfer.run_files", "dfer.media", "dfer.media.frames", "dfer.media.order",
+    "dfer.media.pictures",
 }  # fmt: skip
 ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
 

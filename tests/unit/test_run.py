@@ -311,7 +311,8 @@ def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: 
     pictures.mkdir()
     for number in range(2):
         cv2.imwrite(str(pictures / f"{number}.png"), np.full((64, 64, 3), 90 * number, np.uint8))
-    assert predict(config, [pictures], alone) == predict(plain, [pictures], alone)
+    first, second = (list(predict(chosen, [pictures], alone)) for chosen in (config, plain))
+    assert first == second and isinstance(first[0][1], dict)
     (home / RESULT).unlink()
     assert train(config, alone).step == result.step
     # Untrained, the file is what is asked for.
