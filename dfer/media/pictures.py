@@ -1,5 +1,6 @@
 """From the bytes of one picture to RGB pixels, by what they hold and not by their name. Bounds come before pixels."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ MAX_FILE_BYTES = 64 * 2**20
 DARK = 2**14
 """A 16-bit picture without a value from here on was made of 14 bits or fewer: its upper 8 bits are dark."""
 BLOCK = 2**20
+UPPER = 1 if sys.byteorder == "little" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +70,20 @@ def _jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _decoded(data: bytes, header: Header, kind: str) -> Picture:
-    hides = dark = False
-    if header.alpha or header.depth > 8:
-        stored = _opencv(data, cv2.IMREAD_UNCHANGED, kind)
-        hides, dark = header.alpha and _hides(stored), _dark(stored)
-        del stored
     # Stored JPEGs are read without their EXIF rotation, so others are too.
-    bgr = _opencv(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, kind)
-    if bgr.shape[:2] != (header.height, header.width):
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    stored = _opencv(data, cv2.IMREAD_UNCHANGED if header.alpha or header.depth > 8 else flags, kind)
+    if stored.shape[:2] != (header.height, header.width):
         raise ValueError(f"a damaged {kind}")
-    return Picture(rgb=np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8), hides=hides, dark=dark)
+    return Picture(rgb=_rgb(stored), hides=_hides(stored), dark=_dark(stored))
+
+
+def _rgb(stored: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """[H W] grey, or [H W 3 or 4] BGR: colours without what is said of their opacity, the upper 8 of 16 bits."""
+    upper = stored.view(np.uint8)[..., UPPER::2] if stored.dtype == np.uint16 else stored
+    if upper.ndim == 2:
+        return np.repeat(upper[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(upper[:, :, 2::-1], dtype=np.uint8)
 
 
 def _opencv(data: bytes, flags: int, kind: str) -> NDArray[np.uint8] | NDArray[np.uint16]:

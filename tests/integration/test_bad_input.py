@@ -229,6 +229,21 @@ def test_prediction_from_what_is_not_there(capsys: Capture, crossval: tuple[Path
     refused(here(capsys, "predict", run, tmp_path), 3, f"{tmp_path}: expected a folder with .jpg, .png, ")
 
 
+def test_a_bad_clip_among_others_costs_its_own_answer_alone(
+    crossval: tuple[Path, str], dfew: Path, tmp_path: Path
+) -> None:
+    clips = dfew / "raw" / "Clip" / "clip_224x224"
+    first, last, bad = clips / "00001", clips / "00002", tmp_path / "bad"
+    bad.mkdir()
+    for name in ("1.9.jpg", "1.10.jpg"):
+        (bad / name).write_bytes(b"")
+    done = start("predict", crossval[0] / "fold_1", first, bad, last, "--csv", tmp_path / "answers.csv")
+    refused(done, 3, f"{bad}: expected ", "frames 1.10.jpg and 1.9.jpg", f"got 1 that cannot be read: {bad}.")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [str(first), str(last)]
+    rows = (tmp_path / "answers.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["clip", str(first), str(last)]
+
+
 def test_an_answer_that_cannot_be_written(
     capsys: Capture, crossval: tuple[Path, str], dfew: Path, tmp_path: Path
 ) -> None:

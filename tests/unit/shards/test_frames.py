@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfer.media.pictures import MAX_FILE_BYTES
+from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from shards.frames import StoredFrame, store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.unit.shards import rawkit
@@ -211,3 +211,21 @@ def test_a_frame_that_vanished(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").unlink()
     with pytest.raises(BadClip, match=r"frame 1\.jpg cannot be read \(No such file"):
         store_frame(frame, max_side=64, quality=95)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "16 bits, 1", "16 bits, 3", "16 bits, 4"])
+def test_what_is_looked_at_closer_has_the_pixels_of_a_plain_decode(mode: str) -> None:
+    draw = np.random.default_rng(0)
+    if mode.startswith("16"):
+        deep = draw.integers(0, 65536, (24, 26, int(mode[-1])), np.uint16)
+        data = cv2.imencode(".png", deep)[1].tobytes()
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture = Image.fromarray(draw.integers(0, 256, (24, 26, 4), np.uint8))
+        key = {"P": 3, "L": 5, "RGB": (1, 2, 3)}.get(mode)
+        more = {} if key is None else {"transparency": key}
+        data = encoded(picture.convert("RGB").convert(mode) if more else picture.convert(mode), exif=exif, **more)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), flags)[:, :, ::-1]
+    np.testing.assert_array_equal(read_picture(data, max_pixels=1000).rgb, expected)
