@@ -249,7 +249,7 @@ def _predict(args: argparse.Namespace) -> None:
             if isinstance(answer, DataError):
                 bad.append((clip, answer))
                 if len(args.clips) > 1:
-                    print(f"error: {answer}", file=sys.stderr, flush=True)
+                    print(f"warning: {answer}", file=sys.stderr, flush=True)
                 continue
             if table:
                 table.add(clip, answer)

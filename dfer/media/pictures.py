@@ -1,7 +1,6 @@
 """From the bytes of one picture to RGB pixels, by what they hold and not by their name. Bounds come before pixels."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -17,7 +16,6 @@ MAX_FILE_BYTES = 64 * 2**20
 """Largest file that is read as a picture."""
 DARK = 2**14
 """A 16-bit picture without a value from here on was made of 14 bits or fewer: its upper 8 bits are dark."""
-BLOCK = 2**20
 UPPER = 1 if sys.byteorder == "little" else 0
 
 
@@ -80,10 +78,10 @@ def _decoded(data: bytes, header: Header, kind: str) -> Picture:
 
 def _rgb(stored: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
     """[H W] grey, or [H W 3 or 4] BGR: colours without what is said of their opacity, the upper 8 of 16 bits."""
-    upper = stored.view(np.uint8)[..., UPPER::2] if stored.dtype == np.uint16 else stored
-    if upper.ndim == 2:
-        return np.repeat(upper[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(upper[:, :, 2::-1], dtype=np.uint8)
+    if stored.dtype == np.uint16:
+        stored = np.ascontiguousarray(stored.view(np.uint8)[..., UPPER::2])
+    code = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
+    return np.asarray(cv2.cvtColor(stored, code[stored.shape[2] if stored.ndim == 3 else 1]), dtype=np.uint8)
 
 
 def _opencv(data: bytes, flags: int, kind: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -96,18 +94,15 @@ def _opencv(data: bytes, flags: int, kind: str) -> NDArray[np.uint8] | NDArray[n
     return pixels
 
 
-def _hides(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
-    if pixels.ndim != 3 or pixels.shape[2] != 4:
+def _hides(stored: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
+    if stored.ndim != 3 or stored.shape[2] != 4:
         return False
-    opaque = np.iinfo(pixels.dtype).max
-    return any(bool(block[block[:, 3] < opaque, :3].any()) for block in _blocks(pixels.reshape(-1, 4)))
-
-
-def _blocks(
-    pixels: NDArray[np.uint8] | NDArray[np.uint16],
-) -> Iterator[NDArray[np.uint8] | NDArray[np.uint16]]:
-    for start in range(0, len(pixels), BLOCK):
-        yield pixels[start : start + BLOCK]
+    opaque = np.iinfo(stored.dtype).max
+    for row in stored:
+        coloured = (row[:, 0] | row[:, 1] | row[:, 2]) > 0
+        if np.any(coloured & (row[:, 3] < opaque)):
+            return True
+    return False
 
 
 def _dark(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:

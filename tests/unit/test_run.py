@@ -341,8 +341,8 @@ def test_prediction_goes_clip_by_clip_and_names_the_bad_ones(
     rows = table.read_text().splitlines()
     assert rows[0].startswith("clip,predicted,") and [row.split(",")[0] for row in rows[1:]] == list(map(str, whole))
     first, second, last = told.err.splitlines()
-    assert first.startswith(f"error: {clips[1]}/1.png: expected ") and ", got empty. " in first
-    assert second.startswith(f"error: {clips[3]}: expected ") and "got pictures of a kind that is not read" in second
+    assert first.startswith(f"warning: {clips[1]}/1.png: expected ") and ", got empty. " in first
+    assert second.startswith(f"warning: {clips[3]}: expected ") and "got pictures of a kind that is not read" in second
     assert last == (
         f"error: predict: expected to read all 5 clips, got 2 that cannot be read: {clips[1]}, {clips[3]}. "
         "Mend or leave out those; the others were answered."
@@ -353,7 +353,10 @@ def test_prediction_goes_clip_by_clip_and_names_the_bad_ones(
     capsys.readouterr()
     # One clip alone: its own message, and no table is begun.
     assert main(["predict", config.run, str(clips[1]), "--csv", str(tmp_path / "none.csv")]) == 3
-    assert capsys.readouterr().err == f"{first}\n" and not (tmp_path / "none.csv").exists()
+    assert (
+        capsys.readouterr().err == f"error: {first.removeprefix('warning: ')}\n"
+        and not (tmp_path / "none.csv").exists()
+    )
 
 
 def test_an_answer_is_there_before_the_next_clip_is_read(tmp_path: Path, alone: World) -> None:
