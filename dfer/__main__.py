@@ -6,13 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from contextlib import closing, nullcontext, redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dfer.errors import DferError, StorageError, UsageError, message
+from dfer.errors import DataError, DferError, StorageError, UsageError, message
 from dfer.interruption import Stop
 from dfer.leaving import Leaving
 from dfer.surroundings import accept_any_encoding, refuse_copies
@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command(args)
     except DferError as error:
         return _fail(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
+        return 141
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # not about a file: a fault of ours
@@ -118,10 +121,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="run folder (also s3://...), or YAML file")
     sub.add_argument("overrides", nargs="*", metavar="a.b=c")
     sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
-    sub = _command(commands, "predict", _predict, "expressions of clips given as folders of face frames")
+    sub = _command(commands, "predict", _predict, "expressions of clips given as folders of face frames, one by one")
     sub.add_argument("run", help="run folder of one fold (also s3://...)")
     sub.add_argument("clips", nargs="+", type=Path, metavar="FOLDER")
-    sub.add_argument("--csv", type=Path, help="write all class probabilities here")
+    sub.add_argument("--csv", type=Path, help="write all class probabilities here, a row a clip")
     sub = _command(commands, "report", _report, "write Markdown, JSON and one HTML page from a run folder")
     sub.add_argument("run", help="run folder (also s3://...)")
     sub.add_argument("--out", metavar="FOLDER", help="write them here (also s3://...); default: RUN/report")
@@ -268,15 +271,33 @@ def _config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
 
 def _predict(args: argparse.Namespace) -> None:
     from dfer.distributed import from_environment
-    from dfer.predict import predict, save_csv
+    from dfer.predict import Table, likeliest, predict
 
     chosen = replace(_config_of(args.run), run=args.run)
-    answers = predict(chosen, args.clips, from_environment())
-    for clip, shares in zip(args.clips, answers):
-        first, second = sorted(shares, key=shares.__getitem__, reverse=True)[:2]
-        print(f"{clip}  {first} {shares[first]:.2f}  (then {second} {shares[second]:.2f})")
-    if args.csv:
-        save_csv(args.csv, args.clips, answers)
+    bad: list[tuple[Path, DataError]] = []
+    with closing(Table(args.csv)) if args.csv else nullcontext() as table:
+        for clip, answer in predict(chosen, args.clips, from_environment()):
+            if isinstance(answer, DataError):
+                bad.append((clip, answer))
+                if len(args.clips) > 1:
+                    print(f"warning: {answer}", file=sys.stderr, flush=True)
+                continue
+            if table:
+                table.add(clip, answer)
+            first, second = likeliest(answer), sorted(answer, key=answer.__getitem__, reverse=True)[1]
+            print(f"{clip}  {first} {answer[first]:.2f}  (then {second} {answer[second]:.2f})", flush=True)
+    _check_none_bad(args.clips, bad)
+
+
+def _check_none_bad(clips: Sequence[Path], bad: Sequence[tuple[Path, DataError]]) -> None:
+    """Raise DataError with the clips that have no answer; of a clip that came alone, its own."""
+    if len(clips) == 1 and bad:
+        raise bad[0][1]
+    if bad:
+        names = ", ".join(str(clip) for clip, _ in bad[:20]) + (" and more" if len(bad) > 20 else "")
+        expected, got = f"to read all {len(clips)} clips", f"{len(bad)} that cannot be read: {names}"
+        do = "Mend or leave out those; the others were answered."
+        raise DataError(message("predict", expected=expected, got=got, do=do))
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -139,6 +139,8 @@ def _build(args: argparse.Namespace) -> None:
         _dry_run(raw, args)
         return
     report = build(raw, args.out, options, jobs=args.jobs, allow_missing=args.allow_missing, progress=args.progress)
+    for note in report.notes:
+        print(f"warning: {note}", file=sys.stderr)
     print(describe(report.manifest))
     print(_outcome(args.out, report))
 

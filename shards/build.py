@@ -31,13 +31,17 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """manifest of the finished data set; made and unchanged: shards; seconds: time taken by what was made."""
+    """manifest of the finished data set; made and unchanged: shards; seconds: time taken by what was made.
+
+    notes: what the user should know of the pictures.
+    """
 
     manifest: Manifest
     made: int
     unchanged: int
     frames_made: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def build(
@@ -94,9 +98,16 @@ class _Build:
             states.update(zip([p.name for p in todo], self._run(make, todo, total=frames, label="packing",
                                                                 unit="frames"), strict=True))  # fmt: skip
         seconds = time.monotonic() - start
-        manifest = self._finish([states[plan.name] for plan in self.plans])
-        return BuildReport(manifest=manifest, made=len(todo), unchanged=len(self.plans) - len(todo),
-                           frames_made=frames, seconds=seconds)  # fmt: skip
+        finished = [states[plan.name] for plan in self.plans]
+        manifest = self._finish(finished)
+        return BuildReport(
+            manifest=manifest,
+            made=len(todo),
+            unchanged=len(self.plans) - len(todo),
+            frames_made=frames,
+            seconds=seconds,
+            notes=_notes([state for state in finished if state is not None]),
+        )
 
     def _run(self, function: Callable[[ShardTask], Any], plans: Sequence[ShardPlan], *, total: int, label: str,
              unit: str) -> list[Any]:  # fmt: skip
@@ -155,6 +166,21 @@ class _Build:
         for name in self.out.names():
             if name == EXCLUDED or (OURS.fullmatch(name) and name not in wanted):
                 self.out.remove(name)
+
+
+def _notes(states: Sequence[ShardState]) -> tuple[str, ...]:
+    """How many frames look different from what was stored of them."""
+    found = (
+        (
+            sum(state.hides for state in states),
+            "with colours under pixels that are not opaque: the colours were stored, a viewer shows others",
+        ),
+        (
+            sum(state.dark for state in states),
+            "of 16 bits that use at most 14 of them: the upper 8 were stored, which is dark",
+        ),
+    )
+    return tuple(f"{count} frame{'s' if count > 1 else ''} {what}" for count, what in found if count)
 
 
 def count_clips(raw: RawSet) -> dict[str, tuple[int, ...]]:

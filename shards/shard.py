@@ -66,7 +66,10 @@ class ShardPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardState:
-    """What `NAME.done.json` keeps of a finished shard. fingerprint: of everything that went into it."""
+    """What `NAME.done.json` keeps of a finished shard. fingerprint: of everything that went into it.
+
+    hides, dark: frames that look different from what was stored of them (`dfer.media.pictures.Picture`).
+    """
 
     fingerprint: str
     shard: ShardInfo | None
@@ -74,6 +77,8 @@ class ShardState:
     kept: int
     encoded: int
     excluded: tuple[Excluded, ...]
+    hides: int = 0
+    dark: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +148,8 @@ def make(task: ShardTask) -> ShardState:
         kept=tar.kept,
         encoded=tar.encoded,
         excluded=tuple(tar.excluded),
+        hides=tar.hides,
+        dark=tar.dark,
     )
     out.write(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
     return state
@@ -155,7 +162,7 @@ class _Tar:
         self.plan = plan
         self.entries: list[ClipEntry] = []
         self.excluded: list[Excluded] = []
-        self.kept = self.encoded = 0
+        self.kept = self.encoded = self.hides = self.dark = 0
         self.chunks: tuple[str, ...] = ()
 
     def fill(self, file: IO[bytes], found: "Sequence[list[FrameFile] | BadClip]") -> ShardInfo | None:
@@ -190,6 +197,8 @@ class _Tar:
         self.entries.append(ClipEntry(key=clip.key, label=clip.label, offset=offset, sizes=sizes, subject=clip.subject))
         kept = sum(frame.kept for frame in frames)
         self.kept, self.encoded = self.kept + kept, self.encoded + len(frames) - kept
+        self.hides += sum(frame.hides for frame in frames)
+        self.dark += sum(frame.dark for frame in frames)
 
 
 class _HashingFile:

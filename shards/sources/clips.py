@@ -1,17 +1,14 @@
 """What every source hands to the builder, and how a clip's folder of frames is listed."""
 
-import itertools
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfer.data.format import MAX_FRAMES
 from dfer.emotions import Emotions
+from dfer.media.frames import list_pictures
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 UNREADABLE = "cannot be read"
-TRAILING_NUMBER = re.compile(r"([0-9]{1,12})\Z")
 
 
 class BadClip(Exception):
@@ -51,44 +48,26 @@ class FrameFile:
 
 
 def list_frames(folder: Path | None) -> list[FrameFile]:
-    """The clip's pictures in time order: by the number at the end of the name, since `10.jpg` sorts before `2.jpg`.
-
-    Hidden files and files that are not pictures are passed over.
+    """The clip's pictures in time order (`dfer.media.frames`).
 
     Raises:
-        BadClip: no folder, no frames, or names that give no order.
+        BadClip: no folder, no frames, pictures of a kind that is not read, or names that give no order.
     """
     if folder is None:
         raise BadClip("no folder")
     try:
-        with os.scandir(folder) as entries:
-            found = [_numbered(entry) for entry in entries if _is_picture(entry)]
+        found = list_pictures(folder)
+        if len(found) > MAX_FRAMES:
+            raise BadClip(f"{len(found)} frames, more than {MAX_FRAMES}")
+        return [_described(entry) for entry in found]
     except (FileNotFoundError, NotADirectoryError):
         raise BadClip("no folder") from None
     except OSError as error:
         raise BadClip(f"folder {UNREADABLE} ({error.strerror})") from error
-    found.sort(key=lambda pair: pair[0])
-    for (number, frame), (following, other) in itertools.pairwise(found):
-        if number == following:
-            first, second = sorted((frame.name, other.name))
-            raise BadClip(f"frames {first} and {second} have the same number")
-    if not found:
-        raise BadClip("no frames")
-    if len(found) > MAX_FRAMES:
-        raise BadClip(f"{len(found)} frames, more than {MAX_FRAMES}")
-    return [frame for _, frame in found]
+    except ValueError as error:
+        raise BadClip(str(error)) from error
 
 
-def _is_picture(entry: "os.DirEntry[str]") -> bool:
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a million calls: no Path objects)
-    return suffix in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
-
-
-def _numbered(entry: "os.DirEntry[str]") -> tuple[int, FrameFile]:
-    stem = os.path.splitext(entry.name)[0]  # noqa: PTH122
-    number = TRAILING_NUMBER.search(stem)
-    if number is None:
-        raise BadClip(f"frame {entry.name} has no number at the end of its name")
+def _described(entry: "os.DirEntry[str]") -> FrameFile:
     status = entry.stat()
-    frame = FrameFile(path=entry.path, name=entry.name, size=status.st_size, mtime=status.st_mtime_ns)
-    return int(number[1]), frame
+    return FrameFile(path=entry.path, name=entry.name, size=status.st_size, mtime=status.st_mtime_ns)

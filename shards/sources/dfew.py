@@ -10,8 +10,9 @@ from pathlib import Path
 from dfer.emotions import BASIC7, Emotions
 from dfer.errors import DataError, message
 from shards.sources.clips import RawClip, RawSet
-from shards.sources.layout import locate, read_lines, require, subfolders
+from shards.sources.layout import locate, require, subfolders
 from shards.sources.splits import add_row, check_folds, check_some
+from shards.sources.tables import Row, read_table
 
 FOLDS = 5
 LAST_ID = 16_372
@@ -64,21 +65,22 @@ def _frame_folders(raw: Path) -> tuple[str, dict[str, Path]]:
 
 def _read_split(path: Path, emotions: Emotions) -> dict[str, int]:
     rows: dict[str, int] = {}
-    lines = [[cell.strip() for cell in line.split(",")] for line in read_lines(path)]
-    header = lines[0] if lines else []
-    if not {"video_name", "label"} <= set(header):
+    table = read_table(path)
+    header = table.rows[0] if table.rows else None
+    names = header.cells if header else ()
+    if not {"video_name", "label"} <= set(names):
         raise DataError(
             message(
-                f"{path}, line 1",
+                f"{path}, line {header.line if header else 1}",
                 expected="the header video_name,label",
-                got=repr(",".join(header)),
+                got=table.told(header),
                 do="Without it the first clip would be lost; put the header back or unpack the file again.",
             )
         )
-    name_at, label_at = header.index("video_name"), header.index("label")
-    for number, cells in enumerate(lines[1:], start=2):
-        where = f"{path}, line {number}"
-        clip, label = _cell(cells, name_at), _cell(cells, label_at)
+    name_at, label_at = names.index("video_name"), names.index("label")
+    for row in table.rows[1:]:
+        where = f"{path}, line {row.line}"
+        clip, label = _cell(row, name_at), _cell(row, label_at)
         if not NUMBER.fullmatch(clip) or not 1 <= int(clip) <= LAST_ID:
             raise DataError(message(where, expected=f"a clip number 1..{LAST_ID}", got=repr(clip),
                                     do="Unpack the file again."))  # fmt: skip
@@ -95,5 +97,5 @@ def _read_split(path: Path, emotions: Emotions) -> dict[str, int]:
     return check_some(rows, where=path)
 
 
-def _cell(cells: list[str], position: int) -> str:
-    return cells[position] if position < len(cells) else ""
+def _cell(row: Row, position: int) -> str:
+    return row.cells[position] if position < len(row.cells) else ""

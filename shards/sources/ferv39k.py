@@ -11,8 +11,9 @@ from pathlib import Path
 from dfer.emotions import BASIC7, Emotions, canonical_name
 from dfer.errors import DataError, did_you_mean, message
 from shards.sources.clips import RawClip, RawSet
-from shards.sources.layout import locate_all, read_lines, require, subfolders
+from shards.sources.layout import locate_all, require, subfolders
 from shards.sources.splits import add_row, check_disjoint, check_some
+from shards.sources.tables import read_table
 
 PARTITIONS = ("train", "test")
 FACES = "2_ClipsforFaceCrop*"
@@ -51,16 +52,17 @@ def _folders(copies: Iterable[Path]) -> dict[str, Path]:
 
 def _read_split(path: Path, emotions: Emotions) -> dict[str, int]:
     rows: dict[str, int] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        where = f"{path}, line {number}"
-        cells = line.split()
+    table = read_table(path)
+    for number, row in enumerate(table.rows):
+        where = f"{path}, line {row.line}"
+        cells = [cell for cell in row.cells if cell]
         if len(cells) != 2 or not CLIP.fullmatch(cells[0]):
-            expected = "no header, but " if number == 1 else ""
+            expected = "no header, but " if number == 0 else ""
             raise DataError(
                 message(
                     where,
-                    expected=f"{expected}a clip and its emotion separated by a blank, as in `Action/Happy/0015 Happy`",
-                    got=repr(line[:80]),
+                    expected=f"{expected}a clip and its emotion, as in `Action/Happy/0015 Happy`",
+                    got=table.told(row),
                     do="Use the split files of the release.",
                 )
             )

@@ -6,9 +6,6 @@ from pathlib import Path
 
 from dfer.errors import DataError, message
 
-MAX_SPLIT_BYTES = 4 * 2**20
-"""Largest split file that is read; those of the three data sets have up to one megabyte."""
-
 
 def locate_all(root: Path, alternatives: Iterable[str]) -> Iterator[Path]:
     """Every existing path below `root` that fits one of the relative forms, best first.
@@ -72,17 +69,6 @@ def subfolders(folders: Iterable[Path]) -> dict[str, Path]:
             if not entry.name.startswith("."):
                 found.setdefault(entry.name, entry)
     return found
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a small UTF-8 text file without line ends; blank lines at the end are dropped. Raises DataError."""
-    try:
-        text = read_small(path, most=MAX_SPLIT_BYTES).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            message(path, expected="a readable UTF-8 text file", got=str(error), do="Unpack the split files again.")
-        ) from error
-    return text.rstrip().splitlines()
 
 
 def read_small(path: Path, *, most: int) -> bytes:

@@ -10,8 +10,9 @@ from pathlib import Path
 from dfer.emotions import MAFW11, Emotions, canonical_name
 from dfer.errors import DataError, did_you_mean, message
 from shards.sources.clips import RawClip, RawSet
-from shards.sources.layout import locate, read_lines, require, subfolders
+from shards.sources.layout import locate, require, subfolders
 from shards.sources.splits import add_row, check_folds, check_some
+from shards.sources.tables import read_table
 
 FOLDS = 5
 CLIP = re.compile(r"([0-9]{5})(?:\.mp4)?")
@@ -46,17 +47,18 @@ def _split_file(raw: Path, side: str, fold: int) -> Path:
 
 def _read_split(path: Path, emotions: Emotions) -> dict[str, int]:
     rows: dict[str, int] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        where = f"{path}, line {number}"
-        cells = line.split()
+    table = read_table(path)
+    for number, row in enumerate(table.rows):
+        where = f"{path}, line {row.line}"
+        cells = [cell for cell in row.cells if cell]
         clip = CLIP.fullmatch(cells[0]) if len(cells) == 2 else None
         if clip is None:
-            expected = "no header, but " if number == 1 else ""
+            expected = "no header, but " if number == 0 else ""
             raise DataError(
                 message(
                     where,
-                    expected=f"{expected}a clip and its emotion separated by a blank, as in `00025.mp4 anger`",
-                    got=repr(line[:80]),
+                    expected=f"{expected}a clip and its emotion, as in `00025.mp4 anger`",
+                    got=table.told(row),
                     do="Use the files of single/no_caption.",
                 )
             )

@@ -10,7 +10,7 @@ from tests.hostile import pictures_kit
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
-COUNT = 260
+COUNT = 340
 
 
 def seeds(folder: Path) -> None:
@@ -30,6 +30,8 @@ def cases(seeds: None, mark: Path) -> Iterator[Case]:
         for _ in range(2):
             yield _jpeg(*pictures_kit.hostile_jpeg(draw))
         yield _png(*pictures_kit.hostile_png(draw))
+        yield _other("1.bmp", *pictures_kit.hostile_bmp(draw))
+        yield _other("1.webp", *pictures_kit.hostile_webp(draw))
 
 
 def _jpeg(name: str, data: bytes) -> Case:
@@ -42,6 +44,10 @@ def _jpeg(name: str, data: bytes) -> Case:
 
 def _png(name: str, data: bytes) -> Case:
     return Case(name=name, write=lambda at: (at / "1.png").write_bytes(data), reads={"predict": _predict})
+
+
+def _other(file: str, name: str, data: bytes) -> Case:
+    return Case(name=name, write=lambda at: (at / file).write_bytes(data), reads={"predict": _predict})
 
 
 def _predict(at: Path) -> None:
@@ -73,6 +79,9 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "a link to itself": lambda at: (at / "1.jpg").symlink_to("1.jpg"),
     "a link to nothing": lambda at: (at / "1.jpg").symlink_to("nothing"),
     "many": _named(*(f"{n}.jpg" for n in range(3000))),
+    "unlike names": _named("1 (2).jpg", "1.jpg", "-1.jpg"),
+    "versions": _named(*(f"{'1.' * 100}{n}.jpg" for n in range(300))),
+    "numbers without end": _named(*(f"{'1_' * 100}{n}.jpg" for n in range(300))),
     "control characters": _named("\x1b[31m\n.jpg"),
     "bytes that are no text": _named("\udcff.jpg"),
     "digits of other scripts": _named("\u0663.jpg"),

@@ -1,4 +1,4 @@
-"""Hostile JPEGs and PNGs."""
+"""Hostile JPEGs, PNGs, BMPs and WebPs."""
 
 import functools
 import io
@@ -247,3 +247,119 @@ def hostile_png(draw: random.Random) -> tuple[str, bytes]:
     }
     how = draw.choice(sorted(forms))
     return f"{kind}: {how}", forms[how]()
+
+
+@functools.cache
+def whole_bmps() -> dict[str, bytes]:
+    """Pictures of every kind that encoders write, by PIL, and one with its rows from the top."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 26, 3), np.uint8))
+    found = {}
+    for mode in ("RGB", "RGBA", "L", "P", "1"):
+        out = io.BytesIO()
+        picture.convert(mode).save(out, "BMP")
+        found[mode] = out.getvalue()
+    found["from the top"] = found["RGB"][:22] + struct.pack("<i", -24) + found["RGB"][26:]
+    found["an old header"] = b"BM" + struct.pack("<IHHIIHHHH", 98, 0, 0, 26, 12, 4, 4, 1, 24) + bytes(48)
+    return found
+
+
+@functools.cache
+def whole_webps() -> dict[str, bytes]:
+    """Pictures of every kind that encoders write, by PIL."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 26, 3), np.uint8))
+    transparent = picture.copy()
+    transparent.putalpha(90)
+    forms: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "lossy": (picture, {}),
+        "lossless": (picture, {"lossless": True}),
+        "transparent": (transparent, {}),
+        "transparent, lossless": (transparent, {"lossless": True, "exact": True}),
+        "a profile": (picture, {"icc_profile": b"x" * 5000}),
+        "rotated by EXIF": (picture, {"exif": _rotated()}),
+    }
+    found = {}
+    for name, (image, options) in forms.items():
+        out = io.BytesIO()
+        image.save(out, "WEBP", **options)
+        found[name] = out.getvalue()
+    return found
+
+
+@functools.cache
+def large_webp(side: int, *, alpha: bool = False) -> bytes:
+    """A large lossless picture of one colour, small as a file."""
+    out = io.BytesIO()
+    Image.new("RGBA" if alpha else "RGB", (side, side), (9, 99, 200, 3)[: 4 if alpha else 3]).save(
+        out, "WEBP", lossless=True, exact=True, method=0
+    )
+    return out.getvalue()
+
+
+def hostile_bmp(draw: random.Random) -> tuple[str, bytes]:
+    """(what it is, bytes)."""
+    kind = draw.choice(sorted(whole_bmps()))
+    bmp = whole_bmps()[kind]
+    width, height = draw.choice(
+        ((2**31 - 1, 2**31 - 1), (65535, 65535), (0, 5), (-3, 5), (5, -(2**31)), (8192, 8192), (1, 2**24))
+    )
+
+    def put(at: int, form: str, *values: int) -> bytes:
+        return bmp[:at] + struct.pack(form, *values) + bmp[at + struct.calcsize(form) :]
+
+    forms: dict[str, Callable[[], bytes]] = {
+        f"{width} x {height} pixels": lambda: put(18, "<ii", width, height),
+        "bits": lambda: put(28, "<H", draw.choice((0, 1, 2, 4, 8, 16, 24, 32, 64, 65535))),
+        "compression": lambda: put(30, "<I", draw.choice((1, 2, 3, 4, 5, 6, 2**32 - 1))),
+        "16 bits by masks": lambda: put(28, "<HI", 16, 3),
+        "32 bits by masks": lambda: put(28, "<HI", 32, 3),
+        "a header of another size": lambda: put(14, "<I", draw.choice((0, 12, 16, 39, 52, 124, 2**32 - 1))),
+        "pixels elsewhere": lambda: put(10, "<I", draw.choice((0, 14, len(bmp), len(bmp) - 1, 2**32 - 1))),
+        "a palette that lies": lambda: put(46, "<I", draw.choice((1, 257, 2**31, 2**32 - 1))),
+        "a large one, cut": lambda: put(18, "<ii", 8000, 8000),
+        "cut": lambda: bmp[: draw.randrange(len(bmp))],
+        "something behind": lambda: bmp + b"PK\x03\x04" * 100,
+        "a WebP": lambda: whole_webps()["lossy"],
+        "damage": lambda: values.damaged(bmp, draw)[1],
+        "more damage": lambda: values.damaged(values.damaged(bmp, draw)[1], draw)[1],
+    }
+    how = draw.choice(sorted(forms))
+    return f"BMP, {kind}: {how}", forms[how]()
+
+
+def hostile_webp(draw: random.Random) -> tuple[str, bytes]:
+    """(what it is, bytes)."""
+    kind = draw.choice(sorted(whole_webps()))
+    webp = whole_webps()[kind]
+
+    def riff(*chunks: bytes) -> bytes:
+        body = b"WEBP" + b"".join(chunks)
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+
+    def part(name: bytes, data: bytes) -> bytes:
+        return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    canvas = b"\0\0\0" + draw.choice((b"\xff\xff\xff", b"\x17\0\0")) * 2
+    lossy, lossless = whole_webps()["lossy"][12:], whole_webps()["lossless"][12:]
+    forms: dict[str, Callable[[], bytes]] = {
+        "another canvas": lambda: riff(part(b"VP8X", bytes([draw.randrange(256)]) + canvas), lossy),
+        "an animation": lambda: riff(
+            part(b"VP8X", b"\x02" + canvas), part(b"ANIM", bytes(6)), part(b"ANMF", draw.randbytes(16) + lossy)
+        ),
+        "frames without a flag": lambda: riff(part(b"VP8X", b"\0" + canvas), part(b"ANMF", draw.randbytes(16) + lossy)),
+        "alpha of nothing": lambda: riff(part(b"VP8X", b"\x10" + canvas), part(b"ALPH", draw.randbytes(40)), lossy),
+        "lossy, of other sides": lambda: riff(lossy[:14] + draw.randbytes(4) + lossy[18:]),
+        "lossless, of other sides": lambda: riff(lossless[:9] + draw.randbytes(4) + lossless[13:]),
+        "two pictures": lambda: riff(lossy, lossless),
+        "many chunks": lambda: riff(*[part(b"JUNK", b"")] * 100_000, lossy),
+        "a chunk that lies": lambda: webp[:16] + struct.pack("<I", draw.choice((0, 5, 2**31, 2**32 - 1))) + webp[20:],
+        "a size that lies": lambda: webp[:4] + struct.pack("<I", draw.choice((0, 4, 2**31, 2**32 - 1))) + webp[8:],
+        "no picture": lambda: riff(part(b"EXIF", b"x" * 50)),
+        "noise": lambda: riff(lossy[:18] + draw.randbytes(len(lossy) - 18)),
+        "noise, lossless": lambda: riff(lossless[:13] + draw.randbytes(len(lossless) - 13)),
+        "many pixels": lambda: large_webp(4096, alpha=draw.random() < 0.5),
+        "cut": lambda: webp[: draw.randrange(len(webp))],
+        "damage": lambda: values.damaged(webp, draw)[1],
+        "more damage": lambda: values.damaged(values.damaged(webp, draw)[1], draw)[1],
+    }
+    how = draw.choice(sorted(forms))
+    return f"WebP, {kind}: {how}", forms[how]()

@@ -10,7 +10,7 @@ from tests.hostile import pictures_kit
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
 
-COUNT = 160
+COUNT = 260
 
 
 def seeds(folder: Path) -> None:
@@ -26,10 +26,18 @@ def cases(seeds: None, mark: Path) -> Iterator[Case]:
     yield _case(
         "a large picture of short scans", "1.jpg", pictures_kit.scans(pictures_kit.large_progressive(8192), 2000)
     )
+    yield _case("64 million pixels, WebP", "1.webp", pictures_kit.large_webp(8192))
+    yield _case("64 million transparent pixels, WebP", "1.webp", pictures_kit.large_webp(8192, alpha=True))
+    for name, bmp in pictures_kit.whole_bmps().items():
+        yield _case(f"BMP, {name}", "1.bmp", bmp)
+    for name, webp in pictures_kit.whole_webps().items():
+        yield _case(f"WebP, {name}", "1.webp", webp)
     yield Case(name="8 GiB", write=_sparse, reads=READS)
     while True:
         yield _case(*_named(draw.choice(("jpg", "png")), pictures_kit.hostile_jpeg(draw)))
         yield _case(*_named(draw.choice(("jpg", "png")), pictures_kit.hostile_png(draw)))
+        yield _case(*_named(draw.choice(("bmp", "webp")), pictures_kit.hostile_bmp(draw)))
+        yield _case(*_named(draw.choice(("jpg", "webp")), pictures_kit.hostile_webp(draw)))
 
 
 def _named(suffix: str, found: tuple[str, bytes]) -> tuple[str, str, bytes]:

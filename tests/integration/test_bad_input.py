@@ -230,7 +230,23 @@ def test_a_damaged_checkpoint(capsys: Capture, crossval: tuple[Path, str], tmp_p
 def test_prediction_from_what_is_not_there(capsys: Capture, crossval: tuple[Path, str], tmp_path: Path) -> None:
     run = crossval[0] / "fold_1"
     refused(here(capsys, "predict", crossval[0], tmp_path), 2, f"Give one of its folds: {run}")
-    refused(here(capsys, "predict", run, tmp_path), 3, f"{tmp_path}: expected a folder with .jpg or .png face frames")
+    refused(here(capsys, "predict", run, tmp_path), 3, f"{tmp_path}: expected a folder with .jpg, .png, ")
+
+
+def test_a_bad_clip_among_others_costs_its_own_answer_alone(
+    crossval: tuple[Path, str], dfew: Path, tmp_path: Path
+) -> None:
+    clips = dfew / "raw" / "Clip" / "clip_224x224"
+    first, last, bad = clips / "00001", clips / "00002", tmp_path / "bad"
+    bad.mkdir()
+    for name in ("1.9.jpg", "1.10.jpg"):
+        (bad / name).write_bytes(b"")
+    done = start("predict", crossval[0] / "fold_1", first, bad, last, "--csv", tmp_path / "answers.csv")
+    refused(done, 3, f"expected to read all 3 clips, got 1 that cannot be read: {bad}.")
+    assert f"warning: {bad}: expected " in done.stderr and "frames 1.10.jpg and 1.9.jpg" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [str(first), str(last)]
+    rows = (tmp_path / "answers.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["clip", str(first), str(last)]
 
 
 def test_an_answer_that_cannot_be_written(

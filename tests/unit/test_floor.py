@@ -98,7 +98,8 @@ FLOOR = {
     "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
     "dfer.checkpoint_files", "dfer.data.format", "dfer.storage", "dfer.lease", "dfer.interruption",
     "dfer.yaml_text", "dfer.data.bounds", "dfer.run_files", "dfer.rendezvous", "dfer.leaving", "dfer.local_files",
-    "dfer.overrides", "dfer.surroundings", "dfer.changes",
+    "dfer.overrides", "dfer.surroundings", "dfer.changes", "dfer.media", "dfer.media.frames", "dfer.media.order",
+    "dfer.media.pictures",
 }  # fmt: skip
 ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
 

@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from dfer.errors import DataError
-from dfer.predict import read_clip, save_csv
+from dfer.predict import Table, read_clip
 
 
 def grey(value: int, *, side: int = 32) -> np.ndarray:
@@ -72,28 +72,43 @@ def test_colours_are_rgb_in_both_formats(tmp_path: Path) -> None:
         assert frame == pytest.approx([200, 0, 0], abs=3)
 
 
-def test_the_number_at_the_end_of_the_name_counts(tmp_path: Path) -> None:
-    for name, value in (("9_a1.jpg", 10), ("1_a10.jpg", 110), ("5_a2.jpg", 60)):
-        put(tmp_path / name, value)
-    assert levels(tmp_path, 3) == [10, 60, 110]
+@pytest.mark.parametrize("names", ["1.0010 1.0344 1.0677 2.0", "99.5 100.10010010010010 500.50050050050055"])
+def test_frames_named_by_their_time(tmp_path: Path, names: str) -> None:
+    expected = []
+    for position, name in enumerate(names.split()):
+        put(tmp_path / f"{name}.png", 10 * position)
+        expected.append(10 * position)
+    assert levels(tmp_path, len(expected)) == expected
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "got"),
     [
-        (
-            ("1.jpg", "2a.jpg"),
-            "2a.jpg: expected a number at the end of the name, which gives the order, got none. Name",
-        ),
-        (("1.jpg", "01.png"), "1.jpg: expected one frame of each number, got 01.png besides. Take one of them away."),
+        (("1.jpg", "2a.jpg"), "frames 1.jpg and 2a.jpg are named in unlike ways"),
+        (("1.jpg", "cover.jpg"), "frame cover.jpg has no number in its name"),
+        (("1.jpg", "01.png"), "frames 01.png and 1.jpg have the same number"),
+        (("9_a1.jpg", "1_a10.jpg"), "frames 1_a10.jpg and 9_a1.jpg can be put in order in two ways"),
+        (("1.jpg", "2.tif"), "pictures of a kind that is not read (1 .tif) beside 1 that can be read"),
     ],
 )
-def test_names_that_give_no_order(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+def test_a_folder_whose_frames_are_not_certain(tmp_path: Path, names: tuple[str, ...], got: str) -> None:
     for name in names:
         put(tmp_path / name, 10)
     with pytest.raises(DataError) as caught:
         read_clip(tmp_path, num_frames=2, size=32)
-    assert str(caught.value).startswith(f"{tmp_path}/{said}")
+    assert str(caught.value) == (
+        f"{tmp_path}: expected a folder with .jpg, .png, .bmp or .webp face frames in an order that their names tell, "
+        f"got {got}. Give the cropped faces, one file a frame, named as 00012.jpg."
+    )
+
+
+def test_bmp_and_webp_are_read(tmp_path: Path) -> None:
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 2] = 200
+    for name in ("1.bmp", "2.webp"):
+        (tmp_path / name).write_bytes(cv2.imencode(Path(name).suffix, red)[1].tobytes())
+    for frame in read_clip(tmp_path, num_frames=2, size=32).float().mean(dim=(2, 3)).tolist():
+        assert frame == pytest.approx([200, 0, 0], abs=5)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -101,9 +116,9 @@ def test_a_folder_without_pictures(tmp_path: Path, there: bool) -> None:
     folder = tmp_path if there else tmp_path / "missing"
     with pytest.raises(DataError) as caught:
         read_clip(folder, num_frames=4, size=32)
-    assert str(caught.value) == (
-        f"{folder}: expected a folder with .jpg or .png face frames, got none. Crop the faces first."
-    )
+    got = "no frames. Give the cropped faces" if there else "no folder. Correct the path."
+    expected = "a folder with .jpg, .png, .bmp or .webp face frames in an order that their names tell"
+    assert str(caught.value).startswith(f"{folder}: expected {expected}, got {got}")
 
 
 def cut(data: bytes) -> bytes:
@@ -131,7 +146,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, damage: object) -> None:
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(DataError) as caught:
         read_clip(tmp_path, num_frames=2, size=32)
-    assert str(caught.value).startswith(f"{path}: expected a whole JPEG, got ")
+    assert str(caught.value).startswith(f"{path}: expected a whole JPEG, PNG, BMP or WebP of at most ")
     assert str(caught.value).endswith(" Replace the file.")
 
 
@@ -158,16 +173,20 @@ def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "1.png").write_bytes(data)
-    with pytest.raises(DataError, match="expected a PNG picture of at most 16,777,216 pixels, got 40000 x 40000"):
+    with pytest.raises(DataError, match="or WebP of at most 16,777,216 pixels, got 40000 x 40000"):
         read_clip(tmp_path, num_frames=2, size=32)
 
 
-def test_the_table_has_a_row_a_clip(tmp_path: Path) -> None:
-    answers = [{"anger": 0.25, "fear": 0.75}, {"anger": 0.6, "fear": 0.4}]
-    save_csv(tmp_path / "out.csv", [Path("a,b"), Path("c")], answers)
-    with (tmp_path / "out.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [
-            ["clip", "predicted", "anger", "fear"],
-            ["a,b", "fear", "0.250000", "0.750000"],
-            ["c", "anger", "0.600000", "0.400000"],
-        ]
+def test_the_table_has_a_row_a_clip_as_soon_as_it_is_answered(tmp_path: Path) -> None:
+    path, table = tmp_path / "out.csv", Table(tmp_path / "out.csv")
+    assert not path.exists()
+    rows = [["clip", "predicted", "anger", "fear"]]
+    for clip, answer, row in (
+        ("a,b", {"anger": 0.25, "fear": 0.75}, ["a,b", "fear", "0.250000", "0.750000"]),
+        ("c", {"anger": 0.6, "fear": 0.4}, ["c", "anger", "0.600000", "0.400000"]),
+    ):
+        table.add(Path(clip), answer)
+        rows.append(row)
+        with path.open(newline="") as file:
+            assert list(csv.reader(file)) == rows
+    table.close()

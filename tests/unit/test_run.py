@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfer.__main__ import main
 from dfer.changes import Change
 from dfer.checkpoint import Checkpoint, CheckpointConfig, Checkpoints
 from dfer.config import ConfigProblem, from_plain, load, to_yaml
@@ -335,12 +336,63 @@ def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: 
     pictures.mkdir()
     for number in range(2):
         cv2.imwrite(str(pictures / f"{number}.png"), np.full((64, 64, 3), 90 * number, np.uint8))
-    assert predict(config, [pictures], alone) == predict(plain, [pictures], alone)
+    first, second = (list(predict(chosen, [pictures], alone)) for chosen in (config, plain))
+    assert first == second and isinstance(first[0][1], dict)
     (home / RESULT).unlink()
     assert train(config, alone).step == result.step
     # Untrained, the file is what is asked for.
     with pytest.raises(CheckpointError, match=r"gone\.pt: expected a file of weights, got no such file"):
         train(replace(config, run=str(tmp_path / "fresh")), alone)
+
+
+def test_prediction_goes_clip_by_clip_and_names_the_bad_ones(
+    tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small(tmp_path / "run", shards(tmp_path / "shards"))
+    train(config, alone)
+    clips = [tmp_path / name for name in ("a", "b", "c", "d", "e")]
+    for number, clip in enumerate(clips):
+        clip.mkdir()
+        cv2.imwrite(str(clip / "1.png"), np.full((64, 64, 3), 40 * number, np.uint8))
+    (clips[1] / "1.png").write_bytes(b"")
+    (clips[3] / "2.tif").write_bytes(b"II*")
+    capsys.readouterr()
+    table = tmp_path / "answers.csv"
+    whole = [clip for clip in clips if clip.name in "ace"]
+    assert main(["predict", config.run, *map(str, clips), "--csv", str(table)]) == 3
+    told = capsys.readouterr()
+    assert [line.split("  ")[0] for line in told.out.splitlines()] == list(map(str, whole))
+    rows = table.read_text().splitlines()
+    assert rows[0].startswith("clip,predicted,") and [row.split(",")[0] for row in rows[1:]] == list(map(str, whole))
+    first, second, last = told.err.splitlines()
+    assert first.startswith(f"warning: {clips[1]}/1.png: expected ") and ", got empty. " in first
+    assert second.startswith(f"warning: {clips[3]}: expected ") and "got pictures of a kind that is not read" in second
+    assert last == (
+        f"error: predict: expected to read all 5 clips, got 2 that cannot be read: {clips[1]}, {clips[3]}. "
+        "Mend or leave out those; the others were answered."
+    )
+    # Answers do not depend on which clips were bad.
+    assert main(["predict", config.run, *map(str, whole), "--csv", str(tmp_path / "again.csv")]) == 0
+    assert (tmp_path / "again.csv").read_text() == table.read_text()
+    capsys.readouterr()
+    # One clip alone: its own message, and no table is begun.
+    assert main(["predict", config.run, str(clips[1]), "--csv", str(tmp_path / "none.csv")]) == 3
+    assert (
+        capsys.readouterr().err == f"error: {first.removeprefix('warning: ')}\n"
+        and not (tmp_path / "none.csv").exists()
+    )
+
+
+def test_an_answer_is_there_before_the_next_clip_is_read(tmp_path: Path, alone: World) -> None:
+    config = small(tmp_path / "run", shards(tmp_path / "shards"))
+    train(config, alone)
+    clips = [tmp_path / "a", tmp_path / "b"]
+    clips[0].mkdir()
+    cv2.imwrite(str(clips[0] / "1.png"), np.zeros((64, 64, 3), np.uint8))
+    answers = predict(config, clips, alone)
+    assert next(answers)[0] == clips[0]
+    clips[0].rename(clips[1])
+    assert isinstance(next(answers)[1], dict)
 
 
 def test_a_result_says_what_the_manifest_says_of_its_clips(tmp_path: Path, alone: World) -> None:

@@ -21,7 +21,7 @@ def picture(seed: int, *, side: int = 24, kind: str = "JPEG") -> bytes:
 def fill(folder: Path, names: Sequence[str], *, seed: int, side: int = 24) -> None:
     folder.mkdir(parents=True)
     for position, name in enumerate(names):
-        kind = "PNG" if name.endswith(".png") else "JPEG"
+        kind = {".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}.get(Path(name).suffix, "JPEG")
         (folder / name).write_bytes(picture(seed * 100 + position, side=side, kind=kind))
 
 

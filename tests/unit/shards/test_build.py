@@ -12,9 +12,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import s3fs
 import webdataset
+from PIL import Image
 
 from dfer.data.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
 from dfer.errors import DataError, StorageError, UsageError
@@ -442,3 +444,51 @@ def test_the_manifest_reads_back(raw: Path, tmp_path: Path) -> None:
     manifest = build_small(raw, tmp_path / "out")
     assert read_manifest((tmp_path / "out/manifest.json").read_bytes(), where="manifest") == manifest
     assert manifest.options == {"clips_per_shard": "2", "source_frames": "clip_224x224"}
+
+
+def test_a_data_set_of_bmp_and_webp_frames_is_packed_whole(tmp_path: Path) -> None:
+    root = rawkit.dfew(tmp_path / "raw", clips=5)
+    folder = root / "Clip/clip_224x224/00001"
+    shutil.rmtree(folder)
+    rawkit.fill(folder, ["1.jpg", "2.bmp", "3.webp", "10.bmp"], seed=1)
+    manifest = build_small(root, tmp_path / "out")
+    assert load_index(tmp_path / "out", manifest.shards[0]).clips[0].num_frames == 4
+    assert manifest.frames.encoded == 3
+
+
+def test_frames_named_by_seconds_are_packed_in_their_order(tmp_path: Path) -> None:
+    root = rawkit.dfew(tmp_path / "raw", clips=5)
+    folder = root / "Clip/clip_224x224/00001"
+    shutil.rmtree(folder)
+    names = [f"{second}.jpg" for second in ("0.0", "0.04", "0.08", "0.12", "0.2", "1.0010")]
+    rawkit.fill(folder, names, seed=1)
+    shard = build_small(root, tmp_path / "out").shards[0]
+    tar = (tmp_path / "out" / shard.path).read_bytes()
+    spans = load_index(tmp_path / "out", shard).clips[0].frame_spans()
+    assert [tar[at : at + size] for at, size in spans] == [(folder / name).read_bytes() for name in names]
+
+
+def test_clips_whose_frames_are_not_certain_are_reasons(tmp_path: Path) -> None:
+    root = rawkit.dfew(tmp_path / "raw", clips=5)
+    for clip, name, changed in ((1, "00001_00001.jpg", "00001_00001.tif"), (2, "00002_00001.jpg", "9_00001.jpg")):
+        folder = root / f"Clip/clip_224x224/{clip:05d}"
+        (folder / name).rename(folder / changed)
+    manifest = build_small(root, tmp_path / "out", allow_missing=2)
+    assert [(item.key, item.reason) for item in manifest.excluded] == [
+        ("00001", "pictures of a kind that is not read (1 .tif) beside 3 that can be read"),
+        ("00002", "frames 00002_00002.jpg and 9_00001.jpg can be put in order in two ways"),
+    ]
+
+
+def test_frames_that_look_different_are_told_once_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = rawkit.dfew(tmp_path / "raw", clips=5)
+    for number in (1, 2):
+        folder = root / f"Clip/clip_224x224/{number:05d}"
+        Image.new("RGBA", (20, 20), (200, 9, 9, 0)).save(folder / f"{number:05d}_00090.png")
+    Image.fromarray(np.full((20, 20), 4095, np.uint16)).save(folder / "00002_00091.png")
+    for _ in range(2):  # also when nothing is made again
+        assert main(["build", "dfew", str(root), str(tmp_path / "out"), "--jobs", "1", "--no-progress"]) == 0
+        assert capsys.readouterr().err == (
+            "warning: 2 frames with colours under pixels that are not opaque: the colours were stored, a viewer shows"
+            " others\nwarning: 1 frame of 16 bits that use at most 14 of them: the upper 8 were stored, which is dark\n"
+        )

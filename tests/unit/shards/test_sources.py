@@ -1,11 +1,13 @@
 """Readers of the raw layouts: variants, keys, classes, and what they refuse."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dfer.errors import DataError
+from shards.frames import store_frame
 from shards.sources import SOURCES, dfew, ferv39k, mafw
 from shards.sources.clips import BadClip, RawSet, list_frames
 from tests.unit.shards import rawkit
@@ -196,8 +198,10 @@ def test_dfew_empty_split_file(tmp_path: Path, content: str) -> None:
 
 def test_split_file_that_is_no_text(tmp_path: Path) -> None:
     root = rawkit.dfew(tmp_path / "DFEW")
-    (root / DFEW_TEST.format(3)).write_bytes(b"\xff\xfe\x00broken\xff")
-    with pytest.raises(DataError, match="expected a readable UTF-8 text file"):
+    (root / DFEW_TEST.format(3)).write_bytes(b"\xff\xfe\x00broken")
+    with pytest.raises(
+        DataError, match="expected a text in UTF-8 or UTF-16, got one that begins as UTF-16 and is none at byte"
+    ):
         dfew.read(root)
 
 
@@ -205,7 +209,12 @@ def test_split_file_that_is_no_text(tmp_path: Path) -> None:
     ("side", "old", "new", "text"),
     [
         ("train", "Action", "video_name,label\nAction", "line 1: expected no header, but a clip and its emotion"),
-        ("test", "0001 Happy", "0001,Happy", "separated by a blank"),
+        (
+            "test",
+            "0001 Happy",
+            "0001,Happy",
+            "line 2: .* got 'Action/Angry/0001 Angry', read as UTF-8 separated by commas",
+        ),
         ("test", "Action/Happy", "../Happy", "as in `Action/Happy/0015 Happy`"),
         ("test", "0001 Happy", "0001 3", "expected one of the seven emotions as a word, got '3'"),
         ("test", "0001 Happy", "0001 Contempt", "expected one of the seven emotions as a word, got 'Contempt'"),
@@ -246,7 +255,12 @@ def test_mafw_refuses(tmp_path: Path, old: str, new: str, text: str) -> None:
         ([".hidden_1.jpg", "Thumbs.db", "notes_1.txt"], "no frames"),
         (["1.jpg", "01.jpg"], r"frames 01\.jpg and 1\.jpg have the same number"),
         (["2.jpg", "2.png"], r"frames 2\.jpg and 2\.png have the same number"),
-        (["1.jpg", "cover.jpg"], r"frame cover\.jpg has no number at the end of its name"),
+        (["1.jpg", "cover.jpg"], r"frame cover\.jpg has no number in its name"),
+        (["1.jpg", "1.JPG"], r"frames 1\.JPG and 1\.jpg have the same number"),
+        (["00001.jpg", "00001 (2).jpg"], r"frames 00001 \(2\)\.jpg and 00001\.jpg are named in unlike ways"),
+        (["1.9.jpg", "1.10.jpg"], r"frames 1\.10\.jpg and 1\.9\.jpg can be put in order in two ways"),
+        (["1.jpg", "2.tif"], r"pictures of a kind that is not read \(1 \.tif\) beside 1 that can be read"),
+        (["1.gif", "2.GIF", "3.tiff"], r"pictures of a kind that is not read \(2 \.gif, 1 \.tiff\)$"),
     ],
 )
 def test_bad_frame_folders(tmp_path: Path, names: list[str], reason: str) -> None:
@@ -262,7 +276,68 @@ def test_frames_are_in_time_order_whatever_the_padding(tmp_path: Path) -> None:
     assert [f.name for f in list_frames(tmp_path / "clip")] == names
 
 
+def test_frames_of_all_kinds_that_are_read_stand_in_one_order(tmp_path: Path) -> None:
+    names = ["1.jpg", "2.bmp", "3.webp", "4.png", "5.jfif", "6.JPE", "10.BMP"]
+    rawkit.fill(tmp_path / "clip", names, seed=1)
+    frames = list_frames(tmp_path / "clip")
+    assert [f.name for f in frames] == names
+    assert all(store_frame(frame, max_side=64, quality=95).jpeg for frame in frames)
+
+
+@pytest.mark.parametrize("target", ["nothing.jpg", "3.jpg", "/dev/zero"])
+def test_a_frame_that_is_no_file_is_told(tmp_path: Path, target: str) -> None:
+    rawkit.fill(tmp_path / "clip", ["1.jpg", "2.jpg"], seed=1)
+    (tmp_path / "clip" / "3.jpg").symlink_to(target)
+    with pytest.raises(BadClip, match=r"frame 3\.jpg (is a link to nothing|cannot be read)"):
+        list_frames(tmp_path / "clip")
+
+
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "clip").write_text("x")
     with pytest.raises(BadClip, match="no folder"):
         list_frames(tmp_path / "clip")
+
+
+FORMS = {
+    "semicolons": lambda text: text.replace(",", ";"),
+    "tabs": lambda text: text.replace(",", "\t").replace(" ", "\t"),
+    "commas": lambda text: text.replace(" ", ","),
+    "quotes": lambda text: re.sub(r"[^\s,]+", r'"\g<0>"', text),
+    "blank rows": lambda text: "\n \n" + text.replace("\n", "\n\n") + "\n\n",
+    "rows of separators": lambda text: text.replace(" ", ",").replace("\n", "\n,\n"),
+    "old line ends": lambda text: text.replace("\n", "\r"),
+    "blanks around": lambda text: text.replace(",", " , ").replace(" ", "  ").replace("\n", " \n "),
+}
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+
+
+def clips_of(raw: RawSet) -> list[tuple[str, int, str]]:
+    return [(clip.key, clip.label, clip.partition) for clip in raw.clips]
+
+
+@pytest.mark.parametrize("dataset", ["dfew", "ferv39k", "mafw"])
+def test_split_files_that_another_program_saved(tmp_path: Path, dataset: str) -> None:
+    root = getattr(rawkit, dataset)(tmp_path / "raw")
+    expected = clips_of(SOURCES[dataset](root))
+    files = {path: path.read_text() for path in root.rglob("*") if path.suffix in (".csv", ".txt")}
+    for form, encoding in [(form, "utf-8") for form in FORMS] + [("semicolons", name) for name in ENCODINGS]:
+        for path, text in files.items():
+            path.write_bytes(FORMS[form](text).encode(encoding))
+        assert clips_of(SOURCES[dataset](root)) == expected, (form, encoding)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name;label\n1;4\n", "got 'name;label', read as UTF-8 separated by semicolons"),
+        ("name\tlabel\n".encode("utf-16"), r"got 'name\\tlabel', read as UTF-16 separated by tabs"),
+        (b"video_name,label\n1,4\xff\n", "got one that begins as UTF-8 and is none at byte 20"),
+        (b'video_name,label\n"1,4\n', "expected a table in UTF-8 separated by commas, got unexpected end of data"),
+        (b"\n\n", "line 1: expected the header video_name,label, got '', read as UTF-8"),
+    ],
+)
+def test_how_a_split_file_was_read_is_told(tmp_path: Path, content: bytes, says: str) -> None:
+    root = rawkit.dfew(tmp_path / "DFEW")
+    (root / DFEW_TEST.format(1)).write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        dfew.read(root)

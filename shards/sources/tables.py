@@ -1,0 +1,109 @@
+"""Split files as rows of cells, whatever separates them: commas, semicolons, tabs or blanks, quoted or not."""
+
+import codecs
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfer.errors import DataError, message
+from shards.sources.layout import read_small
+
+MAX_BYTES = 4 * 2**20
+"""Largest split file that is read; those of the three data sets have up to one megabyte."""
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks"}
+MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Marks that programs put in front of a text, and the encoding that each tells."""
+UNMARKED = ((rb"[^\0]\0", "utf-16-le"), (rb"\0[^\0]", "utf-16-be"))
+"""How a text begins that has lost its mark; the names and words of split files are ASCII."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Cells of one row without the blanks around them. line: the line of the file where it ends, from 1."""
+
+    line: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The rows that hold something, and how the file was read."""
+
+    rows: tuple[Row, ...]
+    separator: str
+    encoding: str
+
+    def told(self, row: Row | None) -> str:
+        """A row for a message, shortened, and how the file was read."""
+        text = self.separator.join(row.cells) if row else ""
+        return f"{text[:80]!r}, read as {self.encoding} separated by {SEPARATORS[self.separator]}"
+
+
+def read_table(path: Path) -> Table:
+    """The rows of a small text file: UTF-8, or the encoding that its beginning tells. Blank rows are left out.
+
+    The first row tells the separator: a tab, else a semicolon, else a comma outside of quotes, else blanks.
+
+    Raises:
+        DataError: not readable, too large, no text, or quotes that do not close.
+    """
+    text, encoding = _text(path)
+    separator = _separator(text)
+    try:
+        rows = tuple(_rows(text, separator))
+    except csv.Error as error:
+        do = "Save the file again as CSV, or unpack the split files again."
+        expected = f"a table in {encoding} separated by {SEPARATORS[separator]}"
+        raise DataError(message(path, expected=expected, got=str(error), do=do)) from error
+    return Table(rows=rows, separator=separator, encoding=encoding)
+
+
+def _text(path: Path) -> tuple[str, str]:
+    """The file's text and the name of its encoding."""
+    try:
+        data = read_small(path, most=MAX_BYTES)
+    except (OSError, ValueError) as error:
+        do = "Unpack the split files again."
+        raise DataError(message(path, expected="a readable text file", got=str(error), do=do)) from error
+    encoding = _encoding(data)
+    name = encoding.upper().removesuffix("-SIG")
+    try:
+        return data.decode(encoding), name
+    except UnicodeDecodeError as error:
+        got = f"one that begins as {name} and is none at byte {error.start:,} ({error.reason})"
+        do = "Save it as UTF-8, or unpack the split files again."
+        raise DataError(message(path, expected="a text in UTF-8 or UTF-16", got=got, do=do)) from error
+
+
+def _encoding(data: bytes) -> str:
+    marked = (name for mark, name in MARKS if data.startswith(mark))
+    unmarked = (name for start, name in UNMARKED if re.match(start, data, re.DOTALL))
+    return next(itertools.chain(marked, unmarked), "utf-8")
+
+
+def _separator(text: str) -> str:
+    line = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
+    outside = "".join(line.split('"')[::2])
+    return next((mark for mark in "\t;," if mark in outside.strip(" \r\n")), " ")
+
+
+def _rows(text: str, separator: str) -> Iterator[Row]:
+    if separator == " ":
+        text = text.replace("\t", " ")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    for cells in reader:
+        cells = [cell.strip() for cell in cells]
+        if separator == " ":
+            cells = [cell for cell in cells if cell]
+        if any(cells):
+            yield Row(line=reader.line_num, cells=tuple(cells))
