@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.unit.shards import rawkit
 
 pytestmark = pytest.mark.integration
 COMMAND = [sys.executable, "-m", "shards"]
-CLIPS, FRAMES = 100, 60
+CLIPS, FRAMES, SHARDS = 100, 60, 25
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,39 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@contextmanager
+def halfway(raw: Path, folder: Path) -> "Iterator[tuple[subprocess.Popen[str], list[int], Path]]":
+    """A build with two processes that has finished at least two shards and is not done, its workers and its folder.
+
+    The workers are halted, so that the build cannot end however slowly the test goes on; the block lets them go on.
+    """
+    for attempt in range(5):
+        out = folder / f"out_{attempt}"
+        process = started(raw, out)
+        workers = children(process.pid)
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        if len(list(out.glob("*/*.done.json"))) < SHARDS - 2:  # each worker may be about to finish one
+            break
+        process.kill()  # on a busy machine it may be nearly done by now
+        go_on(workers)
+        process.communicate()
+    else:
+        raise AssertionError("every build was done before it could be halted")
+    try:
+        yield process, workers, out
+    finally:
+        go_on(workers)
+
+
+def go_on(workers: list[int]) -> None:
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def started(raw: Path, out: Path) -> "subprocess.Popen[str]":
-    """A build with two processes that has finished at least two shards and is not done."""
+    """A build with two processes that has finished at least two shards."""
     process = subprocess.Popen(
         arguments(raw, out, jobs=2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -97,18 +129,17 @@ def test_any_number_of_jobs_gives_the_same_bytes(
 
 
 def test_a_killed_build_continues(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    out = tmp_path / "out"
-    process = started(raw, out)
-    workers = children(process.pid)
-    process.kill()
-    process.communicate()
+    with halfway(raw, tmp_path) as (process, workers, out):
+        process.kill()
+        go_on(workers)
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert gone(workers)
     assert not (out / "manifest.json").exists()
     shown = subprocess.run([*COMMAND, "show", str(out)], capture_output=True, text=True, timeout=120)
     assert shown.returncode == 3
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.done.json")}
-    assert 2 <= len(finished) < 25
+    assert 2 <= len(finished) < SHARDS
     done = finish(raw, out, jobs=2)
     assert done.returncode == 0, done.stderr
     assert f"{len(finished)} up to date" in done.stdout
@@ -117,29 +148,31 @@ def test_a_killed_build_continues(raw: Path, tmp_path: Path, expected: dict[str,
 
 
 def test_ctrl_c(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    process = started(raw, tmp_path / "out")
-    workers = children(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    with halfway(raw, tmp_path) as (process, workers, out):
+        os.killpg(process.pid, signal.SIGINT)
+        go_on(workers)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, error
     assert "Traceback" not in error
     assert "interrupted; the same command continues where it stopped" in error
     assert gone(workers)
-    assert not list((tmp_path / "out").rglob("*.tmp"))
-    assert finish(raw, tmp_path / "out", jobs=2).returncode == 0
-    assert snapshot(tmp_path / "out") == expected
+    assert not list(out.rglob("*.tmp"))
+    assert len(list(out.rglob("*.done.json"))) < SHARDS
+    assert finish(raw, out, jobs=2).returncode == 0
+    assert snapshot(out) == expected
 
 
 def test_a_killed_worker_ends_the_build_with_a_message(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    process = started(raw, tmp_path / "out")
-    # The last child started is a worker; the resource tracker comes first.
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
-    error = process.communicate(timeout=60)[1]
+    with halfway(raw, tmp_path) as (process, workers, out):
+        # The last child started is a worker; the resource tracker comes first.
+        os.kill(workers[-1], signal.SIGKILL)
+        go_on(workers)
+        error = process.communicate(timeout=60)[1]
     assert process.returncode == 6
     assert "Traceback" not in error
     assert "worker process: expected to end its work, got killed" in error
-    assert finish(raw, tmp_path / "out", jobs=1).returncode == 0
-    assert snapshot(tmp_path / "out") == expected
+    assert finish(raw, out, jobs=1).returncode == 0
+    assert snapshot(out) == expected
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
