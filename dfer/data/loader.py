@@ -103,7 +103,7 @@ class Loader:
         """size: pixels of a side where it is not the config's.
 
         Raises:
-            ConfigProblem: the global batch does not divide by ranks and micro-batch, or there are fewer clips.
+            ConfigProblem: the global batch does not divide by the ranks, or there are fewer clips.
         """
         self._clips = clips
         self._plan = Plan(
