@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dfer.errors import DataError, DferError, StorageError, UsageError, message
+from dfer.exit import Leaving
 from dfer.interruption import Stop
-from dfer.leaving import Leaving
 from dfer.surroundings import accept_any_encoding, refuse_copies
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
-    from dfer.run_config import RunConfig
+    from dfer.jobs.config import RunConfig
     from dfer.storage import Folder
 
 EXAMPLES = {
@@ -179,9 +179,10 @@ def _numbers(text: str) -> list[int]:
 
 def _train(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
-    from dfer import config, run
+    from dfer import config
     from dfer.distributed import from_environment, process_group
-    from dfer.run_config import RunConfig
+    from dfer.jobs import train as run
+    from dfer.jobs.config import RunConfig
 
     chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
@@ -196,9 +197,10 @@ def _train(args: argparse.Namespace) -> None:
 
 def _crossval(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
-    from dfer import config, run
+    from dfer import config
     from dfer.distributed import from_environment, process_group
-    from dfer.run_config import RunConfig
+    from dfer.jobs import train as run
+    from dfer.jobs.config import RunConfig
 
     chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
@@ -215,9 +217,10 @@ def _crossval(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
-    from dfer import config, run
+    from dfer import config
     from dfer.distributed import from_environment, process_group
-    from dfer.run_config import RunConfig
+    from dfer.jobs import train as run
+    from dfer.jobs.config import RunConfig
     from dfer.storage import Folder
 
     trained, world = _is_folder(args.source), from_environment()
@@ -256,8 +259,8 @@ def _is_folder(source: str) -> bool:
 def _config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
     """The configuration of a run folder. Raises UsageError when it is none of a single run."""
     from dfer.config import load_text
-    from dfer.run_config import RunConfig
-    from dfer.run_files import CONFIG, MAX_CONFIG_BYTES
+    from dfer.jobs.config import RunConfig
+    from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
     from dfer.storage import Folder
 
     home = Folder(source, what="the run folder")
@@ -271,7 +274,7 @@ def _config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
 
 def _predict(args: argparse.Namespace) -> None:
     from dfer.distributed import from_environment
-    from dfer.predict import Table, likeliest, predict
+    from dfer.jobs.predict import Table, likeliest, predict
 
     chosen = replace(_config_of(args.run), run=args.run)
     bad: list[tuple[Path, DataError]] = []
@@ -301,7 +304,7 @@ def _check_none_bad(clips: Sequence[Path], bad: Sequence[tuple[Path, DataError]]
 
 
 def _report(args: argparse.Namespace) -> None:
-    from dfer.evaluation.report import write_report
+    from dfer.report.write import write_report
     from dfer.storage import Folder
 
     out = Folder(args.out, what="--out") if args.out else None
@@ -310,8 +313,8 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _show_report(run_folder: str, out: "Folder | None" = None) -> None:
-    from dfer.evaluation.summary import summarise
-    from dfer.evaluation.tables import text_table
+    from dfer.report.crossval import summarise
+    from dfer.report.tables import text_table
     from dfer.storage import Folder
 
     home = Folder(run_folder)

@@ -1,6 +1,6 @@
 """Dataclasses <-> YAML <-> `a.b=c` on the command line, with messages that name the key and the remedy.
 
-Every room owns the dataclass of what it needs; `dfer.run_config.RunConfig` composes them. A YAML file says only what
+Every room owns the dataclass of what it needs; `dfer.jobs.config.RunConfig` composes them. A YAML file says only what
 differs from the defaults, and may name another file as `base:`. A field typed as a union of dataclasses is chosen by
 `name:`.
 
@@ -34,7 +34,7 @@ FREE_KEYS = (
 )  # fmt: skip
 """Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,
 not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results.
-Other keys may change within limits: `dfer.changes`."""
+Other keys may change within limits: `dfer.run.changes`."""
 
 FILE_KEYS = ("model.released", "model.start", "model.towers.arch", "model.towers.pretrained")
 """Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""

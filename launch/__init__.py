@@ -1,1 +1,1 @@
-"""Launchers: a resolved config becomes processes that end in `dfer.run`."""
+"""Launchers: a resolved config becomes processes that end in `dfer.jobs.train`."""

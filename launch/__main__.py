@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _local(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from launch import local
+    from launch.local import submit as local
 
     job = local.Local(
         verb=args.verb, source=str(args.config), overrides=overrides, processes=args.processes,
@@ -140,7 +140,7 @@ def _local(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _slurm(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch.cluster import SlurmCluster, load_cluster, split
     from launch.job import make_job
-    from launch.slurm import Submission
+    from launch.slurm.submit import Submission
 
     mine, theirs = split(overrides)
     cluster = load_cluster(args.cluster, SlurmCluster, theirs)
@@ -154,8 +154,8 @@ def _slurm(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch.cluster import RayCluster, load_cluster, split
     from launch.job import make_job
-    from launch.ray import Submission
-    from launch.ray_cluster import refuse_working_folder
+    from launch.ray.cluster import refuse_working_folder
+    from launch.ray.submit import Submission
 
     mine, theirs = split(overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
-from launch.ray_cluster import in_a_line
+from launch.ray.cluster import in_a_line
 from launch.records import Record, records, tag
-from launch.slurm_tools import followed, queued, slurm
+from launch.slurm.tools import followed, queued, slurm
 
 T = TypeVar("T")
 

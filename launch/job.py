@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, UsageError, message
-from dfer.run_files import finished
+from dfer.run.layout import finished
 from dfer.storage import Folder
 from dfer.surroundings import accept_any_encoding
 from dfer.yaml_text import parse
-from launch.meeting import Meeting, export
-from launch.patience import within
+from launch.rendezvous import Meeting, export
+from launch.timeout import within
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
     from dfer.interruption import Stop
-    from dfer.run_config import RunConfig
+    from dfer.jobs.config import RunConfig
 
 LAUNCH = "launch"
 """Folder of a cross-validation's run folder for what launchers leave: records of submissions, scripts, logs."""
@@ -96,8 +96,8 @@ def make_job(
             the run folder cannot be reached.
     """
     from dfer.config import load, to_yaml
-    from dfer.run import known_folds
-    from dfer.run_config import RunConfig
+    from dfer.jobs.config import RunConfig
+    from dfer.jobs.train import known_folds
 
     config = _absolute(load(source, RunConfig, overrides))
     for size in worlds:
@@ -127,9 +127,9 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
     from dataclasses import replace
 
     from dfer.distributed import World
-    from dfer.folder import check
     from dfer.models.build import check_files
-    from dfer.run_files import CONFIG, committed
+    from dfer.run.folder import check
+    from dfer.run.layout import CONFIG, committed
 
     homes = {fold: Folder(job.fold_url(fold), what="run") for fold in job.folds}
     for fold, home in homes.items():
@@ -159,7 +159,7 @@ def _check_batch(config: "RunConfig", size: int) -> None:
 
 def revision() -> str:
     """The git revision of the code that runs."""
-    from dfer.folder import revision as of_code
+    from dfer.run.folder import revision as of_code
 
     return of_code()
 
@@ -176,8 +176,8 @@ def run_job(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
     """Train one fold in this process and those of the same fold. What every launcher of a cluster runs.
 
     Raises:
-        DferError: as `dfer.run.train`. ProcessError: the processes do not find each other. UsageError: this host has
-        not the packages or the GPUs that it takes.
+        DferError: as `dfer.jobs.train.train`. ProcessError: the processes do not find each other. UsageError: this host
+        lacks packages or GPUs that the job needs.
     """
     accept_any_encoding()
     export({**place.variables(), **place.meeting.hold()})
@@ -196,8 +196,8 @@ def _train(job: Job, fold: int, place: Place, stop: "Stop") -> "FoldResult":
 
     from dfer.config import load_text
     from dfer.distributed import World, process_group
-    from dfer.run import train
-    from dfer.run_config import RunConfig
+    from dfer.jobs.config import RunConfig
+    from dfer.jobs.train import train
 
     world = World(rank=place.rank, size=place.size, local_rank=place.local_rank, local_size=place.local_size)
     if world.is_first:
@@ -224,7 +224,7 @@ def _check_gpus(processes: int) -> None:
 
 def _settle_revision(job: Job) -> None:
     """Tell when this is other code than made the job; where the code does not know, it is what came with the job."""
-    from dfer.folder import REVISION
+    from dfer.run.folder import REVISION
 
     mine = revision()
     if mine == "unknown" != job.revision:

@@ -14,7 +14,7 @@ from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
 from launch.job import ANSWER_S, LAUNCH
-from launch.patience import within
+from launch.timeout import within
 
 MAX_BYTES = 1 << 20
 Launcher = Literal["slurm", "ray"]

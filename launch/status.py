@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dfer.errors import CheckpointError, UsageError, message
-from dfer.lease import Leases
-from dfer.run_files import RESULT, committed, finished, result_values
+from dfer.run.layout import RESULT, committed, finished, result_values
+from dfer.run.lease import Leases
 from dfer.storage import Folder
 from launch.records import Record, records, tag
-from launch.slurm_tools import Queued, ended, followed
+from launch.slurm.tools import Queued, ended, followed
 
 BEAT_S = 60.0
 """A Ray job that has not written its record for so long is lost."""

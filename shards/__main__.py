@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dfer.data.format import data_name
 from dfer.errors import DferError, without_secrets
+from dfer.store.format import data_name
 from dfer.surroundings import accept_any_encoding
 from shards import pool
 from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from dfer.data.format import MANIFEST, Excluded, FrameSettings, Manifest, to_json
 from dfer.emotions import Emotions
 from dfer.errors import DataError, UsageError, message
 from dfer.storage import TEMPORARY, Folder
+from dfer.store.format import MANIFEST, Excluded, FrameSettings, Manifest, to_json
 from shards import pool
 from shards.output import only_writer, shard_folder, storage_errors
 from shards.shard import BuildOptions, Scan, ShardPlan, ShardState, ShardTask, make, plan_shards, scan

@@ -8,9 +8,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from dfer.data.bounds import TooMuch
-from dfer.data.format import MAX_FRAME_BYTES
+from dfer.media.bounds import TooMuch
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
+from dfer.store.format import MAX_FRAME_BYTES
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile
 
 MAX_PIXELS = 64 * 2**20

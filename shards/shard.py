@@ -13,19 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import IO
 
 from dfer.config import ConfigProblem, from_plain
-from dfer.data.format import (
-    BLOCK,
-    CHUNK,
-    ClipEntry,
-    Excluded,
-    ShardIndex,
-    ShardInfo,
-    clip_name,
-    frame_name,
-    to_json,
-)
 from dfer.errors import UsageError
 from dfer.storage import Folder
+from dfer.store.format import BLOCK, CHUNK, ClipEntry, Excluded, ShardIndex, ShardInfo, clip_name, frame_name, to_json
 from shards.frames import StoredFrame, store_frame
 from shards.pool import tick
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dfer.data.format import Manifest, data_name
+from dfer.store.format import Manifest, data_name
 from shards.build import listed
 from shards.totals import TOTALS
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import simplejpeg
 
-from dfer.data.bounds import TooMuch, jpeg_size
-from dfer.data.format import (
+from dfer.errors import DataError, message
+from dfer.media.bounds import TooMuch, jpeg_size
+from dfer.storage import Folder
+from dfer.store.format import (
     BLOCK,
     CHUNK,
     MANIFEST,
@@ -29,8 +31,6 @@ from dfer.data.format import (
     read_index,
     read_manifest,
 )
-from dfer.errors import DataError, message
-from dfer.storage import Folder
 from shards import pool
 from shards.output import shard_folder, storage_errors
 from shards.pool import tick

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from dfer.emotions import BASIC7, MAFW11
-from dfer.evaluation.metrics import scores
 from dfer.evaluation.results import FoldResult, Protocol, fold_result, save_result
+from dfer.evaluation.scores import scores
 from dfer.storage import Folder
 
 SHARES = {  # of the classes, and recalls as such models reach them

@@ -9,15 +9,16 @@ from typing import TypeVar
 import simplejpeg
 import torch
 
-from dfer.data.augment import Augment, AugmentConfig
+from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader
+from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.loader import Loader
 from dfer.data.sampling import clip_rng, train_frames
-from dfer.data.store import Store
 from dfer.distributed import World
 from dfer.emotions import emotions_of
 from dfer.errors import UsageError, message
 from dfer.recognition import ClipBatch
+from dfer.store.shards import Store
 
 T = TypeVar("T")
 

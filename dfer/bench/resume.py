@@ -13,8 +13,8 @@ from pathlib import Path
 from dfer.config import load
 from dfer.distributed import World
 from dfer.errors import ProcessError, message
-from dfer.run import open_clips, train_loader
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
+from dfer.jobs.train import open_clips, train_loader
 
 POSITIONS = (0.05, 0.5, 0.95)
 _SAVE_ALWAYS = ("checkpoint.every_steps=1", "log_every=1", "fold=1")

@@ -7,17 +7,18 @@ from contextlib import closing
 from typing import Any
 
 from dfer.bench.step import RATES, clips_of_noise
-from dfer.checkpoint import CheckpointConfig, Checkpoints
 from dfer.config import ConfigProblem
 from dfer.distributed import World, process_group
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClipConfig
-from dfer.models.towers import TowersConfig
+from dfer.models.config import DferClipConfig, TowersConfig
 from dfer.recognition import Progress
+from dfer.run.checkpoints import Checkpoints
+from dfer.run.config import CheckpointConfig
 from dfer.storage import Folder
-from dfer.training.engine import Engine, EngineConfig, build_engine
-from dfer.training.optim import GroupConfig, SgdConfig
+from dfer.training.build import build_engine
+from dfer.training.config import EngineConfig, GroupConfig, SgdConfig
+from dfer.training.engine import Engine
 
 
 def bench_save(

@@ -11,8 +11,7 @@ import torch
 from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClipConfig
-from dfer.models.towers import TowersConfig
+from dfer.models.config import DferClipConfig, TowersConfig
 from dfer.recognition import ClipBatch, Progress, Recognizer
 
 # Rates of the published recipe (Zhao & Patras, BMVC 2023, section 4.2); they do not change the time.

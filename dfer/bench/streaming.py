@@ -12,18 +12,19 @@ from functools import partial
 from typing import Any
 
 from dfer.bench.loader import BATCH, SEED
-from dfer.data.ahead import AT_ONCE, ReadAhead
-from dfer.data.cache import Cache
-from dfer.data.chunks import runs, span_of
 from dfer.data.clips import ClipSet
-from dfer.data.format import CHUNK, ShardInfo, num_chunks
-from dfer.data.loader import DataConfig, Loader
-from dfer.data.remote_shards import PART
-from dfer.data.store import Store
-from dfer.data.threads import Threads
+from dfer.data.config import DataConfig
+from dfer.data.loader import Loader
 from dfer.distributed import World
 from dfer.emotions import emotions_of
 from dfer.errors import UsageError, message
+from dfer.store.ahead import AT_ONCE, ReadAhead
+from dfer.store.cache import Cache
+from dfer.store.chunks import runs, span_of
+from dfer.store.format import CHUNK, ShardInfo, num_chunks
+from dfer.store.remote import PART
+from dfer.store.shards import Store
+from dfer.store.threads import Threads
 
 
 @dataclass(frozen=True, kw_only=True)

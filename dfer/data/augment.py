@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from dfer.config import ConfigProblem
+from dfer.data.config import AugmentConfig
 from dfer.data.decode import resize
 from dfer.data.sampling import AUGMENTATION, clip_rng
 from dfer.recognition import PADDING, ClipBatch
@@ -25,29 +25,6 @@ BRIGHTNESS_STEPS = 128
 """Brightness factors are multiples of 1/128, which is finer than a level of most pixels."""
 FIXED_BITS = 16
 """Of Pillow's fixed-point numbers, in which it finds a turned picture's pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Train augmentation, in the order brightness, rotation, crop, flip. Numbers: DFER-CLIP, section 4.1 and release.
-
-    crop: random resized crop. min_area: smallest share of the picture it keeps. flip: probability of a mirrored clip.
-    brightness: factor drawn from 1 - b .. 1 + b (DFEW 0.5, else 0). rotation: degrees, drawn from -r .. r (FERV39k 4,
-    else 0), the nearest pixel as the release has it, not bilinear; what comes from outside the picture is black.
-    """
-
-    crop: bool = True
-    min_area: float = 0.08
-    flip: float = 0.5
-    brightness: float = 0.0
-    rotation: float = 0.0
-
-    def __post_init__(self) -> None:
-        bounds = {"min_area": (0, 1), "flip": (0, 1), "brightness": (0, 1), "rotation": (0, 180)}
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigProblem(f"{name}: expected {low} to {high}, got {value}. Correct it in data.augment")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dfer.data.chunks import Bytes, Span
-from dfer.data.format import MANIFEST, ClipEntry, Manifest, ShardInfo
-from dfer.data.remote_shards import Pending
-from dfer.data.store import Store
 from dfer.emotions import LABEL_SETS, Emotions, canonical_name
 from dfer.errors import UsageError, message
+from dfer.store.chunks import Bytes, Span
+from dfer.store.format import MANIFEST, ClipEntry, Manifest, ShardInfo
+from dfer.store.remote import Pending
+from dfer.store.shards import Store
 
 Ids = NDArray[np.int64]
 

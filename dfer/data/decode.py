@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfer.data.bounds import jpeg_size
 from dfer.errors import DataError, message
+from dfer.media.bounds import jpeg_size
 
 Picture = NDArray[np.uint8]
 

@@ -15,64 +15,22 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from dfer.config import ConfigProblem, key
-from dfer.data.augment import AugmentConfig
-from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
+from dfer.data.config import DataConfig
 from dfer.data.plan import Plan
 from dfer.data.reader import Parts, Reader, Request
 from dfer.data.shared_memory import PREFETCH, Need, lack
-from dfer.data.store import CACHE_GIB, Store
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
 from dfer.interruption import SIGNALS
 from dfer.recognition import BadClip, ClipBatch
 from dfer.surroundings import keep_socket_names_short
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read and how. shards: folder or fsspec URL. frames: T of a clip (16: DFER-CLIP, section 4.1).
-
-    size: pixels of a side (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 decodes in the training
-    process. canonical_partitions: 1 shuffles all clips; more make a node read few shards at a time (docs/data.md).
-    classes: label set, `basic7` or `mafw11`. cache: folder for shards of remote stores, none = DFER_CACHE or a
-    folder of yours in the temporary one; cache_gib: most it may take. read_ahead: fetch whole shards in the background.
-    max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
-    """
-
-    shards: str = key(path=True)
-    frames: int = 16
-    size: int = 224
-    workers: int = 2
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    canonical_partitions: int = 1
-    classes: str = "basic7"
-    cache: str | None = key(None, path=True)
-    cache_gib: float = CACHE_GIB
-    read_ahead: bool = True
-    max_bad_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():
-            if getattr(self, name) < low:
-                raise ConfigProblem(f"{name}: expected at least {low}, got {getattr(self, name)}. Correct it in data")
-        if self.cache_gib <= 0:
-            raise ConfigProblem(f"cache_gib: expected more than 0, got {self.cache_gib}. Correct it in data")
-        if not 0 <= self.max_bad_share < 1:
-            got = self.max_bad_share
-            raise ConfigProblem(f"max_bad_share: expected a share of the clips, 0 to 1, got {got}. 0.001 is a lot")
-
-    def store(self) -> Store:
-        """The shards, opened. Raises DataError, StorageError, UsageError."""
-        return Store(self.shards, cache=Cache(self.cache, budget=int(self.cache_gib * 2**30)))
 
 
 class Loader:

@@ -8,15 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from dfer.data.ahead import ReadAhead
 from dfer.data.clips import ClipSet
 from dfer.data.decode import decode
 from dfer.data.plan import Plan
-from dfer.data.remote_shards import Pending
 from dfer.data.sampling import clip_rng, test_frames, train_frames
 from dfer.data.shared_memory import empty, shared
 from dfer.errors import DataError, DferError
 from dfer.recognition import PADDING, BadClip
+from dfer.store.ahead import ReadAhead
+from dfer.store.remote import Pending
 
 Ids = NDArray[np.int64]
 Request = tuple[int, int, int]

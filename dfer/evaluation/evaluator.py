@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dfer.distributed import gather_objects, sum_over_ranks
 from dfer.errors import DataError, NonFiniteLossError, message
-from dfer.evaluation.metrics import Scores, confusion, scores
+from dfer.evaluation.counts import confusion
+from dfer.evaluation.scores import Scores, scores
 from dfer.recognition import PADDING, ClipBatch, Recognition
 
 SHOWN = 3

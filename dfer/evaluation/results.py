@@ -16,22 +16,16 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Literal
 
-from dfer.changes import Change
+from dfer.choices import Selection
 from dfer.config import ConfigProblem, from_plain, to_plain
-from dfer.data.format import data_name
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.evaluator import Predictions
-from dfer.evaluation.metrics import Scores, scores
-from dfer.run_files import RESULT, predictions_name, result_name, result_values
+from dfer.evaluation.scores import Scores, scores
+from dfer.run.changes import Change
+from dfer.run.layout import RESULT, predictions_name, result_name, result_values
 from dfer.storage import Folder
+from dfer.store.format import data_name
 
-Selection = Literal["last", "best_on_val", "best_on_test"]
-SELECTION_TEXT: dict[str, str] = {
-    "last": "last: the checkpoint at the end of training",
-    "best_on_val": "best_on_val: the best checkpoint on clips held out of the training partitions",
-    "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
-    "unknown": "unknown: the source does not say",
-}
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """What to do about a run that may be read and not written to."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from dfer.data.bounds import PNG_SIGNATURE, Header, TooMuch, check_bmp, check_png, check_webp, jpeg_size
+from dfer.media.bounds import PNG_SIGNATURE, Header, TooMuch, check_bmp, check_png, check_webp, jpeg_size
 
 JPEG_SIGNATURE = b"\xff\xd8"
 BMP_SIGNATURE = b"BM"

@@ -8,13 +8,11 @@ import torch
 
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
-from dfer.models.dfer_clip import DferClip, DferClipConfig
-from dfer.models.released import load_released
+from dfer.models.config import ModelConfig
+from dfer.models.dfer_clip import DferClip
+from dfer.models.foreign.released import load_released
+from dfer.models.foreign.weights import check_file
 from dfer.models.towers import Towers, is_tag
-from dfer.models.weights import check_file
-
-ModelConfig = DferClipConfig
-"""Every method's configuration; which one is chosen by its `name`."""
 
 
 def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool = True) -> DferClip:

@@ -3,64 +3,20 @@
 Letters: B clips, T frames, C colours, H height, W width, K classes, D embedding.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfer.config import ConfigProblem, key
-from dfer.emotions import Emotions, TextKind
+from dfer.emotions import Emotions
 from dfer.errors import UsageError, message
-from dfer.models.prompts import ContextPosition, PromptLearner, layout
-from dfer.models.temporal import TemporalConfig, temporal_model
-from dfer.models.towers import Towers, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.prompts import PromptLearner, layout
+from dfer.models.temporal import temporal_model
+from dfer.models.towers import Towers
 from dfer.recognition import PADDING, ClipBatch, Progress, Recognition, Recognizer
 
 IGNORED = -100
-
-
-@dataclass(frozen=True, kw_only=True)
-class DferClipConfig:
-    """DFER-CLIP and its ablations (tables 1, 2, 4 and 5 of the paper); the defaults are the published model.
-
-    towers: which CLIP. released: path of a checkpoint that the authors' code wrote; it fills the whole model.
-    start: folder (also s3://...) of a run whose weights this one begins from: its selected checkpoint, the parameters
-        of equal name and shape, contexts of classes by class name; of a cross-validation's folder the same fold.
-    text: the fixed part of a class's prompt. num_contexts: learnable vectors beside it (0, 4, 8, 16 in the paper).
-    context_position: `end` puts the text behind the contexts, `front` before, `middle` between them.
-    shared_contexts: one set of contexts for all classes instead of one each.
-    temporal: the temporal model; depth 0 averages the frames.
-    train_image: whether the image tower is trained; the text tower never is.
-    temperature: divides the cosine similarity; CLIP's own scale is not used.
-    """
-
-    name: Literal["dfer_clip"] = "dfer_clip"
-    towers: TowersConfig = field(default_factory=TowersConfig)
-    released: str | None = key(None, path=True)
-    start: str | None = key(None, path=True)
-    text: TextKind = "class_descriptor"
-    num_contexts: int = 8
-    context_position: ContextPosition = "end"
-    shared_contexts: bool = False
-    temporal: TemporalConfig = field(default_factory=TemporalConfig)
-    train_image: bool = True
-    temperature: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.released is not None and self.start is not None:
-            raise ConfigProblem("released, start: expected one of them, got both. Set one to null.")
-        if self.num_contexts < 0:
-            raise ConfigProblem(f"num_contexts: expected 0 or more, got {self.num_contexts}.")
-        if self.temperature <= 0:
-            raise ConfigProblem(f"temperature: expected more than 0, got {self.temperature}. The paper's is 0.01.")
-        if not (self.num_contexts or self.temporal.depth or self.train_image):
-            raise ConfigProblem(
-                "num_contexts, temporal.depth, train_image: with 0, 0 and false nothing is left to train. "
-                "Turn one of them on."
-            )
 
 
 class DferClip(Recognizer):

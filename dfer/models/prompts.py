@@ -4,16 +4,14 @@ Letters: K classes, L tokens of the longest prompt, N contexts, W width of a tok
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import repeat
 from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
+from dfer.models.config import ContextPosition
 from dfer.models.towers import END_TOKEN, START_TOKEN, Towers, tokenize
-
-ContextPosition = Literal["end", "middle", "front"]
 
 CONTEXT_STD = 0.02
 """Standard deviation of fresh contexts (released DFER-CLIP code; CoOp, section 3.1)."""

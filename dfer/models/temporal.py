@@ -3,36 +3,12 @@
 Letters: B clips, T frames, D feature, N heads, H width of a head.
 """
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from dfer.config import ConfigProblem
+from dfer.models.config import TemporalConfig
 from dfer.models.layers import attend
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemporalConfig:
-    """Size of the temporal model; the defaults are the paper's.
-
-    depth: transformer layers; 0 averages the frame features and has no parameters. heads x head_dim: attention.
-    mlp_dim: hidden width of the feed-forward part. init_std: of the class token and the positions at the start; the
-    paper's 1 is small beside CLIP's features, but drowns those of a tower that starts from random weights.
-    """
-
-    depth: int = 1
-    heads: int = 8
-    head_dim: int = 64
-    mlp_dim: int = 1024
-    init_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.depth < 0 or min(self.heads, self.head_dim, self.mlp_dim) < 1:
-            raise ConfigProblem("temporal: depth may not be negative, heads, head_dim and mlp_dim are at least 1.")
-        if self.init_std <= 0:
-            raise ConfigProblem(f"temporal.init_std: expected more than 0, got {self.init_std}. The paper's is 1.0.")
 
 
 class Attention(nn.Module):

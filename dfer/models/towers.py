@@ -8,7 +8,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from dfer.config import ConfigProblem, key
+from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
 from dfer.models import conv
-from dfer.models.architecture import LIMITS, activation_beside, read_architecture
+from dfer.models.config import TowersConfig
+from dfer.models.foreign.architecture import activation_beside, read_architecture
+from dfer.models.foreign.layouts import foreign_names
+from dfer.models.foreign.weights import Weights, read_weights
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
-from dfer.models.layouts import foreign_names
-from dfer.models.weights import Weights, read_weights
 
 VOCABULARY = 49408
 """Tokens of CLIP's byte-pair encoding; the only one the text side knows."""
@@ -41,30 +42,6 @@ QUICK_NAME = "-quickgelu"
 """How open_clip's names end where an architecture has OpenAI's activation."""
 
 ACTIVATIONS = {True: "OpenAI's quick GELU", False: "the exact GELU"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowersConfig:
-    """Which CLIP.
-
-    arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
-        a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names; others are refused.
-    pretrained: path of a local checkpoint in OpenAI's or open_clip's layout, or one of open_clip's tags for this
-        architecture (`openai`), which open_clip downloads once; null draws random weights. A file's activation must be
-        that of `arch`: OpenAI's files and an open_clip_config.json beside the file tell it, else nothing does.
-    image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
-    """
-
-    arch: str = key("ViT-B-32-quickgelu", path=True)
-    pretrained: str | None = key(None, path=True)
-    image_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise ConfigProblem(f"image_size: expected at least 1 pixel, got {self.image_size}. Leave it out.")
-        if self.image_size is not None and self.image_size > LIMITS["image_size"]:
-            most = LIMITS["image_size"]
-            raise ConfigProblem(f"image_size: expected at most {most} pixels, got {self.image_size}. Leave it out.")
 
 
 class TextTower(nn.Module):

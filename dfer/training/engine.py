@@ -7,50 +7,25 @@ the mean loss over the global batch, however it is cut into ranks and micro-batc
 """
 
 import math
-import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfer.config import ConfigProblem
 from dfer.distributed import World, gather_objects, sum_over_ranks
-from dfer.errors import GpuMemoryError, NonFiniteLossError, UsageError, message
-from dfer.recognition import PADDING, ClipBatch, Progress, Recognition, Recognizer
+from dfer.errors import NonFiniteLossError, UsageError, message
+from dfer.inference import Task
+from dfer.recognition import PADDING, ClipBatch, Progress, Recognition
 from dfer.training import gradients
+from dfer.training.config import EngineConfig
 from dfer.training.gradients import Gradients
-from dfer.training.optim import GroupSetting, OptimConfig, build_optimizer, group_settings
+from dfer.training.optim import GroupSetting
 from dfer.training.state import check_names, check_shapes, expected_state, with_fresh
 
-Precision = Literal["fp32", "bf16", "fp16"]
 LOSS_SCALE = "loss_scale"
 MAX_KEYS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How a step is computed. zero: what DeepSpeed shards over the ranks (1 optimizer state, 2 + gradients,
-    3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, none = no clipping;
-    tf32: whether a GPU may round fp32 factors of convolutions and matrix products to 10 bits, as it does it faster."""
-
-    name: Literal["deepspeed", "ddp"] = "deepspeed"
-    zero: Literal[0, 1, 2, 3] = 0
-    precision: Precision = "fp32"
-    clip_norm: float | None = None
-    tf32: bool = False
-
-    def __post_init__(self) -> None:
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            do = "Usual: 1.0; null switches it off."
-            raise ConfigProblem(message("clip_norm", expected="a norm above 0", got=str(self.clip_norm), do=do))
-        if self.name == "ddp" and self.zero:
-            do = "Set engine.zero=0 or engine.name=deepspeed."
-            raise ConfigProblem(message("zero", expected="0 with engine ddp", got=str(self.zero), do=do))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +40,6 @@ class StepReport:
     applied: bool
     lr: dict[str, float]
     loss_scale: float | None = None
-
-
-@contextmanager
-def enough_gpu_memory() -> Iterator[None]:
-    """Tell what to change where a GPU's memory does not suffice. Raises GpuMemoryError."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        got = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")
-        do = "Lower micro_batch (the step stays the same) or eval_batch, raise engine.zero, or take larger GPUs."
-        expected = "the configuration to fit into a GPU's memory"
-        raise GpuMemoryError(message(f"host {socket.gethostname()}", expected=expected, got=got, do=do)) from error
-
-
-def set_tf32(allowed: bool) -> None:
-    """Allow TF32 in both, or in none: torch's defaults allow it in convolutions and not in matrix products."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
 
 
 class LossScale:
@@ -106,40 +63,6 @@ class LossScale:
             expected, got = "finite fp16 gradients at some loss scale", f"overflow down to scale {self.value:g}"
             do = "Nothing was updated. Use engine.precision=bf16 or fp32, or lower the rates."
             raise NonFiniteLossError(message("gradients", expected=expected, got=got, do=do))
-
-
-class Task(nn.Module):
-    """Recognizer and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
-
-    def __init__(self, recognizer: Recognizer, *, precision: Precision, cache: bool = True) -> None:
-        super().__init__()
-        self.recognizer = recognizer
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self._cache = cache
-
-    def forward(self, batch: ClipBatch, progress: Progress | None) -> Recognition | dict[str, Tensor]:
-        """Loss terms, or the recognizer's answer (logits in fp32) when `progress` is None."""
-        low, kind = self._dtype, batch.frames.device.type
-        with torch.autocast(kind, dtype=low or torch.bfloat16, enabled=low is not None, cache_enabled=self._cache):
-            out: Recognition = self.recognizer(batch)
-            if progress is not None:
-                return {name: term.float() for name, term in self.recognizer.loss(out, batch, progress).items()}
-        return Recognition(logits=out.logits.float(), aux=out.aux)
-
-
-def inference(
-    recognizer: Recognizer, *, precision: Precision, device: torch.device
-) -> Callable[[ClipBatch], Recognition]:
-    """A forward pass without engine or optimizer, for evaluation and prediction; moves the recognizer to `device`."""
-    task = Task(recognizer, precision=precision).to(device).eval()
-
-    @torch.no_grad()
-    def forward(batch: ClipBatch) -> Recognition:
-        out = task(batch, None)
-        assert isinstance(out, Recognition)
-        return out
-
-    return forward
 
 
 class Engine(ABC):
@@ -342,55 +265,3 @@ class Engine(ABC):
         where = f"step {progress.step} (epoch {progress.epoch})"
         do = "Nothing was updated. Lower the rates, or look for a root or a logarithm of 0 in the loss."
         return message(where, expected="finite gradients", got="NaN or infinity behind a finite loss", do=do)
-
-
-def build_engine(
-    config: EngineConfig,
-    recognizer: Recognizer,
-    *,
-    optim: OptimConfig,
-    world: World,
-    global_batch: int,
-    micro_batch: int,
-    key_of: Callable[[int], str] = str,
-) -> Engine:
-    """The engine of `config` around `recognizer`, on this process's device, inside a process group.
-
-    global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once, fewer in the
-    last micro-batch of a step where that does not divide the rank's share;
-    key_of: a clip's name for its `ClipBatch.index`, for messages.
-
-    Raises:
-        UsageError: precision, batch sizes or groups that do not fit, DeepSpeed missing.
-    """
-    check_precision(config.precision, world.device)
-    set_tf32(config.tf32)
-    share, rest = divmod(global_batch, world.size)
-    if rest or not share:
-        do = "Choose another batch or other numbers of processes."
-        raise ConfigProblem(
-            message("batch", expected=f"a multiple of {world.size} ranks", got=str(global_batch), do=do)
-        )
-    accumulation = -(-share // micro_batch)
-    recognizer.to(world.device)
-    for buffer in recognizer.buffers():
-        # The engines start from the first rank's parameters by themselves, but not from its buffers.
-        dist.broadcast(buffer, src=0)
-    task = Task(recognizer, precision=config.precision, cache=config.zero < 3)
-    settings, optimizer = group_settings(optim, recognizer), build_optimizer(optim, recognizer)
-    shared = {"config": config, "settings": settings, "world": world, "accumulation": accumulation, "key_of": key_of}
-    if config.name == "ddp":
-        from dfer.training.ddp_engine import DdpEngine
-
-        return DdpEngine(task, optimizer, **shared)
-    # Imported here: it takes seconds and is not needed with ddp.
-    from dfer.training.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(task, optimizer, micro_batch=micro_batch, **shared)
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises ConfigProblem for fp16 on a CPU, which neither DeepSpeed nor most CPUs can compute."""
-    if precision == "fp16" and device.type == "cpu":
-        do = "Set engine.precision=bf16 (or fp32), or start on a machine with a GPU."
-        raise ConfigProblem(message("engine.precision", expected="fp32 or bf16 on a CPU", got="fp16", do=do))

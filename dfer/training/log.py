@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from dfer.distributed import World, on_first
 from dfer.errors import DferError, StorageError
+from dfer.run.journal import Journal
 from dfer.storage import Folder
 from dfer.training.engine import StepReport
-from dfer.training.journal import Journal
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _log = logging.getLogger("dfer")

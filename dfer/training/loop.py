@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, NoReturn, Protocol
 
-from dfer.checkpoint import BEST, Checkpoint, Checkpoints
+from dfer.choices import Selection
 from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import gather_objects, highest, on_first
 from dfer.errors import CheckpointError, DataError, StoppedError, message
 from dfer.interruption import Stop
 from dfer.recognition import BadClip, ClipBatch, Progress
+from dfer.run.checkpoints import BEST, Checkpoint, Checkpoints
+from dfer.training.config import ScheduleConfig
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
-from dfer.training.optim import ScheduleConfig
 from dfer.training.state import TrainingState
 
-Select = Literal["last", "best_on_val", "best_on_test"]
 Split = Literal["validation", "test"]
 
 _GO_ON, _SAVE, _STOP, _FAIL = range(4)
@@ -44,7 +44,7 @@ class Loader(Protocol):
 class Best:
     """The best evaluation so far. protocol: on which data it was chosen; step: updates done at that time."""
 
-    protocol: Select
+    protocol: Selection
     metric: str
     value: float
     step: int
@@ -61,7 +61,7 @@ class Evaluation:
 
     run: Callable[[Callable[[], None]], dict[str, float]]
     every_epochs: int = 1
-    select: Select = "last"
+    select: Selection = "last"
     metric: str = "war"
     split: Split = "test"
 

@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dfer.data.format import MAX_FRAMES
 from dfer.emotions import Emotions
 from dfer.media.frames import list_pictures
+from dfer.store.format import MAX_FRAMES
 
 UNREADABLE = "cannot be read"
 

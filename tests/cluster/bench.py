@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dfer.config import load
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
 from tests.cluster.commands import wait_until
 from tests.cluster.hosts import Network
 from tests.cluster.launched import ROOT, Run, in_bucket

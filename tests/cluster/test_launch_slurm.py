@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.meeting import PORTS
+from launch.rendezvous import PORTS
 from tests.cluster.commands import wait_until
 from tests.cluster.launched import ROOT, STEPS, UNSAVED, ZERO, Run, Undisturbed, command, in_bucket, launch, within
 from tests.cluster.slurm import SlurmBed

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dfer.checkpoint import Checkpoints
 from dfer.distributed import World
-from dfer.run_facts import load_checkpoint
+from dfer.jobs.facts import load_checkpoint
+from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
 from dfer.training.engine import Engine
 from dfer.training.loop import resume

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from dfer import config
-from dfer.models.towers import Towers, TowersConfig
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
+from dfer.models.config import TowersConfig
+from dfer.models.towers import Towers
 from tests.hostile import values
 from tests.hostile.values import rng
 from tests.hostile.worker import Case

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dfer.data.decode import decode
-from dfer.predict import read_clip
+from dfer.jobs.predict import read_clip
 from tests.hostile import pictures_kit
 from tests.hostile.values import rng
 from tests.hostile.worker import Case

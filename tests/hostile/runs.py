@@ -10,14 +10,15 @@ from pathlib import Path
 import yaml
 
 from dfer import __main__ as cli
-from dfer import config, folder
+from dfer import config
 from dfer.distributed import World
-from dfer.evaluation.report import write_report
-from dfer.evaluation.summary import summarise
-from dfer.evaluation.tables import markdown, plain, text_table
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
+from dfer.report.crossval import summarise
+from dfer.report.tables import markdown, plain, text_table
+from dfer.report.write import write_report
+from dfer.run import folder
+from dfer.run.journal import kept_lines
 from dfer.storage import Folder
-from dfer.training.journal import kept_lines
 from tests import fake_runs
 from tests.hostile import configs, values
 from tests.hostile.values import rng

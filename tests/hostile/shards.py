@@ -16,8 +16,8 @@ import numpy as np
 from dfer.data.clips import ClipSet
 from dfer.data.decode import decode
 from dfer.data.splits import folds
-from dfer.data.store import Store
 from dfer.emotions import label_set
+from dfer.store.shards import Store
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.show import describe

@@ -19,10 +19,11 @@ from torch import nn
 
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClip, DferClipConfig
-from dfer.models.released import load_released
-from dfer.models.towers import TowersConfig, load_clip
-from dfer.models.weights import read_weights
+from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.dfer_clip import DferClip
+from dfer.models.foreign.released import load_released
+from dfer.models.foreign.weights import read_weights
+from dfer.models.towers import load_clip
 from tests.hostile import pickle_kit as p
 from tests.hostile import values
 from tests.hostile.tensors_kit import Made, headers, shapes

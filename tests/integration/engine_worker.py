@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfer.checkpoint import Checkpoints
 from dfer.distributed import World, barrier, from_environment, gather_objects, process_group
 from dfer.errors import DferError
 from dfer.recognition import ClipBatch, Progress
+from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
 from dfer.training import engine as engine_module
-from dfer.training.engine import Engine, EngineConfig, StepReport, build_engine
-from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.build import build_engine
+from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.engine import Engine, StepReport
 from tests.unit.training.stubs import TinyRecognizer, clips, part, share
 
 BATCH, STEPS, SAVED_AT, CLIP = 8, 5, 3, 0.5

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dfer import config
-from dfer.checkpoint_files import damage
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
+from dfer.run.checkpoint_files import damage
 from dfer.storage import Folder
 from tests.integration.commands import (
     Capture,

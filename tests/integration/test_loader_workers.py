@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader
-from dfer.data.store import Store
+from dfer.data.config import DataConfig
+from dfer.data.loader import Loader
 from dfer.distributed import World
 from dfer.emotions import label_set
 from dfer.errors import StorageError
 from dfer.interruption import SIGNALS
+from dfer.store.shards import Store
 from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration

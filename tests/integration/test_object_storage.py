@@ -16,15 +16,16 @@ import pytest
 import simplejpeg
 import torch
 
-from dfer.data.cache import Cache
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader
-from dfer.data.store import Store
+from dfer.data.config import DataConfig
+from dfer.data.loader import Loader
 from dfer.distributed import World
 from dfer.emotions import label_set
 from dfer.errors import DataError, StorageError
 from dfer.recognition import ClipBatch
 from dfer.storage import Retry
+from dfer.store.cache import Cache
+from dfer.store.shards import Store
 from tests.fault_proxy import KINDS, FaultProxy, fault_proxy
 from tests.servers import S3, rclone, use
 from tests.unit.data.shardkit import Clip, write_shards

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dfer.emotions import BASIC7, MAFW11
-from dfer.evaluation.report import write_report
+from dfer.report.write import write_report
 from dfer.storage import Folder
 from tests import fake_runs
 

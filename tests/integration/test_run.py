@@ -14,8 +14,8 @@ import yaml
 
 from dfer import config
 from dfer.distributed import World
-from dfer.run import open_clips
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
+from dfer.jobs.train import open_clips
 from tests.integration.commands import (
     SGD,
     Capture,

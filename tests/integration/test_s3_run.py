@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfer.checkpoint import CheckpointConfig, Checkpoints
 from dfer.distributed import World
+from dfer.run.checkpoints import Checkpoints
+from dfer.run.config import CheckpointConfig
 from dfer.storage import Folder
 from tests import servers
 from tests.fault_proxy import fault_proxy

@@ -14,7 +14,7 @@ import pytest
 
 from dfer import __main__ as cli
 from dfer import errors
-from launch.rank import LAUNCHER
+from launch.local.rank import LAUNCHER
 
 COMMANDS = ("train", "crossval", "evaluate", "predict", "report", "bench loader", "bench step")
 

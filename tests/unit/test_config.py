@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dfer import config
 from dfer.config import ConfigProblem
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
 from launch.cluster import SlurmCluster, load_cluster
 
 CONFIGS = Path(__file__).parents[2] / "configs"

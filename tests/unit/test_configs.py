@@ -9,8 +9,8 @@ import pytest
 
 from dfer import __main__ as cli
 from dfer import config
-from dfer.run_config import RunConfig
-from dfer.training.optim import SgdConfig, StepScheduleConfig
+from dfer.jobs.config import RunConfig
+from dfer.training.config import SgdConfig, StepScheduleConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in ROOT.glob("configs/**/*.yaml") if "clusters" not in path.parts)

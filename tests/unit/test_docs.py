@@ -14,9 +14,9 @@ import dfer.__main__ as cli
 import launch.__main__ as launch_cli
 import shards.__main__ as shards_cli
 from dfer import config, errors
-from dfer.data.format import KEY, PARTITION
 from dfer.data.splits import folds
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
+from dfer.store.format import KEY, PARTITION
 from launch import cluster
 from shards.build import build
 from shards.shard import BuildOptions

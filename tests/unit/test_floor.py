@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dfer import emotions
-from dfer.data import format as fmt
 from dfer.distributed import World, from_environment, process_group
 from dfer.errors import DataError, UsageError
+from dfer.store import format as fmt
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,10 +95,10 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
 
 
 FLOOR = {
-    "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.checkpoint",
-    "dfer.checkpoint_files", "dfer.data.format", "dfer.storage", "dfer.lease", "dfer.interruption",
-    "dfer.yaml_text", "dfer.data.bounds", "dfer.run_files", "dfer.rendezvous", "dfer.leaving", "dfer.local_files",
-    "dfer.overrides", "dfer.surroundings", "dfer.changes", "dfer.media", "dfer.media.frames", "dfer.media.order",
+    "dfer.errors", "dfer.recognition", "dfer.emotions", "dfer.config", "dfer.distributed", "dfer.run.checkpoints",
+    "dfer.run.checkpoint_files", "dfer.store.format", "dfer.storage", "dfer.run.lease", "dfer.interruption",
+    "dfer.yaml_text", "dfer.media.bounds", "dfer.run.layout", "dfer.rendezvous", "dfer.exit", "dfer.local_files",
+    "dfer.overrides", "dfer.surroundings", "dfer.run.changes", "dfer.media", "dfer.media.frames", "dfer.media.order",
     "dfer.media.pictures",
 }  # fmt: skip
 ROOMS = ("dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.teacher")
@@ -143,9 +143,9 @@ def allowed(name: str, target: str) -> bool:
         return target.startswith("shards") or target in FLOOR - {
             "dfer.recognition",
             "dfer.distributed",
-            "dfer.checkpoint",
-            "dfer.checkpoint_files",
-            "dfer.lease",
+            "dfer.run.checkpoints",
+            "dfer.run.checkpoint_files",
+            "dfer.run.lease",
         }
     if name in FLOOR:
         return target in FLOOR

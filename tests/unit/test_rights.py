@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from dfer import __main__ as cli
-from dfer.checkpoint import Checkpoints
-from dfer.checkpoint_files import damage
-from dfer.data.cache import Cache
 from dfer.distributed import World
 from dfer.errors import DeniedError, StorageError
-from dfer.evaluation.report import write_report
 from dfer.local_files import denial, user_name
+from dfer.report.write import write_report
+from dfer.run.checkpoint_files import damage
+from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder, storage_error
+from dfer.store.cache import Cache
 from tests import fake_runs
 from tests.another_user import NOBODY, folder_for_all, nobody
 

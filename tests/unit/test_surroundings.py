@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dfer import surroundings
-from dfer.data.cache import default_folder
 from dfer.errors import StorageError, UsageError
+from dfer.store.cache import default_folder
 from dfer.surroundings import expand_home, refuse_copies
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,7 @@ import pytest
 from dfer.bench.scale import BACKBONES, Cluster, estimate, markdown
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClipConfig
-from dfer.models.towers import TowersConfig
+from dfer.models.config import DferClipConfig, TowersConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "scale.md"
 

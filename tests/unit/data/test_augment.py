@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from dfer.config import ConfigProblem
-from dfer.data.augment import Augment, AugmentConfig, Draw, apply, draw
+from dfer.data.augment import Augment, Draw, apply, draw
+from dfer.data.config import AugmentConfig
 from dfer.recognition import PADDING, ClipBatch
 
 OFF = AugmentConfig(crop=False, flip=0.0)

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from dfer.config import ConfigProblem
 from dfer.data import shared_memory
-from dfer.data.augment import Augment, AugmentConfig
+from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader, _cannot_hand_over
-from dfer.data.store import Store
+from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.loader import Loader, _cannot_hand_over
 from dfer.distributed import World
 from dfer.emotions import label_set
 from dfer.errors import DataError
 from dfer.recognition import PADDING, ClipBatch
+from dfer.store.shards import Store
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
 FRAMES = {f"clip{n}": 3 + 4 * n for n in range(11)}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, StorageError
 from dfer.evaluation.evaluator import Predictions
-from dfer.evaluation.metrics import scores
 from dfer.evaluation.results import FoldResult, Published, read_result, save_predictions, save_result
+from dfer.evaluation.scores import scores
 from dfer.storage import Folder
 from tests import fake_runs
 
@@ -98,7 +98,7 @@ def test_predictions_with_too_few_keys_are_a_programmers_error(tmp_path):
 
 def test_a_file_too_large_for_a_result_is_not_read(tmp_path, monkeypatch):
     save_result(fake_runs.result(), Folder(tmp_path))
-    monkeypatch.setattr("dfer.run_files.MAX_RESULT_BYTES", 100)
+    monkeypatch.setattr("dfer.run.layout.MAX_RESULT_BYTES", 100)
     with pytest.raises(StorageError, match=r"test.json: expected at most 100 bytes, got \d+. Replace or remove"):
         read_result(Folder(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Stands in for `launch.rank`: does what the argument of its rank says, word by word, without importing torch."""
+"""Stands in for `launch.local.rank`: does what the argument of its rank says, word by word, without importing torch."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.rank import end_with_launcher
+from launch.local.rank import end_with_launcher
 
 end_with_launcher()
 words = iter(sys.argv[1 + int(os.environ["RANK"])].split())

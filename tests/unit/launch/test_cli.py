@@ -9,7 +9,7 @@ import pytest
 
 from dfer.config import load
 from dfer.errors import StorageError
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
 from launch import __main__ as cli
 from launch.cluster import RayCluster, SlurmCluster, load_cluster, split
 

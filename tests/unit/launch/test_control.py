@@ -14,7 +14,7 @@ from dfer.errors import UsageError
 from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import control
-from launch.processes import free_port
+from launch.local.processes import free_port
 from launch.records import Record, keep
 
 DO = (

@@ -11,10 +11,12 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DataError, FencedError, ProcessError, StoppedError
-from dfer.leaving import Leaving
-from launch import slurm_retry, slurm_task, slurm_tools
+from dfer.exit import Leaving
 from launch.job import Job
-from launch.slurm_task import FoldTask, failed, failure_file, forget_failure, stopped
+from launch.slurm import retry as slurm_retry
+from launch.slurm import task as slurm_task
+from launch.slurm import tools as slurm_tools
+from launch.slurm.task import FoldTask, failed, failure_file, forget_failure, stopped
 from tests.unit.launch.conftest import FakeSlurm
 
 RUNNING = "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobState=RUNNING Reason=None Restarts=2 Requeue=1"
@@ -69,7 +71,7 @@ class Asked:
 @pytest.fixture
 def leaving(monkeypatch: pytest.MonkeyPatch) -> Leaving:
     """One that does not end the tests' process."""
-    monkeypatch.setattr("dfer.leaving.atexit.register", lambda _: None)
+    monkeypatch.setattr("dfer.exit.atexit.register", lambda _: None)
     return Leaving()
 
 
@@ -271,5 +273,5 @@ leaving.now({code})
 
 
 def test_without_a_code_a_process_ends_as_always() -> None:
-    text = "from dfer.leaving import Leaving; Leaving(); raise SystemExit(4)"
+    text = "from dfer.exit import Leaving; Leaving(); raise SystemExit(4)"
     assert subprocess.run([sys.executable, "-c", text], timeout=60, check=False).returncode == 4

@@ -16,13 +16,13 @@ from dfer.distributed import World
 from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.evaluation.results import save_result
 from dfer.interruption import Stop
+from dfer.jobs.config import RunConfig
 from dfer.models.build import files
-from dfer.run_config import RunConfig
 from dfer.storage import Folder
 from launch import job as module
 from launch.job import Job, Place, conclude, make_job, run_job
-from launch.meeting import Meeting
-from launch.patience import within
+from launch.rendezvous import Meeting
+from launch.timeout import within
 from tests import fake_runs
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
@@ -30,7 +30,7 @@ CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 @pytest.fixture(autouse=True)
 def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer.run.known_folds", lambda _: [1, 2, 3, 4, 5])
+    monkeypatch.setattr("dfer.jobs.train.known_folds", lambda _: [1, 2, 3, 4, 5])
 
 
 def made(*overrides: str, folds: tuple[int, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:
@@ -106,7 +106,7 @@ def test_places_reach_the_processes_letter_by_letter(
     source.write_text(yaml.safe_dump({"base": str(CONFIG), "run": f"./{name}", "data": {"shards": "s", "cache": "c"}}))
     job = make_job(source, [f"data.shards=./{name}"], (), worlds=(1,))
     seen: list[Any] = []
-    monkeypatch.setattr("dfer.run.train", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("dfer.jobs.train.train", lambda config, *_: seen.append(config))
     monkeypatch.setattr(module, "export", lambda _: None)
     place = Place(
         rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
@@ -157,7 +157,7 @@ def test_another_configuration_of_a_begun_fold_is_refused_before_anything_starts
 
 def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("dfer.run.train", lambda config, world, stop: seen.append((config, world, stop)))
+    monkeypatch.setattr("dfer.jobs.train.train", lambda config, world, stop: seen.append((config, world, stop)))
     monkeypatch.setattr(module, "export", lambda found: seen.append(found))
     monkeypatch.setattr(module, "revision", lambda: "other")
     meeting = Meeting(rank=0, size=1, host="h", port=1)
@@ -176,7 +176,7 @@ def test_a_host_without_the_packages_is_told(monkeypatch: pytest.MonkeyPatch, tm
         raise ModuleNotFoundError("No module named 'open_clip'")
 
     monkeypatch.setattr(module, "export", lambda _: None)
-    monkeypatch.setattr("dfer.run.train", missing)
+    monkeypatch.setattr("dfer.jobs.train.train", missing)
     place = Place(
         rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
     )
@@ -189,7 +189,7 @@ def test_a_host_without_the_packages_is_told(monkeypatch: pytest.MonkeyPatch, tm
 def test_another_revision_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dfer.run.train", lambda *_: None)
+    monkeypatch.setattr("dfer.jobs.train.train", lambda *_: None)
     monkeypatch.setattr(module, "export", lambda _: None)
     job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
     meeting = Meeting(rank=0, size=1, host="h", port=1)
@@ -243,7 +243,7 @@ def test_missing_gpus_are_told_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: int, enough: bool
 ) -> None:
     """One card may be a process's own."""
-    monkeypatch.setattr("dfer.run.train", lambda *_: None)
+    monkeypatch.setattr("dfer.jobs.train.train", lambda *_: None)
     monkeypatch.setattr(module, "export", lambda _: None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     # It would take the cards for real.

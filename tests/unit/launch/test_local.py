@@ -11,8 +11,9 @@ import pytest
 
 from dfer.errors import UsageError
 from launch import __main__ as cli
-from launch import local, processes
-from launch.processes import Group, free_port, wait
+from launch.local import processes
+from launch.local import submit as local
+from launch.local.processes import Group, free_port, wait
 from tests import fake_runs
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -22,7 +23,7 @@ FAKE = Path(__file__).with_name("fake_rank.py")
 def test_dry_run_prints_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["local", "c.yaml", "--processes", "3", "--folds", "1,2", "--dry-run", "seed=2"]) == 0
     words = capsys.readouterr().out.split()
-    assert words == [sys.executable, "-m", "launch.rank", "crossval", "c.yaml", "--folds", "1,2", "seed=2"]
+    assert words == [sys.executable, "-m", "launch.local.rank", "crossval", "c.yaml", "--folds", "1,2", "seed=2"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     real = subprocess.Popen
 
     def start(words: list[str], **options: object) -> "subprocess.Popen[bytes]":
-        assert words[:3] == [sys.executable, "-m", "launch.rank"]
+        assert words[:3] == [sys.executable, "-m", "launch.local.rank"]
         return real([sys.executable, str(FAKE), *words[3:]], **options)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(processes.subprocess, "Popen", start)

@@ -19,17 +19,19 @@ from ray.exceptions import RuntimeEnvSetupError
 from dfer.config import load
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
 from dfer.storage import Folder
 from launch import __main__ as cli
-from launch import ray as module
-from launch import ray_cluster, ray_driver, ray_worker
 from launch.cluster import RayCluster, load_cluster
 from launch.job import Job
-from launch.ray import Submission
-from launch.ray_board import Board, Ending
-from launch.ray_driver import Driver
-from launch.ray_worker import Trial, train_fold
+from launch.ray import cluster as ray_cluster
+from launch.ray import driver as ray_driver
+from launch.ray import submit as module
+from launch.ray import worker as ray_worker
+from launch.ray.board import Board, Ending
+from launch.ray.driver import Driver
+from launch.ray.submit import Submission
+from launch.ray.worker import Trial, train_fold
 from launch.records import Record, keep, records
 from tests import fake_runs
 

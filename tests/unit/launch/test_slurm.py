@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from dfer.errors import CheckpointError, StorageError, UsageError
-from launch import slurm as module
-from launch import slurm_tools
 from launch.cluster import SlurmCluster, load_cluster
 from launch.job import Job
-from launch.slurm import Submission
-from launch.slurm_task import FoldTask, ReportTask, place
-from launch.slurm_tools import comment_of, folds_of, minutes_of, partitions
+from launch.slurm import submit as module
+from launch.slurm import tools as slurm_tools
+from launch.slurm.submit import Submission
+from launch.slurm.task import FoldTask, ReportTask, place
+from launch.slurm.tools import comment_of, folds_of, minutes_of, partitions
 from tests import fake_runs
 from tests.unit.launch.conftest import SINFO, FakeSlurm
 
@@ -65,7 +65,7 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
         script.index("module load cuda")
         < script.index("\nset +e\n")
         < script.index("srun ")
-        < script.index("launch.slurm_retry")
+        < script.index("launch.slurm.retry")
     )
     assert "--ntasks-per-node=4 --cpus-per-task=6 --kill-on-bad-exit=0 --wait=60" in script
     assert "ntasks-per-node" not in folds  # SLURM would then give the least number of hosts
@@ -161,7 +161,7 @@ def test_the_report_says_which_folds_are_missing(tmp_path: Path) -> None:
 def test_a_dry_run_needs_no_slurm(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     text = submission(job).dry_run()
-    assert "#SBATCH --array=0-2%3" in text and "afterany:FOLDS" in text and "launch.slurm_retry" in text
+    assert "#SBATCH --array=0-2%3" in text and "afterany:FOLDS" in text and "launch.slurm.retry" in text
 
 
 def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
@@ -398,5 +398,5 @@ def test_python_of_the_hosts_may_be_another(job: Job) -> None:
         " singularity exec image python -u -m submitit"
         in submission(job, python="singularity exec image python").dry_run()
     )
-    assert f" {sys.executable} -m launch.slurm_retry " in submission(job).dry_run()
+    assert f" {sys.executable} -m launch.slurm.retry " in submission(job).dry_run()
     assert f" {sys.executable} -u -m submitit" in submission(job).dry_run()

@@ -14,8 +14,8 @@ import pytest
 
 from launch.cluster import SlurmCluster
 from launch.job import Job
-from launch.slurm import Submission
-from launch.slurm_tools import accounts, queued
+from launch.slurm.submit import Submission
+from launch.slurm.tools import accounts, queued
 from tests import fake_runs
 from tests.unit.launch.conftest import FakeSlurm
 

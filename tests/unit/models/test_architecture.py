@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from dfer.config import ConfigProblem
-from dfer.models.architecture import MAX_BYTES, read_architecture
-from dfer.models.towers import Towers, TowersConfig
+from dfer.models.config import TowersConfig
+from dfer.models.foreign.architecture import MAX_BYTES, read_architecture
+from dfer.models.towers import Towers
 from tests.reference.recipe import CLIP_LAYOUT
 
 KEYS = {"layers", "width", "head_width", "patch_size", "image_size", "mlp_ratio", "timm_model_name", "act_kwargs"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dfer.models.archive import Archive, Call, Machine, NotAnArchive
+from dfer.models.foreign.archive import Archive, Call, Machine, NotAnArchive
 from tests.hostile import pickle_kit as p
 
 

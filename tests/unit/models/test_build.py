@@ -8,7 +8,7 @@ import torch
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
-from dfer.models.towers import TowersConfig
+from dfer.models.config import TowersConfig
 from tests.unit.models.tiny import tiny
 
 BASIC = label_set("basic7")

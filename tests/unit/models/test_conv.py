@@ -6,8 +6,9 @@ import torch
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
-from dfer.models.temporal import TemporalConfig, temporal_model
-from dfer.models.towers import Towers, TowersConfig
+from dfer.models.config import TemporalConfig, TowersConfig
+from dfer.models.temporal import temporal_model
+from dfer.models.towers import Towers
 
 
 def test_a_picture_is_seen_alike_in_any_batch_and_mode() -> None:

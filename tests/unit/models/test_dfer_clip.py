@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from dfer.config import ConfigProblem, from_plain
 from dfer.emotions import Emotions, label_set
 from dfer.errors import UsageError
-from dfer.models.build import ModelConfig, build
-from dfer.models.dfer_clip import DferClip, DferClipConfig
+from dfer.models.build import build
+from dfer.models.config import DferClipConfig, ModelConfig
+from dfer.models.dfer_clip import DferClip
 from dfer.recognition import PADDING, Recognition
 from tests.unit.models.tiny import START, batch, tiny
 

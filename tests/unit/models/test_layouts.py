@@ -12,8 +12,9 @@ from torch import Tensor
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build, check_files
-from dfer.models.towers import Towers, TowersConfig
-from dfer.models.weights import read_weights
+from dfer.models.config import TowersConfig
+from dfer.models.foreign.weights import read_weights
+from dfer.models.towers import Towers
 from tests.reference.recipe import CASES
 from tests.unit.models.conftest import Released
 from tests.unit.models.tiny import tiny

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.prompts import ContextPosition, layout
+from dfer.models.config import ContextPosition
+from dfer.models.prompts import layout
 from tests.unit.models.tiny import tiny
 
 TOKENIZER = open_clip.SimpleTokenizer()

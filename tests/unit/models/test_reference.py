@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from dfer.emotions import Emotions, label_set
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClip, DferClipConfig
-from dfer.models.temporal import TemporalConfig
-from dfer.models.towers import TowersConfig
+from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.dfer_clip import DferClip
 from dfer.recognition import ClipBatch
 from tests.reference.recipe import CASES, Case, clips
 from tests.unit.models.conftest import Released

@@ -12,9 +12,7 @@ from dfer.config import ConfigProblem
 from dfer.emotions import Emotions, label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClipConfig
-from dfer.models.temporal import TemporalConfig
-from dfer.models.towers import TowersConfig
+from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from tests.reference.recipe import CASES, CLIP_LAYOUT
 from tests.unit.models.conftest import Released
 

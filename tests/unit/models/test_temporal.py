@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfer.config import ConfigProblem
-from dfer.models.temporal import TemporalConfig, TemporalTransformer, temporal_model
+from dfer.models.config import TemporalConfig
+from dfer.models.temporal import TemporalTransformer, temporal_model
 
 
 def test_depth_0_is_the_mean_of_the_frames() -> None:

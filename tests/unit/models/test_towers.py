@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
+from dfer.models.config import TowersConfig
 from dfer.models.layers import QuickGelu
 from dfer.models.prompts import layout
-from dfer.models.towers import Towers, TowersConfig, shipped
+from dfer.models.towers import Towers, shipped
 from tests.reference.recipe import CLIP_LAYOUT, clips
 
 

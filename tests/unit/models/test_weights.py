@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dfer.errors import CheckpointError
-from dfer.models.weights import read_weights
+from dfer.models.foreign.weights import read_weights
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.0, 2.0])}
 

@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfer.models.dfer_clip import DferClipConfig
-from dfer.models.temporal import TemporalConfig
-from dfer.models.towers import TowersConfig
+from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.recognition import ClipBatch, Progress
 
 START = Progress(epoch=0, step=0, fraction=0.0)

@@ -18,9 +18,9 @@ import s3fs
 import webdataset
 from PIL import Image
 
-from dfer.data.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
 from dfer.errors import DataError, StorageError, UsageError
 from dfer.storage import Folder
+from dfer.store.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
 from shards.__main__ import main
 from shards.build import build
 from shards.output import only_writer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer.data.format import FrameSettings, Manifest
+from dfer.store.format import FrameSettings, Manifest
 from shards import __main__ as cli
 from shards.show import count_table, describe
 from shards.totals import TOTALS, renumbered

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer.data import format as shard_format
+from dfer.store import format as shard_format
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.sources import SOURCES

@@ -10,19 +10,12 @@ import torch
 from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, GpuMemoryError, NonFiniteLossError, UsageError
-from dfer.folder import environment
+from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.recognition import Progress
-from dfer.training.engine import (
-    Engine,
-    EngineConfig,
-    LossScale,
-    build_engine,
-    check_precision,
-    enough_gpu_memory,
-    inference,
-    set_tf32,
-)
-from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.run.folder import environment
+from dfer.training.build import build_engine, check_precision
+from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.engine import Engine, LossScale
 from tests.unit.training.stubs import TinyRecognizer, clips, share
 
 GROUPS = {"trunk": GroupConfig(lr=0.05), "head": GroupConfig(lr=0.5)}

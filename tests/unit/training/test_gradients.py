@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from dfer.distributed import World, process_group
 from dfer.errors import UsageError
 from dfer.recognition import ClipBatch, Progress, Recognition
-from dfer.training.engine import Engine, EngineConfig, build_engine
-from dfer.training.optim import AdamWConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.build import build_engine
+from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.engine import Engine
 from tests.unit.training.stubs import TinyRecognizer, clips, share
 
 GROUPS = {"trunk": GroupConfig(lr=0.05), "head": GroupConfig(lr=0.5)}

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfer.distributed import World
 from dfer.errors import FencedError, StorageError
+from dfer.run import journal
 from dfer.storage import Folder
-from dfer.training import journal
 from dfer.training import log as log_module
 from dfer.training.engine import StepReport
 from dfer.training.log import RunLog

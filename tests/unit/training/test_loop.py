@@ -11,17 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfer.checkpoint import CheckpointConfig, Checkpoints
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, DataError, FencedError, NonFiniteLossError, StoppedError
 from dfer.interruption import Stop
-from dfer.lease import Fence
 from dfer.recognition import BadClip, ClipBatch
+from dfer.run.checkpoints import Checkpoints
+from dfer.run.config import CheckpointConfig
+from dfer.run.lease import Fence
 from dfer.storage import Folder
-from dfer.training.engine import Engine, EngineConfig, build_engine
+from dfer.training.build import build_engine
+from dfer.training.config import EngineConfig, GroupConfig, SgdConfig, StepScheduleConfig
+from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 from dfer.training.loop import Evaluation, Summary, resume, train
-from dfer.training.optim import GroupConfig, SgdConfig, StepScheduleConfig
 from tests.unit.training.stubs import TinyRecognizer, clips, part
 
 PER_EPOCH, EPOCHS, MICRO = 5, 3, 2
@@ -70,7 +72,7 @@ def engine() -> Engine:
 
 def run(folder: Path, loader: StubLoader, *, evaluation: Evaluation | None = None, epochs: int = EPOCHS,
         stop: Stop | None = None, record_clips: bool = False, **save: Any) -> tuple[Summary, Engine]:  # fmt: skip
-    """What dfer.run does: build, resume what is there, train."""
+    """What dfer.jobs.train does: build, resume what is there, train."""
     config = CheckpointConfig(**save)
     checkpoints = Checkpoints(Folder(folder), world=World(), config=config)
     built = engine()

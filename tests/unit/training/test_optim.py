@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError
-from dfer.training.optim import (
+from dfer.training.config import (
     AdamWConfig,
     ConstantScheduleConfig,
     CosineScheduleConfig,
@@ -15,9 +15,8 @@ from dfer.training.optim import (
     OptimConfig,
     SgdConfig,
     StepScheduleConfig,
-    build_optimizer,
-    group_settings,
 )
+from dfer.training.optim import build_optimizer, group_settings
 from tests.unit.training.stubs import TinyRecognizer
 
 RATES = {"trunk": GroupConfig(lr=0.1), "head": GroupConfig(lr=0.01, weight_decay=0.5)}

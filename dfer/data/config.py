@@ -1,0 +1,68 @@
+"""What is read of the shards, and how clips are shown in training. Imports no torch."""
+
+from dataclasses import dataclass, field
+
+from dfer.config import ConfigProblem, key
+from dfer.store.cache import Cache
+from dfer.store.shards import CACHE_GIB, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Train augmentation, in the order brightness, rotation, crop, flip. Numbers: DFER-CLIP, section 4.1 and release.
+
+    crop: random resized crop. min_area: smallest share of the picture it keeps. flip: probability of a mirrored clip.
+    brightness: factor drawn from 1 - b .. 1 + b (DFEW 0.5, else 0). rotation: degrees, drawn from -r .. r (FERV39k 4,
+    else 0), the nearest pixel as the release has it, not bilinear; what comes from outside the picture is black.
+    """
+
+    crop: bool = True
+    min_area: float = 0.08
+    flip: float = 0.5
+    brightness: float = 0.0
+    rotation: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds = {"min_area": (0, 1), "flip": (0, 1), "brightness": (0, 1), "rotation": (0, 180)}
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigProblem(f"{name}: expected {low} to {high}, got {value}. Correct it in data.augment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read and how. shards: folder or fsspec URL. frames: T of a clip (16: DFER-CLIP, section 4.1).
+
+    size: pixels of a side (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 decodes in the training
+    process. canonical_partitions: 1 shuffles all clips; more make a node read few shards at a time (docs/data.md).
+    classes: label set, `basic7` or `mafw11`. cache: folder for shards of remote stores, none = DFER_CACHE or a
+    folder of yours in the temporary one; cache_gib: most it may take. read_ahead: fetch whole shards in the background.
+    max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
+    """
+
+    shards: str = key(path=True)
+    frames: int = 16
+    size: int = 224
+    workers: int = 2
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    canonical_partitions: int = 1
+    classes: str = "basic7"
+    cache: str | None = key(None, path=True)
+    cache_gib: float = CACHE_GIB
+    read_ahead: bool = True
+    max_bad_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():
+            if getattr(self, name) < low:
+                raise ConfigProblem(f"{name}: expected at least {low}, got {getattr(self, name)}. Correct it in data")
+        if self.cache_gib <= 0:
+            raise ConfigProblem(f"cache_gib: expected more than 0, got {self.cache_gib}. Correct it in data")
+        if not 0 <= self.max_bad_share < 1:
+            got = self.max_bad_share
+            raise ConfigProblem(f"max_bad_share: expected a share of the clips, 0 to 1, got {got}. 0.001 is a lot")
+
+    def store(self) -> Store:
+        """The shards, opened. Raises DataError, StorageError, UsageError."""
+        return Store(self.shards, cache=Cache(self.cache, budget=int(self.cache_gib * 2**30)))

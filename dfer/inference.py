@@ -1,0 +1,64 @@
+"""A model's forward pass: precision, loss or answer, and what to say where a GPU's memory does not suffice."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dfer.choices import Precision
+from dfer.errors import GpuMemoryError, message
+from dfer.recognition import ClipBatch, Progress, Recognition, Recognizer
+
+
+@contextmanager
+def enough_gpu_memory() -> Iterator[None]:
+    """Tell what to change where a GPU's memory does not suffice. Raises GpuMemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        got = ". ".join(" ".join(str(error).split()).split(". ")[:3]).rstrip(".")
+        do = "Lower micro_batch (the step stays the same) or eval_batch, raise engine.zero, or take larger GPUs."
+        expected = "the configuration to fit into a GPU's memory"
+        raise GpuMemoryError(message(f"host {socket.gethostname()}", expected=expected, got=got, do=do)) from error
+
+
+class Task(nn.Module):
+    """Recognizer and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
+
+    def __init__(self, recognizer: Recognizer, *, precision: Precision, cache: bool = True) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._cache = cache
+
+    def forward(self, batch: ClipBatch, progress: Progress | None) -> Recognition | dict[str, Tensor]:
+        """Loss terms, or the recognizer's answer (logits in fp32) when `progress` is None."""
+        low, kind = self._dtype, batch.frames.device.type
+        with torch.autocast(kind, dtype=low or torch.bfloat16, enabled=low is not None, cache_enabled=self._cache):
+            out: Recognition = self.recognizer(batch)
+            if progress is not None:
+                return {name: term.float() for name, term in self.recognizer.loss(out, batch, progress).items()}
+        return Recognition(logits=out.logits.float(), aux=out.aux)
+
+
+def inference(
+    recognizer: Recognizer, *, precision: Precision, device: torch.device
+) -> Callable[[ClipBatch], Recognition]:
+    """A forward pass without engine or optimizer, for evaluation and prediction; moves the recognizer to `device`."""
+    task = Task(recognizer, precision=precision).to(device).eval()
+
+    @torch.no_grad()
+    def forward(batch: ClipBatch) -> Recognition:
+        out = task(batch, None)
+        assert isinstance(out, Recognition)
+        return out
+
+    return forward
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow TF32 in both, or in none: torch's defaults allow it in convolutions and not in matrix products."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

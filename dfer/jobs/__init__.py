@@ -1,0 +1,1 @@
+"""What a job is: the only room that knows every room."""

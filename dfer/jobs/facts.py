@@ -1,0 +1,129 @@
+"""What a checkpoint and a result say of the run that they come from, and which checkpoint of a run is meant."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from dfer.config import to_plain
+from dfer.emotions import Emotions
+from dfer.errors import CheckpointError, message
+from dfer.evaluation.results import Protocol
+from dfer.jobs.config import RunConfig
+from dfer.jobs.initial import START, Initial
+from dfer.recognition import Recognizer
+from dfer.run import changes
+from dfer.run.changes import Change
+from dfer.run.checkpoints import Checkpoint, Checkpoints
+from dfer.run.layout import RESULT
+from dfer.storage import Folder
+from dfer.store.format import to_json
+from dfer.store.shards import Store
+from dfer.training.state import TrainingState
+
+
+def refuse_result_alone(home: Folder) -> None:
+    """A run whose epochs were raised goes on from its checkpoint; without one it would begin anew in silence."""
+    if home.size(RESULT) is not None:
+        do = "Put its checkpoints back, or start a new run with run=FOLDER."
+        raise CheckpointError(
+            message(home, expected="a checkpoint to go on from", got=f"{RESULT} of an earlier training alone", do=do)
+        )
+
+
+def changes_of(config: RunConfig, latest: Checkpoint | None, recorded: dict[str, Any]) -> tuple[Change, ...]:
+    """What of the configuration has been changed on the way, up to where training goes on now."""
+    if latest is None:
+        return ()
+    return changes.changes_until_now(
+        latest.state, where=latest.folder, recorded=recorded, now=to_plain(config), step=latest.step
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How far the training is whose checkpoint is evaluated, as `FoldResult` has it."""
+
+    epochs: int
+    complete: bool
+    changed: tuple[Change, ...] = ()
+
+    @classmethod
+    def at(cls, newest: Checkpoint, *, epochs: int) -> "Training":
+        """Of a run whose newest checkpoint this is, whichever is evaluated."""
+        position = TrainingState.from_plain(newest.state.get("training"), where=newest.folder)
+        return cls(
+            epochs=epochs, complete=position.epoch == epochs and not position.evaluate,
+            changed=changes.changes(newest.state, where=newest.folder),
+        )  # fmt: skip
+
+
+def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
+    """How test clips are shown to the model, and what training does to its clips."""
+    augment = config.data.augment
+    words = [
+        f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
+        f"flip {augment.flip}" if augment.flip else "",
+        f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
+        f"rotation +- {augment.rotation} degrees, nearest pixel" if augment.rotation else "",
+    ]
+    return Protocol(
+        num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
+        augment=", ".join(word for word in words if word) or "none",
+    )  # fmt: skip
+
+
+def state_facts(
+    initial: Initial, store: Store, emotions: Emotions, config: RunConfig, changed: tuple[Change, ...]
+) -> dict[str, object]:
+    """What a checkpoint must say of itself to be used without its run folder."""
+    return {
+        "model": asdict(config.model), "classes": list(emotions.names), "num_frames": config.data.frames,
+        "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
+        "manifest_sha256": manifest_hash(store), START: initial.start, **changes.to_state(changed, to_plain(config)),
+    }  # fmt: skip
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def source_of(config: RunConfig) -> str:
+    """Where weights that are not trained here come from."""
+    return config.model.start or config.model.released or config.model.towers.pretrained or "random weights"
+
+
+def manifest_hash(store: Store) -> str:
+    """SHA-256 of the shards' manifest in its canonical form."""
+    return hashlib.sha256(to_json(store.manifest)).hexdigest()
+
+
+def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a recognizer, and close it. Raises CheckpointError when the names differ."""
+    weights, own = checkpoint.weights(), recognizer.state_dict()
+    checkpoint.close()
+    odd = sorted(weights.keys() ^ own.keys())
+    odd = odd or sorted(name for name in own if own[name].shape != weights[name].shape)
+    if odd:
+        raise CheckpointError(
+            f"{checkpoint.folder}: expected the weights of this model, got others ({', '.join(odd[:4])}). "
+            "Evaluate it with the configuration it was trained with."
+        )
+    recognizer.load_state_dict(weights)
+
+
+def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints, newest: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint the selection rule names. newest: what `checkpoints.latest` gave, where it is known already.
+
+    Raises:
+        CheckpointError: training left none.
+    """
+    newest = newest or checkpoints.latest()
+    found = newest if config.select == "last" or newest is None else checkpoints.best(newest)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoints.folder}: expected a checkpoint selected by `{config.select}`, got none. "
+            "Train first: dfer train CONFIG"
+        )
+    return found

@@ -1,0 +1,167 @@
+"""The model at the start of a run: its initial weights, where they come from, and what of another run was taken."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from dfer.choices import Selection
+from dfer.data.splits import split_of
+from dfer.distributed import World, on_first
+from dfer.emotions import Emotions
+from dfer.errors import CheckpointError, message, without_secrets
+from dfer.jobs.config import RunConfig
+from dfer.models.build import build
+from dfer.models.dfer_clip import DferClip
+from dfer.models.start import take
+from dfer.run.checkpoint_files import WEIGHTS, sha256_of
+from dfer.run.checkpoints import Checkpoint, Checkpoints
+from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
+from dfer.storage import Folder
+from dfer.yaml_text import YamlProblem, parse
+
+START = "start"
+"""Key of a checkpoint's state under which `Initial.start` stands, so that a resume needs the other run no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initial:
+    """A model with its initial weights. start: the run, step, selection and hash of the weights that it began from,
+    empty without one. selection: how that run chose them, None without one. notes: what there is to say of the weights;
+    None where a checkpoint is loaded next, of which an earlier start has said it."""
+
+    model: DferClip
+    start: str = ""
+    selection: Selection | None = None
+    notes: tuple[str, ...] | None = None
+
+    def tell(self, world: World) -> None:
+        """Print the notes, on the first rank."""
+        for note in (self.notes or ()) if world.is_first else ():
+            print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def initial_model(
+    config: RunConfig, emotions: Emotions, world: World, *, manifest_sha256: str, resumed: Checkpoint | None = None
+) -> Initial:
+    """Build the model of a run; all ranks call it. resumed: the checkpoint that will be loaded into it, if any.
+
+    Raises:
+        CheckpointError: weights that are missing, damaged or do not fit; or a run to begin from that was trained on
+            the clips that this one is tested on.
+        ConfigProblem: an unknown architecture, or prompts that do not fit it.
+    """
+    begins = config.model.start is not None
+    model = build(
+        config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=resumed is None and not begins
+    )
+    if resumed is not None:
+        return Initial(model=model, start=str(resumed.state.get(START, "")))
+    if not begins:
+        return Initial(model=model, notes=_notes(config, model))
+    return _begun(config, emotions, world, model, manifest_sha256)
+
+
+def _notes(config: RunConfig, model: DferClip) -> tuple[str, ...]:
+    if config.model.released is not None:
+        return (f"model.released={config.model.released}: OpenAI's quick GELU, as the released DFER-CLIP code has it",)
+    return (model.towers.origin,) if model.towers.origin else ()
+
+
+def _begun(config: RunConfig, emotions: Emotions, world: World, model: DferClip, manifest_sha256: str) -> Initial:
+    where = f"model.start={config.model.start}"
+    home, plain = on_first(lambda: _run_of(config), world)
+    checkpoints = Checkpoints(Folder(home, what="model.start"), world=world)
+    select = _selection(plain, where)
+    found = checkpoints.latest() if select == "last" else checkpoints.best()
+    if found is None:
+        do = f"Train that run first: dfer train {home}/{CONFIG}"
+        raise CheckpointError(message(where, expected=f"a checkpoint selected by `{select}`", got="none", do=do))
+    try:
+        state = found.state
+        _refuse_test_clips(config, state, plain, manifest_sha256, home)
+        _check_architecture(config, state, where)
+        sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
+        taken = take(
+            model, found.weights(), classes=_classes(state, where), own_classes=emotions.names, where=where
+        )  # fmt: skip
+    finally:
+        found.close()
+    start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"
+    return Initial(
+        model=model,
+        start=start,
+        selection=select,
+        notes=(f"begins from {start}", *(f"model.start: {line}" for line in taken.lines())),
+    )
+
+
+def _run_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """The folder of the run that `model.start` names, and its configuration; of a cross-validation the same fold's."""
+    named = str(config.model.start).rstrip("/")
+    where = f"model.start={named}"
+    home = Folder(named, what="model.start")
+    if home.local is not None and home.local.is_file():
+        do = "Give a run folder; files of weights go to model.towers.pretrained, released ones to model.released."
+        raise CheckpointError(message(where, expected="the run folder of a fold", got="a file", do=do))
+    for folder in (home, home / f"fold_{config.fold}"):
+        text = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
+        if text is not None:
+            return folder.url, _parsed(text, folder.where(CONFIG))
+    do = "Check the path; a run folder is what `run` names in the configuration it was trained with."
+    got = f"no {CONFIG} in it, and none in fold_{config.fold}"
+    raise CheckpointError(message(where, expected="the run folder of a fold", got=got, do=do))
+
+
+def _selection(plain: Mapping[str, Any], where: str) -> Selection:
+    rule = plain.get("select", "last")
+    if rule not in get_args(Selection):
+        expected, do = f"a run with select {' or '.join(get_args(Selection))}", "Begin from another run."
+        raise CheckpointError(message(where, expected=expected, got=str(rule)[:40], do=do))
+    return cast(Selection, rule)
+
+
+def _parsed(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        plain = parse(text)
+    except YamlProblem as problem:
+        got, do = f"not valid YAML ({problem})", "Begin from another run."
+        raise CheckpointError(message(where, expected="the configuration of a run", got=got, do=do)) from problem
+    return plain if isinstance(plain, dict) else {}
+
+
+def _refuse_test_clips(
+    config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], manifest_sha256: str, home: str
+) -> None:
+    """Raise CheckpointError when the other run was trained on clips that this one is tested on: another fold of the
+    same shards. Other shards of the same data set cannot be told."""
+    other = plain.get("fold")
+    if state.get("manifest_sha256") != manifest_sha256 or not isinstance(other, int) or other == config.fold:
+        return
+    partitions = config.data.store().manifest.partitions()
+    shared = set(split_of(partitions, other).train) & set(split_of(partitions, config.fold).test)
+    if shared:
+        expected = f"a run that saw none of the test clips of fold {config.fold}"
+        got, do = f"one trained on {', '.join(sorted(shared))}", f"Begin from that run's fold {config.fold}."
+        raise CheckpointError(message(f"model.start={home}", expected=expected, got=got, do=do))
+
+
+def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError unless the names of both architectures are the same: their tensors may be alike, and their
+    activations not."""
+    model = state.get("model")
+    towers = model.get("towers") if isinstance(model, Mapping) else None
+    theirs = str(towers.get("arch")) if isinstance(towers, Mapping) else "none"
+    own = config.model.towers.arch
+    if theirs.rpartition("/")[2] != own.rpartition("/")[2]:
+        do = f"Set model.towers.arch={theirs}."
+        raise CheckpointError(message(where, expected=f"towers of {own}", got=theirs, do=do))
+
+
+def _classes(state: Mapping[str, Any], where: str) -> list[str]:
+    """Class names in order, as the checkpoint tells them."""
+    names = state.get("classes")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        do = "Begin from another checkpoint of the run."
+        raise CheckpointError(message(where, expected="class names in the checkpoint's state", got="none", do=do))
+    return names

@@ -1,0 +1,130 @@
+"""Expressions of clips that are folders of face frames: a run's selected checkpoint on pictures from anywhere."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from dfer.data.decode import MAX_PIXELS, resize
+from dfer.data.sampling import test_frames
+from dfer.distributed import World
+from dfer.emotions import label_set
+from dfer.errors import DataError, message
+from dfer.inference import enough_gpu_memory, inference, set_tf32
+from dfer.jobs.config import RunConfig
+from dfer.jobs.facts import load_checkpoint, selected_checkpoint
+from dfer.media.frames import READ_TEXT, list_pictures
+from dfer.media.pictures import MAX_FILE_BYTES, read_picture
+from dfer.models.build import build
+from dfer.recognition import ClipBatch, Recognition
+from dfer.run.checkpoints import Checkpoints
+from dfer.storage import Folder
+
+Answer = dict[str, float]
+"""Probability of every class, by name."""
+
+
+def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[tuple[Path, Answer | DataError]]:
+    """Each clip with its answer as soon as it is there, or with why it has none. `clips` are folders of face frames.
+
+    Raises:
+        CheckpointError: the run has no checkpoint.
+        GpuMemoryError: a clip does not fit.
+    """
+    names = label_set(config.data.classes).names
+    forward = _recogniser(config, world)
+    for clip in clips:
+        try:
+            frames = read_clip(clip, num_frames=config.data.frames, size=config.data.size)[None]
+        except DataError as error:
+            yield clip, error
+            continue
+        batch = ClipBatch(frames=frames, labels=torch.zeros(1, dtype=torch.int64), index=torch.zeros(1).long())
+        with enough_gpu_memory():
+            shares = forward(batch.to(world.device)).logits[0].double().softmax(-1).tolist()
+        yield clip, dict(zip(names, shares, strict=True))
+
+
+@enough_gpu_memory()
+def _recogniser(config: RunConfig, world: World) -> Callable[[ClipBatch], Recognition]:
+    emotions = label_set(config.data.classes)
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
+    checkpoints = Checkpoints(Folder(config.run), world=world)
+    load_checkpoint(model, selected_checkpoint(config, checkpoints))
+    set_tf32(config.engine.tf32)
+    return inference(model, precision=config.engine.precision, device=world.device)
+
+
+class Table:
+    """A CSV of answers, begun with the first: a clip's folder, the likeliest class, and every class's probability."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def add(self, clip: Path, answer: Answer) -> None:
+        """Write a clip's row; it is in the file when this returns."""
+        if self._file is None:
+            self._file = self._path.open("w", newline="", encoding="utf-8")
+            self._write(["clip", "predicted", *answer])
+        self._write([str(clip), likeliest(answer), *(f"{share:.6f}" for share in answer.values())])
+
+    def _write(self, row: Sequence[str]) -> None:
+        assert self._file is not None
+        csv.writer(self._file).writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def likeliest(answer: Answer) -> str:
+    """The class of the greatest probability."""
+    return max(answer, key=answer.__getitem__)
+
+
+def read_clip(folder: Path, *, num_frames: int, size: int) -> Tensor:
+    """uint8 [T C H W] of a folder's pictures, sampled as in evaluation.
+
+    Raises:
+        DataError: no folder, no frames in a certain order, or a picture that cannot be read.
+    """
+    expected = f"a folder with {READ_TEXT} face frames in an order that their names tell"
+    try:
+        paths = [Path(entry.path) for entry in list_pictures(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(message(folder, expected=expected, got="no folder", do="Correct the path.")) from None
+    except OSError as error:
+        got = str(error.strerror)
+        raise DataError(message(folder, expected=expected, got=got, do="Correct its permissions.")) from error
+    except ValueError as error:
+        do = "Give the cropped faces, one file a frame, named as 00012.jpg."
+        raise DataError(message(folder, expected=expected, got=str(error), do=do)) from error
+    return torch.stack([_read_picture(paths[at], size=size) for at in test_frames(len(paths), num_frames)])
+
+
+def _read_picture(path: Path, *, size: int) -> Tensor:
+    expected = f"a whole JPEG, PNG, BMP or WebP of at most {MAX_PIXELS:,} pixels"
+    try:
+        rgb = read_picture(_read(path), max_pixels=MAX_PIXELS).rgb
+    except ValueError as error:
+        raise DataError(message(path, expected=expected, got=str(error), do="Replace the file.")) from error
+    return resize(torch.from_numpy(rgb).permute(2, 0, 1)[None], size=size)[0]
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes, no more than a picture may have."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        do = "Correct its permissions or replace it."
+        raise DataError(message(path, expected="to read it", got=str(error.strerror), do=do)) from error
+    if len(data) > MAX_FILE_BYTES:
+        expected = f"a picture of at most {MAX_FILE_BYTES >> 20} MiB"
+        raise DataError(message(path, expected=expected, got="more", do="Replace the file."))
+    return data

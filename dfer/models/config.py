@@ -1,0 +1,102 @@
+"""Every method's configuration; `ModelConfig` is their union, chosen by `name`. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dfer.config import ConfigProblem, key
+from dfer.emotions import TextKind
+from dfer.models.foreign.architecture import LIMITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowersConfig:
+    """Which CLIP.
+
+    arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
+        a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names; others are refused.
+    pretrained: path of a local checkpoint in OpenAI's or open_clip's layout, or one of open_clip's tags for this
+        architecture (`openai`), which open_clip downloads once; null draws random weights. A file's activation must be
+        that of `arch`: OpenAI's files and an open_clip_config.json beside the file tell it, else nothing does.
+    image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
+    """
+
+    arch: str = key("ViT-B-32-quickgelu", path=True)
+    pretrained: str | None = key(None, path=True)
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigProblem(f"image_size: expected at least 1 pixel, got {self.image_size}. Leave it out.")
+        if self.image_size is not None and self.image_size > LIMITS["image_size"]:
+            most = LIMITS["image_size"]
+            raise ConfigProblem(f"image_size: expected at most {most} pixels, got {self.image_size}. Leave it out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalConfig:
+    """Size of the temporal model; the defaults are the paper's.
+
+    depth: transformer layers; 0 averages the frame features and has no parameters. heads x head_dim: attention.
+    mlp_dim: hidden width of the feed-forward part. init_std: of the class token and the positions at the start; the
+    paper's 1 is small beside CLIP's features, but drowns those of a tower that starts from random weights.
+    """
+
+    depth: int = 1
+    heads: int = 8
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    init_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.depth < 0 or min(self.heads, self.head_dim, self.mlp_dim) < 1:
+            raise ConfigProblem("temporal: depth may not be negative, heads, head_dim and mlp_dim are at least 1.")
+        if self.init_std <= 0:
+            raise ConfigProblem(f"temporal.init_std: expected more than 0, got {self.init_std}. The paper's is 1.0.")
+
+
+ContextPosition = Literal["end", "middle", "front"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DferClipConfig:
+    """DFER-CLIP and its ablations (tables 1, 2, 4 and 5 of the paper); the defaults are the published model.
+
+    towers: which CLIP. released: path of a checkpoint that the authors' code wrote; it fills the whole model.
+    start: folder (also s3://...) of a run whose weights this one begins from: its selected checkpoint, the parameters
+        of equal name and shape, contexts of classes by class name; of a cross-validation's folder the same fold.
+    text: the fixed part of a class's prompt. num_contexts: learnable vectors beside it (0, 4, 8, 16 in the paper).
+    context_position: `end` puts the text behind the contexts, `front` before, `middle` between them.
+    shared_contexts: one set of contexts for all classes instead of one each.
+    temporal: the temporal model; depth 0 averages the frames.
+    train_image: whether the image tower is trained; the text tower never is.
+    temperature: divides the cosine similarity; CLIP's own scale is not used.
+    """
+
+    name: Literal["dfer_clip"] = "dfer_clip"
+    towers: TowersConfig = field(default_factory=TowersConfig)
+    released: str | None = key(None, path=True)
+    start: str | None = key(None, path=True)
+    text: TextKind = "class_descriptor"
+    num_contexts: int = 8
+    context_position: ContextPosition = "end"
+    shared_contexts: bool = False
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    train_image: bool = True
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.released is not None and self.start is not None:
+            raise ConfigProblem("released, start: expected one of them, got both. Set one to null.")
+        if self.num_contexts < 0:
+            raise ConfigProblem(f"num_contexts: expected 0 or more, got {self.num_contexts}.")
+        if self.temperature <= 0:
+            raise ConfigProblem(f"temperature: expected more than 0, got {self.temperature}. The paper's is 0.01.")
+        if not (self.num_contexts or self.temporal.depth or self.train_image):
+            raise ConfigProblem(
+                "num_contexts, temporal.depth, train_image: with 0, 0 and false nothing is left to train. "
+                "Turn one of them on."
+            )
+
+
+ModelConfig = DferClipConfig
+"""Every method's configuration; which one is chosen by its `name`."""

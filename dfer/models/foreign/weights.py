@@ -1,0 +1,144 @@
+"""Reading foreign weight files without running anything they name.
+
+Understood: safetensors, `torch.save` archives and TorchScript archives (OpenAI's own CLIP downloads). The latter two
+hold a pickle, which is read as data (`dfer.models.foreign.archive`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from dfer.errors import CheckpointError, message
+from dfer.models.foreign import layouts
+from dfer.models.foreign.archive import Archive, Call
+
+Weights = dict[str, Tensor]
+WRAPPERS = ("module.", "_orig_mod.")
+MAX_HEADER_BYTES = 16 * 2**20
+"""Largest header of a safetensors file; of the largest CLIP it has a hundredth of that."""
+MAX_MODULES = 100_000
+INNER = ("state_dict", "model", "module", "model_state_dict")
+"""Where training code keeps the model in a checkpoint: most of it, some of it, DeepSpeed, PyTorch's tutorials."""
+
+
+def read_weights(path: Path) -> Weights:
+    """Tensors by name, on the CPU, of a safetensors file, torch archive (`.pt`, `.pth`, `.bin`) or TorchScript archive.
+
+    What the file is tells its beginning, not its name. A training checkpoint's model is taken (INNER) and its optimizer
+    state left; the prefixes that DataParallel and torch.compile put before every name are cut off.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds no weights.
+    """
+    check_file(path, path)
+    read = _read_safetensors(path) if _is_safetensors(path) else _read_archive(path)
+    weights = {name: value for name, value in read.items() if not value.is_complex()}  # no model has such
+    if not weights:
+        do = "Give the file that holds the model; DeepSpeed's is mp_rank_00_model_states.pt."
+        raise CheckpointError(message(path, expected="tensors by name, or a `state_dict` of them", got="none", do=do))
+    if not any(value.numel() for value in weights.values()):
+        got = f"{len(weights)} names with empty tensors, as DeepSpeed's ZeRO 3 leaves them in each rank's file"
+        do = "Put the parts together with DeepSpeed's zero_to_fp32.py and give its output."
+        raise CheckpointError(message(path, expected="tensors by name", got=got, do=do))
+    return _without_wrappers(weights)
+
+
+def check_file(path: Path, where: object) -> None:
+    """Raise CheckpointError unless there is a file that may hold weights; a folder is told with what is in it."""
+    got, do = "no such file", "Check the path; null stands for none."
+    if path.is_file():
+        found = layouts.foreign_file(_head(path, where))
+        if found is None:
+            return
+        got, do = found
+    elif path.is_dir():
+        got, do = layouts.in_folder(path)
+    raise CheckpointError(message(where, expected="a file of weights", got=got, do=do))
+
+
+def _head(path: Path, where: object) -> bytes:
+    try:
+        return layouts.head_of(path)
+    except OSError as error:
+        got, do = f"one that cannot be read ({error.strerror})", "Correct its rights."
+        raise CheckpointError(message(where, expected="a file of weights", got=got, do=do)) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its beginning; by its name where that is of neither format."""
+    head = _head(path, path)
+    if head.startswith(layouts.ZIP):
+        return False
+    return layouts.is_safetensors(head) or path.suffix == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header} bytes")
+        return dict(safetensors.torch.load_file(path))
+    except Exception as error:  # a damaged header fails in the parser's own classes
+        raise CheckpointError(
+            message(path, expected="a whole safetensors file", got=f"a damaged one ({error})", do="Copy it again.")
+        ) from error
+
+
+def _read_archive(path: Path) -> Weights:
+    try:
+        with Archive(path) as archive:
+            read = {name: archive.tensor(value) for name, value in _state(archive.content).items()}
+    except Exception as error:  # a damaged or hostile zip can make its reader fail in any way
+        got = f"one that the safe reader refuses ({_reason(error)})"
+        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 anew."
+        raise CheckpointError(
+            message(path, expected="a torch archive of tensors and plain containers", got=got, do=do)
+        ) from error
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _state(content: Any) -> Mapping[str, Any]:
+    """The mapping of names to tensors inside what a file held."""
+    for _ in range(3):
+        if isinstance(content, Call):
+            return _flat(content)
+        if not isinstance(content, Mapping):
+            return {}
+        inner = next((content[key] for key in INNER if isinstance(content.get(key), Mapping | Call)), None)
+        if inner is None:
+            break
+        content = inner
+    return {str(name): value for name, value in content.items()}
+
+
+def _flat(root: Call) -> dict[str, Any]:
+    """What a scripted module and its children hold, with dotted names. A file may say that modules hold each other."""
+    out: dict[str, Any] = {}
+    todo, seen = [("", root)], 0
+    while todo:
+        prefix, module = todo.pop()
+        for name, value in (module.state if isinstance(module.state, Mapping) else {}).items():
+            seen += 1
+            if seen > MAX_MODULES or len(prefix) > 1000:
+                raise ValueError("modules that hold each other")
+            if isinstance(value, Call) and isinstance(value.state, Mapping):
+                todo.append((f"{prefix}{name}.", value))
+            else:
+                out[f"{prefix}{name}"] = value
+    return out
+
+
+def _without_wrappers(weights: Weights) -> Weights:
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in weights):
+            return _without_wrappers({name.removeprefix(prefix): value for name, value in weights.items()})
+    return weights

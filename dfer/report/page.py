@@ -1,0 +1,171 @@
+"""The report as one self-contained HTML page.
+
+It loads nothing from anywhere and runs no script; whatever comes from a run folder is shown as text.
+"""
+
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from dfer.choices import SELECTION_TEXT
+from dfer.evaluation.results import FoldResult
+from dfer.evaluation.scores import percent
+from dfer.report.crossval import Report
+from dfer.report.plots import Picture, confusion_picture, curve_pictures, recall_picture
+from dfer.report.tables import (
+    STD_TEXT,
+    TableRow,
+    facts,
+    fold_row,
+    ours,
+    seeds_text,
+    short_names,
+    std_of,
+    table_rows,
+    title,
+)
+
+MAX_WIDE = 8
+"""Classes up to which a page is laid out with whole names and pictures side by side."""
+
+
+def page(report: Report) -> str:
+    """The self-contained HTML page. Everything from the run folder is escaped."""
+    template = Template(files("dfer.report").joinpath("report.html").read_text(encoding="utf-8"))
+    values = {
+        "title": escape(title(report)),
+        "subtitle": escape(f"{report.name} · {ours(report)}"),
+        "cards": _cards(report),
+        "summary": escape(_summary_text(report)),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes),
+        "table": _html_table(report),
+        "legend": escape(_legend(report)),
+        "pair": "stack" if _many(report) else "pair",
+        "recall": _figure(recall_picture(report.folds, mean=report.mean)),
+        "pooled": _pooled(report),
+        "matrices": _matrices(report),
+        "curves": _curves(report),
+        "facts": "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(report)),
+        "details": _details(report),
+    }
+    return template.substitute(values)
+
+
+def _summary_text(report: Report) -> str:
+    over = f"Mean ± {STD_TEXT}, {report.coverage}. " if report.std else ""
+    return f"{over}Selection {SELECTION_TEXT[report.first.selection]}. {seeds_text(report).capitalize()}."
+
+
+def _cards(report: Report) -> str:
+    def card(name: str, value: str, spread: str, below: str, kind: str = "") -> str:
+        small = f" <small>{escape(spread)}</small>" if spread else ""
+        return (
+            f'<div class="card {kind}">{escape(name)}<b>{escape(value)}{small}</b>'
+            f'<span class="soft">{escape(below)}</span></div>'
+        )
+
+    def card_of(name: str, value: float | None, std: float | None) -> str:
+        return card(name, percent(value), f"± {percent(std)}" if std is not None else "", f"ours, {report.coverage}")
+
+    mean = report.mean
+    cards = [card_of("UAR (%)", mean.uar, std_of(report, "uar")), card_of("WAR (%)", mean.war, std_of(report, "war"))]
+    if theirs := report.published:
+        both = f"{theirs.uar:.2f} / {theirs.war:.2f}"
+        below = f"{theirs.source}; selection: {theirs.selection}"
+        cards.append(card("UAR / WAR published (%)", both, "", below, "theirs"))
+    return "".join(cards)
+
+
+def _columns(report: Report) -> list[str]:
+    """Class names as the page's table heads them: whole where they fit a page's width."""
+    classes = report.first.classes
+    return short_names(classes) if _many(report) else list(classes)
+
+
+def _breadth(report: Report) -> str:
+    """Matrices of many classes scroll sideways on a phone rather than shrink past reading."""
+    return "wide" if _many(report) else ""
+
+
+def _many(report: Report) -> bool:
+    """Whether the classes are too many for whole names in the table and for two pictures side by side."""
+    return len(report.first.classes) > MAX_WIDE
+
+
+def _legend(report: Report) -> str:
+    pairs = [f"{short}: {name}" for short, name in zip(_columns(report), report.first.classes) if short != name]
+    names = f" ({', '.join(pairs)})" if pairs else ""
+    spread = f" std: {STD_TEXT}; pooled: the sum of the folds' confusion matrices." if report.num_folds > 1 else ""
+    return f"Recall of every class{names}, then UAR and WAR.{spread}"
+
+
+def _html_table(report: Report) -> str:
+    classes = zip(_columns(report), report.first.classes)
+    marked = [f'<abbr title="{escape(name)}">{escape(short)}</abbr>' for short, name in classes]
+    head = "".join(f'<th scope="col">{name}</th>' for name in marked)
+    body = "".join(_html_row(row) for row in table_rows(report))
+    keys = '<th scope="col" class="key">UAR</th><th scope="col" class="key">WAR</th>'
+    return f'<table><thead><tr><th scope="col"></th>{head}{keys}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _html_row(row: TableRow) -> str:
+    *recalls, uar, war = (escape(cell) for cell in row.cells)
+    detail = f'<small class="soft">{escape(row.detail)}</small>' if row.detail else ""
+    cells = "".join(f"<td>{cell}</td>" for cell in recalls) + f'<td class="key">{uar}</td><td class="key">{war}</td>'
+    return f'<tr class="{row.kind}"><th scope="row">{escape(row.label)}{detail}</th>{cells}</tr>'
+
+
+def _figure(picture: Picture, *, kind: str = "", caption: bool = True) -> str:
+    below = f"<figcaption>{escape(picture.caption)}</figcaption>" if caption else ""
+    return f'<figure class="{kind}">{picture.svg}{below}</figure>'
+
+
+def _pooled(report: Report) -> str:
+    several = len(report.folds) > 1
+    name = f"Sum over {report.coverage}" if several else fold_row(report, report.first.fold).label.capitalize()
+    picture = confusion_picture(report.pooled, classes=report.first.classes, title=name)
+    say = "Rows: the truth. Upper number and colour: per cent of the row; lower number: clips; empty: none."
+    return f'<p class="soft">{say}</p>{_figure(picture, kind=_breadth(report))}'
+
+
+def _matrices(report: Report) -> str:
+    if len(report.folds) < 2:
+        return ""
+    pictures = [_fold_matrix(fold) for fold in report.folds]
+    kind = "many large" if _many(report) else "many"
+    figures = "".join(_figure(picture, kind=_breadth(report)) for picture in pictures)
+    return f'<section><h2>Confusion by fold</h2><div class="{kind}">{figures}</div></section>'
+
+
+def _fold_matrix(fold: FoldResult) -> Picture:
+    return confusion_picture(fold.scores, classes=fold.classes, title=f"Fold {fold.fold}", small=True)
+
+
+def _curves(report: Report) -> str:
+    pictures = curve_pictures(report)
+    if not pictures:
+        return '<section><h2>Curves</h2><p class="soft">No metrics.jsonl in the run folder.</p></section>'
+    figures = "".join(_figure(picture, caption=False) for picture in pictures)
+    say = "Long curves are averaged over equal runs of steps."
+    return f'<section><h2>Curves</h2><p class="soft">{say}</p><div class="many">{figures}</div></section>'
+
+
+def _details(report: Report) -> str:
+    blocks = [("Checkpoints and partitions", _checkpoints(report))]
+    differing = " (of the first fold; the others differ only in run, fold and seed)" if len(report.folds) > 1 else ""
+    blocks.append((f"Configuration{differing}", f"<pre>{escape(report.config)}</pre>"))
+    for names, text in report.environments.items():
+        blocks.append((f"Environment: {names}", f"<pre>{escape(text)}</pre>"))
+    return "".join(f"<details><summary>{escape(name)}</summary>{body}</details>" for name, body in blocks)
+
+
+def _checkpoints(report: Report) -> str:
+    head = ("fold", "seed", "step", "epoch", "clips", "seconds", "finished", "tested on", "trained on", "checkpoint")
+    rows = [
+        (f.fold, f.seed, f.step, f.epoch, f.clips, f"{f.seconds:.0f}", f.finished, ", ".join(f.test_partitions),
+         ", ".join(f.train_partitions), f.checkpoint)
+        for f in report.folds
+    ]  # fmt: skip
+    top = "".join(f"<th>{name}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

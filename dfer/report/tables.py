@@ -1,0 +1,209 @@
+"""The result table of a report, for the terminal, Markdown and JSON.
+
+It has the shape the field prints (DK-CLIP, Li et al., ACM MM 2024, DFEW per fold): a row per fold with the recall of
+every class, UAR and WAR, then mean and standard deviation. Published numbers stand in a row of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dfer.choices import SELECTION_TEXT
+from dfer.config import to_plain
+from dfer.evaluation.scores import Scores, percent
+from dfer.report.crossval import Report, Row
+
+RowKind = Literal["fold", "absent", "mean", "std", "pooled", "theirs"]
+STD_TEXT = "sample standard deviation (n - 1) over folds"
+POOLED_TEXT = "from the sum of the folds' confusion matrices"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """One line of the result table; cells are the class recalls, UAR, WAR in percent. detail: what it is made of."""
+
+    kind: RowKind
+    label: str
+    detail: str = ""
+    cells: tuple[str, ...]
+
+
+def short_names(classes: Sequence[str]) -> list[str]:
+    """The shortest prefixes, three letters or more, that tell the classes apart."""
+
+    def short(name: str) -> str:
+        others = [other for other in classes if other != name]
+        sizes = (n for n in range(3, len(name)) if not any(other.startswith(name[:n]) for other in others))
+        return name[: next(sizes, len(name))]
+
+    return [short(name) for name in classes]
+
+
+def table_rows(report: Report) -> list[TableRow]:
+    """The result table, line by line: folds, mean, standard deviation, pooled counts, published numbers."""
+    rows = [fold_row(report, number) for number in _fold_numbers(report)]
+    if report.num_folds > 1:
+        std = report.std or Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
+        rows += [
+            TableRow(kind="mean", label="mean", detail=ours(report), cells=_cells(report.mean)),
+            TableRow(kind="std", label="std", detail=STD_TEXT, cells=_cells(std)),
+            TableRow(kind="pooled", label="pooled", detail=POOLED_TEXT, cells=_cells(report.pooled)),
+        ]
+    if theirs := report.published:
+        detail = f"{theirs.source}; selection: {theirs.selection}"
+        blank = ("–",) * len(report.first.classes)
+        cells = (*blank, f"{theirs.uar:.2f}", f"{theirs.war:.2f}")
+        rows.append(TableRow(kind="theirs", label="published", detail=detail, cells=cells))
+    return rows
+
+
+def _fold_numbers(report: Report) -> list[int]:
+    return sorted([*report.missing, *(fold.fold for fold in report.folds)])
+
+
+def fold_row(report: Report, number: int) -> TableRow:
+    """The line of one fold, with dashes where it has no result yet."""
+    label = "test split" if report.num_folds == 1 else f"fold {number}"
+    for fold in report.folds:
+        if fold.fold == number:
+            return TableRow(kind="fold", label=label, detail=ours(report) if report.num_folds == 1 else "",
+                            cells=_cells(fold.scores))  # fmt: skip
+    width = len(report.first.classes) + 2
+    state = "training incomplete" if number in report.incomplete else "no result yet"
+    return TableRow(kind="absent", label=f"{label}: {state}", cells=("–",) * width)
+
+
+def _cells(row: Row | Scores) -> tuple[str, ...]:
+    return tuple(percent(share) for share in (*row.recall, row.uar, row.war))
+
+
+def ours(report: Report) -> str:
+    """What our row is: folds, selection rule, seeds."""
+    on = f"on {report.first.data}; " if report.first.generated else ""
+    return f"ours: {on}{report.coverage}; selection: {report.first.selection}; {seeds_text(report)}"
+
+
+def seeds_text(report: Report) -> str:
+    """`seed 1` or `seeds 1, 2`."""
+    return f"seed{'s' if len(report.seeds) > 1 else ''} {', '.join(map(str, report.seeds))}"
+
+
+def title(report: Report) -> str:
+    """What the report is about."""
+    return f"{report.first.method} on {report.first.data}"
+
+
+def _headline(report: Report) -> str:
+    def one(mean: float | None, std: float | None) -> str:
+        return percent(mean) + (f" ± {percent(std)}" if std is not None else "")
+
+    mean = report.mean
+    return f"UAR {one(mean.uar, std_of(report, 'uar'))}, WAR {one(mean.war, std_of(report, 'war'))} (%)"
+
+
+def text_table(report: Report) -> str:
+    """The result table for the terminal: aligned columns, classes by their shortest distinct prefixes."""
+    rows = table_rows(report)
+    lines = [["", *short_names(report.first.classes), "UAR", "WAR"], *([row.label, *row.cells] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join([c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))]) for line in lines
+    ]
+    rule = "-" * len(text[0])
+    details = [f"{row.label}: {row.detail}" for row in rows if row.detail]
+    head = f"{title(report)}, {report.coverage}, per cent"
+    return "\n".join([head, rule, text[0], rule, *text[1:], rule, *details, *report.notes])
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown: table, what the rows are, pooled confusion counts, facts."""
+    rows = table_rows(report)
+    header = ["", *report.first.classes, "UAR", "WAR"]
+    lines = [[f"**{row.label}**" if row.kind == "mean" else row.label, *row.cells] for row in rows]
+    details = [f"- {row.label}: {row.detail}" for row in rows if row.detail]
+    counts = [[_md(name), *map(str, row)] for name, row in zip(report.first.classes, report.pooled.confusion)]
+    parts = [
+        f"# {_md(title(report))}",
+        f"{_headline(report)}. {_md(ours(report))}.",
+        *(f"> {_md(note)}" for note in report.notes),
+        "## Results (%)",
+        _md_table(header, lines),
+        "\n".join(_md(line) for line in details),
+        "## Confusion counts",
+        f"Rows are the truth, columns the prediction; {_md(report.coverage)}, {report.pooled.num_clips:,} clips.",
+        _md_table(["truth", *report.first.classes], counts),
+        "## How it was run",
+        "\n".join(f"- {name}: {_md(value)}" for name, value in facts(report)),
+        "Pictures, configuration and environment are in `index.html` beside this file.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def std_of(report: Report, name: Literal["uar", "war"]) -> float | None:
+    """The standard deviation of one score, None with fewer than two folds."""
+    return getattr(report.std, name) if report.std else None
+
+
+def _md(text: str) -> str:
+    """Text that stays text in Markdown and in the HTML made from it."""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in "|[]*`":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def _md_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join([row([_md(h) for h in header]), row(ruler), *(row(line) for line in lines)])
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What a reader must know to compare: data, selection, protocol, checkpoints; name and value."""
+    first, shown = report.first, report.first.protocol
+    found = [
+        ("run", report.name),
+        ("method", first.method),
+        ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}"),
+        ("generated with", first.generated),
+        ("folds", report.coverage),
+        ("epochs", str(first.epochs) if first.epochs else "none: the weights as they are"),
+        ("selection", SELECTION_TEXT[first.selection]),
+        ("validation", first.validation),
+        ("seeds", ", ".join(map(str, report.seeds))),
+        ("test input", f"{shown.num_frames} frames of {shown.size} x {shown.size}, {shown.views}"),
+        ("input normalisation", shown.normalisation),
+        ("training augmentation", shown.augment),
+        ("shards", f"manifest sha256 {first.manifest_sha256}"),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def plain(report: Report) -> dict[str, Any]:
+    """The report as JSON values; shares from 0 to 1, except `published`, which is in percent as printed."""
+    first = report.first
+    return {
+        "version": 1,
+        "unit": "share from 0 to 1; published: percent",
+        "run": report.name,
+        "dataset": first.dataset,
+        "generated": first.generated,
+        "excluded": first.excluded,
+        "method": first.method,
+        "classes": list(first.classes),
+        "selection": first.selection,
+        "seeds": report.seeds,
+        "protocol": to_plain(first.protocol),
+        "num_folds": report.num_folds,
+        "missing_folds": list(report.missing),
+        "incomplete_folds": list(report.incomplete),
+        "mean": to_plain(report.mean),
+        "std": to_plain(report.std) if report.std else None,
+        "std_kind": STD_TEXT,
+        "pooled": to_plain(report.pooled),
+        "published": to_plain(report.published) if report.published else None,
+        "notes": list(report.notes),
+        "results": [to_plain(fold) for fold in report.folds],
+    }

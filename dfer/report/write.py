@@ -1,0 +1,58 @@
+"""Reports of a run folder: Markdown, JSON, one self-contained HTML page, and a table for the terminal."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dfer.errors import DeniedError
+from dfer.evaluation.results import ELSEWHERE
+from dfer.report.crossval import Report, summarise
+from dfer.report.tables import markdown, plain, text_table
+from dfer.storage import Folder
+
+__all__ = ["Report", "ReportPaths", "summarise", "text_table", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPaths:
+    """URLs of one report's files."""
+
+    markdown: str
+    json: str
+    html: str
+
+
+def write_report(run_folder: Folder, *, out: Folder | None = None) -> ReportPaths:
+    """Write report.md, report.json and index.html for a run or cross-validation folder, by default into its report/.
+
+    Raises:
+        CheckpointError: no result yet, damaged files, or folds that must not share a table.
+        StorageError: the report cannot be written; a DeniedError says where else to write it.
+    """
+    from dfer.report.page import page  # here: every rank imports this module, and matplotlib takes half a second
+
+    folder = out or run_folder / "report"
+    with _telling_where_else(run_folder):
+        folder.check_writable()
+    report = summarise(run_folder)
+    paths = ReportPaths(
+        markdown=folder.where("report.md"), json=folder.where("report.json"), html=folder.where("index.html")
+    )
+    texts = {
+        "report.md": markdown(report),
+        "report.json": json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n",
+        "index.html": page(report),
+    }
+    with _telling_where_else(run_folder):
+        for name, text in texts.items():
+            folder.write(name, text.encode())
+    return paths
+
+
+@contextmanager
+def _telling_where_else(run_folder: Folder) -> Iterator[None]:
+    try:
+        yield
+    except DeniedError as error:
+        raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer report {run_folder}')}") from error

@@ -1,0 +1,1 @@
+"""The run folder: names of its files, one writer, checkpoints, metrics."""

@@ -1,0 +1,133 @@
+"""The files of one checkpoint: its name, its manifest, and whether they are what the manifest says."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dfer.errors import DeniedError, StorageError
+from dfer.run.layout import MANIFEST, Name
+from dfer.storage import Folder, is_denied, storage_error
+
+VERSION = 2
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+FILES = (WEIGHTS, OPTIMIZER, STATE)
+MAX_JSON_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A verified checkpoint as the first rank has it. fetched: `files` is a copy in a temporary folder."""
+
+    name: Name
+    state: dict[str, Any]
+    files: Path
+    fetched: bool
+
+
+def damage(folder: Folder) -> str | None:
+    """What is wrong with a checkpoint folder, or None when sizes and hashes are those of its manifest.
+
+    Raises:
+        StorageError: the store cannot be read, or this user may not read it.
+    """
+    name = Name.parse(folder.name)
+    assert name is not None, "a checkpoint's folder"
+    found = verified(Folder(folder.url.rpartition("/")[0]), name)
+    if isinstance(found, str):
+        return found
+    if found.fetched:
+        shutil.rmtree(found.files, ignore_errors=True)
+    return None
+
+
+def verified(folder: Folder, name: Name) -> Found | str:
+    """The checkpoint, with its files on this machine, or what is wrong with it.
+
+    Raises StorageError when the store does not answer, DeniedError when this user may not read a file: neither says
+    that a file is damaged.
+
+    folder: of all checkpoints. Files of a remote store are fetched into a temporary folder, which is the caller's.
+    """
+    here = folder / str(name)
+    files = _promised(here)
+    if isinstance(files, str):
+        return files
+    fetched = here.local is None
+    at = Path(tempfile.mkdtemp(prefix="dfer-checkpoint-")) if fetched else cast(Path, here.local)
+    try:
+        problem = _compare(here, files, at, fetched=fetched)
+        state = None if problem else json.loads((at / STATE).read_text())
+    except (ValueError, RecursionError) as error:
+        problem, state = f"{STATE} is unreadable ({type(error).__name__})", None
+    except BaseException:
+        if fetched:
+            shutil.rmtree(at, ignore_errors=True)
+        raise
+    if not problem and isinstance(state, dict):
+        return Found(name=name, state=state, files=at, fetched=fetched)
+    if fetched:
+        shutil.rmtree(at, ignore_errors=True)
+    return problem or f"{STATE} holds no mapping"
+
+
+def _promised(folder: Folder) -> dict[str, tuple[int, str]] | str:
+    """Size and sha256 of each file as the manifest says, or what is wrong with it."""
+    try:
+        if (size := folder.size(MANIFEST) or 0) > MAX_JSON_BYTES:
+            return f"{MANIFEST} has {size} bytes"
+        manifest = json.loads(folder.read(MANIFEST) or b"")
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        version = manifest["version"]
+    except StorageError as error:
+        if folder.local is None or isinstance(error, DeniedError):
+            raise
+        return f"{MANIFEST} is unreadable ({type(error).__name__})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} is unreadable ({type(error).__name__})"
+    if version != VERSION or set(files) != set(FILES):
+        return f"{MANIFEST} is of version {version!r} with {', '.join(sorted(files)) or 'no files'}"
+    if files[STATE][0] > MAX_JSON_BYTES:
+        return f"{STATE} has {files[STATE][0]} bytes"
+    return files
+
+
+def _compare(folder: Folder, files: dict[str, tuple[int, str]], at: Path, *, fetched: bool) -> str | None:
+    for name, (size, sha256) in files.items():
+        found = folder.size(name)
+        if found is None:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
+        try:
+            if fetched:
+                folder.fetch(name, at / name)
+            if sha256_of(at / name) != sha256:
+                return f"{name} has another sha256 than its manifest"
+        except OSError as error:
+            if is_denied(error):
+                raise storage_error(folder.where(name), error, doing="to read it") from error
+            return f"{name} cannot be read ({error.strerror or error})"
+    return None
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file. Raises OSError."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # it has a class of its own for what the disk says
+        raise OSError(str(error)) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

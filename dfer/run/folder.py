@@ -1,0 +1,188 @@
+"""The run folder: who wrote it, with what configuration, in which environment.
+
+RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one, but for
+                        what `dfer.config.FREE_KEYS` and `dfer.run.changes` let change
+RUN/environment.json    versions, revision, command, hardware, origin of the initial weights
+RUN/metrics.jsonl  RUN/checkpoints/  RUN/lease/  RUN/results/*.json  RUN/report/
+
+It lies on a disk or on any other store that fsspec opens.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfer.config import ConfigProblem, computed, from_plain, to_plain, to_yaml
+from dfer.distributed import World, on_first
+from dfer.errors import CheckpointError, UsageError, message, without_secrets
+from dfer.run.changes import noted, objection
+from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
+from dfer.storage import Folder
+from dfer.yaml_text import YamlProblem, parse
+
+ENVIRONMENT = "environment.json"
+NOTES = "weights"
+"""Key of environment.json: where the initial weights came from."""
+REVISION = "DFER_REVISION"
+"""Variable in which a launcher names the revision where it leaves git behind, as Ray does."""
+
+_PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
+
+
+def check(folder: Folder, config: Any, world: World) -> None:
+    """Check that the run folder is new, or holds a run of the same configuration. Writes nothing; all ranks call it.
+
+    Raises:
+        UsageError: the folder holds something else. CheckpointError: it holds another configuration.
+    """
+    on_first(lambda: _check(folder, config), world)
+
+
+def write(
+    folder: Folder, config: Any, world: World, *, finished: bool = False, notes: Sequence[str] | None = None
+) -> None:
+    """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
+
+    All ranks call it; the first one writes. finished: the run's results stand, so the environment that they came from
+    does too; so does its configuration where something was changed that the results would note. notes: what there is to
+    say of the initial weights, None where an earlier start has said it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+
+    def work() -> None:
+        if finished and noted(recorded(folder)) != noted(to_plain(config)):
+            return
+        folder.write(CONFIG, to_yaml(config).encode())
+        if not finished:
+            said = _notes_before(folder) if notes is None else list(notes)
+            folder.write(ENVIRONMENT, (json.dumps({**environment(world), NOTES: said}, indent=1) + "\n").encode())
+
+    on_first(work, world)
+
+
+def recorded(folder: Folder) -> dict[str, Any]:
+    """The configuration that the run folder holds, as plain values; empty when there is none.
+
+    Raises:
+        CheckpointError: it is no configuration.
+    """
+    existing = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
+    return {} if existing is None else _plain_yaml(folder.where(CONFIG), existing)
+
+
+def _notes_before(folder: Folder) -> list[str]:
+    try:
+        found = json.loads(folder.read(ENVIRONMENT, most=MAX_CONFIG_BYTES) or b"{}")
+    except (ValueError, RecursionError):
+        return []
+    notes = found.get(NOTES) if isinstance(found, dict) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+def _check(folder: Folder, config: Any) -> None:
+    if folder.size(CONFIG) is not None:
+        before = recorded(folder)
+        with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
+            before = to_plain(from_plain(type(config), before))
+        _refuse_changes(folder, before=before, now=to_plain(config))
+    elif not _is_free(folder):
+        raise UsageError(
+            f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
+            "Choose another one with run=FOLDER."
+        )
+
+
+def _is_free(folder: Folder) -> bool:
+    """Nothing but what a process left that was killed at its first file."""
+    if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
+        return False
+    return all(name.startswith(f".{CONFIG}.") for name in folder.children())
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions, revision, command and hardware of this run: what somebody needs to judge or repeat it."""
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
+    return {
+        "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
+        "revision": revision(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "processes": world.size,
+        "device": device,
+        # Of the GPU's convolutions and matrix products; one key, engine.tf32, sets both.
+        "tf32": torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def revision() -> str:
+    """The git revision of the code, with `-dirty` when it was changed; outside a checkout what REVISION names, else
+    `unknown`."""
+    here = Path(__file__).parent
+    found = ""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=False).stdout.strip()
+    return found or os.environ.get(REVISION) or "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line
+            for line in info.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or "unknown"
+    return f"CPU {name}, {os.cpu_count()} cores"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
+    try:
+        plain = parse(data)
+    except YamlProblem as problem:
+        expected, got = "the configuration of a run", f"not valid YAML ({problem})"
+        raise CheckpointError(message(path, expected=expected, got=got, do="Choose another run folder.")) from problem
+    if not isinstance(plain, dict):
+        raise CheckpointError(
+            f"{path}: expected a configuration, got {type(plain).__name__}. Choose another run folder."
+        )
+    return plain
+
+
+def _refuse_changes(folder: Folder, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = computed(before), computed(now)
+    different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    changed = {key: why for key in different if (why := objection(key, old, new)) is not None}
+    if changed:
+        listed = "; ".join(
+            f"{key} was {old.get(key)!r}, now {new.get(key)!r}{why and f': {why}'}"
+            for key, why in list(changed.items())[:5]
+        )
+        raise CheckpointError(
+            f"{folder}: expected the configuration it was started with, got {len(changed)} changed keys ({listed}). "
+            "Choose another folder with run=FOLDER, or change them back."
+        )

@@ -1,0 +1,155 @@
+"""What stands in a run folder, for those who look without training: results, checkpoints that count. Imports no torch,
+so that status, logs and launchers answer at once.
+
+    RUN/results/test.json                 the result of a complete training, or of weights that are not trained here
+    RUN/results/test-step_00000123.json   an evaluation of a training that is not complete; ends no run
+
+A file of predictions of the same stem lies beside each.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dfer.errors import CheckpointError, message
+from dfer.run.lease import LEASES, LeaseId, Leases
+from dfer.storage import Folder
+from dfer.yaml_text import YamlProblem, parse
+
+RESULTS = "results"
+RESULT = "results/test.json"
+MAX_RESULT_BYTES = 16 * 2**20
+CONFIG, MAX_CONFIG_BYTES = "config.yaml", 2**20
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+"""Of a checkpoint, written last: without it there is none."""
+_EVALUATION = re.compile(r"test-step_([0-9]{8,12})\.json")
+_NAME = re.compile(r"step_([0-9]{8,12})-g([0-9]{1,9})-([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Name:
+    """A checkpoint's place: updates done when it was written, and the lease that wrote it."""
+
+    step: int
+    lease: LeaseId
+
+    def __str__(self) -> str:
+        return f"step_{self.step:08d}-{self.lease}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Name | None":
+        """The name a folder bears, None for others."""
+        match = _NAME.fullmatch(text)
+        return match and cls(step=int(match[1]), lease=LeaseId(generation=int(match[2]), token=match[3]))
+
+
+def committed(home: Folder) -> list[Name]:
+    """The checkpoints of a run folder that stand and belong to the run, newest first.
+
+    Raises:
+        StorageError, CheckpointError: they or the leases cannot be read.
+    """
+    folder, leases = home / CHECKPOINTS, Leases(home)
+    there = [name for name in present(folder) if (folder / str(name)).exists(MANIFEST)]
+    return [name for name in there if leases.holds(name.lease, name.step)]
+
+
+def present(folder: Folder) -> list[Name]:
+    """Every checkpoint folder, newest first; foreign names do not count."""
+    found = [Name.parse(text) for text in folder.folders()]
+    return sorted((name for name in found if name), reverse=True)
+
+
+def is_trained(home: Folder) -> bool:
+    """Whether a training has begun in a run folder."""
+    return home.exists(CHECKPOINTS) or home.exists(LEASES)
+
+
+def result_name(step: int, *, complete: bool) -> str:
+    """The file of a result, below the run folder. step: of the evaluated checkpoint."""
+    return RESULT if complete else f"{RESULTS}/test-step_{step:08d}.json"
+
+
+def predictions_name(result: str) -> str:
+    """The file of predictions beside a file of results."""
+    return f"{result.removesuffix('.json')}_predictions.csv"
+
+
+def evaluations(home: Folder) -> list[str]:
+    """The files of evaluations of an incomplete training, below the run folder, latest step first."""
+    found = [_EVALUATION.fullmatch(name) for name in (home / RESULTS).children()]
+    return [f"{RESULTS}/{match[0]}" for match in sorted((m for m in found if m), key=lambda m: -int(m[1]))]
+
+
+def finished(home: Folder, epochs: int | None = None) -> bool:
+    """Whether the run in a folder is finished: its result stands, and is that of a complete training.
+
+    epochs: that the training is to have, none = as many as config.yaml says. A run whose epochs were raised is finished
+    again when it has trained that many.
+
+    Raises:
+        CheckpointError: the result cannot be read. StorageError: nor can the folder.
+    """
+    plain = result_values(home, RESULT)
+    if plain is None or plain.get("complete") is not True:
+        return False
+    wanted = configured_epochs(home) if epochs is None else epochs
+    return not plain.get("epochs") or wanted in (None, plain["epochs"])
+
+
+def result_values(home: Folder, name: str) -> dict[str, Any] | None:
+    """The JSON object in a file of results, with `complete` and `epochs`, which older versions did not write.
+
+    None when there is no such file. Its values are not checked otherwise; `dfer.evaluation.results.read_result` does.
+
+    Raises:
+        CheckpointError: it is no JSON object. StorageError: it cannot be read, or is larger than any.
+    """
+    data = home.read(name, most=MAX_RESULT_BYTES)
+    if data is None:
+        return None
+    try:
+        plain = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(home, name, str(error)[:200]) from error
+    if not isinstance(plain, dict):
+        raise _damaged(home, name, type(plain).__name__)
+    if "complete" not in plain and "epochs" not in plain:
+        plain |= _completeness(home, plain)
+    return plain
+
+
+def _damaged(home: Folder, name: str, got: str) -> CheckpointError:
+    do = "Delete it and evaluate again."
+    return CheckpointError(message(home.where(name), expected="a JSON object", got=got, do=do))
+
+
+def _completeness(home: Folder, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """`complete` and `epochs` of an older version's result, which `dfer evaluate` wrote at any time.
+
+    Weights that are not trained here have step 0 and are complete. A training is complete where the evaluated
+    checkpoint's epoch is the last one. A selected checkpoint may be of any epoch: then the newest checkpoint counts,
+    whose step is epochs x steps per epoch; if all have been removed, there is nothing to go on from.
+    """
+    step, epoch, epochs = plain.get("step"), plain.get("epoch"), configured_epochs(home)
+    if step == 0:
+        return {"complete": True, "epochs": 0}
+    if not isinstance(step, int) or not isinstance(epoch, int) or epochs is None or epoch == epochs:
+        return {"complete": True, "epochs": epochs or epoch}
+    if plain.get("selection") == "last" or epoch < 1:
+        return {"complete": False, "epochs": epochs}
+    newest = next((name.step for name in committed(home)), None)
+    return {"complete": newest is None or newest * epoch >= epochs * step, "epochs": epochs}
+
+
+def configured_epochs(home: Folder) -> int | None:
+    """The epochs that config.yaml of a run folder asks for; None when it does not tell."""
+    try:
+        plain = parse(home.read(CONFIG, most=MAX_CONFIG_BYTES) or b"")
+    except YamlProblem:
+        return None
+    epochs = plain.get("epochs") if isinstance(plain, Mapping) else None
+    return epochs if isinstance(epochs, int) else None

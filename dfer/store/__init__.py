@@ -1,0 +1,1 @@
+"""The bytes of shards: format, disk, object storage, cache, checks."""

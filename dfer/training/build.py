@@ -1,0 +1,68 @@
+"""The engine that a configuration asks for."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from dfer.choices import Precision
+from dfer.config import ConfigProblem
+from dfer.distributed import World
+from dfer.errors import message
+from dfer.inference import Task
+from dfer.recognition import Recognizer
+from dfer.training.config import EngineConfig, OptimConfig
+from dfer.training.engine import Engine
+from dfer.training.optim import build_optimizer, group_settings
+
+
+def build_engine(
+    config: EngineConfig,
+    recognizer: Recognizer,
+    *,
+    optim: OptimConfig,
+    world: World,
+    global_batch: int,
+    micro_batch: int,
+    key_of: Callable[[int], str] = str,
+) -> Engine:
+    """The engine of `config` around `recognizer`, on this process's device, inside a process group.
+
+    global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once, fewer in the
+    last micro-batch of a step where that does not divide the rank's share;
+    key_of: a clip's name for its `ClipBatch.index`, for messages.
+
+    Raises:
+        UsageError: precision, batch sizes or groups that do not fit, DeepSpeed missing.
+    """
+    check_precision(config.precision, world.device)
+    set_tf32(config.tf32)
+    share, rest = divmod(global_batch, world.size)
+    if rest or not share:
+        do = "Choose another batch or other numbers of processes."
+        raise ConfigProblem(
+            message("batch", expected=f"a multiple of {world.size} ranks", got=str(global_batch), do=do)
+        )
+    accumulation = -(-share // micro_batch)
+    recognizer.to(world.device)
+    for buffer in recognizer.buffers():
+        # The engines start from the first rank's parameters by themselves, but not from its buffers.
+        dist.broadcast(buffer, src=0)
+    task = Task(recognizer, precision=config.precision, cache=config.zero < 3)
+    settings, optimizer = group_settings(optim, recognizer), build_optimizer(optim, recognizer)
+    shared = {"config": config, "settings": settings, "world": world, "accumulation": accumulation, "key_of": key_of}
+    if config.name == "ddp":
+        from dfer.training.ddp import DdpEngine
+
+        return DdpEngine(task, optimizer, **shared)
+    # Imported here: it takes seconds and is not needed with ddp.
+    from dfer.training.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(task, optimizer, micro_batch=micro_batch, **shared)
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raises ConfigProblem for fp16 on a CPU, which neither DeepSpeed nor most CPUs can compute."""
+    if precision == "fp16" and device.type == "cpu":
+        do = "Set engine.precision=bf16 (or fp32), or start on a machine with a GPU."
+        raise ConfigProblem(message("engine.precision", expected="fp32 or bf16 on a CPU", got="fp16", do=do))

@@ -1,0 +1,59 @@
+"""The engine over torch's DistributedDataParallel: whole weights and optimizer state on every rank."""
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dfer.inference import Task
+from dfer.recognition import ClipBatch, Progress
+from dfer.training import replicated as plain
+from dfer.training.engine import Engine
+
+
+class DdpEngine(Engine):
+    """Gradients are averaged over the ranks during the last micro-batch's backward pass."""
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, **shared: Any) -> None:
+        super().__init__(task, **shared)
+        self._torch_optimizer = optimizer
+        # Training changes no buffer, so none needs to be sent around. The option was renamed in torch 2.15.
+        known = inspect.signature(DistributedDataParallel).parameters
+        renamed = "forward_sync_buffers" in known
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        self._ddp = DistributedDataParallel(task, gradient_as_bucket_view=True, **options)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._torch_optimizer
+
+    def _accumulate(self, batch: ClipBatch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
+        with contextlib.nullcontext() if last else self._ddp.no_sync():
+            terms: dict[str, Tensor] = self._ddp(batch, progress)
+            loss = torch.stack(list(terms.values())).sum() * weight * self._scale.value
+            torch.autograd.backward(loss)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _update(self) -> float:
+        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        norm = plain.clipped_update(
+            params, clip_norm=self.config.clip_norm, scale=self._scale.value, apply=self._torch_optimizer.step
+        )
+        self._torch_optimizer.zero_grad()
+        return norm
+
+    def _read_state(self) -> dict[str, Tensor]:
+        return plain.read_state(self._optimizer, self._names, keep=self.world.is_first)
+
+    def _write_state(self, state: Mapping[str, Tensor]) -> None:
+        plain.write_state(self._optimizer, self._names, state)
+
+    def _write_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self.task.recognizer.load_state_dict(dict(weights))
+
+    def _group_params(self) -> list[set[str]]:
+        return [{self._names[id(p)] for p in group["params"]} for group in self._optimizer.param_groups]

@@ -1,0 +1,264 @@
+"""The engine over DeepSpeed: ZeRO 0-3 with torch optimizers, checkpoints free of DeepSpeed's own format.
+
+DeepSpeed keeps ZeRO's optimizer state in flat fp32 tensors cut over the ranks. What is saved is put together from them
+by parameter name, and cut again on loading, so that neither the stage nor the number of ranks is part of a checkpoint.
+DeepSpeed's universal checkpoints are not used: at ZeRO 3 they give every group the first group's rate (0.19.8).
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dfer.distributed import World
+from dfer.errors import UsageError, message
+from dfer.inference import Task
+from dfer.recognition import ClipBatch, Progress
+from dfer.training import replicated as plain
+from dfer.training.engine import Engine
+from dfer.training.state import state_slots
+
+# Elements a bucket; DeepSpeed's own 5e8 would allocate 2 GB of fp32 up front.
+BUCKET = 50_000_000
+
+# True of every run here, and nothing to act on: our own tests hold torch's SGD and AdamW under ZeRO to plain torch, and
+# `_keep_during_backward` deals with what ZeRO 3 cannot see in a Recognition. Skipped steps are reported by the engine.
+_HARMLESS = ("ZeRO with an untested optimizer", "unknown inputs or outputs type", "OVERFLOW! Skipping step")
+
+
+class DeepSpeedEngine(Engine):
+    """Steps through `deepspeed.initialize`'s engine; the accumulation boundary is set by hand before each backward."""
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, *, micro_batch: int, **shared: Any) -> None:
+        super().__init__(task, **shared)
+        self._ds = _initialize(task, optimizer, self._plain_config(micro_batch), self.world)
+        if self.config.zero == 3:
+            _keep_during_backward(task)
+        # ZeRO's wrapper, or the torch optimizer itself at stage 0.
+        self._zero: Any = self._ds.optimizer
+        self._stage = self.config.zero
+        self._torch_optimizer: torch.optim.Optimizer = self._zero.optimizer if self._stage else self._zero
+
+    def close(self) -> None:
+        """Let go of the model: ZeRO's hooks would keep it for the process's life (ZeRO 3 an empty shell)."""
+        self._ds.destroy()
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._torch_optimizer
+
+    def _plain_config(self, micro_batch: int) -> dict[str, Any]:
+        zero = {
+            "stage": self.config.zero,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            # Replaces torch.nn.functional.linear for the whole process.
+            "memory_efficient_linear": False,
+        }
+        return {
+            # Nominal: the last micro-batch may be smaller. Each is weighted by its clips, so DeepSpeed scales nothing.
+            "train_batch_size": micro_batch * self.accumulation * self.world.size,
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            # At stage 0 the clipping is ours: DeepSpeed's does not tell the norm.
+            "gradient_clipping": (self.config.clip_norm or 0.0) if self.config.zero else 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": sys.maxsize,
+        }
+
+    def _accumulate(self, batch: ClipBatch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
+        self._ds.set_gradient_accumulation_boundary(last)
+        if self._stage and self._scale.enabled:
+            self._zero.override_loss_scale(self._scale.value)
+        terms: dict[str, Tensor] = self._ds(batch, progress)
+        loss = torch.stack(list(terms.values())).sum() * weight
+        self._ds.backward(loss if self._stage else loss * self._scale.value, scale_wrt_gas=False)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _update(self) -> float:
+        if self._stage:
+            self._ds.step()
+            return float(self._ds.get_global_grad_norm()) if self._ds.was_step_applied() else float("inf")
+        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        norm = plain.clipped_update(
+            params, clip_norm=self.config.clip_norm, scale=self._scale.value, apply=self._ds.step
+        )
+        self._ds.zero_grad()
+        return norm
+
+    def weights(self) -> dict[str, Tensor]:
+        """All fp32 parameters and buffers by name, on the CPU; on the first rank only, empty on the others."""
+        out = super().weights()
+        if self._stage == 3:
+            # One parameter at a time is whole on the device, never the model.
+            for name, param in self.task.recognizer.named_parameters(remove_duplicate=False):
+                with _gathered(param, write=False):
+                    if self.world.is_first:
+                        out[name] = param.detach().to("cpu", copy=True).contiguous()
+        return out
+
+    def _write_weights(self, weights: Mapping[str, Tensor]) -> None:
+        if self._stage < 3:
+            self.task.recognizer.load_state_dict(dict(weights))
+        else:
+            for name, param in self.task.recognizer.named_parameters():
+                with _gathered(param, write=True), torch.no_grad():
+                    param.copy_(weights[name])
+            for name, buffer in self.task.recognizer.named_buffers():
+                if name in weights:
+                    buffer.copy_(weights[name])
+        if self._stage:
+            self._zero.refresh_fp32_params()
+
+    def _read_state(self) -> dict[str, Tensor]:
+        if not self._stage:
+            return plain.read_state(self._optimizer, self._names, keep=self.world.is_first)
+        out = {}
+        for name, param, part in self._parts():
+            for slot, value in self._optimizer.state.get(part.flat, {}).items():
+                if value is None:
+                    continue
+                full = value if value.ndim == 0 else part.joined(value, param)
+                if self.world.is_first:
+                    out[f"{name}/{slot}"] = full.detach().to("cpu", torch.float32, copy=True).contiguous()
+        return out
+
+    def _write_state(self, state: Mapping[str, Tensor]) -> None:
+        if not self._stage:
+            return plain.write_state(self._optimizer, self._names, state)
+        slots = [slot for slot in state_slots(self._optimizer) if slot != "step"]
+        for name, _, part in self._parts():
+            kept = self._optimizer.state[part.flat]
+            for slot in slots:
+                part.cut(state[f"{name}/{slot}"], kept.setdefault(slot, torch.zeros_like(part.flat)))
+            if f"{name}/step" in state:
+                kept["step"] = state[f"{name}/step"].clone()
+        return None
+
+    def _group_params(self) -> list[set[str]]:
+        if not self._stage:
+            return [{self._names[id(p)] for p in group["params"]} for group in self._optimizer.param_groups]
+        if self._stage < 3:
+            return [{self._names[id(p)] for p in group} for group in self._zero.bit16_groups]
+        out: list[set[str]] = [set() for _ in self.settings]
+        for i, sub_group in enumerate(self._zero.fp16_groups):
+            out[self._zero.sub_group_to_group_id[i]] |= {self._names[id(p)] for p in sub_group}
+        return out
+
+    def _parts(self) -> Iterator[tuple[str, nn.Parameter, "_Part"]]:
+        """Every trained parameter with this rank's part of it in ZeRO's flat tensors; same order on all ranks."""
+        groups = self._zero.fp16_groups if self._stage == 3 else self._zero.bit16_groups
+        for i, group in enumerate(groups):
+            for param in group:
+                yield self._names[id(param)], param, self._part(i, param)
+
+    def _part(self, group: int, param: nn.Parameter) -> "_Part":
+        if self._stage == 3:
+            index, at, size = self._zero.grad_position[self._zero.get_param_id(param)]
+            flat, start = self._zero.fp32_partitioned_groups_flat[index], size * self.world.rank
+            total, shape = param.ds_numel, param.ds_shape  # type: ignore[attr-defined]
+            return _Part(flat, at=at, start=start, size=max(0, min(size, total - start)), shape=shape)
+        flat, mapping = self._zero.single_partition_of_fp32_groups[group], param._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return _Part(flat, at=0, start=0, size=0, shape=param.shape)
+        here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return _Part(flat, at=here.start, start=there.start, size=there.numel, shape=param.shape)
+
+
+class _Part:
+    """Elements start : start + size of a parameter of `shape`, kept at `at` of this rank's flat tensor."""
+
+    def __init__(self, flat: Tensor, *, at: int, start: int, size: int, shape: torch.Size) -> None:
+        self.flat, self._shape = flat, shape
+        self._here, self._there = slice(at, at + size), slice(start, start + size)
+
+    def joined(self, flat: Tensor, param: nn.Parameter) -> Tensor:
+        """The whole tensor out of every rank's part: parts do not overlap, so they add up."""
+        full = torch.zeros(self._shape.numel(), dtype=torch.float32, device=flat.device)
+        full[self._there] = flat[self._here]
+        dist.all_reduce(full)
+        return full.view(self._shape)
+
+    def cut(self, full: Tensor, flat: Tensor) -> None:
+        """Write this rank's part of `full` into `flat`."""
+        flat[self._here] = full.reshape(-1)[self._there].to(flat)
+
+
+@contextlib.contextmanager
+def _gathered(param: nn.Parameter, *, write: bool) -> Iterator[None]:
+    """The whole parameter on every rank for the length of the block; `write`: rank 0's change is sent to all."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([param], modifier_rank=0 if write else None):
+        yield
+
+
+def _initialize(task: Task, optimizer: torch.optim.Optimizer, config: dict[str, Any], world: World) -> Any:
+    # DeepSpeed reads it all through training, as the number of the device. Left set: nothing else reads it after start.
+    os.environ["LOCAL_RANK"] = str(world.local_rank if world.device.index is None else world.device.index)
+    with _quiet():
+        deepspeed = _import()
+        engine, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine
+
+
+def _import() -> Any:
+    """DeepSpeed, told which device to use and freed of what would need a compiler.
+
+    Raises:
+        UsageError: it is not installed or does not start.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+        from deepspeed.utils import groups
+    except Exception as error:
+        expected, do = "an importable deepspeed", "Install it (pip install deepspeed), or set engine.name=ddp."
+        raise UsageError(message("engine.name=deepspeed", expected=expected, got=repr(error), do=do)) from error
+    # The only operator a CPU run compiles (for 25 s, with g++ and ninja) speeds up inference and is never called here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _forget_old_groups(groups)
+    return deepspeed
+
+
+def _keep_during_backward(task: Task) -> None:
+    """ZeRO 3 finds the modules of a backward pass by the tensors they return, and does not look into a Recognition:
+    parameters the recognizer holds itself are tied to the task, which returns plain tensors."""
+    import deepspeed
+
+    for param in task.recognizer.parameters(recurse=False):
+        deepspeed.zero.register_external_parameter(task, param)
+
+
+_last_group: list[object] = []
+
+
+def _forget_old_groups(groups: Any) -> None:
+    """DeepSpeed keeps its process groups for the life of the process; those of a group that was left are dead."""
+    if _last_group and _last_group[0] is not dist.group.WORLD:
+        groups._release_process_group_references()
+    _last_group[:] = [dist.group.WORLD]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Only warnings that concern the user, and none of them on stdout, where results go."""
+    logger = logging.getLogger("DeepSpeed")
+    if _concerns_user not in logger.filters:
+        logger.addFilter(_concerns_user)
+    # torch notes the missing CUDA on every CPU machine with a CUDA build.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _concerns_user(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _HARMLESS)

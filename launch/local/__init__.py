@@ -1,0 +1,1 @@
+"""Launcher for the processes of this machine."""

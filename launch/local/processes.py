@@ -1,0 +1,182 @@
+"""The ranks of one job on this machine: started, listened to, and ended together.
+
+A rank that fails takes the others along, which notice by themselves (exit code 7) or are killed after GRACE_S. The
+job's exit code is that of the rank that failed first for a reason of its own.
+"""
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dfer.errors import ProcessError, StoppedError, message
+from launch.local.rank import LAUNCHER
+from launch.rendezvous import free_port
+
+GRACE_S = 30.0
+"""How long the other ranks may take to notice that one failed."""
+POLL_S = 0.05
+# Told by every rank; the launcher passes on one of each.
+_LAST_WORDS = (b"error: ", b"interrupted; ")
+
+
+@dataclass
+class Rank:
+    """One process. last_words: lines of its error stream that say why it ended, held back until all have ended."""
+
+    number: int
+    process: "subprocess.Popen[bytes]"
+    partial: bytes = b""
+    last_words: list[bytes] = field(default_factory=list)
+    code: int | None = None
+    killed: bool = False
+
+    def listen(self) -> None:
+        """Pass on what it wrote to its error stream, all but the last words. The first rank writes there itself."""
+        pipe = self.process.stderr
+        if pipe is None:
+            return
+        while data := _available(pipe.fileno()):
+            *lines, self.partial = (self.partial + data).split(b"\n")
+            for line in lines:
+                self._pass_on(line)
+
+    def _pass_on(self, line: bytes) -> None:
+        if line.startswith(_LAST_WORDS):
+            self.last_words.append(line)
+        else:
+            _say(line)
+
+    def finish(self) -> None:
+        """Say what is left of its words once it has ended."""
+        self.listen()
+        if self.partial:
+            self._pass_on(self.partial)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+
+class Group:
+    """All ranks of one job. `step` looks after them until `code` is set."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, processes: int, environment: Mapping[str, str], grace_s: float = GRACE_S
+    ) -> None:
+        self._grace_s, self._failed_at, self._forwarded = grace_s, 0.0, set[int]()
+        self._ended: list[Rank] = []
+        self.code: int | None = None
+        own = {**environment, **meeting_place(processes), LAUNCHER: str(os.getpid())}
+        self.ranks = [_start(arguments, own, number, processes) for number in range(processes)]
+
+    def step(self) -> None:
+        """Pass on what the ranks say, note who ended, end the others of a failed one."""
+        for rank in [rank for rank in self.ranks if rank.code is None]:
+            rank.listen()
+            if (code := rank.process.poll()) is not None:
+                rank.code = code
+                rank.finish()
+                self._ended.append(rank)
+                if code and not self._failed_at:
+                    self._failed_at = time.monotonic()
+        if self._failed_at and time.monotonic() - self._failed_at > self._grace_s:
+            self.kill()
+        if len(self._ended) == len(self.ranks) and self.code is None:
+            self.code = self._conclude()
+
+    def forward(self, number: int) -> None:
+        """Send a signal to every rank that still runs."""
+        self._forwarded.add(number)
+        for rank in self.ranks:
+            if rank.process.poll() is None:
+                rank.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End every rank and the workers it started, now."""
+        for rank in self.ranks:
+            if rank.code is None and not rank.killed:
+                rank.killed = True
+                _kill_session(rank.process.pid)
+
+    def _conclude(self) -> int:
+        """The exit code, after the last words of the ranks that gave it."""
+        own = [rank for rank in self._ended if not rank.killed and rank.code not in (0, ProcessError.exit_code)]
+        if own and own[0].code is not None and own[0].code < 0:
+            return self._killed(own[0], -own[0].code)
+        if own:
+            code = own[0].code or 0
+        elif any(rank.code == ProcessError.exit_code for rank in self._ended):
+            code = ProcessError.exit_code
+        else:
+            code = int(any(rank.killed for rank in self._ended))
+        self._tell(code)
+        return code
+
+    def _tell(self, code: int) -> None:
+        """What the ranks of this code say, each thing once; the first rank has spoken for itself."""
+        if self.ranks[0].code == code:
+            return
+        for line in dict.fromkeys(line for rank in self._ended if rank.code == code for line in rank.last_words):
+            _say(line)
+
+    def _killed(self, rank: Rank, number: int) -> int:
+        where = f"process {rank.number} of {len(self.ranks)}"
+        name = signal.Signals(number).name
+        error: ProcessError | StoppedError
+        if number in self._forwarded:
+            do = "Nothing was lost; the same command starts or continues the run."
+            error = StoppedError(message(where, expected="to be asked between two steps", got=f"{name} before", do=do))
+        else:
+            do = "The same command continues from the last checkpoint; SIGKILL is often the system short of memory."
+            error = ProcessError(message(where, expected="to run to its end", got=name, do=do))
+        _say(f"error: {error}".encode())
+        return error.exit_code
+
+
+def meeting_place(processes: int) -> dict[str, str]:
+    """The variables that say where the ranks meet and how many they are."""
+    sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **sizes}
+
+
+def _start(arguments: Sequence[str], environment: Mapping[str, str], number: int, processes: int) -> Rank:
+    """A session of its own keeps a terminal's Ctrl-C from reaching a rank twice."""
+    own = {**environment, "RANK": str(number), "LOCAL_RANK": str(number)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.local.rank", *arguments], env=own, start_new_session=True,
+        stderr=subprocess.PIPE if number else None,
+    )  # fmt: skip
+    if process.stderr is not None:
+        os.set_blocking(process.stderr.fileno(), False)
+    return Rank(number, process)
+
+
+def _available(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except BlockingIOError:
+        return b""
+
+
+def _kill_session(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _say(line: bytes) -> None:
+    print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+
+
+def wait(groups: Sequence[Group]) -> None:
+    """Sleep until a rank says something, or POLL_S at most."""
+    with selectors.DefaultSelector() as selector:
+        for group in groups:
+            for rank in group.ranks:
+                if rank.process.stderr is not None and not rank.process.stderr.closed:
+                    selector.register(rank.process.stderr, selectors.EVENT_READ)
+        selector.select(POLL_S)

@@ -1,0 +1,155 @@
+"""The Ray cluster and the job a driver runs in: joined, asked for its room, and what they refuse told in a line."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfer.errors import UsageError, message
+from dfer.storage import Folder
+from launch.cluster import RayCluster
+
+if TYPE_CHECKING:
+    from dfer.jobs.config import RunConfig
+
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PLACES_S = 10
+"""How long an elastic fold waits for the places of its processes. After a host's death Ray still counts on it for a
+moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
+is."""
+
+KNOCK_S = 10.0
+"""How long the head is waited for before Ray is: that one tries for a quarter of an hour."""
+
+
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return _JOB_CONFIG in os.environ
+
+
+def submission_id() -> str:
+    """Of the job that `ray job submit` made, else empty."""
+    return str(_job_config("metadata").get("job_submission_id", ""))
+
+
+def _job_config(part: str) -> dict[str, Any]:
+    """What `ray job submit` told this process; nothing outside a job."""
+    try:
+        return dict(json.loads(os.environ[_JOB_CONFIG])[part])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def refuse_working_folder(config: "RunConfig") -> None:
+    """Refuse places below the working folder that Ray unpacked for this job: it ends with the job, each host has a copy
+    of its own, and what git ignores, such as data/, is not in it.
+
+    Raises:
+        UsageError: the run folder or the shards lie there.
+    """
+    if str(_job_config("runtime_env").get("working_dir") or "local://").startswith("local://"):
+        return  # a folder of the hosts' own
+    for key, value in (("run", config.run), ("data.shards", config.data.shards)):
+        local = Folder(value, what=key).local
+        if local is not None and local.resolve().is_relative_to(Path.cwd().resolve()):
+            expected, got = "a folder that outlives the job", "one in its working folder"
+            do = f"Give {key}=URL, or an absolute path on storage that all hosts share."
+            raise UsageError(message(key, expected=expected, got=got, do=do))
+
+
+@contextmanager
+def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[str]:
+    """Join the cluster; gives the address of its job server.
+
+    Raises:
+        UsageError: there is none, or it does not take this driver.
+    """
+    # A head of which only the address is left, from an earlier `ray start`, is then given up after a minute.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    import ray
+    from ray.exceptions import RayError
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
+    if cluster.elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+    _knock(address)
+    try:
+        context = ray.init(
+            address=address, runtime_env=dict(runtime_env), log_to_driver=True, logging_level=logging.WARNING
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise _not_connected(address, error) from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address, HOST:PORT, at which nobody answers."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise _not_connected(address, ConnectionError(str(error))) from error
+
+
+def _not_connected(address: str, error: Exception) -> UsageError:
+    """Nobody there, which Ray tells in two ways, or a cluster that refuses: another version, too much to upload."""
+    expected, do = "to join the cluster", "Correct the cluster file or the installation."
+    if isinstance(error, ConnectionError) or "connect to GCS" in str(error):
+        expected = "a cluster"
+        do = "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
+    return UsageError(message(f"Ray at {address}", expected=expected, got=in_a_line(error), do=do))
+
+
+def folds_in(cluster: RayCluster) -> int:
+    """How many folds the cluster has room for, host by host, since a process does not stretch over two."""
+    import ray
+
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    processes = sum(_processes_in(host, cluster.per_worker) for host in hosts)
+    least = cluster.min_workers or cluster.workers
+    return max(processes // cluster.workers, int(processes >= least))
+
+
+def _processes_in(host: Mapping[str, float], need: Mapping[str, float]) -> int:
+    return int(min(host.get(name, 0.0) // amount for name, amount in need.items() if amount))
+
+
+def too_small(cluster: RayCluster) -> UsageError:
+    """What there is, against what a fold needs."""
+    import ray
+
+    do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
+    expected = f"room for {_processes(cluster)}"
+    got = _amounts(cluster, ray.cluster_resources())
+    return UsageError(message("the Ray cluster", expected=expected, got=got, do=do))
+
+
+def room_needed(cluster: RayCluster) -> str:
+    """What a fold needs, against what nobody has taken at the moment."""
+    import ray
+
+    return f"{_processes(cluster)}, free are {_amounts(cluster, ray.available_resources())}"
+
+
+def _processes(cluster: RayCluster) -> str:
+    least = cluster.min_workers or cluster.workers
+    return f"{least} process{'es' if least > 1 else ''} of {_amounts(cluster, cluster.per_worker)}"
+
+
+def _amounts(cluster: RayCluster, there: Mapping[str, float]) -> str:
+    return ", ".join(f"{there.get(name, 0.0):g} {name}" for name in cluster.per_worker)
+
+
+def in_a_line(error: BaseException) -> str:
+    """The start of an error's text, which Ray likes to lay out in paragraphs."""
+    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__

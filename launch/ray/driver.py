@@ -1,0 +1,310 @@
+"""The driver of a Ray job: looks after its folds, a thread each, keeps the record, passes wishes to stop on."""
+
+import os
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+from dfer.errors import DferError, FencedError, ProcessError, StoppedError, StorageError, message
+from dfer.exit import at_once
+from dfer.storage import Folder
+from launch.cluster import RayCluster
+from launch.job import LAUNCH
+from launch.ray.board import Ending, make_board, silent
+from launch.ray.cluster import folds_in, room_needed, submission_id, too_small
+from launch.records import Record, keep, records
+
+BEAT_S = 10.0
+POLL_S = 0.5
+SILENT_S = 30.0
+"""A fold of which no process was heard for so long has none, or none that works."""
+NOTE_S = 20.0
+"""Processes that have not started after this time are told of: they usually take half of it."""
+
+INTERRUPTED = 130
+"""Exit code after a second Ctrl-C."""
+
+Fit = Callable[[int, Any, str], None]
+"""Trains a fold, given the board and the driver's mark; comes back when Ray has ended its processes for good."""
+
+
+class Driver:
+    """As many folds beside each other as there is room for.
+
+    closed: why all folds are to stop, empty when they are not. abandoned: folds whose threads still wait in Ray.
+    """
+
+    def __init__(
+        self, cluster: RayCluster, home: Folder, folds: Sequence[int], fit: Fit, *, address: str, revision: str
+    ) -> None:
+        """folds: those that are to be trained. address: of the job server; revision: of the code."""
+        self._cluster, self._home, self._waiting, self._train = cluster, home, list(folds), fit
+        self._board: Any = make_board()
+        self._threads: dict[int, threading.Thread] = {}
+        self._codes: dict[int, int] = {}
+        self._since: dict[int, float] = {}
+        """When folds began to wait for their processes."""
+        self._told: set[int] = set()
+        """Folds whose waiting has been told."""
+        self._free = (float("-inf"), "")
+        """When the cluster was asked for its room, and its answer."""
+        self._older: set[str] | None = None
+        """Files of the records that were there before this job, and its own; none while they could not be listed."""
+        self.closed = ""
+        self.abandoned: list[int] = []
+        self._overtaken = self._unrecorded = self._unlisted = False
+        self._lock = threading.Lock()
+        """Held around `_record`, `_beaten` and `_codes`, which the folds' threads change as well."""
+        self._beaten = 0.0
+        self._mark = "" if home.local is None else f"{LAUNCH}/.shared-{secrets.token_hex(8)}"
+        number = submission_id()
+        self._record = Record(
+            launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
+            submitted=datetime.now(UTC).isoformat(timespec="milliseconds"), revision=revision,
+            tasks={str(fold): number or "driver" for fold in folds}, states={str(fold): "waiting" for fold in folds},
+            address=address if number else "", host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
+
+    def run(self) -> int:
+        """Until every fold has ended; the exit code of the first that failed.
+
+        Raises:
+            UsageError: there is no room for a fold. StorageError: the run folder cannot be written to.
+        """
+        room = self._room()
+        keep(self._home, self._renewed())
+        self._give_way()
+        with self._marked(), self._signals():
+            while self._waiting or self._threads:
+                while self._waiting and len(self._threads) < room and not self.closed:
+                    self._start(self._waiting.pop(0))
+                if self.closed and not self._at_work():
+                    break
+                time.sleep(POLL_S)
+                self._look_after()
+        self._leave()
+        self._beat(force=True)
+        codes = [code for code in self._codes.values() if code]
+        if self._overtaken or FencedError.exit_code in codes:
+            return FencedError.exit_code
+        return next(iter(codes), 0)
+
+    def _room(self) -> int:
+        """Folds at a time. Waits a little for hosts that are just joining.
+
+        Raises:
+            UsageError: there is no room for one.
+        """
+        until = time.monotonic() + self._cluster.wait_s
+        while (room := folds_in(self._cluster)) < 1:
+            if time.monotonic() > until:
+                raise too_small(self._cluster)
+            time.sleep(1)
+        return min(room, self._cluster.parallel_folds or room)
+
+    # --- a fold from its start to its end
+
+    def _start(self, fold: int) -> None:
+        thread = threading.Thread(target=self._fit, args=(fold,), name=f"fold {fold}", daemon=True)
+        self._threads[fold] = thread
+        thread.start()
+
+    def _fit(self, fold: int) -> None:
+        """In a thread of the fold: Ray starts its processes, again where one is lost, up to `max_failures` times."""
+        import ray
+
+        problem = ""
+        try:
+            self._train(fold, self._board, self._mark)
+        except Exception as error:
+            problem = _first_line(error)
+        if fold in self.abandoned:
+            return
+        ending: Ending | None = ray.get(self._board.endings.remote()).get(fold)
+        if ending is None and problem:
+            do = "The same command continues from the last checkpoint."
+            expected = f"at most {self._cluster.max_failures} lost processes"
+            text = message(f"fold {fold}", expected=expected, got=problem, do=do)
+            ending = Ending(code=ProcessError.exit_code, text=text)
+        self._end(fold, ending or Ending(code=0, text=""))
+
+    def _end(self, fold: int, ending: Ending) -> None:
+        with self._lock:
+            if fold in self._codes:
+                return
+            self._codes[fold] = ending.code
+        if ending.text:
+            print(f"error: {ending.text}", file=sys.stderr, flush=True)
+        self._say(fold, _state(ending.code) + (f": {ending.text}" if ending.text else ""))
+
+    def _look_after(self) -> None:
+        import ray
+
+        for note in ray.get(self._board.news.remote()):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        endings: dict[int, Ending] = ray.get(self._board.endings.remote())
+        for fold, ending in endings.items():
+            self._end(fold, ending)
+        at_work = self._at_work()
+        for fold, thread in list(self._threads.items()):
+            if not thread.is_alive():
+                del self._threads[fold]
+            elif fold in at_work:
+                self._since.pop(fold, None)
+                self._told.discard(fold)
+                self._say_meanwhile(fold, "running")
+            elif fold in endings:  # Ray would start it again to hear so, and has no room
+                self.abandoned.append(fold)
+                del self._threads[fold]
+            else:
+                self._say_meanwhile(fold, f"waiting: {self._wait(fold)}")
+        if FencedError.exit_code in self._codes.values() and not self.closed:
+            self._close("a newer copy of this job is at work")
+        self._beat()
+
+    def _at_work(self) -> list[int]:
+        """Folds with a process that was heard of late."""
+        import ray
+
+        silence: dict[int, float] = ray.get(self._board.silence.remote())
+        return [fold for fold in self._threads if silence.get(fold, SILENT_S) < SILENT_S]
+
+    def _wait(self, fold: int) -> str:
+        """What a fold without a process waits for; tells it once when that takes long."""
+        now = time.monotonic()
+        began = self._since.setdefault(fold, now)
+        if now - began < NOTE_S:
+            return "its processes start"
+        if now - self._free[0] > BEAT_S:
+            self._free = (now, room_needed(self._cluster))
+        why = f"no process of it has started or answers; it takes {self._free[1]}"
+        if fold not in self._told:
+            do = "`ray status` shows what takes the room."
+            print(f"note: fold {fold}: {why}. {do}", file=sys.stderr, flush=True)
+            self._told.add(fold)
+        return why
+
+    # --- the end of all
+
+    def _close(self, reason: str) -> None:
+        self.closed = reason
+        self._board.wish.remote(reason)
+
+    def _leave(self) -> None:
+        """End folds that have no process to save and stop: their place in Ray's queue goes with the driver."""
+        self.abandoned += [
+            fold for fold, thread in self._threads.items() if thread.is_alive() and self._codes.get(fold) != 0
+        ]
+        for fold in (*self._threads, *self._waiting):
+            self._end(fold, silent(fold, self.closed))
+
+    def _give_way(self) -> None:
+        """Have the folds save and stop when all of them were submitted again: the newer job may need their room."""
+        try:
+            kept = {record.file: record for record in records(self._home) if record.launcher == "ray"}
+        except DferError as error:  # the store is away, or a file of somebody else's in the way
+            if not self._unlisted:
+                note = f"note: newer jobs of this run cannot be looked for: {error}"
+                print(note, file=sys.stderr, flush=True)
+            self._unlisted = True
+            return
+        if self._older is None:
+            self._older = {*kept, self._record.file}
+        mine = {str(fold) for fold in (*self._waiting, *self._threads)}
+        for file in kept.keys() - self._older:
+            wanted = {fold for fold, state in kept[file].states.items() if state.startswith(("waiting", "running"))}
+            if not self.closed and mine and mine <= wanted:
+                self._overtaken = True
+                expected, got = "this to be the newest job of the run", f"{kept[file].job}, submitted after it"
+                do = "The folds save and stop; that one continues them."
+                print(f"error: {message(self._home, expected=expected, got=got, do=do)}", file=sys.stderr, flush=True)
+                self._close("a newer job of this run was submitted")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """`ray job stop`, Ctrl-C: the folds save and end; a second Ctrl-C ends at once."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self.closed and number == signal.SIGINT:
+                at_once(INTERRUPTED)
+            self._close(signal.Signals(number).name)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- what is left in the run folder
+
+    def _say(self, fold: int, state: str) -> None:
+        with self._lock:
+            self._set(fold, state)
+
+    def _say_meanwhile(self, fold: int, state: str) -> None:
+        """Unless the fold's thread has said how it ended."""
+        with self._lock:
+            if fold not in self._codes:
+                self._set(fold, state)
+
+    def _set(self, fold: int, state: str) -> None:
+        before = self._record.states.get(str(fold), "")
+        self._record = replace(self._record, states={**self._record.states, str(fold): state})
+        if before.partition(":")[0] != state.partition(":")[0]:
+            self._beaten = 0.0  # another state is written at once, more about the same with the next beat
+
+    def _renewed(self) -> Record:
+        with self._lock:
+            self._beaten = time.monotonic()
+            return replace(self._record, beat=time.time())
+
+    def _beat(self, *, force: bool = False) -> None:
+        """Renew the record, and look for newer jobs of the same run. Where the store is away it is tried again at the
+        next beat: with the driver all folds would end, and they bridge an outage by themselves."""
+        if not force and time.monotonic() - self._beaten <= BEAT_S:
+            return
+        try:
+            keep(self._home, self._renewed())
+            self._unrecorded = False
+        except StorageError as error:
+            if not self._unrecorded:
+                note = f"note: the folds go on, but `dfer-launch status` is behind: {error}"
+                print(note, file=sys.stderr, flush=True)
+            self._unrecorded = True
+        if not self._unrecorded and not self.closed:
+            self._give_way()
+
+    @contextmanager
+    def _marked(self) -> Iterator[None]:
+        """A file of this driver's own in a run folder on a disk, while folds run: each host has to see it there."""
+        if self._mark:
+            self._home.write(self._mark, b"")
+        try:
+            yield
+        finally:
+            if self._mark:
+                with suppress(StorageError):
+                    self._home.remove(self._mark)
+
+
+def _state(code: int) -> str:
+    return {0: "finished", StoppedError.exit_code: "stopped", FencedError.exit_code: "stopped"}.get(code, "failed")
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause in few words: Ray's own text is a page long."""
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {shlex.join(lines[-1:])[:300]}" if lines else type(cause).__name__

@@ -1,0 +1,132 @@
+"""What runs in Ray's processes: one fold's training, which tells the driver's board how it ended.
+
+Ray starts a fold's processes again when one is lost. Not every end deserves that: a mistake, damaged data, a fenced run
+folder or a stop stands on the board, and the next start returns at once instead of repeating it.
+"""
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.util import get_node_ip_address
+
+from dfer.errors import DferError, ProcessError, StoppedError, StorageError, UsageError, message
+from dfer.interruption import Stop
+from dfer.storage import Folder
+from launch.job import Job, Place, run_job
+from launch.ray.board import Ending, silent
+from launch.rendezvous import Meeting, free_port
+
+WISH_S = 1.0
+MARK_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One fold on Ray, as its processes get it. mark: a file that the driver left in a run folder on a disk."""
+
+    job: Job
+    fold: int
+    gpu: bool
+    interface: str | None
+    meet_s: float
+    board: Any
+    mark: str
+
+
+def train_fold(trial: Trial) -> None:
+    """Ray's training function, in each process of the fold."""
+    reason = ray.get(trial.board.hear.remote(trial.fold))
+    if reason:  # it had no room until now
+        ray.get(trial.board.end.remote(trial.fold, silent(trial.fold, reason)))
+    if trial.fold in ray.get(trial.board.endings.remote()):
+        return
+    stop, over = Stop(), threading.Event()
+    watch = threading.Thread(target=_watch, args=(trial, stop, over), name="wishes", daemon=True)
+    watch.start()
+    try:
+        check_shared(trial)
+        run_job(trial.job, trial.fold, place(trial), stop)
+    except DferError as error:
+        _tell(trial, error)
+        if not isinstance(error, StoppedError):  # on which all agree: nothing for Ray to end and to start again
+            raise
+    finally:
+        over.set()
+
+
+def check_shared(trial: Trial) -> None:
+    """Look for what the driver left in the run folder; network file systems may show it some seconds later.
+
+    Raises:
+        UsageError: this host has another folder at that path, or none.
+    """
+    home, until = Folder(trial.job.run, what="run"), time.monotonic() + MARK_S
+    while trial.mark and not home.exists(trial.mark):
+        if time.monotonic() > until:
+            do = "Give run=FOLDER on storage that all hosts share, or a URL."
+            expected = f"the run folder {home} as the driver's host has it"
+            where = f"host {socket.gethostname()}"
+            raise UsageError(message(where, expected=expected, got="one without the driver's file", do=do))
+        time.sleep(0.2)
+
+
+def _tell(trial: Trial, error: DferError) -> None:
+    if isinstance(error, ProcessError | StorageError):
+        ray.get(trial.board.note.remote(f"fold {trial.fold}: {error}"))
+    else:
+        ray.get(trial.board.end.remote(trial.fold, Ending(code=error.exit_code, text=str(error))))
+
+
+def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
+    """Be heard, and pass the driver's wish on; what becomes of it the ranks agree on between two steps."""
+    while not over.wait(WISH_S):
+        try:
+            reason = ray.get(trial.board.hear.remote(trial.fold), timeout=10)
+        except Exception:
+            continue  # the driver's host is slow or gone; Ray ends this process then
+        if reason:
+            stop.request(reason)
+
+
+def place(trial: Trial) -> Place:
+    """This process among those of its fold, as Ray describes it."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    return Place(
+        rank=rank, size=size, local_rank=context.get_local_rank(), local_size=context.get_local_world_size(),
+        meeting=Meeting(
+            rank=rank, size=size, host=os.environ["DFER_MEET_HOST"], port=int(os.environ["DFER_MEET_PORT"]),
+            token=os.environ["DFER_MEET_TOKEN"], interface=trial.interface, within_s=trial.meet_s,
+        ),
+        gpu=trial.gpu,
+    )  # fmt: skip
+
+
+class MeetingBackend(Backend):  # type: ignore[misc]
+    """Tells the processes where to meet. They make their process group themselves, as under every launcher."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: "MeetingConfig") -> None:
+        """Called by Ray at each start, before the training function."""
+        host, port = worker_group.execute_single(0, lambda: (get_node_ip_address(), free_port()))
+        found = {"DFER_MEET_HOST": host, "DFER_MEET_PORT": str(port), "DFER_MEET_TOKEN": os.urandom(8).hex()}
+        worker_group.execute(lambda: os.environ.update(found))
+
+
+@dataclass
+class MeetingConfig(TorchConfig):  # type: ignore[misc]
+    """What TorchTrainer takes to set up its processes."""
+
+    @property
+    def backend_cls(self) -> type[MeetingBackend]:
+        """Instead of Ray's own, which makes the process group before anything could be checked."""
+        return MeetingBackend

@@ -1,0 +1,99 @@
+"""What can be known before a job waits for ever: partition, limits, account; and sbatch's refusals in plain words."""
+
+from dfer.errors import UsageError, message
+from launch.cluster import SlurmCluster
+from launch.slurm.tools import Partition, accounts, partitions
+
+REPORT_MINUTES = 30
+"""Time limit of the job that writes the table, which takes seconds."""
+
+
+def check(cluster: SlurmCluster) -> list[str]:
+    """Notes on what makes the job wait.
+
+    Raises:
+        UsageError: it could never start.
+    """
+    known = partitions()
+    parts = _chosen(cluster.partition, known, key="partition")
+    problems = [problem for part in parts if (problem := _problem(cluster, part, known))]
+    if len(problems) == len(parts):
+        raise problems[0]
+    if cluster.account and (mine := accounts()) and cluster.account not in mine:
+        raise _unknown_account(cluster)
+    need, idle, there = cluster.min_nodes or cluster.nodes, sum(p.idle for p in parts), sum(p.nodes for p in parts)
+    if idle < need:
+        names = ",".join(part.name for part in parts)
+        got = f"{idle} of {there} hosts of partition {names} are idle, a fold needs {need}"
+        return [f"{got}: jobs wait their turn; `dfer-launch status` shows when they start"]
+    return []
+
+
+def report_minutes(cluster: SlurmCluster) -> int:
+    """The time limit of the report's job where it is to run.
+
+    Raises:
+        UsageError: it could never start.
+    """
+    name = cluster.report.get("partition", cluster.partition)
+    parts = _chosen(name, partitions(), key="report: {partition}" if "partition" in cluster.report else "partition")
+    if not any(part.up for part in parts):
+        do = "Choose another one with `report: {partition: NAME}` in the cluster file."
+        got = f"{','.join(part.name for part in parts)}, which is down"
+        raise UsageError(message("report", expected="a partition that starts jobs", got=got, do=do))
+    return min(REPORT_MINUTES, *(part.minutes or REPORT_MINUTES for part in parts if part.up))
+
+
+def _chosen(names: str | None, known: dict[str, Partition], *, key: str) -> list[Partition]:
+    """The partitions that a job may go to: sbatch takes several, and the first that has room."""
+    found = names.split(",") if names else [part.name for part in known.values() if part.default]
+    missing = [name for name in found if name not in known]
+    if missing or not found:
+        got = missing[0] if missing else "none, and the cluster has no default"
+        do = f"Correct `{key}:` in the cluster file."
+        raise UsageError(message("partition", expected=f"one of {', '.join(sorted(known))}", got=got, do=do))
+    return [known[name] for name in found]
+
+
+def _problem(cluster: SlurmCluster, part: Partition, known: dict[str, Partition]) -> UsageError | None:
+    """Why a fold could never start in a partition."""
+    need = cluster.min_nodes or cluster.nodes
+    where, choose = f"partition {part.name}", "or choose another `partition:`."
+    up = ", ".join(sorted(other.name for other in known.values() if other.up)) or "none"
+    most = min(part.nodes, part.most_nodes or part.nodes)
+    if not part.up:
+        do = f"Wait until it is up, {choose} Up: {up}."
+        return UsageError(message(where, expected="a partition that starts jobs", got="one that is down", do=do))
+    if need > most:
+        expected = f"room for {need} hosts a fold"
+        return UsageError(message(where, expected=expected, got=f"at most {most}", do=f"Lower `nodes:`, {choose}"))
+    if part.minutes is not None and cluster.minutes > part.minutes:
+        expected = f"a time limit of {cluster.minutes} minutes"
+        do = f"Lower `hours:` (the run is requeued and continues), {choose}"
+        return UsageError(message(where, expected=expected, got=f"at most {part.minutes}", do=do))
+    if cluster.gpus_per_node > part.gpus:
+        expected = f"{cluster.gpus_per_node} GPUs a host"
+        do = f"Lower `gpus_per_node:`, {choose}"
+        return UsageError(message(where, expected=expected, got=f"at most {part.gpus}", do=do))
+    return None
+
+
+def explain(said: str, cluster: SlurmCluster, *, report: bool = False) -> UsageError:
+    """What sbatch refused, with what to do. report: of the job that writes the table."""
+    lines = [line.strip() for line in said.splitlines() if "sbatch: error:" in line]
+    got = "; ".join(line.partition("error:")[2].strip() for line in lines) or " ".join(said.split())[-300:]
+    if "account" in got.lower():
+        return _unknown_account(cluster, got)
+    if report:
+        do = "Correct `report:` in the cluster file and submit again: folds that went with it were taken back."
+        return UsageError(message("sbatch", expected="SLURM to take the report's job", got=got, do=do))
+    do = "Correct the cluster file: partition, nodes, processes, cpus_per_process, memory_gb, constraint, qos, options."
+    return UsageError(message("sbatch", expected="SLURM to take the job", got=got, do=do))
+
+
+def _unknown_account(cluster: SlurmCluster, got: str = "") -> UsageError:
+    mine = accounts()
+    expected = f"one of {', '.join(mine)}" if mine else "one that may use this partition"
+    named = cluster.account or "none"
+    do = "Correct `account:` in the cluster file."
+    return UsageError(message("account", expected=expected, got=f"{named} ({got})" if got else named, do=do))

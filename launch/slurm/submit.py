@@ -1,0 +1,253 @@
+"""SLURM: the folds as one job array, and a job after them that writes the table. Safe to run twice.
+
+The queue itself tells which folds wait or run: jobs are named after the run folder and carry their folds as a comment.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from dfer.errors import StorageError, UsageError, message
+from dfer.storage import Folder
+from launch.cluster import SlurmCluster
+from launch.job import LAUNCH, Job, report
+from launch.records import Record, keep, one_at_a_time, tag
+from launch.slurm.checks import REPORT_MINUTES, check, explain, report_minutes
+from launch.slurm.task import FoldTask, ReportTask
+from launch.slurm.tools import Queued, comment_of, of_another_job, queued, settled, slurm
+
+SCRIPTS = "slurm"
+_SET_ALWAYS = ("ARRAY_INX", "COMMENT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "REQUEUE", "SIGNAL", "TIMELIMIT")
+"""What every script says, by the names of sbatch's variables."""
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    """submitit's, which also makes a script where there is no SLURM, to look at."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self, tasks: int) -> str:
+        """The script that would be submitted for so many tasks."""
+        more = {"map_count": tasks} if tasks > 1 else {}
+        return str(_sbatch(self._submitit_command_str, self.folder, {**self.parameters, **more}))
+
+
+def _sbatch(command: str, folder: Path, parameters: dict[str, Any]) -> str:
+    from submitit.slurm.slurm import _make_sbatch_string  # the only maker of the text that submitit has
+
+    return str(_make_sbatch_string(command=command, folder=folder, **parameters))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job for a cluster: what would be submitted, and submitting it."""
+
+    job: Job
+    cluster: SlurmCluster
+
+    @property
+    def folder(self) -> Path:
+        """Where scripts and logs lie, on a disk that all hosts share.
+
+        Raises:
+            UsageError: the run is in an object store, and no other folder is named.
+        """
+        if self.cluster.folder:
+            return Path(self.cluster.folder).absolute() / tag(self.job.run)
+        home = Folder(self.job.run, what="run").local
+        if home is None:
+            do = "Set cluster.folder=FOLDER to a folder that all hosts share."
+            expected = "a shared folder for scripts and logs"
+            raise UsageError(message("folder", expected=expected, got=f"a run in {self.job.run}", do=do))
+        return home / LAUNCH / SCRIPTS
+
+    def name(self, what: str) -> str:
+        """What the queue calls this run's jobs."""
+        return f"dfer-{tag(self.job.run)}-{what}"
+
+    def dry_run(self) -> str:
+        """The scripts that would be submitted."""
+        folds = self._folds_executor(self.job.folds).text(len(self.job.folds))
+        after = self._report_executor(["FOLDS"], REPORT_MINUTES).text(1)
+        return f"# folds {', '.join(map(str, self.job.folds))}\n{folds}\n# then the report\n{after}"
+
+    def submit(self) -> int:
+        """Submit the folds that are neither finished nor in the queue, and the report after them.
+
+        Raises:
+            UsageError, StorageError: what stands in the way, before or in the words of sbatch.
+        """
+        notes, minutes = check(self.cluster), report_minutes(self.cluster)
+        home = Folder(self.job.run, what="run")
+        _probe(home, self.folder)
+        with one_at_a_time(self.folder):
+            live = settled(self.name("folds"))
+            there = {task.fold: task for task in live if task.fold is not None}
+            done = self.job.finished()
+            wanted = [fold for fold in self.job.folds if fold not in there and fold not in done]
+            _tell(done, there)
+            if wanted:
+                self._submit(home, wanted, live, minutes)
+                for note in notes:
+                    print(f"note: {note}", flush=True)
+        if not wanted and not there:
+            report(self.job.run, self.job.folds)
+        elif not wanted:
+            if not queued(self.name("report")):  # an earlier submission was interrupted, or the report cancelled
+                number = self._submit_report({task.job.partition("_")[0] for task in live}, minutes)
+                print(f"submitted the report as job {number}")
+            print(_next(self.job.run))
+        return 0
+
+    def _submit(self, home: Folder, wanted: Sequence[int], live: Sequence[Queued], minutes: int) -> None:
+        executor = self._folds_executor(wanted)
+        tasks = [self._task(fold) for fold in wanted]
+        try:
+            with _own_words(self.cluster), executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+        except FailedJobError as error:
+            raise explain(str(error), self.cluster) from error
+        folds_job = jobs[0].job_id.partition("_")[0]
+        record = Record(
+            launcher="slurm", job=folds_job, submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            revision=self.job.revision, tasks={str(fold): job.job_id for fold, job in zip(wanted, jobs)},
+            folder=str(self.folder),
+        )  # fmt: skip
+        keep(home, record)
+        try:
+            last = self._submit_report({task.job.partition("_")[0] for task in live} | {folds_job}, minutes)
+        except UsageError:
+            slurm("scancel", folds_job)
+            raise
+        keep(home, replace(record, report=last))
+        print(f"submitted fold {', '.join(map(str, wanted))} as job {folds_job}, the report as job {last}")
+        print(_next(self.job.run), flush=True)
+
+    def _submit_report(self, after: Iterable[str], minutes: int) -> str:
+        """The number of the job that writes the table after these have ended.
+
+        Raises:
+            UsageError: sbatch refuses it.
+        """
+        executor = self._report_executor(sorted(after), minutes)
+        try:
+            with _own_words(self.cluster):
+                return str(executor.submit(ReportTask(run=self.job.run, folds=self.job.folds)).job_id)
+        except FailedJobError as error:
+            raise explain(str(error), self.cluster, report=True) from error
+
+    def _task(self, fold: int) -> FoldTask:
+        cluster = self.cluster
+        return FoldTask(
+            job=self.job, fold=fold, cpus=cluster.cpus_per_process, gpu=cluster.gpus_per_node > 0,
+            interface=cluster.interface, meet_s=cluster.meet_s,
+        )  # fmt: skip
+
+    def _folds_executor(self, folds: Sequence[int]) -> _Executor:
+        """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
+        cluster = self.cluster
+        executor = self._executor()
+        words = ["-m", "launch.slurm.retry", str(executor.folder), str(cluster.max_failures)]
+        retry = f"{executor.python} {shlex.join(words)}"
+        executor.update_parameters(
+            job_name=self.name("folds"), comment=comment_of(folds), time=cluster.minutes, nodes=cluster.nodes,
+            cpus_per_task=cluster.cpus_per_process,
+            gpus_per_node=cluster.gpus_per_node or None, mem=_gigabytes(cluster.memory_gb),
+            signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_folds,
+            constraint=cluster.constraint, exclude=cluster.exclude,
+            partition=cluster.partition, account=cluster.account, qos=cluster.qos,
+            srun_args=[*_each_host(cluster), "--kill-on-bad-exit=0", "--wait=60"],
+            setup=[*cluster.setup, "set +e"],  # the lines after srun decide on a restart
+            teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
+            additional_parameters={"requeue": True, **_range(cluster), **cluster.options},
+            **({} if cluster.elastic else {"ntasks_per_node": cluster.processes}),
+        )  # fmt: skip
+        return executor
+
+    def _report_executor(self, after: Sequence[str], minutes: int) -> _Executor:
+        executor = self._executor()
+        executor.update_parameters(
+            job_name=self.name("report"), time=minutes, nodes=1, ntasks_per_node=1, cpus_per_task=1,
+            dependency="afterany:" + ":".join(after), setup=list(self.cluster.setup) or None,
+            additional_parameters={"requeue": True, **self.cluster.report}, partition=self.cluster.partition,
+            account=self.cluster.account, qos=None if "partition" in self.cluster.report else self.cluster.qos,
+        )  # fmt: skip
+        return executor
+
+    def _executor(self) -> _Executor:
+        return _Executor(self.folder, max_num_timeout=self.cluster.max_timeouts, python=self.cluster.python)
+
+
+@contextmanager
+def _own_words(cluster: SlurmCluster) -> Iterator[None]:
+    """Without the variables by which sbatch would overrule what the script says, such as SBATCH_ACCOUNT in somebody's
+    profile: the cluster file counts, and it is what was checked. Others, and those of keys it leaves open, stay.
+
+    Nor does sbatch see the variables of an interactive job that this is called from: they would pin the new one."""
+    said = {
+        "ACCOUNT": cluster.account, "PARTITION": cluster.partition or cluster.report.get("partition"),
+        "QOS": cluster.qos, "CONSTRAINT": cluster.constraint, "MEM_PER_NODE": cluster.memory_gb,
+        "GPUS_PER_NODE": cluster.gpus_per_node,
+    }  # fmt: skip
+    names = [*_SET_ALWAYS, *(name for name, value in said.items() if value)]
+    said_twice = [name for name in map("SBATCH_{}".format, names) if name in os.environ]
+    if said_twice:
+        print(f"note: the cluster file counts, not {', '.join(sorted(said_twice))}", file=sys.stderr, flush=True)
+    hidden = [*said_twice, *filter(of_another_job, os.environ)]
+    kept = {name: os.environ.pop(name) for name in hidden}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _each_host(cluster: SlurmCluster) -> list[str]:
+    return [f"--ntasks-per-node={cluster.processes}", f"--cpus-per-task={cluster.cpus_per_process}"]
+
+
+def _range(cluster: SlurmCluster) -> dict[str, str]:
+    """Numbers of hosts a fold may start on. SLURM gives the least, not the most, to a job that names its tasks; so this
+    one names the cores it needs on each host, and srun the tasks."""
+    if not cluster.elastic:
+        return {}
+    cores = cluster.processes * cluster.cpus_per_process
+    return {"nodes": f"{cluster.min_nodes}-{cluster.nodes}", "mincpus": str(cores)}
+
+
+def _gigabytes(number: float | None) -> str | None:
+    return None if number is None else f"{round(number * 1024)}M"
+
+
+def _probe(home: Folder, scripts: Path) -> None:
+    """Find out now, not on a host, that a folder cannot be written."""
+    name = f"{LAUNCH}/.probe"
+    home.write(name, b"")
+    home.remove(name)
+    try:
+        scripts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        do = "Check the path and its permissions."
+        raise StorageError(message(scripts, expected="to write scripts and logs", got=str(error), do=do)) from error
+
+
+def _tell(done: Sequence[int], there: dict[int, Queued]) -> None:
+    if done:
+        print(f"finished already: fold {', '.join(map(str, done))}")
+    for fold, task in sorted(there.items()):
+        print(f"in the queue already: fold {fold} as job {task.job}, {task.state.lower()}")
+
+
+def _next(run: str) -> str:
+    word = shlex.quote(run)
+    return f"  dfer-launch status {word}\n  dfer-launch logs {word} FOLD\n  dfer-launch cancel {word}"

@@ -1,0 +1,219 @@
+"""What runs in every process of a SLURM job: one fold's training, or the report after all folds.
+
+SLURM asks for room with a signal some time before it takes the host away. It becomes a wish to stop, on which all ranks
+agree between two steps; when all is saved, the first rank lets submitit requeue the job through `checkpoint()`. After a
+host's failure no signal comes and SLURM requeues by itself: the run goes on from the last periodic checkpoint.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import submitit
+from submitit.core.utils import UncompletedJobError
+
+from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
+from dfer.exit import Leaving
+from dfer.interruption import Stop
+from dfer.surroundings import accept_any_encoding
+from launch.job import Job, Place, report, run_job, share_cores
+from launch.rendezvous import Meeting, port_of
+from launch.slurm.tools import SlurmError, patiently, show_job, slurm
+
+OTHERS_REASON = 1
+"""Exit code of a process that ends because another one did: below all own reasons, since srun tells the highest."""
+
+Requeue = Callable[[int, Any], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTask:
+    """One fold, in each of its processes. cpus: of a process; gpu: one each; interface, meet_s: see SlurmCluster."""
+
+    job: Job
+    fold: int
+    cpus: int
+    gpu: bool
+    interface: str | None
+    meet_s: float
+
+    def __call__(self) -> None:
+        """Train; ends the process with the exit code of the error."""
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
+        accept_any_encoding()
+        leaving, stop = Leaving(), Stop()
+        with stop.on_signals():
+            share_cores(self.cpus)
+            forget_failure()
+            try:
+                result = run_job(self.job, self.fold, place(self), stop)
+            except StoppedError as error:
+                stopped(error, requeue if callable(requeue) else None, leaving)
+            except DferError as error:
+                failed(error, leaving)
+            except Exception as error:
+                crashed(self, error)
+                leaving.will(DferError.exit_code)
+                raise
+        if rank() == 0:
+            print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
+        leaving.will(0)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit starts after a requeue: the same, since the run folder knows how far it is."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTask:
+    """The table over all folds, once they have ended one way or the other."""
+
+    run: str
+    folds: tuple[int, ...]
+
+    def __call__(self) -> None:
+        """Write and print the report; fails when folds are missing, after saying which."""
+        accept_any_encoding()
+        try:
+            report(self.run, self.folds)
+        except DferError as error:
+            failed(error, Leaving())
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """The same again."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def rank() -> int:
+    """Of this process in its job."""
+    return int(os.environ.get("SLURM_PROCID", "0"))
+
+
+def place(task: FoldTask) -> Place:
+    """This process among those of its job, as SLURM describes it."""
+    job = submitit.JobEnvironment()
+    token = f"{job.job_id}.{restarts()}"
+    return Place(
+        rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank, local_size=job.num_tasks // job.num_nodes,
+        meeting=Meeting(
+            rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0],
+            # Another one each time: the last may be what stood in the way.
+            port=port_of(int(job.raw_job_id) + 1009 * restarts()), token=token,
+            interface=task.interface, within_s=task.meet_s,
+        ),
+        gpu=task.gpu,
+    )  # fmt: skip
+
+
+def restarts() -> int:
+    """How often SLURM has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+# --- how a process ends
+
+
+def failure_file() -> Path:
+    """Where the first process that fails for a reason of its own says it: for `status`, and against useless retries."""
+    return Path(os.environ["SUBMITIT_FOLDER"]) / f"{submitit.JobEnvironment().job_id}_failure.json"
+
+
+def _said() -> dict[str, Any]:
+    """What stands there, nothing when there is no such file."""
+    try:
+        said = json.loads(failure_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def forget_failure() -> None:
+    """A new start knows nothing of the last one's failure."""
+    if rank() == 0:
+        failure_file().unlink(missing_ok=True)
+
+
+def failed(error: DferError, leaving: Leaving) -> NoReturn:
+    """Say why, keep it, end."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if not (isinstance(error, FencedError) and is_overtaken()):
+        _keep(error)
+    leaving.now(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
+
+
+def crashed(task: FoldTask, error: Exception) -> None:
+    """Keep what nobody has foreseen; it may not come again, so the job is tried again."""
+    lines = str(error).strip().splitlines()
+    got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    do = f"`dfer-launch logs {task.job.run} {task.fold}` shows where; please report it."
+    if not is_overtaken():
+        _keep(DferError(message(f"fold {task.fold}", expected="no error that dfer does not know", got=got, do=do)))
+
+
+def _keep(error: DferError) -> None:
+    """The first own reason of this start stays; what others noticed of it gives way, and what another start left."""
+    if (said := _said()) and (said.get("start") != restarts() or _worth(said.get("code")) < _worth(error.exit_code)):
+        failure_file().unlink(missing_ok=True)
+    with suppress(OSError), failure_file().open("x") as file:
+        json.dump({"code": error.exit_code, "text": str(error), "start": restarts()}, file)
+
+
+def _worth(code: object) -> int:
+    """How much a reason says: what was noticed of others, what nobody knows, which may be that as well, an own one."""
+    return {ProcessError.exit_code: 0, DferError.exit_code: 1}.get(code, 2) if isinstance(code, int) else 0
+
+
+def is_overtaken() -> bool:
+    """Whether SLURM has started this job again, taking this start for dead."""
+    try:
+        return int(show_job(submitit.JobEnvironment().job_id).get("Restarts", "0")) != restarts()
+    except SlurmError:
+        return False
+
+
+def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:
+    """All is saved: the first rank requeues the job, unless it was cancelled; the others make room."""
+    if rank() == 0:
+        print(f"note: {error}", file=sys.stderr, flush=True)
+        if requeue is not None and is_wanted():
+            _requeue(requeue)
+    leaving.now(error.exit_code)
+
+
+def is_wanted() -> bool:
+    """Whether SLURM takes this very start for the job's newest and lets it run; waits for the controller.
+
+    A job that is being cancelled is COMPLETING by now, and requeueing it would bring it back. So is one that SLURM
+    itself is about to requeue.
+    """
+    try:
+        job = patiently(lambda: show_job(submitit.JobEnvironment().job_id))
+    except SlurmError:
+        return True
+    return job.get("JobState") == "RUNNING" and int(job.get("Restarts", "0")) == restarts()
+
+
+def _requeue(requeue: Requeue) -> None:
+    """Through submitit: it counts the stretches cut by the time limit, calls `checkpoint()` and requeues."""
+    environment = submitit.JobEnvironment()
+    pickle = environment.paths.submitted_pickle
+    pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)  # of a start that was killed here
+    try:
+        requeue(int(signal.SIGUSR2), None)
+    except UncompletedJobError as error:
+        do = "Submit again to go on; raise `max_timeouts` in the cluster file."
+        expected = "to be requeued by submitit"
+        print(f"error: {message('this job', expected=expected, got=str(error), do=do)}", file=sys.stderr, flush=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"note: scontrol requeue failed ({error}); trying again", file=sys.stderr, flush=True)
+        try:
+            patiently(lambda: slurm("scontrol", "requeue", environment.job_id))
+        except SlurmError as last:
+            print(f"error: not requeued: {last} All is saved; submit again to go on.", file=sys.stderr, flush=True)
