@@ -201,11 +201,12 @@ def _crossval(args: argparse.Namespace) -> None:
     from dfer.distributed import from_environment, process_group
     from dfer.jobs import train as run
     from dfer.jobs.config import RunConfig
+    from dfer.jobs.parts import known_folds
 
     chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
         print(config.to_yaml(chosen))
-        for fold in args.folds or run.known_folds(chosen):
+        for fold in args.folds or known_folds(chosen):
             print(run.describe(replace(chosen, fold=fold), world))
         return
     stop = Stop()

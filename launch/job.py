@@ -97,7 +97,7 @@ def make_job(
     """
     from dfer.config import load, to_yaml
     from dfer.jobs.config import RunConfig
-    from dfer.jobs.train import known_folds
+    from dfer.jobs.parts import known_folds
 
     config = _absolute(load(source, RunConfig, overrides))
     for size in worlds:
@@ -126,15 +126,14 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
     when folds start on a host."""
     from dataclasses import replace
 
-    from dfer.distributed import World
-    from dfer.models.build import check_files
+    from dfer.models.files import check_files
     from dfer.run.folder import check
     from dfer.run.layout import CONFIG, committed
 
     homes = {fold: Folder(job.fold_url(fold), what="run") for fold in job.folds}
     for fold, home in homes.items():
         if home.exists(CONFIG):
-            check(home, replace(config, fold=fold, run=job.fold_url(fold)), World())
+            check(home, replace(config, fold=fold, run=job.fold_url(fold)))
     begun = all(finished(home, config.epochs) or committed(home) for home in homes.values())
     check_files(config.model, weights=not begun)
 
@@ -142,7 +141,7 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
 def _absolute(config: "RunConfig") -> "RunConfig":
     """With absolute paths, which are values: read as YAML once more, ` #` in one would cut it."""
     from dfer.config import changed
-    from dfer.models.build import files
+    from dfer.models.files import files
 
     places = {"run": config.run, "data.shards": config.data.shards, "data.cache": config.data.cache}
     places |= {f"model.{key}": path for key, path in files(config.model).items()}

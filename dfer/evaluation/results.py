@@ -14,17 +14,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dfer.choices import Selection
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.scores import Scores, scores
 from dfer.run.changes import Change
 from dfer.run.layout import RESULT, predictions_name, result_name, result_values
 from dfer.storage import Folder
 from dfer.store.format import data_name
+
+if TYPE_CHECKING:
+    from dfer.evaluation.evaluator import Predictions
 
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """What to do about a run that may be read and not written to."""
@@ -191,13 +193,13 @@ def read_result(folder: Folder, name: str = RESULT) -> FoldResult:
 
 
 def save_predictions(
-    answers: Predictions, folder: Folder, *, keys: Sequence[str], classes: Sequence[str], beside: str = RESULT
+    answers: "Predictions", folder: Folder, *, keys: Sequence[str], classes: Sequence[str], beside: str = RESULT
 ) -> None:
     """Write predictions beside a file of results: key, label, predicted, and a probability per class; split order."""
     folder.write(predictions_name(beside), predictions_csv(answers, keys=keys, classes=classes).encode())
 
 
-def predictions_csv(answers: Predictions, *, keys: Sequence[str], classes: Sequence[str]) -> str:
+def predictions_csv(answers: "Predictions", *, keys: Sequence[str], classes: Sequence[str]) -> str:
     """The text of the predictions file; classes by name, probabilities with six decimals."""
     out = StringIO()
     table = csv.writer(out, lineterminator="\n")

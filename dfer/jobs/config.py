@@ -1,15 +1,18 @@
 """RunConfig: everything one run is made of, composed of what each room needs."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dfer.choices import Selection
 from dfer.config import ConfigProblem, key
 from dfer.data.config import DataConfig
-from dfer.distributed import World
 from dfer.evaluation.results import Published
 from dfer.models.config import ModelConfig
 from dfer.run.config import CheckpointConfig
 from dfer.training.config import ConstantScheduleConfig, EngineConfig, OptimConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from dfer.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class RunConfig:
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
 
-    def share(self, world: World) -> int:
+    def share(self, world: "World") -> int:
         """Clips a rank takes through the model at once in training: its whole part of a step, or that cut into as few
         micro-batches of at most `micro_batch` as there can be, all equally long but for the last, which may be shorter.
         """

@@ -39,6 +39,7 @@ from dfer.jobs.facts import (
     state_facts,
 )
 from dfer.jobs.initial import Initial, initial_model
+from dfer.jobs.parts import known_folds
 from dfer.recognition import ClipBatch, Recognition
 from dfer.report.write import ReportPaths, write_report
 from dfer.run import folder
@@ -101,10 +102,10 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     """
     home, stop = Folder(config.run, what="run"), stop or Stop()
     is_finished = on_first(lambda: finished(home, config.epochs), world)
-    folder.check(home, config, world)
+    on_first(lambda: folder.check(home, config), world)
     if is_finished:
         result = _trained_result(config)
-        folder.write(home, config, world, finished=True)
+        on_first(lambda: folder.write(home, config, world, finished=True), world)
         return result
     clips = open_clips(config)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
@@ -119,7 +120,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     )  # fmt: skip
     with closing(engine):
         recorded = on_first(lambda: folder.recorded(home), world)
-        folder.write(home, config, world, notes=initial.notes)
+        on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
         latest = checkpoints.start(latest)
         start, best = loop.resume(engine, latest, steps_per_epoch=loader.steps_per_epoch)
         changed = changes_of(config, latest, recorded)
@@ -214,11 +215,6 @@ def crossval(
     return write_report(home) if world.is_first else None
 
 
-def known_folds(config: RunConfig) -> list[int]:
-    """The folds the shards give."""
-    return list(folds(Store(config.data.shards).manifest.partitions()))
-
-
 @enough_gpu_memory()
 def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder | None = None) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
@@ -238,7 +234,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
-    folder.check(home, config, world)
+    on_first(lambda: folder.check(home, config), world)
     if trained:
         on_first(lambda: _check_target(home, out), world)
     clips = open_clips(config)
@@ -257,7 +253,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     _refuse_little_memory([_eval_loader(config, clips.test, world)])
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
-        folder.write(home, config, world, notes=initial.notes)
+        on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
     return _report_test(config, clips, forward, chosen, initial, world, training=training, out=out)
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 
 from dfer.emotions import Emotions
-from dfer.errors import CheckpointError, message
 from dfer.models.config import ModelConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.released import load_released
-from dfer.models.foreign.weights import check_file
-from dfer.models.towers import Towers, is_tag
+from dfer.models.towers import Towers
 
 
 def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool = True) -> DferClip:
@@ -38,35 +36,6 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
     if weights and config.released is not None:
         load_released(model, Path(config.released))
     return model
-
-
-def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
-    """Paths of the files that `build` reads, and of the folder to begin from, by their key below `model`, which is one
-    of `config.FILE_KEYS`.
-    open_clip's names and tags are none."""
-    arch, pretrained = config.towers.arch, config.towers.pretrained
-    found = {"towers.arch": arch} if arch.endswith(".json") else {}
-    if not weights:
-        return found
-    if config.start is not None:
-        return {**found, "start": config.start}
-    if config.released is not None:
-        return {**found, "released": config.released}
-    return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
-
-
-def check_files(config: ModelConfig, *, weights: bool = True) -> None:
-    """Raise CheckpointError when a file that `build` will read, or the folder to begin from, is not there."""
-    for key, path in files(config, weights=weights).items():
-        if key == "start":
-            if "://" not in path and not Path(path).is_dir():
-                expected, do = "the run folder of a fold", "Correct the path."
-                raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such folder", do=do))
-        elif Path(path).is_dir():
-            check_file(Path(path), f"model.{key}={path}")
-        elif not Path(path).is_file():
-            expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
-            raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
 
 
 def _reseed(seed: int, part: str) -> None:

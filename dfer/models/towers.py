@@ -24,6 +24,7 @@ from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
 from dfer.models import conv
 from dfer.models.config import TowersConfig
+from dfer.models.files import twin
 from dfer.models.foreign.architecture import activation_beside, read_architecture
 from dfer.models.foreign.layouts import foreign_names
 from dfer.models.foreign.weights import Weights, read_weights
@@ -37,9 +38,6 @@ NOT_NEEDED = ("input_resolution", "context_length", "vocab_size", "logit_scale",
 
 OPENAI_ONLY = ("input_resolution", "context_length")
 """Names by which a file of OpenAI's is known; open_clip writes none of them."""
-
-QUICK_NAME = "-quickgelu"
-"""How open_clip's names end where an architecture has OpenAI's activation."""
 
 ACTIVATIONS = {True: "OpenAI's quick GELU", False: "the exact GELU"}
 
@@ -250,20 +248,10 @@ def _activation_of(weights: Weights, arch: str, pretrained: str, *, quick: bool)
     )
 
 
-def is_tag(arch: str, pretrained: str) -> bool:
-    """Whether these are weights that open_clip knows by name; else they are a file."""
-    return bool(_trained_as(arch, pretrained))
-
-
 def _trained_as(arch: str, pretrained: str) -> str:
     """The architecture for which open_clip has weights of this tag; empty for a file."""
-    names = () if Path(pretrained).is_file() else (arch, _twin(arch))
+    names = () if Path(pretrained).is_file() else (arch, twin(arch))
     return next((name for name in names if pretrained in open_clip.list_pretrained_tags_by_model(name)), "")
-
-
-def _twin(arch: str) -> str:
-    """The same architecture with the other activation, as open_clip names it."""
-    return arch.removesuffix(QUICK_NAME) if arch.endswith(QUICK_NAME) else arch + QUICK_NAME
 
 
 def check_activation(arch: str, *, quick: bool, trained: bool, where: object) -> None:
@@ -273,10 +261,10 @@ def check_activation(arch: str, *, quick: bool, trained: bool, where: object) ->
     """
     if quick == trained:
         return
-    twin = _twin(arch)
+    other = twin(arch)
     do = f'Set "quick_gelu": {str(trained).lower()} in the architecture\'s JSON file.'
-    if twin in open_clip.list_models():
-        do = f"Set model.towers.arch={twin}."
+    if other in open_clip.list_models():
+        do = f"Set model.towers.arch={other}."
     raise ConfigProblem(
         message(where, expected=f"an architecture with {ACTIVATIONS[trained]}, which these weights were trained with",
                 got=f"model.towers.arch={arch} with {ACTIVATIONS[quick]}", do=do)

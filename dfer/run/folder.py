@@ -17,17 +17,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dfer.config import ConfigProblem, computed, from_plain, to_plain, to_yaml
-from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, UsageError, message, without_secrets
 from dfer.run.changes import noted, objection
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
+
+if TYPE_CHECKING:
+    from dfer.distributed import World
 
 ENVIRONMENT = "environment.json"
 NOTES = "weights"
@@ -38,37 +38,42 @@ REVISION = "DFER_REVISION"
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
 
-def check(folder: Folder, config: Any, world: World) -> None:
-    """Check that the run folder is new, or holds a run of the same configuration. Writes nothing; all ranks call it.
+def check(folder: Folder, config: Any) -> None:
+    """Check that the run folder is new, or holds a run of the same configuration. Writes nothing.
 
     Raises:
         UsageError: the folder holds something else. CheckpointError: it holds another configuration.
     """
-    on_first(lambda: _check(folder, config), world)
+    if folder.size(CONFIG) is not None:
+        before = recorded(folder)
+        with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
+            before = to_plain(from_plain(type(config), before))
+        _refuse_changes(folder, before=before, now=to_plain(config))
+    elif not _is_free(folder):
+        raise UsageError(
+            f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
+            "Choose another one with run=FOLDER."
+        )
 
 
 def write(
-    folder: Folder, config: Any, world: World, *, finished: bool = False, notes: Sequence[str] | None = None
+    folder: Folder, config: Any, world: "World", *, finished: bool = False, notes: Sequence[str] | None = None
 ) -> None:
     """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
 
-    All ranks call it; the first one writes. finished: the run's results stand, so the environment that they came from
-    does too; so does its configuration where something was changed that the results would note. notes: what there is to
-    say of the initial weights, None where an earlier start has said it.
+    One process calls it, the first one. finished: the run's results stand, so the environment that they came from does
+    too; so does its configuration where something was changed that the results would note. notes: what there is to say
+    of the initial weights, None where an earlier start has said it.
 
     Raises:
         StorageError: it cannot be written.
     """
-
-    def work() -> None:
-        if finished and noted(recorded(folder)) != noted(to_plain(config)):
-            return
-        folder.write(CONFIG, to_yaml(config).encode())
-        if not finished:
-            said = _notes_before(folder) if notes is None else list(notes)
-            folder.write(ENVIRONMENT, (json.dumps({**environment(world), NOTES: said}, indent=1) + "\n").encode())
-
-    on_first(work, world)
+    if finished and noted(recorded(folder)) != noted(to_plain(config)):
+        return
+    folder.write(CONFIG, to_yaml(config).encode())
+    if not finished:
+        said = _notes_before(folder) if notes is None else list(notes)
+        folder.write(ENVIRONMENT, (json.dumps({**environment(world), NOTES: said}, indent=1) + "\n").encode())
 
 
 def recorded(folder: Folder) -> dict[str, Any]:
@@ -90,19 +95,6 @@ def _notes_before(folder: Folder) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
-def _check(folder: Folder, config: Any) -> None:
-    if folder.size(CONFIG) is not None:
-        before = recorded(folder)
-        with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
-            before = to_plain(from_plain(type(config), before))
-        _refuse_changes(folder, before=before, now=to_plain(config))
-    elif not _is_free(folder):
-        raise UsageError(
-            f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
-            "Choose another one with run=FOLDER."
-        )
-
-
 def _is_free(folder: Folder) -> bool:
     """Nothing but what a process left that was killed at its first file."""
     if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
@@ -110,8 +102,10 @@ def _is_free(folder: Folder) -> bool:
     return all(name.startswith(f".{CONFIG}.") for name in folder.children())
 
 
-def environment(world: World) -> dict[str, Any]:
+def environment(world: "World") -> dict[str, Any]:
     """Versions, revision, command and hardware of this run: what somebody needs to judge or repeat it."""
+    import torch  # here: launchers check a folder without it
+
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
     return {
         "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],

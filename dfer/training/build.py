@@ -9,7 +9,7 @@ from dfer.choices import Precision
 from dfer.config import ConfigProblem
 from dfer.distributed import World
 from dfer.errors import message
-from dfer.inference import Task
+from dfer.inference import Task, set_tf32
 from dfer.recognition import Recognizer
 from dfer.training.config import EngineConfig, OptimConfig
 from dfer.training.engine import Engine

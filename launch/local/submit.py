@@ -78,7 +78,7 @@ def run(job: Local) -> int:
 
 def _folds(job: Local, config: "RunConfig") -> int:
     """Every fold as a job of its own, then the report over those that ended well."""
-    from dfer.jobs.train import known_folds
+    from dfer.jobs.parts import known_folds
     from dfer.storage import Folder
     from launch.job import conclude
 

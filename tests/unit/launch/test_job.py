@@ -17,7 +17,7 @@ from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError
 from dfer.evaluation.results import save_result
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
-from dfer.models.build import files
+from dfer.models.files import files
 from dfer.storage import Folder
 from launch import job as module
 from launch.job import Job, Place, conclude, make_job, run_job
@@ -30,7 +30,7 @@ CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 @pytest.fixture(autouse=True)
 def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer.jobs.train.known_folds", lambda _: [1, 2, 3, 4, 5])
+    monkeypatch.setattr("dfer.jobs.parts.known_folds", lambda _: [1, 2, 3, 4, 5])
 
 
 def made(*overrides: str, folds: tuple[int, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:

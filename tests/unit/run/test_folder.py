@@ -50,7 +50,7 @@ class Config:
 
 def prepare(run: Path, config: Config, world: World, *, finished: bool = False) -> None:
     """As a run does it; in between it looks at everything else."""
-    folder.check(Folder(run), config, world)
+    folder.check(Folder(run), config)
     folder.write(Folder(run), config, world, finished=finished)
 
 
@@ -113,10 +113,10 @@ def test_files_of_weights_may_lie_elsewhere_under_their_name(tmp_path: Path) -> 
 
 
 def test_a_check_writes_nothing(tmp_path: Path) -> None:
-    folder.check(Folder(tmp_path / "run"), Config(), WORLD)
+    folder.check(Folder(tmp_path / "run"), Config())
     assert not (tmp_path / "run").exists()
     run = started(tmp_path)
-    folder.check(Folder(run), Config(log_every=50), WORLD)
+    folder.check(Folder(run), Config(log_every=50))
     assert (run / "config.yaml").read_text() == to_yaml(Config())
 
 

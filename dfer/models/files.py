@@ -1,0 +1,63 @@
+"""Which files a model's configuration names, told without torch, so that launchers can look for them.
+
+`pretrained_tags.json` records the names under which open_clip offers weights; a test compares it with open_clip.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from dfer.errors import CheckpointError, message
+from dfer.models.config import ModelConfig
+
+QUICK_NAME = "-quickgelu"
+"""How open_clip's names end where an architecture has OpenAI's activation."""
+
+
+def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
+    """Paths of the files that `build` reads, and of the folder to begin from, by their key below `model`, which is one
+    of `config.FILE_KEYS`. open_clip's names and tags are none."""
+    arch, pretrained = config.towers.arch, config.towers.pretrained
+    found = {"towers.arch": arch} if arch.endswith(".json") else {}
+    if not weights:
+        return found
+    if config.start is not None:
+        return {**found, "start": config.start}
+    if config.released is not None:
+        return {**found, "released": config.released}
+    return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
+
+
+def check_files(config: ModelConfig, *, weights: bool = True) -> None:
+    """Raise CheckpointError when a file that `build` will read, or the folder to begin from, is not there."""
+    for key, path in files(config, weights=weights).items():
+        if key == "start":
+            if "://" not in path and not Path(path).is_dir():
+                expected, do = "the run folder of a fold", "Correct the path."
+                raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such folder", do=do))
+        elif Path(path).is_dir():
+            from dfer.models.foreign.weights import check_file  # it knows torch's files
+
+            check_file(Path(path), f"model.{key}={path}")
+        elif not Path(path).is_file():
+            expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
+            raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
+
+
+def is_tag(arch: str, pretrained: str) -> bool:
+    """Whether open_clip offers weights of this name for `arch` or for its twin; else the name is a file's."""
+    return not Path(pretrained).is_file() and any(pretrained in tags().get(name, ()) for name in (arch, twin(arch)))
+
+
+def twin(arch: str) -> str:
+    """The same architecture with the other activation, as open_clip names it."""
+    return arch.removesuffix(QUICK_NAME) if arch.endswith(QUICK_NAME) else arch + QUICK_NAME
+
+
+@cache
+def tags() -> dict[str, list[str]]:
+    """The names of open_clip's weights by architecture."""
+    text = resources.files("dfer.models").joinpath("pretrained_tags.json").read_text(encoding="utf-8")
+    found: dict[str, list[str]] = json.loads(text)
+    return found
