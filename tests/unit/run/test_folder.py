@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dfer.config import to_yaml
-from dfer.distributed import World
+from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, StorageError, UsageError
 from dfer.run import folder
 from dfer.storage import Folder
@@ -51,7 +51,7 @@ class Config:
 def prepare(run: Path, config: Config, world: World, *, finished: bool = False) -> None:
     """As a run does it; in between it looks at everything else."""
     folder.check(Folder(run), config)
-    folder.write(Folder(run), config, world, finished=finished)
+    on_first(lambda: folder.write(Folder(run), config, world, finished=finished), world)
 
 
 def started(tmp_path: Path) -> Path:
