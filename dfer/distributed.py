@@ -163,6 +163,42 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows, one rank behind the other; a rank's gradient is the sum of what all ranks make of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        counts = [int(count) for count in gather_objects(len(rows))]
+        rank, most = dist.get_rank(), max(counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        ctx.first, ctx.count = sum(counts[:rank]), counts[rank]
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = sum_over_ranks(gradients[0].contiguous())
+        return total[ctx.first : ctx.first + ctx.count]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows [B_r ...] of all ranks as one tensor [sum of B_r ...], in rank order, with gradient. A collective call,
+    also in the backward pass. Ranks may have unequal numbers of rows."""
+    return cast(Tensor, _GatherRows.apply(rows)) if _several() else rows
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace floating-point tensors by their means over the ranks, in place. A collective call."""
+    if not _several() or not tensors:
+        return
+    flat = torch.cat([x.detach().reshape(-1).float() for x in tensors])
+    dist.all_reduce(flat)
+    for x, mean in zip(tensors, torch.split(flat / dist.get_world_size(), [x.numel() for x in tensors])):
+        x.copy_(mean.view_as(x))
+
+
 def gather_objects(obj: Any) -> list[Any]:
     """Every rank's small object in rank order, on every rank (numbers and strings, not tensors of size)."""
     if not _several():

@@ -3,13 +3,15 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dfer.choices import Precision
 from dfer.errors import GpuMemoryError, message
-from dfer.recognition import ClipBatch, Progress, Recognition, Recognizer
+from dfer.recognition import Batch, Learner, Progress, Recognition, Recognizer
 
 
 @contextmanager
@@ -25,32 +27,33 @@ def enough_gpu_memory() -> Iterator[None]:
 
 
 class Task(nn.Module):
-    """Recognizer and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
+    """Learner and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
 
-    def __init__(self, recognizer: Recognizer, *, precision: Precision, cache: bool = True) -> None:
+    def __init__(self, learner: Learner, *, precision: Precision, cache: bool = True) -> None:
         super().__init__()
-        self.recognizer = recognizer
+        self.learner = learner
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._cache = cache
 
-    def forward(self, batch: ClipBatch, progress: Progress | None) -> Recognition | dict[str, Tensor]:
-        """Loss terms, or the recognizer's answer (logits in fp32) when `progress` is None."""
-        low, kind = self._dtype, batch.frames.device.type
+    def forward(self, batch: Batch, progress: Progress | None) -> Any:
+        """Loss terms in fp32, or the learner's answer (logits in fp32) when `progress` is None."""
+        low, kind = self._dtype, batch.index.device.type
         with torch.autocast(kind, dtype=low or torch.bfloat16, enabled=low is not None, cache_enabled=self._cache):
-            out: Recognition = self.recognizer(batch)
+            out = self.learner(batch)
             if progress is not None:
-                return {name: term.float() for name, term in self.recognizer.loss(out, batch, progress).items()}
-        return Recognition(logits=out.logits.float(), aux=out.aux)
+                return {name: term.float() for name, term in self.learner.loss(out, batch, progress).items()}
+        if not isinstance(out, Recognition):
+            return out
+        variants = {name: logits.float() for name, logits in out.variants.items()}
+        return replace(out, logits=out.logits.float(), variants=variants)
 
 
-def inference(
-    recognizer: Recognizer, *, precision: Precision, device: torch.device
-) -> Callable[[ClipBatch], Recognition]:
+def inference(recognizer: Recognizer, *, precision: Precision, device: torch.device) -> Callable[[Batch], Recognition]:
     """A forward pass without engine or optimizer, for evaluation and prediction; moves the recognizer to `device`."""
     task = Task(recognizer, precision=precision).to(device).eval()
 
     @torch.no_grad()
-    def forward(batch: ClipBatch) -> Recognition:
+    def forward(batch: Batch) -> Recognition:
         out = task(batch, None)
         assert isinstance(out, Recognition)
         return out

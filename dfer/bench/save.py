@@ -41,8 +41,7 @@ def bench_save(
     with process_group(world), tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         engine = build_engine(
             EngineConfig(name="ddp"), model, optim=SgdConfig(groups=rates), world=world, global_batch=clips,
-            micro_batch=clips,
-        )  # fmt: skip
+            micro_batch=clips, seed=1)  # fmt: skip
         with closing(engine):
             checkpoints = Checkpoints(Folder(out or folder), world=world, config=CheckpointConfig(keep_last=1))
             checkpoints.start(checkpoints.latest())

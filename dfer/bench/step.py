@@ -64,7 +64,7 @@ def clips_of_noise(clips: int, frames: int, size: int, device: torch.device) -> 
 
 
 def _step(model: Recognizer, batch: ClipBatch, precision: str) -> Callable[[], None]:
-    groups = [{"params": group, "lr": RATES[name]} for name, group in model.param_groups().items()]
+    groups = [{"params": group.params, "lr": RATES[name]} for name, group in model.param_groups().items()]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=1e-4)
     device = batch.frames.device.type
 

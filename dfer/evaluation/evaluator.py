@@ -1,12 +1,14 @@
 """Evaluation over any number of ranks: every clip is counted exactly once, or there is no result.
 
-Letters: B clips of a batch, N clips of the split, K classes. Each rank fills tables over the whole split at the
-positions it saw; one sum over the ranks at the end makes them whole and shows every clip that is missing or doubled.
+Letters: B clips of a batch, V views of a clip, N clips of the split, K classes. Each rank fills tables over the whole
+split at the positions it saw; one sum over the ranks at the end makes them whole and shows every clip that is missing
+or doubled. The views of a clip are averaged before anything is counted.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +17,11 @@ from dfer.distributed import gather_objects, sum_over_ranks
 from dfer.errors import DataError, NonFiniteLossError, message
 from dfer.evaluation.counts import confusion
 from dfer.evaluation.scores import Scores, scores
-from dfer.recognition import PADDING, ClipBatch, Recognition
+from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Recognition, labels_of
 
+LabelledBatch = TypeVar("LabelledBatch", ClipBatch, FeatureBatch)
+ANSWER = ""
+"""Name of the method's own answer among its variants."""
 SHOWN = 3
 """Clips a message names before it stops."""
 
@@ -41,19 +46,22 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one pass over a split gave, the same on every rank. seconds: wall clock of this rank's pass."""
+    """What one pass over a split gave, the same on every rank. variants: scores of the method's other answers, by name.
+    seconds: wall clock of this rank's pass."""
 
     scores: Scores
+    variants: dict[str, Scores]
     predictions: Predictions | None
     seconds: float
 
 
 def evaluate(
-    forward: Callable[[ClipBatch], Recognition],
-    batches: Iterable[ClipBatch],
+    forward: Callable[[LabelledBatch], Recognition],
+    batches: Iterable[LabelledBatch],
     *,
     num_classes: int,
     expected: int,
+    views: int = 1,
     device: torch.device,
     keys: Sequence[str] | None = None,
     predictions: bool = False,
@@ -63,8 +71,10 @@ def evaluate(
 
     Args:
         forward: gives logits [B K]; the caller has set the model to evaluation mode. Runs without gradients.
-        batches: this rank's share; `index` is the position in the split (0..N-1) or PADDING.
+        batches: this rank's share; `index` is the position in the split (0..N-1) or PADDING. The V rows of a clip stand
+            one behind the other.
         expected: N, clips of the split over all ranks.
+        views: V, rows of a clip; their logits are averaged.
         device: where the batches are moved and the counts kept.
         keys: clip keys by position, for messages.
         predictions: gather the logits too, at the cost of a second sum of N x K numbers.
@@ -72,6 +82,7 @@ def evaluate(
 
     Raises:
         DataError: a clip is missing, comes twice, or has an index or label outside the split; on every rank.
+        ValueError: the rows of a batch are not whole clips of `views` rows.
         NonFiniteLossError: logits that are not finite; on every rank, naming the clips.
     """
     start = time.monotonic()
@@ -79,10 +90,32 @@ def evaluate(
     with torch.no_grad():
         for batch in batches:
             checked = tally.checked(batch).to(device)
-            tally.add(checked, logits=forward(checked).logits)
+            tally.add(_Rows.of(checked, forward(checked), views=views))
             between()
-    found, answers = tally.finish(keys)
-    return Evaluation(scores=found, predictions=answers, seconds=time.monotonic() - start)
+    found, variants, answers = tally.finish(keys)
+    return Evaluation(scores=found, variants=variants, predictions=answers, seconds=time.monotonic() - start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """One row a clip. index, labels: int64 [B]; logits: float [B K], of the answer and of every variant of it."""
+
+    index: Tensor
+    labels: Tensor
+    logits: Tensor
+    variants: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, batch: LabelledBatch, out: Recognition, *, views: int) -> "_Rows":
+        """A batch's answers, averaged over the views of each clip."""
+        variants = {name: _averaged(logits, views) for name, logits in out.variants.items()}
+        index, labels = batch.index[::views], labels_of(batch)[::views]
+        return cls(index=index, labels=labels, logits=_averaged(out.logits, views), variants=variants)
+
+
+def _averaged(logits: Tensor, views: int) -> Tensor:
+    """[B V K] rows to fp32 [B K]."""
+    return logits.float().view(-1, views, logits.shape[-1]).mean(1) if views > 1 else logits.float()
 
 
 class _Tally:
@@ -94,57 +127,66 @@ class _Tally:
                 message("evaluation", expected="at least one clip", got=str(expected), do="Check the test partitions.")
             )
         self.num_classes, self.expected = num_classes, expected
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.matrices = {ANSWER: self._empty(device)}
         self.seen, self.broken, self.labels = torch.zeros(3, expected + 1, dtype=torch.int64, device=device)
         rows = expected + 1 if keep_logits else 0
         self.logits = torch.zeros(rows, num_classes, dtype=torch.float32, device=device)
         self.stray: str | None = None
 
-    def checked(self, batch: ClipBatch) -> ClipBatch:
+    def _empty(self, device: torch.device) -> Tensor:
+        return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64, device=device)
+
+    def checked(self, batch: LabelledBatch) -> LabelledBatch:
         """The batch with rows outside the split turned to padding, and the first of them remembered.
 
         Raising here would leave the other ranks waiting for this one; `finish` raises on all of them.
         """
         inside = (batch.index >= 0) & (batch.index < self.expected)
-        inside &= (batch.labels >= 0) & (batch.labels < self.num_classes)
+        labels = labels_of(batch)
+        inside &= (labels >= 0) & (labels < self.num_classes)
         bad = (batch.index != PADDING) & ~inside
         if not bool(bad.any()):
             return batch
         row = int(bad.nonzero()[0])
-        self.stray = self.stray or f"index {int(batch.index[row])} with label {int(batch.labels[row])}"
+        self.stray = self.stray or f"index {int(batch.index[row])} with label {int(labels[row])}"
         return replace(batch, index=batch.index.masked_fill(bad, PADDING))
 
-    def add(self, batch: ClipBatch, *, logits: Tensor) -> None:
-        """Count the rows of one batch that are not padding."""
-        if tuple(logits.shape) != (len(batch.index), self.num_classes):
-            expected = f"logits [{len(batch.index)} {self.num_classes}]"
-            raise DataError(
-                message("evaluation", expected=expected, got=str(list(logits.shape)), do="Match the model's classes.")
-            )
-        logits = logits.float()
-        counts = batch.index != PADDING
-        slots = torch.where(counts, batch.index, self.expected)
-        self.matrix += confusion(logits, labels=batch.labels, index=batch.index, num_classes=self.num_classes)
+    def add(self, rows: _Rows) -> None:
+        """Count the clips of one batch that are not padding."""
+        counts = rows.index != PADDING
+        slots = torch.where(counts, rows.index, self.expected)
+        finite = torch.ones_like(counts)
+        for name, logits in {ANSWER: rows.logits, **rows.variants}.items():
+            if tuple(logits.shape) != (len(rows.index), self.num_classes):
+                expected, got = f"logits [{len(rows.index)} {self.num_classes}]", str(list(logits.shape))
+                raise DataError(message("evaluation", expected=expected, got=got, do="Match the model's classes."))
+            matrix = self.matrices.setdefault(name, self._empty(logits.device))
+            matrix += confusion(logits, labels=rows.labels, index=rows.index, num_classes=self.num_classes)
+            finite &= logits.isfinite().all(dim=-1)
         self.seen.index_add_(0, slots, counts.long())
-        self.broken.index_add_(0, slots, (counts & ~logits.isfinite().all(dim=-1)).long())
+        self.broken.index_add_(0, slots, (counts & ~finite).long())
         if len(self.logits):
-            self.labels.index_add_(0, slots, torch.where(counts, batch.labels, 0))
-            self.logits.index_add_(0, slots, torch.where(counts[:, None], logits, 0.0))
+            self.labels.index_add_(0, slots, torch.where(counts, rows.labels, 0))
+            self.logits.index_add_(0, slots, torch.where(counts[:, None], rows.logits, 0.0))
 
-    def finish(self, keys: Sequence[str] | None) -> tuple[Scores, Predictions | None]:
-        """Sum over the ranks, refuse what is not every clip once, score."""
+    def finish(self, keys: Sequence[str] | None) -> tuple[Scores, dict[str, Scores], Predictions | None]:
+        """Sum over the ranks, refuse what is not every clip once, score. A collective call."""
         n, k = self.expected, self.num_classes
-        strays = torch.tensor([self.stray is not None], dtype=torch.int64, device=self.matrix.device)
-        parts = [self.matrix.flatten(), self.seen[:n], self.broken[:n], self.labels[:n], strays]
-        whole = sum_over_ranks(torch.cat(parts)).cpu()
-        matrix, seen, broken, labels, num_strays = torch.split(whole, [k * k, n, n, n, 1])
+        # A rank without clips knows of no variants.
+        names = sorted({name for known in gather_objects(sorted(self.matrices)) for name in known})
+        device = self.seen.device
+        strays = torch.tensor([self.stray is not None], dtype=torch.int64, device=device)
+        counts = [self.matrices.get(name, self._empty(device)).flatten() for name in names]
+        whole = sum_over_ranks(torch.cat([self.seen[:n], self.broken[:n], self.labels[:n], strays, *counts])).cpu()
+        seen, broken, labels, num_strays, *matrices = torch.split(whole, [n, n, n, 1, *[k * k] * len(names)])
         self._refuse_strays(int(num_strays))
         _refuse_wrong_totals(seen, keys)
         _refuse_broken(broken, keys)
-        found = scores(matrix.view(k, k).tolist())
+        found = {name: scores(matrix.view(k, k).tolist()) for name, matrix in zip(names, matrices)}
+        answer = found.pop(ANSWER)
         if not len(self.logits):
-            return found, None
-        return found, Predictions(labels=labels.clone(), logits=sum_over_ranks(self.logits[:n]).cpu())
+            return answer, found, None
+        return answer, found, Predictions(labels=labels.clone(), logits=sum_over_ranks(self.logits[:n]).cpu())
 
     def _refuse_strays(self, num_strays: int) -> None:
         if not num_strays:

@@ -116,8 +116,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     recognizer = initial.model
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
-        micro_batch=config.share(world), key_of=clips.train.keys.__getitem__,
-    )  # fmt: skip
+        micro_batch=config.share(world), key_of=clips.train.keys.__getitem__, seed=config.seed)  # fmt: skip
     with closing(engine):
         recorded = on_first(lambda: folder.recorded(home), world)
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
@@ -274,7 +273,7 @@ def describe(config: RunConfig, world: World) -> str:
     initial = initial_model(config, clips.emotions, World(), manifest_sha256=manifest_hash(clips.store))
     recognizer = initial.model
     loader = train_loader(config, clips, world)
-    sizes = {name: sum(p.numel() for p in group) for name, group in recognizer.param_groups().items()}
+    sizes = {name: sum(p.numel() for p in group.params) for name, group in recognizer.param_groups().items()}
     rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
     frozen = sum(p.numel() for p in recognizer.parameters() if not p.requires_grad)
     lines = [f"fold {clips.split.fold} of {clips.num_folds}: trains on {', '.join(clips.split.train)}"]

@@ -5,7 +5,7 @@ Letters: B clips, T frames, C colours, H height, W width, K classes, D embedding
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dfer.emotions import Emotions
@@ -14,7 +14,7 @@ from dfer.models.config import DferClipConfig
 from dfer.models.prompts import PromptLearner, layout
 from dfer.models.temporal import temporal_model
 from dfer.models.towers import Towers
-from dfer.recognition import PADDING, ClipBatch, Progress, Recognition, Recognizer
+from dfer.recognition import PADDING, ClipBatch, Group, Progress, Recognition, Recognizer, labels_of
 
 IGNORED = -100
 
@@ -36,6 +36,11 @@ class DferClip(Recognizer):
         )
         self.prompts = PromptLearner(placed, width=towers.text_width, shared=config.shared_contexts)
         self.temporal = temporal_model(towers.embed_dim, num_frames=num_frames, config=config.temporal)
+
+    @property
+    def normalisation(self) -> str:
+        """The release feeds frames as they are."""
+        return "none (frames scaled to 0..1)"
 
     @property
     def image_size(self) -> int:
@@ -63,15 +68,15 @@ class DferClip(Recognizer):
 
     def loss(self, out: Recognition, batch: ClipBatch, progress: Progress) -> dict[str, Tensor]:
         """Cross entropy, averaged over the rows that are no padding."""
-        labels = batch.labels.masked_fill(batch.index == PADDING, IGNORED)
+        labels = labels_of(batch).masked_fill(batch.index == PADDING, IGNORED)
         total = F.cross_entropy(out.logits, labels, ignore_index=IGNORED, reduction="sum")
         return {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+    def param_groups(self) -> dict[str, Group]:
         """`temporal`, `image`, `prompts`, as far as they are trained."""
         parts = {"temporal": self.temporal, "image": self.towers.visual, "prompts": self.prompts}
-        groups = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
-        return {name: group for name, group in groups.items() if group}
+        trained = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+        return {name: Group(params=params) for name, params in trained.items() if params}
 
     def class_parameters(self) -> frozenset[str]:
         """The contexts [K N W], where every class has its own."""

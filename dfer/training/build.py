@@ -10,7 +10,7 @@ from dfer.config import ConfigProblem
 from dfer.distributed import World
 from dfer.errors import message
 from dfer.inference import Task, set_tf32
-from dfer.recognition import Recognizer
+from dfer.recognition import Learner
 from dfer.training.config import EngineConfig, OptimConfig
 from dfer.training.engine import Engine
 from dfer.training.optim import build_optimizer, group_settings
@@ -18,19 +18,20 @@ from dfer.training.optim import build_optimizer, group_settings
 
 def build_engine(
     config: EngineConfig,
-    recognizer: Recognizer,
+    learner: Learner,
     *,
     optim: OptimConfig,
     world: World,
     global_batch: int,
     micro_batch: int,
+    seed: int,
     key_of: Callable[[int], str] = str,
 ) -> Engine:
-    """The engine of `config` around `recognizer`, on this process's device, inside a process group.
+    """The engine of `config` around `learner`, on this process's device, inside a process group.
 
     global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once, fewer in the
     last micro-batch of a step where that does not divide the rank's share;
-    key_of: a clip's name for its `ClipBatch.index`, for messages.
+    seed: of random draws in the forward pass; key_of: a clip's name for its `ClipBatch.index`, for messages.
 
     Raises:
         UsageError: precision, batch sizes or groups that do not fit, DeepSpeed missing.
@@ -44,13 +45,24 @@ def build_engine(
             message("batch", expected=f"a multiple of {world.size} ranks", got=str(global_batch), do=do)
         )
     accumulation = -(-share // micro_batch)
-    recognizer.to(world.device)
-    for buffer in recognizer.buffers():
+    if learner.coupling == "step" and accumulation > 1:
+        do = "Leave it out: this method contrasts every clip of a step with all others."
+        expected = f"none or {share}, a rank's whole part of a step"
+        raise ConfigProblem(message("micro_batch", expected=expected, got=str(micro_batch), do=do))
+    learner.to(world.device)
+    for buffer in learner.buffers():
         # The engines start from the first rank's parameters by themselves, but not from its buffers.
         dist.broadcast(buffer, src=0)
-    task = Task(recognizer, precision=config.precision, cache=config.zero < 3)
-    settings, optimizer = group_settings(optim, recognizer), build_optimizer(optim, recognizer)
-    shared = {"config": config, "settings": settings, "world": world, "accumulation": accumulation, "key_of": key_of}
+    task = Task(learner, precision=config.precision, cache=config.zero < 3)
+    settings, optimizer = group_settings(optim, learner), build_optimizer(optim, learner)
+    shared = {
+        "config": config,
+        "settings": settings,
+        "world": world,
+        "accumulation": accumulation,
+        "key_of": key_of,
+        "seed": seed,
+    }
     if config.name == "ddp":
         from dfer.training.ddp import DdpEngine
 

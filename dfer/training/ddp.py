@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dfer.inference import Task
-from dfer.recognition import ClipBatch, Progress
+from dfer.recognition import Batch, Progress
 from dfer.training import replicated as plain
 from dfer.training.engine import Engine
 
@@ -31,7 +31,7 @@ class DdpEngine(Engine):
     def _optimizer(self) -> torch.optim.Optimizer:
         return self._torch_optimizer
 
-    def _accumulate(self, batch: ClipBatch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
+    def _accumulate(self, batch: Batch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
         with contextlib.nullcontext() if last else self._ddp.no_sync():
             terms: dict[str, Tensor] = self._ddp(batch, progress)
             loss = torch.stack(list(terms.values())).sum() * weight * self._scale.value
@@ -53,7 +53,7 @@ class DdpEngine(Engine):
         plain.write_state(self._optimizer, self._names, state)
 
     def _write_weights(self, weights: Mapping[str, Tensor]) -> None:
-        self.task.recognizer.load_state_dict(dict(weights))
+        self.task.learner.load_state_dict(dict(weights))
 
     def _group_params(self) -> list[set[str]]:
         return [{self._names[id(p)] for p in group["params"]} for group in self._optimizer.param_groups]

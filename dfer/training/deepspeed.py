@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dfer.distributed import World
 from dfer.errors import UsageError, message
 from dfer.inference import Task
-from dfer.recognition import ClipBatch, Progress
+from dfer.recognition import Batch, Progress
 from dfer.training import replicated as plain
 from dfer.training.engine import Engine
 from dfer.training.state import state_slots
@@ -73,7 +73,7 @@ class DeepSpeedEngine(Engine):
             "steps_per_print": sys.maxsize,
         }
 
-    def _accumulate(self, batch: ClipBatch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
+    def _accumulate(self, batch: Batch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
         self._ds.set_gradient_accumulation_boundary(last)
         if self._stage and self._scale.enabled:
             self._zero.override_loss_scale(self._scale.value)
@@ -98,7 +98,7 @@ class DeepSpeedEngine(Engine):
         out = super().weights()
         if self._stage == 3:
             # One parameter at a time is whole on the device, never the model.
-            for name, param in self.task.recognizer.named_parameters(remove_duplicate=False):
+            for name, param in self.task.learner.named_parameters(remove_duplicate=False):
                 with _gathered(param, write=False):
                     if self.world.is_first:
                         out[name] = param.detach().to("cpu", copy=True).contiguous()
@@ -106,12 +106,12 @@ class DeepSpeedEngine(Engine):
 
     def _write_weights(self, weights: Mapping[str, Tensor]) -> None:
         if self._stage < 3:
-            self.task.recognizer.load_state_dict(dict(weights))
+            self.task.learner.load_state_dict(dict(weights))
         else:
-            for name, param in self.task.recognizer.named_parameters():
+            for name, param in self.task.learner.named_parameters():
                 with _gathered(param, write=True), torch.no_grad():
                     param.copy_(weights[name])
-            for name, buffer in self.task.recognizer.named_buffers():
+            for name, buffer in self.task.learner.named_buffers():
                 if name in weights:
                     buffer.copy_(weights[name])
         if self._stage:
@@ -234,7 +234,7 @@ def _keep_during_backward(task: Task) -> None:
     parameters the recognizer holds itself are tied to the task, which returns plain tensors."""
     import deepspeed
 
-    for param in task.recognizer.parameters(recurse=False):
+    for param in task.learner.parameters(recurse=False):
         deepspeed.zero.register_external_parameter(task, param)
 
 

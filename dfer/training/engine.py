@@ -6,18 +6,20 @@ fp16 gradients are kept in range by one dynamic loss scale that all engines shar
 the mean loss over the global batch, however it is cut into ranks and micro-batches.
 """
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dfer.distributed import World, gather_objects, sum_over_ranks
+from dfer.distributed import World, average_over_ranks, gather_objects, sum_over_ranks
 from dfer.errors import NonFiniteLossError, UsageError, message
 from dfer.inference import Task
-from dfer.recognition import PADDING, ClipBatch, Progress, Recognition
+from dfer.recognition import PADDING, Batch, Progress, Recognition
 from dfer.training import gradients
 from dfer.training.config import EngineConfig
 from dfer.training.gradients import Gradients
@@ -66,7 +68,7 @@ class LossScale:
 
 
 class Engine(ABC):
-    """A recognizer in training on all ranks. Every method is collective: all ranks call it, in the same order."""
+    """A learner in training on all ranks. Every method is collective: all ranks call it, in the same order."""
 
     def __init__(
         self,
@@ -77,17 +79,18 @@ class Engine(ABC):
         world: World,
         accumulation: int,
         key_of: Callable[[int], str],
+        seed: int,
     ) -> None:
         self.task, self.config, self.settings, self.world = task, config, tuple(settings), world
         self.accumulation = accumulation
-        self._key_of = key_of
+        self._key_of, self._seed = key_of, seed
         self._scale = LossScale(enabled=config.precision == "fp16")
-        self._names = {id(p): name for name, p in task.recognizer.named_parameters()}
+        self._names = {id(p): name for name, p in task.learner.named_parameters()}
         # Taken now: ZeRO 3 leaves empty tensors behind.
-        self._shapes = {name: value.shape for name, value in task.recognizer.state_dict().items()}
-        self._gradients = Gradients(task.recognizer)
+        self._shapes = {name: value.shape for name, value in task.learner.state_dict().items()}
+        self._gradients = Gradients(task.learner)
 
-    def forward(self, batch: ClipBatch) -> Recognition:
+    def forward(self, batch: Batch) -> Recognition:
         """The recognizer's answer for this rank's batch, in evaluation mode and without gradients."""
         self.task.eval()
         with torch.no_grad():
@@ -95,7 +98,7 @@ class Engine(ABC):
         assert isinstance(out, Recognition)
         return out
 
-    def step(self, micro_batches: Sequence[ClipBatch], *, progress: Progress, lr_factor: float) -> StepReport:
+    def step(self, micro_batches: Sequence[Batch], *, progress: Progress, lr_factor: float) -> StepReport:
         """Forward, backward and update over this rank's micro-batches of one global batch, on the device.
 
         Raises:
@@ -113,7 +116,7 @@ class Engine(ABC):
         terms = []
         for i, batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            with self._gradients.of_one_backward():
+            with self._gradients.of_one_backward(), self._random_stream(progress.step, i):
                 terms.append(self._accumulate(batch, shares[i] * self.world.size, progress, last=last))
         means = self._agreed_means(micro_batches, terms, shares, progress)
         scale = self._scale.value if self._scale.enabled else None
@@ -122,16 +125,29 @@ class Engine(ABC):
         if not applied and not self._scale.enabled:
             raise NonFiniteLossError(self._gradient_message(progress))
         self._scale.update(overflowed=not applied)
+        if self.task.learner.coupling == "micro_batch":
+            # Batch statistics differ from rank to rank; one evaluation must not come from several models.
+            average_over_ranks([b for b in self.task.learner.buffers() if b.is_floating_point()])
         lr = {str(group["name"]): float(group["lr"]) for group in self._optimizer.param_groups}
         return StepReport(
             loss=sum(means.values()), terms=means, grad_norm=grad_norm, clips=int(clips), applied=applied, lr=lr,
             loss_scale=scale,
         )  # fmt: skip
 
+    @contextmanager
+    def _random_stream(self, step: int, number: int) -> Iterator[None]:
+        """Random draws of a forward pass (dropout) come from a stream of their own for every micro-batch of every rank
+        and step, so that a resumed run repeats them. The generators of the process are put back afterwards."""
+        device = self.world.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            text = f"{self._seed}/{step}/{self.world.rank}/{number}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+            yield
+
     def weights(self) -> dict[str, Tensor]:
         """All fp32 parameters and buffers by name, on the CPU; on the first rank only, empty on the others."""
         self._settle()
-        full = self.task.recognizer.state_dict() if self.world.is_first else {}
+        full = self.task.learner.state_dict() if self.world.is_first else {}
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in full.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -177,7 +193,7 @@ class Engine(ABC):
         """The torch optimizer whose `param_groups` decide the rates."""
 
     @abstractmethod
-    def _accumulate(self, batch: ClipBatch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
+    def _accumulate(self, batch: Batch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
         """Add weight x loss scale x gradient of one micro-batch; its loss terms, detached."""
 
     @abstractmethod
@@ -221,7 +237,7 @@ class Engine(ABC):
         assert got == expected, f"optimizer groups changed on loading: {[g[:4] for g in got]}"
 
     def _agreed_means(
-        self, batches: Sequence[ClipBatch], terms: list[dict[str, Tensor]], shares: Tensor, progress: Progress
+        self, batches: Sequence[Batch], terms: list[dict[str, Tensor]], shares: Tensor, progress: Progress
     ) -> dict[str, float]:
         """Means of the terms over the global batch; raises on all ranks when one of them is not finite on any, or a
         parameter was left out."""
@@ -241,7 +257,7 @@ class Engine(ABC):
         return dict(zip(names, sums[2:]))
 
     def _loss_message(
-        self, batches: Sequence[ClipBatch], values: Tensor, bad: Tensor, names: list[str], progress: Progress
+        self, batches: Sequence[Batch], values: Tensor, bad: Tensor, names: list[str], progress: Progress
     ) -> str:
         here = [
             (dict(zip(names, row)), index)

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from dfer.errors import UsageError, did_you_mean
-from dfer.recognition import Recognizer
+from dfer.recognition import Group, Learner
 from dfer.training.config import AdamWConfig, OptimConfig, SgdConfig
 
 
@@ -24,21 +23,23 @@ class GroupSetting:
     params: tuple[str, ...] = field(repr=False)
 
 
-def group_settings(config: OptimConfig, recognizer: Recognizer) -> list[GroupSetting]:
-    """The optimizer groups of a recognizer in a fixed order, with parameters by name.
+def group_settings(config: OptimConfig, learner: Learner) -> list[GroupSetting]:
+    """The optimizer groups of a learner in a fixed order, with parameters by name.
 
     Raises:
-        UsageError: `optim.groups` does not name exactly the recognizer's groups.
-        ValueError: the recognizer's groups are not exactly its trainable parameters (a mistake in the model).
+        UsageError: `optim.groups` does not name exactly the learner's groups.
+        ValueError: the learner's groups are not exactly its trainable parameters (a mistake in the model).
     """
-    groups = recognizer.param_groups()
+    groups = learner.param_groups()
     _check_names(config.groups, groups)
-    names = _names_of(recognizer, groups)
+    names = _names_of(learner, groups)
     out: list[GroupSetting] = []
-    for group, params in groups.items():
+    for group, found in groups.items():
+        params = found.params
         rate = config.groups[group]
         decay = config.weight_decay if rate.weight_decay is None else rate.weight_decay
-        vectors = [p.ndim < 2 and isinstance(config, AdamWConfig) and config.no_decay for p in params]
+        spared = isinstance(config, AdamWConfig) and config.no_decay
+        vectors = [not found.decay or (spared and p.ndim < 2) for p in params]
         for part, part_decay, wanted in ((group, decay, False), (f"{group}/no_decay", 0.0, True)):
             chosen = tuple(names[id(p)] for p, is_vector in zip(params, vectors) if is_vector == wanted)
             if chosen:
@@ -48,12 +49,12 @@ def group_settings(config: OptimConfig, recognizer: Recognizer) -> list[GroupSet
     return out
 
 
-def build_optimizer(config: OptimConfig, recognizer: Recognizer) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimConfig, learner: Learner) -> torch.optim.Optimizer:
     """A torch optimizer over the trainable parameters only, one named group per setting of `group_settings`."""
-    by_name = dict(recognizer.named_parameters())
+    by_name = dict(learner.named_parameters())
     groups = [
         {"name": s.name, "lr": s.lr, "weight_decay": s.weight_decay, "params": [by_name[name] for name in s.params]}
-        for s in group_settings(config, recognizer)
+        for s in group_settings(config, learner)
     ]
     match config:
         case SgdConfig():
@@ -74,14 +75,14 @@ def _check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
         raise UsageError(f"optim.groups: expected exactly {', '.join(sorted(wanted))}: {'; '.join(problems)}")
 
 
-def _names_of(recognizer: Recognizer, groups: dict[str, list[nn.Parameter]]) -> dict[int, str]:
-    names = {id(p): name for name, p in recognizer.named_parameters() if p.requires_grad}
-    grouped = [id(p) for params in groups.values() for p in params]
+def _names_of(learner: Learner, groups: dict[str, Group]) -> dict[int, str]:
+    names = {id(p): name for name, p in learner.named_parameters() if p.requires_grad}
+    grouped = [id(p) for group in groups.values() for p in group.params]
     outside = sorted(names[i] for i in names.keys() - set(grouped))
     frozen = len(set(grouped) - names.keys())
     if outside or frozen or len(grouped) != len(set(grouped)):
         raise ValueError(
-            f"{type(recognizer).__name__}.param_groups: expected every trainable parameter once, got {outside} in no "
+            f"{type(learner).__name__}.param_groups: expected every trainable parameter once, got {outside} in no "
             f"group, {frozen} that are frozen, {len(grouped) - len(set(grouped))} twice"
         )
     return names

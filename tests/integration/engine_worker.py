@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dfer.distributed import World, barrier, from_environment, gather_objects, process_group
 from dfer.errors import DferError
-from dfer.recognition import ClipBatch, Progress
+from dfer.recognition import ClipBatch, Group, Progress
 from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
 from dfer.training import engine as engine_module
@@ -87,9 +87,9 @@ class LeftOut(TinyRecognizer):
         super().__init__()
         self.spare = torch.nn.Linear(5, 5)
 
-    def param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+    def param_groups(self) -> dict[str, Group]:
         groups = super().param_groups()
-        return {**groups, "head": [*groups["head"], *self.spare.parameters()]}
+        return {**groups, "head": Group(params=[*groups["head"].params, *self.spare.parameters()])}
 
 
 def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, seed: int = 0, **change: Any) -> Engine:
@@ -103,6 +103,7 @@ def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, 
         global_batch=BATCH,
         micro_batch=micro,
         key_of=key_of,
+        seed=1,
     )
 
 
@@ -129,7 +130,7 @@ def case_oracle(name: str, world: World, folder: Path, other: Path) -> dict[str,
             for number in range(STEPS):
                 report = step(engine, world, number)
                 logits = engine.forward(clips(3, seed=9)).logits
-            frozen = engine.task.recognizer.frozen.weight
+            frozen = engine.task.learner.frozen.weight
             out[f"{optim.name}/{micro}"] = {
                 "weights": error(engine, expected),
                 "norm": abs(report.grad_norm - norm),
@@ -146,8 +147,8 @@ def case_uneven(name: str, world: World, folder: Path, other: Path) -> dict[str,
     """46 clips, 8 at once: on two ranks 8, 8 and 7, held to plain torch on all of them."""
     size, micro = 46, 8
     engine = build_engine(
-        ENGINES[name], TinyRecognizer(), optim=SGD, world=world, global_batch=size, micro_batch=micro
-    )  # fmt: skip
+        ENGINES[name], TinyRecognizer(), optim=SGD, world=world, global_batch=size, micro_batch=micro, seed=1
+    )
     cut = share(clips(size), rank=world.rank, world_size=world.size, micro_batch=micro)
     report = engine.step(cut, progress=progress(0), lr_factor=1.0)
     expected, norm = oracle(SGD, steps=1, size=size)
@@ -215,7 +216,13 @@ def case_refused(name: str, world: World, folder: Path, other: Path) -> dict[str
 def case_left_out(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
     """A trained parameter that gets no gradient: the same words from every engine, in the first step."""
     engine = build_engine(
-        ENGINES[name], LeftOut(), optim=SGD, world=world, global_batch=BATCH, micro_batch=BATCH // world.size // 2
+        ENGINES[name],
+        LeftOut(),
+        optim=SGD,
+        world=world,
+        global_batch=BATCH,
+        micro_batch=BATCH // world.size // 2,
+        seed=1,
     )
     before = engine.weights()
     try:
@@ -310,7 +317,7 @@ def case_closed(name: str, world: World, folder: Path, other: Path) -> dict[str,
     """A closed engine frees its model: the folds of a cross-validation follow each other in one process."""
     engine = build(name, world)
     step(engine, world, 0)
-    module = weakref.ref(engine.task.recognizer.trunk)
+    module = weakref.ref(engine.task.learner.trunk)
     engine.close()
     del engine
     gc.collect()

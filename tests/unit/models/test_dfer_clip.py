@@ -35,7 +35,7 @@ def test_the_groups_are_what_trains_and_all_of_it_learns(depth: int, contexts: i
     assert set(groups) == {
         name for name, there in {"temporal": depth, "prompts": contexts, "image": image}.items() if there
     }
-    grouped = [id(parameter) for group in groups.values() for parameter in group]
+    grouped = [id(parameter) for group in groups.values() for parameter in group.params]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     clips = batch()
     sum(model.loss(model(clips), clips, START).values()).backward()
@@ -100,7 +100,9 @@ def test_bf16_autocast_gives_fp32_logits_near_those_of_fp32(arch: str) -> None:
     torch.testing.assert_close(out.logits, exact, atol=1.5, rtol=0)
     assert not torch.equal(out.logits, exact)
     sum(model.loss(out, clips, START).values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for group in model.param_groups().values() for p in group)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for group in model.param_groups().values() for p in group.params
+    )
 
 
 def test_a_model_cast_to_bf16_runs() -> None:
@@ -112,7 +114,7 @@ def test_a_few_steps_fit_a_batch() -> None:
     model, clips = small(), batch(4)
     rates = {"temporal": 1e-3, "image": 1e-4, "prompts": 1e-3}
     optimizer = torch.optim.AdamW(
-        [{"params": group, "lr": rates[name]} for name, group in model.param_groups().items()]
+        [{"params": group.params, "lr": rates[name]} for name, group in model.param_groups().items()]
     )
     losses = []
     for _ in range(15):

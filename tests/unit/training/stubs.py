@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfer.recognition import ClipBatch, Progress, Recognition, Recognizer
+from dfer.recognition import ClipBatch, Group, Progress, Recognition, Recognizer, labels_of
 
 CLASSES, SHAPE = 5, (2, 3, 4, 4)
 
@@ -21,6 +21,10 @@ class TinyRecognizer(Recognizer):
         self.temperature = nn.Parameter(torch.ones(1))
         self.register_buffer("offset", torch.full((CLASSES,), 0.25))
 
+    @property
+    def normalisation(self) -> str:
+        return "scaled to 0..1"
+
     def forward(self, batch: ClipBatch) -> Recognition:
         x = batch.frames.float().div(255).mean(1).flatten(1)
         logits = self.head(self.trunk(self.frozen(x))) * self.temperature + self.offset
@@ -33,10 +37,13 @@ class TinyRecognizer(Recognizer):
         black = batch.frames.flatten(1).float().mean(1) == 0
         spread = torch.where(black, 0 * out.aux["spread"], out.aux["spread"].square()).sqrt()
         spread = torch.where(broken, torch.inf, spread)
-        return {"ce": F.cross_entropy(out.logits, batch.labels), "spread": 0.1 * spread.mean()}
+        return {"ce": F.cross_entropy(out.logits, labels_of(batch)), "spread": 0.1 * spread.mean()}
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"trunk": list(self.trunk.parameters()), "head": [*self.head.parameters(), self.temperature]}
+    def param_groups(self) -> dict[str, Group]:
+        return {
+            "trunk": Group(params=list(self.trunk.parameters())),
+            "head": Group(params=[*self.head.parameters(), self.temperature]),
+        }
 
 
 def clips(count: int, *, seed: int = 0, first: int = 0) -> ClipBatch:
@@ -51,11 +58,13 @@ def clips(count: int, *, seed: int = 0, first: int = 0) -> ClipBatch:
 
 def part(batch: ClipBatch, start: int, stop: int) -> ClipBatch:
     """Rows start : stop."""
-    return ClipBatch(frames=batch.frames[start:stop], labels=batch.labels[start:stop], index=batch.index[start:stop])
+    return ClipBatch(
+        frames=batch.frames[start:stop], labels=labels_of(batch)[start:stop], index=batch.index[start:stop]
+    )
 
 
 def share(batch: ClipBatch, *, rank: int, world_size: int, micro_batch: int) -> list[ClipBatch]:
     """A rank's contiguous share of a global batch, cut into micro-batches."""
-    size = len(batch.labels) // world_size
+    size = len(batch.index) // world_size
     end = (rank + 1) * size
     return [part(batch, at, min(at + micro_batch, end)) for at in range(rank * size, end, micro_batch)]

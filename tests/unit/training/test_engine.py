@@ -31,9 +31,14 @@ def group() -> Iterator[None]:
 
 def ddp(optim: OptimConfig = SGD, **config: Any) -> Engine:
     return build_engine(
-        EngineConfig(name="ddp", **config), TinyRecognizer(wide=8), optim=optim, world=World(), global_batch=4,
+        EngineConfig(name="ddp", **config),
+        TinyRecognizer(wide=8),
+        optim=optim,
+        world=World(),
+        global_batch=4,
         micro_batch=2,
-    )  # fmt: skip
+        seed=1,
+    )
 
 
 def step(engine: Engine, seed: int = 0) -> None:
@@ -63,9 +68,14 @@ def test_config_messages(plain: dict[str, Any], text: str) -> None:
 def test_fp16_is_refused_on_a_cpu(name: Any) -> None:
     with pytest.raises(ConfigProblem) as caught:
         build_engine(
-            EngineConfig(name=name, precision="fp16"), TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4,
+            EngineConfig(name=name, precision="fp16"),
+            TinyRecognizer(wide=8),
+            optim=SGD,
+            world=World(),
+            global_batch=4,
             micro_batch=2,
-        )  # fmt: skip
+            seed=1,
+        )
     assert str(caught.value) == (
         "engine.precision: expected fp32 or bf16 on a CPU, got fp16. "
         "Set engine.precision=bf16 (or fp32), or start on a machine with a GPU."
@@ -75,8 +85,15 @@ def test_fp16_is_refused_on_a_cpu(name: Any) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigProblem) as caught:
-        build_engine(EngineConfig(name="ddp"), TinyRecognizer(wide=8), optim=SGD, world=World(rank=0, size=4),
-                     global_batch=10, micro_batch=2)  # fmt: skip
+        build_engine(
+            EngineConfig(name="ddp"),
+            TinyRecognizer(wide=8),
+            optim=SGD,
+            world=World(rank=0, size=4),
+            global_batch=10,
+            micro_batch=2,
+            seed=1,
+        )
     assert str(caught.value) == (
         "batch: expected a multiple of 4 ranks, got 10. Choose another batch or other numbers of processes."
     )
@@ -93,7 +110,9 @@ def test_a_missing_deepspeed_points_to_ddp(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UsageError) as caught:
-        build_engine(EngineConfig(), TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2)
+        build_engine(
+            EngineConfig(), TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2, seed=1
+        )
     assert "engine.name=deepspeed: expected an importable deepspeed, got ImportError" in str(caught.value)
     assert "or set engine.name=ddp." in str(caught.value) and caught.value.exit_code == 2
 
@@ -226,7 +245,9 @@ def test_a_single_process_trains_on_its_gpu() -> None:
     """NCCL alone, with its device told; state is read after the streams have ended."""
     for zero in (0, 1, 2, 3):
         config = EngineConfig(zero=zero, clip_norm=1.0)
-        engine = build_engine(config, TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2)
+        engine = build_engine(
+            config, TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2, seed=1
+        )
         batches = share(clips(4), rank=0, world_size=1, micro_batch=2)
         report = engine.step([b.to(World().device) for b in batches], progress=NOW, lr_factor=1.0)
         assert report.applied and all(value.isfinite().all() for value in engine.optimizer_state().values())
@@ -253,9 +274,14 @@ def test_a_smaller_last_micro_batch_weighs_as_many_clips_as_it_has(micro_batch: 
     found = []
     for micro in (23, micro_batch):
         engine = build_engine(
-            EngineConfig(name="ddp"), TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=23,
+            EngineConfig(name="ddp"),
+            TinyRecognizer(wide=8),
+            optim=SGD,
+            world=World(),
+            global_batch=23,
             micro_batch=micro,
-        )  # fmt: skip
+            seed=1,
+        )
         cut = share(clips(23), rank=0, world_size=1, micro_batch=micro)
         assert len(cut) == engine.accumulation and [len(batch.labels) for batch in cut][-1] == (23 % micro or micro)
         report = engine.step(cut, progress=NOW, lr_factor=1.0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfer.distributed import World, process_group
 from dfer.errors import UsageError
-from dfer.recognition import ClipBatch, Progress, Recognition
+from dfer.recognition import ClipBatch, Group, Progress, Recognition
 from dfer.training.build import build_engine
 from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, SgdConfig
 from dfer.training.engine import Engine
@@ -31,9 +31,9 @@ class Spare(TinyRecognizer):
             terms["spare"] = self.spare(out.logits).square().mean()
         return terms | {"spare": terms.get("spare", torch.zeros(()))}
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+    def param_groups(self) -> dict[str, Group]:
         groups = super().param_groups()
-        return {**groups, "head": [*groups["head"], *self.spare.parameters()]}
+        return {**groups, "head": Group(params=[*groups["head"].params, *self.spare.parameters()])}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,9 @@ def group() -> Iterator[None]:
 
 
 def engine(optim: OptimConfig) -> Engine:
-    return build_engine(EngineConfig(name="ddp"), Spare(), optim=optim, world=World(), global_batch=4, micro_batch=2)
+    return build_engine(
+        EngineConfig(name="ddp"), Spare(), optim=optim, world=World(), global_batch=4, micro_batch=2, seed=1
+    )
 
 
 def step(made: Engine, first: int) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError
+from dfer.recognition import Group
 from dfer.training.config import (
     AdamWConfig,
     ConstantScheduleConfig,
@@ -53,7 +54,7 @@ def test_group_names_must_be_the_models() -> None:
 
 def test_a_model_that_trains_nothing_is_sent_to_evaluate() -> None:
     class Frozen(TinyRecognizer):
-        def param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        def param_groups(self) -> dict[str, Group]:
             return {}
 
     with pytest.raises(UsageError, match=r"trains nothing .* Use `dfer evaluate`"):
@@ -62,8 +63,8 @@ def test_a_model_that_trains_nothing_is_sent_to_evaluate() -> None:
 
 def test_groups_that_are_not_the_trainable_parameters_are_a_mistake_in_the_model() -> None:
     class Forgetful(TinyRecognizer):
-        def param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-            return {**super().param_groups(), "head": [self.head.weight, self.frozen.weight]}
+        def param_groups(self) -> dict[str, Group]:
+            return {**super().param_groups(), "head": Group(params=[self.head.weight, self.frozen.weight])}
 
     with pytest.raises(ValueError, match=r"got \['head.bias', 'temperature'\] in no group, 1 that are frozen, 0 twice"):
         group_settings(SgdConfig(groups=RATES), Forgetful(wide=8))
