@@ -146,10 +146,6 @@ class Learner(nn.Module, ABC):
     def loss(self, out: Any, batch: Any, progress: Progress) -> dict[str, Tensor]:
         """Scalar terms whose sum is minimised. Reads only `out`, `batch` and `progress`, never a parameter."""
 
-    def class_parameters(self) -> frozenset[str]:
-        """Names of the parameters whose first dimension is the classes, in their order."""
-        return frozenset()
-
     @abstractmethod
     def param_groups(self) -> dict[str, Group]:
         """Trainable parameters by group name, each once; the optimizer config gives a rate for these names."""
@@ -165,6 +161,15 @@ class Recognizer(Learner):
     @abstractmethod
     def normalisation(self) -> str:
         """In words, what the method does to its frames before the first layer; it is part of a result."""
+
+    @property
+    def origin(self) -> str | None:
+        """In words, where the initial weights come from; None for random ones."""
+        return None
+
+    def class_parameters(self) -> frozenset[str]:
+        """Names of the parameters whose first dimension is the classes, in their order."""
+        return frozenset()
 
     @abstractmethod
     def forward(self, batch: Any) -> Recognition:

@@ -12,6 +12,7 @@ from dfer.distributed import World, process_group
 from dfer.emotions import label_set
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.dfer_clip import DferClip
 from dfer.recognition import Progress
 from dfer.run.checkpoints import Checkpoints
 from dfer.run.config import CheckpointConfig
@@ -36,6 +37,7 @@ def bench_save(
     if min(clips, frames, saves) < 1:
         raise ConfigProblem("bench save: clips, frames and saves are at least 1.")
     model = build(DferClipConfig(towers=TowersConfig(arch=arch)), label_set("basic7"), num_frames=frames, seed=0)
+    assert isinstance(model, DferClip)
     rates = {name: GroupConfig(lr=rate) for name, rate in RATES.items()}
     world = World()
     with process_group(world), tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:

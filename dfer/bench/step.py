@@ -12,6 +12,7 @@ from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.dfer_clip import DferClip
 from dfer.recognition import ClipBatch, Progress, Recognizer
 
 # Rates of the published recipe (Zhao & Patras, BMVC 2023, section 4.2); they do not change the time.
@@ -44,6 +45,7 @@ def bench_step(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = DferClipConfig(towers=TowersConfig(arch=arch, image_size=size))
         model = build(config, label_set("basic7"), num_frames=frames, seed=0).to(device)
+        assert isinstance(model, DferClip)
         step = _step(model, clips_of_noise(clips, frames, model.image_size, device), precision)
         seconds = [_timed(step, device) for _ in range(steps + 1)][1:]
         used = torch.get_num_threads()

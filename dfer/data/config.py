@@ -1,6 +1,7 @@
 """What is read of the shards, and how clips are shown in training. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dfer.config import ConfigProblem, key
 from dfer.store.cache import Cache
@@ -38,6 +39,8 @@ class DataConfig:
     process. canonical_partitions: 1 shuffles all clips; more make a node read few shards at a time (docs/data.md).
     classes: label set, `basic7` or `mafw11`. cache: folder for shards of remote stores, none = DFER_CACHE or a
     folder of yours in the temporary one; cache_gib: most it may take. read_ahead: fetch whole shards in the background.
+    train_frames: `random` draws a frame from each of T segments in every epoch, `middle` takes the middle ones as in
+    evaluation. features: folder or URL of the features of a frozen image tower, computed when a run first needs them.
     max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
     """
 
@@ -52,6 +55,8 @@ class DataConfig:
     cache_gib: float = CACHE_GIB
     read_ahead: bool = True
     max_bad_share: float = 0.0
+    train_frames: Literal["random", "middle"] = "random"
+    features: str | None = None
 
     def __post_init__(self) -> None:
         for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():

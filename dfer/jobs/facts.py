@@ -11,6 +11,7 @@ from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig
 from dfer.jobs.initial import START, Initial
+from dfer.models.files import source
 from dfer.recognition import Recognizer
 from dfer.run import changes
 from dfer.run.changes import Change
@@ -91,7 +92,7 @@ def now() -> str:
 
 def source_of(config: RunConfig) -> str:
     """Where weights that are not trained here come from."""
-    return config.model.start or config.model.released or config.model.towers.pretrained or "random weights"
+    return config.model.start or source(config.model)
 
 
 def manifest_hash(store: Store) -> str:

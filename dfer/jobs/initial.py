@@ -12,8 +12,8 @@ from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.models.build import build
-from dfer.models.dfer_clip import DferClip
 from dfer.models.start import take
+from dfer.recognition import Recognizer
 from dfer.run.checkpoint_files import WEIGHTS, sha256_of
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
@@ -30,7 +30,7 @@ class Initial:
     empty without one. selection: how that run chose them, None without one. notes: what there is to say of the weights;
     None where a checkpoint is loaded next, of which an earlier start has said it."""
 
-    model: DferClip
+    model: Recognizer
     start: str = ""
     selection: Selection | None = None
     notes: tuple[str, ...] | None = None
@@ -58,17 +58,11 @@ def initial_model(
     if resumed is not None:
         return Initial(model=model, start=str(resumed.state.get(START, "")))
     if not begins:
-        return Initial(model=model, notes=_notes(config, model))
+        return Initial(model=model, notes=(model.origin,) if model.origin else ())
     return _begun(config, emotions, world, model, manifest_sha256)
 
 
-def _notes(config: RunConfig, model: DferClip) -> tuple[str, ...]:
-    if config.model.released is not None:
-        return (f"model.released={config.model.released}: OpenAI's quick GELU, as the released DFER-CLIP code has it",)
-    return (model.towers.origin,) if model.towers.origin else ()
-
-
-def _begun(config: RunConfig, emotions: Emotions, world: World, model: DferClip, manifest_sha256: str) -> Initial:
+def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, manifest_sha256: str) -> Initial:
     where = f"model.start={config.model.start}"
     home, plain = on_first(lambda: _run_of(config), world)
     checkpoints = Checkpoints(Folder(home, what="model.start"), world=world)

@@ -40,6 +40,7 @@ from dfer.jobs.facts import (
 )
 from dfer.jobs.initial import Initial, initial_model
 from dfer.jobs.parts import known_folds
+from dfer.models.files import is_released
 from dfer.recognition import ClipBatch, Recognition
 from dfer.report.write import ReportPaths, write_report
 from dfer.run import folder
@@ -361,7 +362,7 @@ def _report_test(
     home = out or Folder(config.run)
     position = chosen.state["training"] if chosen else {"epoch": 0}
     # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
-    untrained = initial.selection or ("best_on_test" if config.model.released else config.select)
+    untrained = initial.selection or ("best_on_test" if is_released(config.model) else config.select)
     selection = config.select if chosen else untrained
     result = fold_result(
         found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.split.fold,

@@ -1,44 +1,86 @@
 """From a model's configuration to the recognizer, the same on every rank."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dfer.config import ConfigProblem
 from dfer.emotions import Emotions
-from dfer.models.config import ModelConfig
+from dfer.errors import message
+from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.released import load_released
-from dfer.models.towers import Towers
+from dfer.models.linear_probe import FEATURE, LinearProbe
+from dfer.models.towers import ImageTower, Towers
+from dfer.recognition import Recognizer
 
 
-def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool = True) -> DferClip:
+def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool = True) -> Recognizer:
     """The recognizer with its initial weights, on the CPU in fp32.
 
     The weights depend on config, emotions, num_frames and seed alone: the caller's random state is neither read nor
     moved, and whether a checkpoint fills the towers does not change what the new parts are drawn as.
 
-    A `released` checkpoint fills the whole model, so `pretrained` is not read beside it. weights: False for a caller
-    who loads a checkpoint of this project next, which holds all weights, or begins from the run that `start` names,
-    which holds the towers; neither of the two is read then, and a trained run does not need them any more.
+    weights: False for a caller who loads a checkpoint of this project next, which holds all weights; no other file of
+    weights is read then, and a trained run does not need them any more.
 
     Raises:
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
         CheckpointError: a checkpoint that is missing, damaged or does not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        _reseed(seed, "towers")
-        filled_later = config.released is not None or not weights
+    match config:
+        case DferClipConfig():
+            return _dfer_clip(config, emotions, num_frames=num_frames, seed=seed, weights=weights)
+        case LinearProbeConfig():
+            tower = image_tower(config.towers, seed=seed, weights=weights)
+            with _stream(seed, config.name):
+                return LinearProbe(config, tower=tower, dim=tower.embed_dim, emotions=emotions)
+
+
+def build_on_features(config: ModelConfig, emotions: Emotions, *, dims: Mapping[str, int], seed: int) -> Recognizer:
+    """The recognizer without its frozen tower, for features of these widths; its other weights are those of `build`.
+
+    Raises:
+        ConfigProblem: a method whose image tower is trained.
+    """
+    match config:
+        case LinearProbeConfig():
+            with _stream(seed, config.name):
+                return LinearProbe(config, tower=None, dim=dims[FEATURE], emotions=emotions)
+        case _:
+            raise ConfigProblem(
+                message("data.features", expected="a method with a frozen image tower (linear_probe)", got=config.name,
+                        do="Leave data.features out.")
+            )  # fmt: skip
+
+
+def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> ImageTower:
+    """A CLIP's image tower with its initial weights, the same for every method. Raises as `build`."""
+    with _stream(seed, "towers"):
+        return ImageTower(config if weights else replace(config, pretrained=None))
+
+
+def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool) -> DferClip:
+    """A `released` checkpoint fills the whole model, so `pretrained` is not read beside it."""
+    filled_later = config.released is not None or not weights
+    with _stream(seed, "towers"):
         towers = Towers(replace(config.towers, pretrained=None) if filled_later else config.towers)
-        _reseed(seed, config.name)
+    with _stream(seed, config.name):
         model = DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
     if weights and config.released is not None:
         load_released(model, Path(config.released))
     return model
 
 
-def _reseed(seed: int, part: str) -> None:
-    """A stream of its own for each part. Only the CPU's generator: `torch.manual_seed` would move the GPUs' too."""
+@contextmanager
+def _stream(seed: int, part: str) -> Iterator[None]:
+    """A random stream of its own for each part; the caller's is put back. Only the CPU's generator:
+    `torch.manual_seed` would move the GPUs' too."""
     digest = hashlib.sha256(f"{seed}/{part}".encode()).digest()
-    torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))
+        yield

@@ -98,5 +98,31 @@ class DferClipConfig:
             )
 
 
-ModelConfig = DferClipConfig
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig:
+    """A linear classifier on the mean frame feature of a frozen image tower (Radford et al., 2021, section 3.2).
+
+    towers: which CLIP; its text tower is not used. start: another run to begin from. clip_normalisation: feed frames
+    with CLIP's mean and deviation, as it was trained, instead of plain 0..1.
+    """
+
+    name: Literal["linear_probe"] = "linear_probe"
+    towers: TowersConfig = field(default_factory=TowersConfig)
+    start: str | None = key(None, path=True)
+    clip_normalisation: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig:
+    """A linear map from a student's features to a teacher's. temperature: divides the cosine similarity; Exp-CLIP's is
+    that of CLIP's own scale, 0.01."""
+
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ConfigProblem(f"temperature: expected more than 0, got {self.temperature}. Exp-CLIP's is 0.01.")
+
+
+ModelConfig = DferClipConfig | LinearProbeConfig
 """Every method's configuration; which one is chosen by its `name`."""

@@ -43,6 +43,13 @@ class DferClip(Recognizer):
         return "none (frames scaled to 0..1)"
 
     @property
+    def origin(self) -> str | None:
+        """That of the towers, which a released checkpoint fills as well."""
+        if self.config.released is not None:
+            return f"model.released={self.config.released}: OpenAI's quick GELU, as the released DFER-CLIP code has it"
+        return self.towers.origin
+
+    @property
     def image_size(self) -> int:
         """Height and width of a frame in pixels, as the image tower takes it."""
         return self.towers.image_size

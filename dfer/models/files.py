@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from dfer.errors import CheckpointError, message
-from dfer.models.config import ModelConfig
+from dfer.models.config import DferClipConfig, ModelConfig
 
 QUICK_NAME = "-quickgelu"
 """How open_clip's names end where an architecture has OpenAI's activation."""
@@ -24,7 +24,7 @@ def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
         return found
     if config.start is not None:
         return {**found, "start": config.start}
-    if config.released is not None:
+    if isinstance(config, DferClipConfig) and config.released is not None:
         return {**found, "released": config.released}
     return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
 
@@ -43,6 +43,17 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
         elif not Path(path).is_file():
             expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
+
+
+def is_released(config: ModelConfig) -> bool:
+    """Whether the weights are those of a checkpoint that a method's authors published."""
+    return isinstance(config, DferClipConfig) and config.released is not None
+
+
+def source(config: ModelConfig) -> str:
+    """Where the initial weights come from."""
+    released = config.released if isinstance(config, DferClipConfig) else None
+    return released or config.towers.pretrained or "random weights"
 
 
 def is_tag(arch: str, pretrained: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
@@ -65,19 +66,52 @@ class TextTower(nn.Module):
         return typing.cast(Tensor, self.ln_final(at_eos) @ self.text_projection)
 
 
+def _clip(config: TowersConfig) -> tuple[CLIP, dict[str, Any], str | None]:
+    """open_clip's model with its weights and our faster layers; the settings it was built from; and where the weights
+    come from and which activation they run with, in words, None for random ones."""
+    settings = _settings(config)
+    clip = _built(settings, config.arch)
+    origin = None
+    if config.pretrained is not None:
+        weights, origin = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
+        load_clip(clip, weights, where=config.pretrained, resize=config.image_size)
+    _speed_up(clip)
+    return clip, settings, origin
+
+
+class ImageTower(nn.Module):
+    """A frozen image tower. Always in evaluation mode, computed without gradients."""
+
+    def __init__(self, config: TowersConfig) -> None:
+        super().__init__()
+        clip, settings, self.origin = _clip(config)
+        self.visual: nn.Module = clip.visual
+        self.embed_dim: int = settings["embed_dim"]
+        self.image_size: int = settings["vision_cfg"]["image_size"]
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(OPENAI_DATASET_MEAN).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(OPENAI_DATASET_STD).view(-1, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "ImageTower":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor, *, normalise: bool) -> Tensor:
+        """Features [N D], not normalised, of pictures uint8 [N C H W]. normalise: by CLIP's mean and deviation."""
+        x = pictures.to(next(self.visual.parameters()).dtype) / 255
+        return typing.cast(Tensor, self.visual((x - self.mean) / self.std if normalise else x))
+
+
 class Towers(nn.Module):
     """Image and text tower that share an embedding of width `embed_dim`."""
 
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
-        settings = _settings(config)
-        clip = _built(settings, config.arch)
-        self.origin: str | None = None
-        """Where the weights come from and which activation they run with, in words; None for random ones."""
-        if config.pretrained is not None:
-            weights, self.origin = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
-            load_clip(clip, weights, where=config.pretrained, resize=config.image_size)
-        _speed_up(clip)
+        clip, settings, self.origin = _clip(config)
         self.visual: nn.Module = clip.visual
         self.text = TextTower(clip)
         self.arch = config.arch

@@ -1,0 +1,67 @@
+"""Linear probe: a linear classifier on the mean of a frozen CLIP image tower's frame features (Radford et al., 2021).
+
+Letters: B clips, T frames, C colours, H height, W width, K classes, D embedding.
+"""
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfer.emotions import Emotions
+from dfer.models.config import LinearProbeConfig
+from dfer.models.towers import ImageTower
+from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Group, Progress, Recognition, Recognizer, labels_of
+
+FEATURE = "frames"
+"""Name of the tower's output, float [B T D]."""
+
+
+class LinearProbe(Recognizer):
+    """Class logits W x mean over frames + b. The tower is frozen, so its features may come from feature shards."""
+
+    def __init__(self, config: LinearProbeConfig, *, tower: ImageTower | None, dim: int, emotions: Emotions) -> None:
+        """tower: None where only features are fed. dim: D, the width of a frame's feature."""
+        super().__init__()
+        self.config = config
+        self.tower = tower
+        if tower is not None:
+            tower.requires_grad_(False)
+        self.head = nn.Linear(dim, len(emotions))
+
+    @property
+    def normalisation(self) -> str:
+        """CLIP's own, or none."""
+        return "CLIP's mean and deviation" if self.config.clip_normalisation else "none (frames scaled to 0..1)"
+
+    @property
+    def origin(self) -> str | None:
+        """That of the tower."""
+        return self.tower.origin if self.tower is not None else None
+
+    def forward(self, batch: ClipBatch | FeatureBatch) -> Recognition:
+        """Logits [B K] of frames uint8 [B T C H W], or of features `frames` float [B T D]."""
+        frames = batch.features[FEATURE] if isinstance(batch, FeatureBatch) else self.encode(batch)[FEATURE]
+        return Recognition(logits=self.head(frames.mean(dim=1)))
+
+    def encode(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """What the frozen tower makes of a batch: `frames`, float [B T D], not normalised."""
+        assert self.tower is not None, "a probe without a tower takes features"
+        pictures = rearrange(batch.frames, "b t c h w -> (b t) c h w")
+        # Computed without gradients: the tower is frozen.
+        features = self.tower.encode(pictures, normalise=self.config.clip_normalisation)
+        return {FEATURE: rearrange(features, "(b t) d -> b t d", b=len(batch.frames))}
+
+    def loss(self, out: Recognition, batch: ClipBatch | FeatureBatch, progress: Progress) -> dict[str, Tensor]:
+        """Cross entropy, averaged over the rows that are no padding."""
+        return {"cross_entropy": cross_entropy(out.logits, labels_of(batch), batch.index)}
+
+    def param_groups(self) -> dict[str, Group]:
+        """`head`."""
+        return {"head": Group(params=list(self.head.parameters()))}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+    """Mean cross entropy of logits [B K] and labels int64 [B] over the rows whose index [B] is not PADDING."""
+    counts = index != PADDING
+    each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    return (each * counts).sum() / counts.sum().clamp(min=1)

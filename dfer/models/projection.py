@@ -1,0 +1,62 @@
+"""A projection head: one linear map that brings a student's features to a teacher's, fitted with contrastive negatives
+(Exp-CLIP, Zhao et al., WACV 2025, section 3.2; InfoNCE, van den Oord et al., 2018).
+
+Letters: B pairs of this rank, N pairs of all ranks, S student features, D teacher features.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfer.models.config import ProjectionConfig
+from dfer.recognition import PADDING, FeatureBatch, Group, Learner, Progress
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+class ProjectionHead(Learner):
+    """P(student) = W student, without bias; the parameter has the release's name, `mlp.weight` [D S].
+
+    coupling `step`: every pair meets the pairs of all ranks as negatives.
+    """
+
+    coupling = "step"
+
+    def __init__(
+        self, config: ProjectionConfig, *, student: int, teacher: int, gather: Callable[[Tensor], Tensor]
+    ) -> None:
+        """gather: rows of this rank [B ...] to those of all ranks [N ...] in rank order, with gradient."""
+        super().__init__()
+        self.config, self._gather = config, gather
+        self.mlp = nn.Linear(student, teacher, bias=False)
+
+    def forward(self, batch: FeatureBatch) -> dict[str, Tensor]:
+        """Unit vectors of this rank's and of all pairs, and the place of this rank's rows among all."""
+        student = F.normalize(self.mlp(batch.features[STUDENT]).float(), dim=-1)
+        teacher = F.normalize(batch.features[TEACHER].float(), dim=-1)
+        return {
+            "student": student,
+            "teacher": teacher,
+            "all_students": self._gather(student),
+            "all_teachers": self._gather(teacher),
+            "all_index": self._gather(batch.index),
+        }
+
+    def loss(self, out: dict[str, Tensor], batch: FeatureBatch, progress: Progress) -> dict[str, Tensor]:
+        """Half the cross entropy student -> teacher plus half of teacher -> student, averaged over this rank's pairs
+        that are no padding; weighted by the engine, the ranks' means make the mean over all N pairs."""
+        counts = batch.index != PADDING
+        target = (out["all_index"][None] == batch.index[:, None]).int().argmax(dim=1)
+        absent = (out["all_index"] == PADDING)[None]
+        total = batch.index.new_zeros((), dtype=torch.float32)
+        for mine, others in (("student", "all_teachers"), ("teacher", "all_students")):
+            logits = (out[mine] @ out[others].T / self.config.temperature).masked_fill(absent, float("-inf"))
+            each = F.cross_entropy(logits, target, reduction="none").masked_fill(~counts, 0.0)
+            total = total + 0.5 * each.sum()
+        return {"info_nce": total / counts.sum().clamp(min=1)}
+
+    def param_groups(self) -> dict[str, Group]:
+        """`head`."""
+        return {"head": Group(params=list(self.mlp.parameters()))}
