@@ -65,7 +65,7 @@ def _told(error: OSError) -> StorageError:
     from dfer.storage import is_denied, storage_error
 
     if error.filename and is_denied(error):
-        return storage_error(error.filename, error, doing="to read or write it")
+        return storage_error(error.filename, error, doing="to read or write it", then="; then repeat the command.")
     return StorageError(message(
         error.filename or "a file", expected="to read or write it", got=str(error.strerror),
         do="Correct the path or its permissions, or free space; then repeat the command.",
