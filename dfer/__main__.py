@@ -68,10 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(error: OSError) -> StorageError:
     """What the system said of a file, as a message."""
-    from dfer.storage import is_denied, storage_error
+    from dfer.local_files import is_denied
+    from dfer.storage import storage_error
 
     if error.filename and is_denied(error):
-        return storage_error(error.filename, error, doing="to read or write it")
+        return storage_error(error.filename, error, doing="to read or write it", then="; then repeat the command.")
     return StorageError(message(
         error.filename or "a file", expected="to read or write it", got=str(error.strerror),
         do="Correct the path or its permissions, or free space; then repeat the command.",

@@ -98,3 +98,15 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether it says that this user may not do it, or that the file system is read-only."""
+    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that there is no space left; safetensors tells it in the text alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "StorageFull" in str(error) or "os error 28" in str(error)

@@ -20,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dfer.errors import DeniedError, DferError, StorageError, UsageError, message
-from dfer.local_files import check_writable, denial, written_whole
+from dfer.local_files import check_writable, denial, is_denied, is_full, written_whole
 
 T = TypeVar("T")
 
@@ -149,18 +149,6 @@ def storage_error(where: object, error: BaseException, *, doing: str, then: str 
     times = f" ({tried} attempts)" if tried > 1 else ""
     kind = DeniedError if is_denied(error) else StorageError
     return kind(message(where, expected=doing, got=got + times, do=f"{do}{then or '.'}"))
-
-
-def is_denied(error: BaseException) -> bool:
-    """Whether it says that this user may not do it, or that the file system is read-only."""
-    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether it says that there is no space left; safetensors tells it in the text alone."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "StorageFull" in str(error) or "os error 28" in str(error)
 
 
 class Folder:

@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cv2
@@ -45,7 +46,8 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
     with ProcessPoolExecutor(
         min(jobs, len(items)), mp_context=context, initializer=_start_worker, initargs=(ticks, stop)
     ) as pool:
-        futures = [pool.submit(function, item) for item in items]
+        with _interrupts_held():
+            futures = [pool.submit(function, item) for item in items]
         try:
             _follow(futures, ticks, bar)
             return [future.result() for future in futures]
@@ -91,6 +93,16 @@ def _follow(futures: "Sequence[Future[Any]]", ticks: Any, bar: "tqdm[Any]") -> N
         bar.update(ticks.value - bar.n)
         for future in done:
             future.result()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Leave Ctrl-C waiting, also for the processes that start meanwhile, until `_start_worker` has them ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(ticks: Any, stop: Any) -> None:

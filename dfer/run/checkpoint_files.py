@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dfer.errors import DeniedError, StorageError
+from dfer.local_files import is_denied
 from dfer.run.layout import MANIFEST, Name
-from dfer.storage import Folder, is_denied, storage_error
+from dfer.storage import Folder, storage_error
 
 VERSION = 2
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"

@@ -111,6 +111,13 @@ def gone(pids: list[int]) -> bool:
     return False
 
 
+def imports_numpy(pid: int) -> bool:
+    with suppress(OSError):
+        started = b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()  # before, its maps are its parent's
+        return started and "_multiarray_umath" in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -160,6 +167,21 @@ def test_ctrl_c(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
     assert len(list(out.rglob("*.done.json"))) < SHARDS
     assert finish(raw, out, jobs=2).returncode == 0
     assert snapshot(out) == expected
+
+
+def test_ctrl_c_while_the_workers_start(raw: Path, tmp_path: Path) -> None:
+    """They import for a second before they can leave it to their parent; a traceback of each would hide its message."""
+    process = subprocess.Popen(
+        arguments(raw, tmp_path / "out", jobs=2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not (workers := children(process.pid)) or not imports_numpy(workers[-1]):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in error and "Error" not in error, error
+    assert gone(workers)
 
 
 def test_a_killed_worker_ends_the_build_with_a_message(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
