@@ -20,9 +20,10 @@ from dfer.errors import CheckpointError
 from dfer.evaluation.results import read_result
 from dfer.jobs.config import RunConfig
 from dfer.jobs.train import describe, evaluate_run, train
-from dfer.models.build import build, check_files
+from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
+from dfer.models.files import check_files
 from dfer.models.start import Taken, take
 from dfer.run.checkpoints import Checkpoints
 from dfer.run.config import CheckpointConfig
