@@ -182,16 +182,17 @@ def _train(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer import config
     from dfer.distributed import from_environment, process_group
-    from dfer.jobs import train as run
     from dfer.jobs.config import RunConfig
+    from dfer.jobs.describe import describe
+    from dfer.jobs.train import train
 
     chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
-        print(config.to_yaml(chosen) + "\n" + run.describe(chosen, world))
+        print(config.to_yaml(chosen) + "\n" + describe(chosen, world))
         return
     stop = Stop()
     with process_group(world), stop.on_signals():  # until the others have come a signal ends it
-        result = run.train(chosen, world, stop)
+        result = train(chosen, world, stop)
     if world.is_first:
         print(_scores(chosen.run, result))
 
@@ -200,19 +201,20 @@ def _crossval(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer import config
     from dfer.distributed import from_environment, process_group
-    from dfer.jobs import train as run
     from dfer.jobs.config import RunConfig
+    from dfer.jobs.crossval import crossval
+    from dfer.jobs.describe import describe
     from dfer.jobs.parts import known_folds
 
     chosen, world = config.load(args.config, RunConfig, args.overrides), from_environment()
     if args.dry_run:
         print(config.to_yaml(chosen))
         for fold in args.folds or known_folds(chosen):
-            print(run.describe(replace(chosen, fold=fold), world))
+            print(describe(replace(chosen, fold=fold), world))
         return
     stop = Stop()
     with process_group(world), stop.on_signals():  # until the others have come a signal ends it
-        run.crossval(chosen, world, only=args.folds, stop=stop)
+        crossval(chosen, world, only=args.folds, stop=stop)
     if world.is_first:
         _show_report(chosen.run)
 
@@ -221,8 +223,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer import config
     from dfer.distributed import from_environment, process_group
-    from dfer.jobs import train as run
     from dfer.jobs.config import RunConfig
+    from dfer.jobs.evaluate import evaluate_run
     from dfer.storage import Folder
 
     trained, world = _is_folder(args.source), from_environment()
@@ -238,7 +240,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UsageError(message("--out", expected="a run folder to evaluate", got="a configuration", do=do))
     out = Folder(args.out, what="--out") if args.out else None
     with process_group(world):
-        result = run.evaluate_run(chosen, world, trained=trained, out=out)
+        result = evaluate_run(chosen, world, trained=trained, out=out)
     if world.is_first:
         print(_scores(chosen.run, result))
 

@@ -14,7 +14,7 @@ from dfer.config import load
 from dfer.distributed import World
 from dfer.errors import ProcessError, message
 from dfer.jobs.config import RunConfig
-from dfer.jobs.train import open_clips, train_loader
+from dfer.jobs.fold_data import open_fold, train_loader
 
 POSITIONS = (0.05, 0.5, 0.95)
 _SAVE_ALWAYS = ("checkpoint.every_steps=1", "log_every=1", "fold=1")
@@ -30,7 +30,7 @@ def bench_resume(config: Path, overrides: Sequence[str] = (), *, positions: Sequ
         ProcessError: the run failed.
     """
     chosen = load(config, RunConfig, overrides)
-    per_epoch = train_loader(chosen, open_clips(chosen), World()).steps_per_epoch
+    per_epoch = train_loader(chosen, open_fold(chosen), World()).steps_per_epoch
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         run = Path(folder) / "run"
         words = [sys.executable, "-m", "dfer", "train", str(config), *overrides, f"run={run}", *_SAVE_ALWAYS]

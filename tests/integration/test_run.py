@@ -15,7 +15,7 @@ import yaml
 from dfer import config
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
-from dfer.jobs.train import open_clips
+from dfer.jobs.fold_data import open_fold
 from tests.integration.commands import (
     SGD,
     Capture,
@@ -244,8 +244,8 @@ def test_the_selection_is_named_and_kept(capsys: Capture, tiny: Path, tmp_path: 
 
 
 def test_validation_clips_are_taken_out_of_training(tiny: Path) -> None:
-    whole = open_clips(config.load(tiny, RunConfig))
-    clips = open_clips(config.load(tiny, RunConfig, ["select=best_on_val"]))
+    whole = open_fold(config.load(tiny, RunConfig))
+    clips = open_fold(config.load(tiny, RunConfig, ["select=best_on_val"]))
     assert clips.select is not None
     train, val, test = set(clips.train.keys), set(clips.select.keys), set(clips.test.keys)
     assert not (train & val or train & test or val & test) and val
@@ -351,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(dfew: Path, tiny: P
     )
     line = refused(start(*arguments), 4, "expected a finite loss, got cross_entropy=", "Nothing was updated.")
     named = line.partition("with the clips ")[2].partition(".")[0].split(", ")
-    train = open_clips(config.load(tiny, RunConfig)).train.keys
+    train = open_fold(config.load(tiny, RunConfig)).train.keys
     assert len(named) == 8 and set(named) <= set(train)
     both = start(*arguments[:2], f"run={tmp_path / 'two'}", *arguments[3:], ranks=2)
     assert both.returncode == 1 and "exitcode  : 4" in both.stderr

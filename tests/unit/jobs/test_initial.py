@@ -19,7 +19,9 @@ from dfer.emotions import BASIC7, MAFW11, Emotions
 from dfer.errors import CheckpointError
 from dfer.evaluation.results import read_result
 from dfer.jobs.config import RunConfig
-from dfer.jobs.train import describe, evaluate_run, train
+from dfer.jobs.describe import describe
+from dfer.jobs.evaluate import evaluate_run
+from dfer.jobs.train import train
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip

@@ -25,16 +25,11 @@ from dfer.evaluation.results import FoldResult, Protocol, fold_result, read_resu
 from dfer.evaluation.scores import scores
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
+from dfer.jobs.crossval import crossval
+from dfer.jobs.evaluate import evaluate_run
+from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.predict import predict
-from dfer.jobs.train import (
-    crossval,
-    evaluate_run,
-    load_checkpoint,
-    open_clips,
-    selected_checkpoint,
-    train,
-    train_loader,
-)
+from dfer.jobs.train import load_checkpoint, selected_checkpoint, train
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.run.changes import Change
@@ -314,7 +309,7 @@ def test_a_mistake_does_not_lock_the_folder(tmp_path: Path, alone: World, wrong:
 def test_a_batch_that_the_ranks_cannot_share(tmp_path: Path, batch: int, micro_batch: int | None, said: str) -> None:
     config = small(tmp_path / "run", shards(tmp_path / "shards"), batch=batch, micro_batch=micro_batch)
     with pytest.raises(ConfigProblem) as caught:
-        train_loader(config, open_clips(config), World(rank=1, size=2))
+        train_loader(config, open_fold(config), World(rank=1, size=2))
     assert str(caught.value) == said
 
 

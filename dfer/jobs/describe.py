@@ -1,0 +1,33 @@
+"""What a training would do, in words."""
+
+from dfer.distributed import World
+from dfer.jobs.config import RunConfig
+from dfer.jobs.facts import (
+    manifest_hash,
+)
+from dfer.jobs.fold_data import open_fold, train_loader
+from dfer.jobs.initial import initial_model
+from dfer.training.optim import group_settings
+
+
+def describe(config: RunConfig, world: World) -> str:
+    """What `train` would do: clips, parameters by group, steps. Reads manifest and indexes, trains nothing."""
+    clips = open_fold(config)
+    initial = initial_model(config, clips.emotions, World(), manifest_sha256=manifest_hash(clips.store))
+    recognizer = initial.model
+    loader = train_loader(config, clips, world)
+    sizes = {name: sum(p.numel() for p in group.params) for name, group in recognizer.param_groups().items()}
+    rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
+    frozen = sum(p.numel() for p in recognizer.parameters() if not p.requires_grad)
+    lines = [f"fold {clips.split.fold} of {clips.num_folds}: trains on {', '.join(clips.split.train)}"]
+    for name, part in (("train", clips.train), ("select", clips.select), ("test", clips.test)):
+        if part is not None:
+            counts = ", ".join(f"{e} {n}" for e, n in zip(clips.emotions.names, part.counts))
+            lines.append(f"{name:>8}: {len(part)} clips ({counts})")
+    lines += [f"{name:>8}: {count:,} parameters, lr {rates.get(name)}" for name, count in sizes.items()]
+    lines.append(f"  frozen: {frozen:,} parameters")
+    steps = loader.steps_per_epoch
+    lines.append(
+        f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
+    )
+    return "\n".join([*lines, *(f" weights: {note}" for note in initial.notes or ())])

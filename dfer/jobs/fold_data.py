@@ -1,0 +1,89 @@
+"""The clips of one fold and the loaders over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dfer.config import ConfigProblem
+from dfer.data.clips import ClipSet
+from dfer.data.loader import Loader
+from dfer.data.splits import Split, folds, hold_out, split_of
+from dfer.distributed import World, gather_objects
+from dfer.emotions import Emotions, label_set
+from dfer.errors import CheckpointError, UsageError
+from dfer.jobs.config import RunConfig
+from dfer.jobs.facts import (
+    manifest_hash,
+)
+from dfer.store.shards import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldData:
+    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None."""
+
+    store: Store
+    split: Split
+    num_folds: int
+    emotions: Emotions
+    train: ClipSet
+    test: ClipSet
+    select: ClipSet | None
+    validation: str
+
+
+def open_fold(config: RunConfig) -> FoldData:
+    """Open the shards and form the fold. Raises DataError or ConfigProblem when they do not fit the configuration."""
+    emotions, store = label_set(config.data.classes), config.data.store()
+    partitions = store.manifest.partitions()
+    split = split_of(partitions, config.fold)
+    train = ClipSet.open(store, split.train, emotions=emotions)
+    test = ClipSet.open(store, split.test, emotions=emotions)
+    select, validation = (test if config.select == "best_on_test" else None), ""
+    if config.select == "best_on_val":
+        kept, held = hold_out(train.keys, train.subjects, share=config.val_share, seed=config.seed)
+        validation = f"{len(held)} of {len(train)} training clips held out"
+        train, select = train.select(kept), train.select(held)
+    return FoldData(
+        store=store, split=split, num_folds=len(folds(partitions)), emotions=emotions, train=train, test=test,
+        select=select, validation=validation,
+    )  # fmt: skip
+
+
+def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
+    """Raises CheckpointError when the shards are not those of the training; they may lie elsewhere."""
+    found = manifest_hash(store)
+    if trained_on not in (None, found):
+        raise CheckpointError(
+            f"{config.run}: expected the shards it was started with, manifest sha256 {str(trained_on)[:12]}..., "
+            f"got {found[:12]}... in {config.data.shards}. "
+            "Set data.shards to those, or start a new run with run=FOLDER."
+        )
+
+
+def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader:
+    """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
+    if config.batch % world.size:
+        below = config.batch // world.size * world.size
+        fitting = " or ".join(str(batch) for batch in (below, below + world.size) if batch)
+        raise ConfigProblem(
+            f"batch: expected a multiple of {world.size} ranks, got {config.batch}. Set batch to {fitting}"
+        )
+    return Loader(
+        clips.train, config.data, world=world, seed=config.seed, train=True, global_batch=config.batch,
+        micro_batch=config.share(world),
+    )  # fmt: skip
+
+
+def eval_loader(config: RunConfig, part: ClipSet, world: World) -> Loader:
+    """The loader of clips that are evaluated, each once."""
+    return Loader(
+        part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
+        micro_batch=config.eval_batch,
+    )  # fmt: skip
+
+
+def refuse_little_memory(loaders: Sequence[Loader]) -> None:
+    """Raises UsageError on all ranks when the shared memory of any rank's host is too small for the data workers."""
+    lacks = [text for texts in gather_objects([loader.lack_of_memory() for loader in loaders]) for text in texts]
+    if problem := next(filter(None, lacks), ""):
+        raise UsageError(problem)
