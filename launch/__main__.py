@@ -68,20 +68,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _command(
-    places: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    command: Callable[[argparse.Namespace, Sequence[str]], int],
-    text: str,
-) -> argparse.ArgumentParser:
-    sub = places.add_parser(
-        name, help=text, description=text, epilog=f"examples:{EXAMPLES[name]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    sub.set_defaults(command=command)
-    return sub
-
-
 def _job_options(sub: argparse.ArgumentParser, dry_run: str) -> None:
     sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
     sub.add_argument("--dry-run", action="store_true", help=dry_run)
@@ -91,34 +77,11 @@ def _source(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, got {text!r}") from None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Arguments of the form a.b=c go to the configuration, cluster.x=c to the cluster."""
-    accept_any_encoding()
-    top = parser()
-    args, overrides = top.parse_known_args(argv)
-    stray = [t for t in overrides if t.startswith("-") or "=" not in t or not hasattr(args, "config")]
-    if stray:
-        top.error(f"unrecognized arguments: {' '.join(stray)}")
-    try:
-        code: int = args.command(args, overrides)
-        sys.stdout.flush()
-    except DferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
-        return PIPE_CLOSED
-    except KeyboardInterrupt:
-        print("interrupted; what was submitted or runs goes on", file=sys.stderr)
-        return INTERRUPTED
-    return code
+    args = cli.parse(parser(), argv, into="overrides")
+    said = "what was submitted or runs goes on"
+    return cli.exit_code(lambda: args.command(args), interrupted=said)
 
 
 # Imports inside the commands: `--help` and mistakes in arguments answer at once.

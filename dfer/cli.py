@@ -1,0 +1,113 @@
+"""What the three programs' command lines share: parsers of commands, and errors that become messages and exit codes."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dfer.errors import DferError, StorageError, UsageError, message
+from dfer.local_files import is_denied
+from dfer.storage import storage_error
+from dfer.surroundings import accept_any_encoding
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+def add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    examples: str,
+    run: Callable[..., Any],
+) -> argparse.ArgumentParser:
+    """A command with its help, its examples (one a line) and the function that runs it, as `parsed.command`."""
+    lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, into: str) -> argparse.Namespace:
+    """Arguments of a command. Overrides `a.b=c` may stand behind options too, which argparse does not take by itself.
+
+    into: the argument that collects them; a command without it takes none.
+    """
+    args, rest = parser.parse_known_args(argv)
+    stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, into)]
+    if stray:
+        parser.error(f"unrecognized arguments: {' '.join(stray)}")
+    if hasattr(args, into):
+        setattr(args, into, [*getattr(args, into), *rest])
+    return args
+
+
+def numbers(text: str) -> list[int]:
+    """The type of an argument such as `1,2`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, got {text!r}") from None
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number of at least 1."""
+    number = not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("expected a number of at least 1, got 0")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """The type of an argument that is a whole number of at least 0."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def exit_code(work: Callable[[], int | None], *, interrupted: str, speaks: Callable[[], bool] = lambda: True) -> int:
+    """Run a command. What a user can mend becomes one line on the error stream and its exit code.
+
+    interrupted: what to say after Ctrl-C. speaks: whether this process tells of wrong usage; other errors it always
+    tells.
+    """
+    accept_any_encoding()
+    try:
+        code = work()
+        sys.stdout.flush()
+    except DferError as error:
+        return _fail(error, speaks)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
+        return PIPE_CLOSED
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not about a file: a fault of ours
+        return _fail(_about_file(error), speaks)
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    return code or 0
+
+
+def _fail(error: DferError, speaks: Callable[[], bool]) -> int:
+    if speaks() or not isinstance(error, UsageError):
+        print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _about_file(error: OSError) -> StorageError:
+    """What the system said of a file, as a message."""
+    if error.filename and is_denied(error):
+        return storage_error(error.filename, error, doing="to read or write it", then="; then repeat the command.")
+    where, expected, got = error.filename or "a file", "to read or write it", str(error.strerror)
+    do = "Correct the path or its permissions, or free space; then repeat the command."
+    return StorageError(message(where, expected=expected, got=got, do=do))

@@ -1,0 +1,79 @@
+"""`dfer bench`: measurements of single rooms on this machine."""
+
+import argparse
+from pathlib import Path
+
+from dfer.cli import add_command
+
+EXAMPLES = {
+    "loader": """dfer bench loader demo/shards
+dfer bench loader data/dfew --seconds 20
+dfer bench loader s3://bucket/dfew --against data/dfew""",
+    "resume": """dfer bench resume configs/demo.yaml data.shards=demo/shards""",
+    "save": """dfer bench save
+dfer bench save --out s3://bucket/bench""",
+    "scale": """dfer bench scale""",
+    "step": """dfer bench step --precision bf16
+dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
+}
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands below `bench`."""
+    bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
+    sub = add_command(bench, "loader", "frames/s a core, and the share of a bare decode loop", EXAMPLES["loader"], _bench_loader)
+    sub.add_argument("shards", help="shard folder of 224 px frames, or its URL with --against")
+    sub.add_argument("--against", metavar="FOLDER", help="a local copy of the shards to measure the URL beside")
+    sub.add_argument("--rounds", type=int, default=5, help="with --against: epochs of each (default 5)")
+    sub.add_argument("--seconds", type=float, default=10.0)
+    sub = add_command(bench, "resume", "seconds to the next step of a killed run, beside a fresh one", EXAMPLES["resume"], _bench_resume)
+    sub.add_argument("config", type=Path, help="YAML file, see configs/")
+    sub.add_argument("overrides", nargs="*", metavar="a.b=c")
+    sub = add_command(bench, "save", "what saving in the background costs a step at full size", EXAMPLES["save"], _bench_save)
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    sub.add_argument("--clips", type=int, default=2)
+    sub.add_argument("--saves", type=int, default=5)
+    sub.add_argument("--out", help="folder or URL to save to; default: a temporary folder")
+    add_command(bench, "scale", "calculate what 8, 64 and 512 GPUs would do (docs/scale.md)", EXAMPLES["scale"], _bench_scale)
+    sub = add_command(bench, "step", "clips/s of a training step at full size", EXAMPLES["step"], _bench_step)
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    sub.add_argument("--clips", type=int, default=2)
+    sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    sub.add_argument("--steps", type=int, default=5)
+    sub.add_argument("--threads", type=int)
+
+
+def _bench_loader(args: argparse.Namespace) -> None:
+    from dfer.bench.loader import bench_loader
+    from dfer.bench.streaming import bench_streaming
+
+    if args.against:
+        bench_streaming(args.shards, against=args.against, rounds=args.rounds)
+    else:
+        bench_loader(args.shards, seconds=args.seconds)
+
+
+def _bench_resume(args: argparse.Namespace) -> None:
+    from dfer.bench.resume import bench_resume
+
+    bench_resume(args.config, args.overrides)
+
+
+def _bench_save(args: argparse.Namespace) -> None:
+    from dfer.bench.save import bench_save
+
+    bench_save(arch=args.arch, clips=args.clips, saves=args.saves, out=args.out)
+
+
+def _bench_scale(_: argparse.Namespace) -> None:
+    from dfer.bench.scale import bench_scale
+
+    bench_scale()
+
+
+def _bench_step(args: argparse.Namespace) -> None:
+    from dfer.bench.step import bench_step
+
+    bench_step(
+        arch=args.arch, clips=args.clips, precision=args.precision, steps=args.steps, threads=args.threads
+    )  # fmt: skip

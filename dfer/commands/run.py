@@ -1,0 +1,144 @@
+"""`dfer train | crossval | evaluate`: commands that take a configuration."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfer.cli import add_command, numbers
+from dfer.commands.report import show_report
+from dfer.errors import UsageError, message
+from dfer.interruption import Stop
+from dfer.surroundings import refuse_copies
+
+if TYPE_CHECKING:
+    from dfer.evaluation.results import FoldResult
+    from dfer.jobs.config import RunConfig
+
+TRAIN = """dfer train configs/demo.yaml run=runs/try fold=2
+dfer train configs/dfew/dfer_clip.yaml --dry-run
+torchrun --nproc_per_node 4 -m dfer train configs/dfew/dfer_clip.yaml engine.zero=2 engine.precision=bf16"""
+CROSSVAL = """dfer crossval configs/dfew/dfer_clip.yaml data.shards=s3://bucket/dfew
+dfer crossval configs/demo.yaml --folds 1,2"""
+EVALUATE = """dfer evaluate runs/dfew/dfer_clip/fold_1
+dfer evaluate configs/dfew/dfer_clip.yaml run=runs/released fold=1 model.released=DFEW-set1-model.pth"""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The three commands."""
+    for name, run, text, examples in (
+        ("train", _train, "train one fold and evaluate it; continues an existing run folder", TRAIN),
+        ("crossval", _crossval, "train all folds one after another, then write the report; continues", CROSSVAL),
+    ):
+        sub = add_command(commands, name, text, examples, run)
+        sub.add_argument("config", type=Path, help="YAML file, see configs/")
+        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
+        sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
+        if name == "crossval":
+            sub.add_argument("--folds", type=numbers, default=[], metavar="1,2", help="only these folds")
+    text = "evaluate a run, finished or not, or a configuration's weights"
+    sub = add_command(commands, "evaluate", text, EVALUATE, _evaluate)
+    sub.add_argument("source", help="run folder (also s3://...), or YAML file")
+    sub.add_argument("overrides", nargs="*", metavar="a.b=c")
+    sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
+
+
+def _train(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
+    from dfer import config
+    from dfer.jobs.config import RunConfig
+
+    chosen = config.load(args.config, RunConfig, args.overrides)
+    from dfer.distributed import from_environment, process_group
+    from dfer.jobs.describe import describe
+    from dfer.jobs.train import train
+
+    world = from_environment()
+    if args.dry_run:
+        print(config.to_yaml(chosen) + "\n" + describe(chosen, world))
+        return
+    stop = Stop()
+    with process_group(world), stop.on_signals():  # until the others have come a signal ends it
+        result = train(chosen, world, stop)
+    if world.is_first:
+        print(_scores(chosen.run, result))
+
+
+def _crossval(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
+    from dfer import config
+    from dfer.jobs.config import RunConfig
+    from dfer.jobs.parts import known_folds
+
+    chosen = config.load(args.config, RunConfig, args.overrides)
+    from dfer.distributed import from_environment, process_group
+    from dfer.jobs.crossval import crossval
+    from dfer.jobs.describe import describe
+
+    world = from_environment()
+    if args.dry_run:
+        print(config.to_yaml(chosen))
+        for fold in args.folds or known_folds(chosen):
+            print(describe(replace(chosen, fold=fold), world))
+        return
+    stop = Stop()
+    with process_group(world), stop.on_signals():  # until the others have come a signal ends it
+        crossval(chosen, world, only=args.folds, stop=stop)
+    if world.is_first:
+        show_report(chosen.run)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    refuse_copies(os.environ)
+    from dfer import config
+    from dfer.jobs.config import RunConfig
+    from dfer.storage import Folder
+
+    trained = "://" in args.source or Path(args.source).is_dir()
+    if trained:
+        chosen = replace(config_of(args.source, args.overrides), run=args.source)
+    elif not Path(args.source).exists():
+        do = "Correct the path, or train first: dfer train CONFIG"
+        raise UsageError(message(args.source, expected="a run folder or a YAML file", got="neither", do=do))
+    else:
+        chosen = config.load(Path(args.source), RunConfig, args.overrides)
+    if args.out and not trained:
+        do = "Give the folder as run=FOLDER."
+        raise UsageError(message("--out", expected="a run folder to evaluate", got="a configuration", do=do))
+    from dfer.distributed import from_environment, process_group
+    from dfer.jobs.evaluate import evaluate_run
+
+    world, out = from_environment(), Folder(args.out, what="--out") if args.out else None
+    with process_group(world):
+        result = evaluate_run(chosen, world, trained=trained, out=out)
+    if world.is_first:
+        print(_scores(chosen.run, result))
+
+
+def _scores(run_folder: str, result: "FoldResult") -> str:
+    on = f" on {result.data}" if result.generated else ""
+    line = f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
+    if result.complete:
+        return line
+    from dfer.evaluation.results import file_of
+
+    where = f"epoch {result.epoch} of {result.epochs}, in {file_of(result)}"
+    return f"{line}; the training is not complete: {where}"
+
+
+def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
+    """The configuration of a run folder. Raises UsageError when it is none of a single run."""
+    from dfer.config import load_text
+    from dfer.jobs.config import RunConfig
+    from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
+    from dfer.storage import Folder
+
+    home = Folder(source, what="the run folder")
+    text = home.read(CONFIG, most=MAX_CONFIG_BYTES)
+    if text is None:
+        folds = [name for name in home.folders() if name.startswith("fold_") and (home / name).exists(CONFIG)]
+        do = f"Give one of its folds: {home / folds[0]}" if folds else "Train first: dfer train CONFIG"
+        raise UsageError(message(home, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
+    return load_text(text, RunConfig, overrides, where=home.where(CONFIG))
