@@ -8,7 +8,7 @@ RUN    ?= demo
 .PHONY: help demo test test-unit test-cluster lint bench bench-cluster clean-demo
 
 help:
-	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (on two cores at most 5.5 minutes)"
+	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (about 3 minutes on two cores)"
 	@echo "make test   all tests      make test-unit   the quick ones      make lint   ruff and mypy"
 	@echo "make test-cluster  SLURM, Ray and S3 on virtual hosts; Debian 12, as root (about 23 minutes)"
 	@echo "make bench  loader and training step, measured on this machine"
