@@ -8,7 +8,7 @@ RUN    ?= demo
 .PHONY: help demo test test-unit test-cluster lint bench bench-cluster clean-demo
 
 help:
-	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (at most 20 minutes)"
+	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (about 3 minutes on two cores)"
 	@echo "make test   all tests      make test-unit   the quick ones      make lint   ruff and mypy"
 	@echo "make test-cluster  SLURM, Ray and S3 on virtual hosts; Debian 12, as root (about 23 minutes)"
 	@echo "make bench  loader and training step, measured on this machine"
@@ -44,8 +44,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/dfer-shards synth dfew $(RUN)/raw --clips 980 --seed 1
-	$(BIN)/dfer-shards build dfew $(RUN)/raw $(RUN)/shards
-	$(BIN)/dfer bench loader $(RUN)/shards
+	$(BIN)/dfer-shards build dfew $(RUN)/raw $(RUN)/shards_224
+	$(BIN)/dfer bench loader $(RUN)/shards_224
 	$(BIN)/dfer bench step
 	$(BIN)/dfer bench step --precision bf16
 

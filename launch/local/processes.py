@@ -26,17 +26,23 @@ _LAST_WORDS = (b"error: ", b"interrupted; ")
 
 @dataclass
 class Rank:
-    """One process. last_words: lines of its error stream that say why it ended, held back until all have ended."""
+    """One process. label: of its job among several; stands before each line that is passed on.
+
+    last_words: lines of its error stream that say why it ended. Those of the first rank are passed on at once, those of
+    the others are held back until all have ended.
+    """
 
     number: int
     process: "subprocess.Popen[bytes]"
+    label: str = ""
     partial: bytes = b""
     last_words: list[bytes] = field(default_factory=list)
     code: int | None = None
     killed: bool = False
 
     def listen(self) -> None:
-        """Pass on what it wrote to its error stream, all but the last words. The first rank writes there itself."""
+        """Pass on what it wrote to its error stream, all but the last words. The first rank of a job without a label
+        writes there itself."""
         pipe = self.process.stderr
         if pipe is None:
             return
@@ -46,10 +52,10 @@ class Rank:
                 self._pass_on(line)
 
     def _pass_on(self, line: bytes) -> None:
-        if line.startswith(_LAST_WORDS):
+        if self.number and line.startswith(_LAST_WORDS):
             self.last_words.append(line)
         else:
-            _say(line)
+            _say(line, self.label)
 
     def finish(self) -> None:
         """Say what is left of its words once it has ended."""
@@ -61,16 +67,27 @@ class Rank:
 
 
 class Group:
-    """All ranks of one job. `step` looks after them until `code` is set."""
+    """All ranks of one job. `step` looks after them until `code` is set.
+
+    label: names this job among others that run at the same time. Their lines come labelled then, without progress
+    bars, which would overwrite each other.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], *, processes: int, environment: Mapping[str, str], grace_s: float = GRACE_S
+        self,
+        arguments: Sequence[str],
+        *,
+        processes: int,
+        environment: Mapping[str, str],
+        grace_s: float = GRACE_S,
+        label: str = "",
     ) -> None:
         self._grace_s, self._failed_at, self._forwarded = grace_s, 0.0, set[int]()
+        self._label = label
         self._ended: list[Rank] = []
         self.code: int | None = None
         own = {**environment, **meeting_place(processes), LAUNCHER: str(os.getpid())}
-        self.ranks = [_start(arguments, own, number, processes) for number in range(processes)]
+        self.ranks = [_start(arguments, own, number, label) for number in range(processes)]
 
     def step(self) -> None:
         """Pass on what the ranks say, note who ended, end the others of a failed one."""
@@ -120,7 +137,7 @@ class Group:
         if self.ranks[0].code == code:
             return
         for line in dict.fromkeys(line for rank in self._ended if rank.code == code for line in rank.last_words):
-            _say(line)
+            _say(line, self._label)
 
     def _killed(self, rank: Rank, number: int) -> int:
         where = f"process {rank.number} of {len(self.ranks)}"
@@ -132,7 +149,7 @@ class Group:
         else:
             do = "The same command continues from the last checkpoint; SIGKILL is often the system short of memory."
             error = ProcessError(message(where, expected="to run to its end", got=name, do=do))
-        _say(f"error: {error}".encode())
+        _say(f"error: {error}".encode(), self._label)
         return error.exit_code
 
 
@@ -142,16 +159,16 @@ def meeting_place(processes: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **sizes}
 
 
-def _start(arguments: Sequence[str], environment: Mapping[str, str], number: int, processes: int) -> Rank:
+def _start(arguments: Sequence[str], environment: Mapping[str, str], number: int, label: str) -> Rank:
     """A session of its own keeps a terminal's Ctrl-C from reaching a rank twice."""
     own = {**environment, "RANK": str(number), "LOCAL_RANK": str(number)}
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.local.rank", *arguments], env=own, start_new_session=True,
-        stderr=subprocess.PIPE if number else None,
+        stderr=subprocess.PIPE if number or label else None,
     )  # fmt: skip
     if process.stderr is not None:
         os.set_blocking(process.stderr.fileno(), False)
-    return Rank(number, process)
+    return Rank(number, process, label)
 
 
 def _available(descriptor: int) -> bytes:
@@ -168,8 +185,9 @@ def _kill_session(pid: int) -> None:
         return
 
 
-def _say(line: bytes) -> None:
-    print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+def _say(line: bytes, label: str) -> None:
+    text = line.decode(errors="replace")
+    print(f"{label}: {text}" if label else text, file=sys.stderr, flush=True)
 
 
 def wait(groups: Sequence[Group]) -> None:

@@ -85,37 +85,43 @@ def _folds(job: Local, config: "RunConfig") -> int:
     home = Folder(config.run, what="run")
     folds = list(job.folds) or known_folds(config)
     each = [["train", job.source, *job.overrides, f"fold={fold}", f"run={home / f'fold_{fold}'}"] for fold in folds]
-    jobs = _Jobs(job, each)
+    jobs = _Jobs(job, each, labels=[f"fold {fold}" for fold in folds])
     code = jobs.run()
     return code if code and jobs.stopped else conclude(str(home), folds, code)
 
 
 @dataclass
 class _Jobs:
-    """Commands of `dfer`, `job.parallel` at a time. The exit code is that of the first that failed."""
+    """Commands of `dfer`, `job.parallel` at a time. The exit code is that of the first that failed.
+
+    labels: one for each command, to stand before its lines.
+    """
 
     job: Local
     waiting: Sequence[Sequence[str]]
+    labels: Sequence[str] = ()
     code: int = 0
     stopped: bool = False
     running: dict[int, Group] = field(default_factory=dict)
 
     def run(self) -> int:
-        waiting = deque(self.waiting)
+        waiting = deque(zip(self.waiting, self.labels or [""] * len(self.waiting), strict=True))
         slots = min(self.job.parallel, len(waiting))
         with self._forwarding():
             while waiting or self.running:
                 for slot in range(slots):
                     if waiting and slot not in self.running and not self.stopped:
-                        environment = slot_environment(slot, slots=slots, processes=self.job.processes)
-                        self.running[slot] = Group(
-                            waiting.popleft(), processes=self.job.processes, environment=environment
-                        )
+                        self.running[slot] = self._started(*waiting.popleft(), slot=slot, slots=slots)
                 if not self.running:
                     break
                 wait(list(self.running.values()))
                 self._collect()
         return self.code or (StoppedError.exit_code if waiting else 0)
+
+    def _started(self, arguments: Sequence[str], label: str, *, slot: int, slots: int) -> Group:
+        processes = self.job.processes
+        environment = slot_environment(slot, slots=slots, processes=processes)
+        return Group(arguments, processes=processes, environment=environment, label=label)
 
     def _collect(self) -> None:
         for slot, group in list(self.running.items()):

@@ -43,7 +43,7 @@ def seeds(folder: Path) -> Seeds:
     run = fake_runs.write_fold(folder / "run", fake_runs.result(fold=1), curves=False)
     records = fake_runs.metrics(fold=1, epochs=2, steps_per_epoch=20)
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    chosen = config.load(configs.DEMO, RunConfig, ["published={uar: 59.61, war: 71.25, source: a paper}"])
+    chosen = config.load(configs.DEMO, RunConfig, ["epochs=50", "published={uar: 59.61, war: 71.25, source: a paper}"])
     (run / "config.yaml").write_text(config.to_yaml(chosen))
     return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
 

@@ -61,7 +61,10 @@ def moment(draw: random.Random, run: Path) -> Callable[[], bool]:
     names = draw.choice([".weights*.tmp", "weights.safetensors", ".optimizer*.tmp", ".state*.tmp", "manifest.json"])
 
     def saving() -> bool:
-        return any(path.parent.name not in known for path in run.glob(f"checkpoints/*/{names}"))
+        try:
+            return any(path.parent.name not in known for path in run.glob(f"checkpoints/*/{names}"))
+        except FileNotFoundError:  # an old checkpoint that has just been removed
+            return False
 
     return saving
 

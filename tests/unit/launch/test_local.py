@@ -216,6 +216,17 @@ def test_a_fold_that_fails_leaves_the_others_alone(tmp_path: Path, failing: str,
 
 
 @pytest.mark.usefixtures("fake")
+def test_lines_of_folds_beside_each_other_say_whose_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    job = local.Local(verb="crossval", source="c.yaml", parallel=2, processes=2)
+    each = [["note hello exit 0", "note hi exit 0"], ["say bad exit 3", "say bad exit 3"], ["exit 7", "kill 9"]]
+    assert local._Jobs(job, each, labels=["fold 1", "fold 2", "fold 4"]).run() == 3
+    said = sorted(capfd.readouterr().err.splitlines())
+    assert said[:3] == ["fold 1: hello", "fold 1: hi", "fold 2: error: bad"]
+    assert said[3].startswith("fold 4: error: process 1 of 2: expected to run to its end, got SIGKILL.")
+    assert len(said) == 4
+
+
+@pytest.mark.usefixtures("fake")
 def test_after_a_signal_no_fold_is_started(tmp_path: Path) -> None:
     job = local.Local(verb="crossval", source="c.yaml")
     waiting = [[f"parent {signal.SIGUSR1.value} sleep 60"], [f"pid {tmp_path / 'late'} exit 0"]]
