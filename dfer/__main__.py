@@ -17,7 +17,7 @@ from dfer.exit import Leaving
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a DferError becomes one line on stderr and its exit code."""
     with redirect_stderr(sys.stderr if _speaks() else StringIO()):
-        args = cli.parse(parser(), argv, into="overrides")
+        args = parse(argv)
     # Libraries' notices to their own developers; ours are printed as messages.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -30,6 +30,11 @@ def _speaks() -> bool:
     missing on one. LOCAL_RANK alone may be left over from another job."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("DFER_LAUNCHER_PID") == str(os.getppid())
     return not launched or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of a command line, with the function that runs it as `command`."""
+    return cli.parse(parser(), argv, into="overrides")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,18 +1,14 @@
 """The command line: `dfer-launch local | slurm | ray CONFIG` and `dfer-launch status | logs | cancel RUN`."""
 
 import argparse
-import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dfer.errors import DferError
-from dfer.surroundings import accept_any_encoding
+from dfer import cli
 
 CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "clusters"
-INTERRUPTED = 130
-PIPE_CLOSED = 141
 EXAMPLES = {
     "local": """
   dfer-launch local configs/dfew/dfer_clip.yaml --processes 4
@@ -42,34 +38,45 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(prog="dfer-launch", description="Start, watch and stop jobs of several processes.")
     places = top.add_subparsers(required=True, metavar="COMMAND")
-    sub = _command(places, "local", _local, "run on this machine, in several processes")
+    sub = cli.add_command(places, "local", "run on this machine, in several processes", EXAMPLES["local"], _local)
     sub.add_argument("config", type=_source, help="YAML file, see configs/; a run folder for --verb evaluate")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks; one a GPU")
     sub.add_argument("--parallel", type=int, default=1, metavar="K", help="folds at a time, each in N processes")
     sub.add_argument("--verb", choices=["train", "crossval", "evaluate"], default="crossval", help="what dfer does")
     _job_options(sub, "print the command of a process instead of running it")
-    sub = _command(places, "slurm", _slurm, "submit to SLURM: folds as an array, then the report; safe to repeat")
+    sub = cli.add_command(
+        places,
+        "slurm",
+        "submit to SLURM: folds as an array, then the report; safe to repeat",
+        EXAMPLES["slurm"],
+        _slurm,
+    )
     sub.add_argument("config", type=Path, help="YAML file, see configs/")
     sub.add_argument("--cluster", type=Path, default=CLUSTERS / "slurm.yaml", help="YAML file, see configs/clusters/")
     _job_options(sub, "print the scripts for sbatch instead of submitting")
-    sub = _command(places, "ray", _ray, "run on a Ray cluster, from a driver or inside `ray job submit`")
+    sub = cli.add_command(
+        places, "ray", "run on a Ray cluster, from a driver or inside `ray job submit`", EXAMPLES["ray"], _ray
+    )
     sub.add_argument("config", type=Path, help="YAML file, see configs/")
     sub.add_argument("--cluster", type=Path, default=CLUSTERS / "ray.yaml", help="YAML file, see configs/clusters/")
     _job_options(sub, "print what Ray would be asked for instead of running")
-    sub = _command(places, "status", _status, "folds, states, steps, speed, last checkpoints, restarts")
+    sub = cli.add_command(
+        places, "status", "folds, states, steps, speed, last checkpoints, restarts", EXAMPLES["status"], _status
+    )
     sub.add_argument("run", help="run folder over the folds (also s3://...)")
     sub.add_argument("--json", action="store_true", help="for programs")
-    sub = _command(places, "logs", _logs, "the ends of a fold's logs, or of the report's")
+    sub = cli.add_command(places, "logs", "the ends of a fold's logs, or of the report's", EXAMPLES["logs"], _logs)
     sub.add_argument("run", help="run folder over the folds (also s3://...)")
     sub.add_argument("fold", nargs="?", type=int)
     sub.add_argument("--lines", type=int, default=40, metavar="N")
-    sub = _command(places, "cancel", _cancel, "stop all jobs of a run; what is saved stays")
+    sub = cli.add_command(places, "cancel", "stop all jobs of a run; what is saved stays", EXAMPLES["cancel"], _cancel)
     sub.add_argument("run", help="run folder over the folds (also s3://...)")
     return top
 
 
 def _job_options(sub: argparse.ArgumentParser, dry_run: str) -> None:
-    sub.add_argument("--folds", type=_numbers, default=[], metavar="1,2", help="only these folds")
+    sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
+    sub.add_argument("--folds", type=cli.numbers, default=[], metavar="1,2", help="only these folds")
     sub.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
@@ -87,25 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 # Imports inside the commands: `--help` and mistakes in arguments answer at once.
 
 
-def _local(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+def _local(args: argparse.Namespace) -> int:
     from launch.local import submit as local
 
     job = local.Local(
-        verb=args.verb, source=str(args.config), overrides=overrides, processes=args.processes,
-        parallel=args.parallel, folds=args.folds,
-    )  # fmt: skip
+        verb=args.verb,
+        source=str(args.config),
+        overrides=args.overrides,
+        processes=args.processes,
+        parallel=args.parallel,
+        folds=args.folds,
+    )
     if args.dry_run:
         print(shlex.join(local.command(job)))
         return 0
     return local.run(job)
 
 
-def _slurm(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+def _slurm(args: argparse.Namespace) -> int:
     from launch.cluster import SlurmCluster, load_cluster, split
     from launch.job import make_job
     from launch.slurm.submit import Submission
 
-    mine, theirs = split(overrides)
+    mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, SlurmCluster, theirs)
     submission = Submission(job=make_job(args.config, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
     if args.dry_run:
@@ -114,13 +125,13 @@ def _slurm(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return submission.submit()
 
 
-def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+def _ray(args: argparse.Namespace) -> int:
     from launch.cluster import RayCluster, load_cluster, split
     from launch.job import make_job
     from launch.ray.cluster import refuse_working_folder
     from launch.ray.submit import Submission
 
-    mine, theirs = split(overrides)
+    mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)
     job = make_job(args.config, mine, args.folds, worlds=cluster.worlds, check=refuse_working_folder)
     submission = Submission(job=job, cluster=cluster)
@@ -130,7 +141,7 @@ def _ray(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return submission.run()
 
 
-def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
+def _status(args: argparse.Namespace) -> int:
     from launch.status import as_json, status, table
 
     rows = status(args.run)
@@ -138,14 +149,14 @@ def _status(args: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _logs(args: argparse.Namespace, _: Sequence[str]) -> int:
+def _logs(args: argparse.Namespace) -> int:
     from launch.control import logs
 
     print(logs(args.run, args.fold, lines=args.lines))
     return 0
 
 
-def _cancel(args: argparse.Namespace, _: Sequence[str]) -> int:
+def _cancel(args: argparse.Namespace) -> int:
     from launch.control import cancel
 
     print("\n".join(cancel(args.run)))

@@ -1,14 +1,13 @@
 """`dfer-shards`: synth, build, verify, show."""
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dfer.errors import DferError, without_secrets
+from dfer import cli
+from dfer.errors import without_secrets
 from dfer.store.format import data_name
-from dfer.surroundings import accept_any_encoding
 from shards import pool
 from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips
 from shards.output import storage_errors
@@ -19,88 +18,62 @@ from shards.sources.clips import RawSet
 from shards.sources.generated import mark_generated
 from shards.verify import load_manifest, verify
 
-INTERRUPTED = 130
-PIPE_CLOSED = 141
-
-SYNTH_EXAMPLES = """examples:
-  dfer-shards synth dfew demo/raw --clips 60 --seed 1     generated faces in DFEW's layout
-  dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4"""
-
-BUILD_EXAMPLES = """examples:
-  dfer-shards build dfew /data/DFEW data/dfew --dry-run   what would be built, and what is missing
-  dfer-shards build dfew /data/DFEW data/dfew --jobs 8
-  dfer-shards build mafw /data/MAFW data/mafw --allow-missing 3
+SYNTH_EXAMPLES = """
+dfer-shards synth dfew demo/raw --clips 60 --seed 1     generated faces in DFEW's layout
+dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4"""
+BUILD_EXAMPLES = """
+dfer-shards build dfew /data/DFEW data/dfew --dry-run   what would be built, and what is missing
+dfer-shards build dfew /data/DFEW data/dfew --jobs 8
+dfer-shards build mafw /data/MAFW data/mafw --allow-missing 3"""
+BUILD_NOTE = """
 The same command again continues a build that was stopped and does nothing when nothing changed.
 The data sets may not be passed on: keep their shards as private as the raw files."""
-
-VERIFY_EXAMPLES = """examples:
-  dfer-shards verify data/dfew --jobs 8      read back and decode everything
-  dfer-shards verify data/dfew --quick       hashes and indexes only"""
-
-SHOW_EXAMPLES = """examples:
-  dfer-shards show data/dfew                 clips per partition and class / published counts"""
+VERIFY_EXAMPLES = """
+dfer-shards verify data/dfew --jobs 8      read back and decode everything
+dfer-shards verify data/dfew --quick       hashes and indexes only"""
+SHOW_EXAMPLES = """
+dfer-shards show data/dfew                 clips per partition and class / published counts"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code. User errors are one message on the error stream."""
-    accept_any_encoding()
-    parsed = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = parsed.command
-    try:
-        with storage_errors(getattr(parsed, "out", "")):
-            command(parsed)
-            sys.stdout.flush()
-    except DferError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
-        return PIPE_CLOSED
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    args = _parser().parse_args(arguments)
+    return cli.exit_code(lambda: _run(args), interrupted="the same command continues where it stopped")
+
+
+def _run(args: argparse.Namespace) -> None:
+    with storage_errors(getattr(args, "out", "")):
+        args.command(args)
+        sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dfer-shards", description="Raw data sets into WebDataset shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_synth(_command(commands, "synth", "generate faces in a data set's raw layout", SYNTH_EXAMPLES, _synth))
-    _add_build(_command(commands, "build", "build shards, indexes and the manifest", BUILD_EXAMPLES, _build))
-    verifying = _command(commands, "verify", "read everything back", VERIFY_EXAMPLES, _verify)
+    _add_synth(cli.add_command(commands, "synth", "generate faces in a data set's raw layout", SYNTH_EXAMPLES, _synth))
+    building = cli.add_command(commands, "build", "build shards, indexes and the manifest", BUILD_EXAMPLES, _build)
+    building.epilog = f"{building.epilog}{BUILD_NOTE}"
+    _add_build(building)
+    verifying = cli.add_command(commands, "verify", "read everything back", VERIFY_EXAMPLES, _verify)
     verifying.add_argument("out", metavar="SHARDS", help="folder or URL of the shards")
     verifying.add_argument("--quick", action="store_true", help="compare hashes and indexes, decode nothing")
     _add_common(verifying)
-    showing = _command(commands, "show", "counts against the published ones", SHOW_EXAMPLES, _show)
+    showing = cli.add_command(commands, "show", "counts against the published ones", SHOW_EXAMPLES, _show)
     showing.add_argument("out", metavar="SHARDS", help="folder or URL of the shards")
     return parser
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    text: str,
-    examples: str,
-    command: Callable[[argparse.Namespace], None],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(command=command)
-    return parser
-
-
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=_positive, default=pool.default_jobs(), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=cli.positive, default=pool.default_jobs(), help="processes (default: all cores)")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
 
 
 def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=sorted(SOURCES), help="whose layout")
     parser.add_argument("out", metavar="OUT", help="folder for the raw tree")
-    parser.add_argument("--clips", type=_positive, required=True, help="clips over all partitions")
+    parser.add_argument("--clips", type=cli.positive, required=True, help="clips over all partitions")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same pictures (default 1)")
-    parser.add_argument("--size", type=_positive, default=224, help="side of the pictures in pixels (default 224)")
+    parser.add_argument("--size", type=cli.positive, default=224, help="side of the pictures in pixels (default 224)")
     _add_common(parser)
 
 
@@ -117,7 +90,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     gaps = parser.add_mutually_exclusive_group()
     gaps.add_argument("--strict", action="store_const", const=0, default=0, dest="allow_missing",
                       help="write no manifest when a clip cannot be packed (default)")  # fmt: skip
-    gaps.add_argument("--allow-missing", type=_not_negative, default=0, metavar="N",
+    gaps.add_argument("--allow-missing", type=cli.not_negative, default=0, metavar="N",
                       help="accept up to N clips that cannot be packed; the manifest lists them")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what would be built and write nothing")
     _add_common(parser)
@@ -175,19 +148,6 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     print(describe(load_manifest(args.out)))
-
-
-def _positive(text: str) -> int:
-    number = _not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("expected a number of at least 1, got 0")
-    return number
-
-
-def _not_negative(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -21,20 +21,32 @@ dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands below `bench`."""
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
-    sub = add_command(bench, "loader", "frames/s a core, and the share of a bare decode loop", EXAMPLES["loader"], _bench_loader)
+    sub = add_command(
+        bench, "loader", "frames/s a core, and the share of a bare decode loop", EXAMPLES["loader"], _bench_loader
+    )
     sub.add_argument("shards", help="shard folder of 224 px frames, or its URL with --against")
     sub.add_argument("--against", metavar="FOLDER", help="a local copy of the shards to measure the URL beside")
     sub.add_argument("--rounds", type=int, default=5, help="with --against: epochs of each (default 5)")
     sub.add_argument("--seconds", type=float, default=10.0)
-    sub = add_command(bench, "resume", "seconds to the next step of a killed run, beside a fresh one", EXAMPLES["resume"], _bench_resume)
+    sub = add_command(
+        bench,
+        "resume",
+        "seconds to the next step of a killed run, beside a fresh one",
+        EXAMPLES["resume"],
+        _bench_resume,
+    )
     sub.add_argument("config", type=Path, help="YAML file, see configs/")
     sub.add_argument("overrides", nargs="*", metavar="a.b=c")
-    sub = add_command(bench, "save", "what saving in the background costs a step at full size", EXAMPLES["save"], _bench_save)
+    sub = add_command(
+        bench, "save", "what saving in the background costs a step at full size", EXAMPLES["save"], _bench_save
+    )
     sub.add_argument("--arch", default="ViT-B-32-quickgelu")
     sub.add_argument("--clips", type=int, default=2)
     sub.add_argument("--saves", type=int, default=5)
     sub.add_argument("--out", help="folder or URL to save to; default: a temporary folder")
-    add_command(bench, "scale", "calculate what 8, 64 and 512 GPUs would do (docs/scale.md)", EXAMPLES["scale"], _bench_scale)
+    add_command(
+        bench, "scale", "calculate what 8, 64 and 512 GPUs would do (docs/scale.md)", EXAMPLES["scale"], _bench_scale
+    )
     sub = add_command(bench, "step", "clips/s of a training step at full size", EXAMPLES["step"], _bench_step)
     sub.add_argument("--arch", default="ViT-B-32-quickgelu")
     sub.add_argument("--clips", type=int, default=2)

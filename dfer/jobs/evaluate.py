@@ -41,8 +41,10 @@ Forward = Callable[[ClipBatch], Recognition]
 
 
 def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None) -> Initial:
-    """The model with its initial weights, or one that `resumed` will be loaded into; a collective call. Says on the first
-    rank where the weights come from."""
+    """The model with its initial weights, or one that `resumed` will be loaded into; a collective call.
+
+    The first rank says where the weights come from.
+    """
     sha256 = manifest_hash(clips.store)
     initial = initial_model(config, clips.emotions, world, manifest_sha256=sha256, resumed=resumed)
     initial.tell(world)

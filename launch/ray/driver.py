@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
+from dfer.cli import INTERRUPTED
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, StorageError, message
 from dfer.exit import at_once
 from dfer.storage import Folder
@@ -31,8 +32,6 @@ SILENT_S = 30.0
 NOTE_S = 20.0
 """Processes that have not started after this time are told of: they usually take half of it."""
 
-INTERRUPTED = 130
-"""Exit code after a second Ctrl-C."""
 
 Fit = Callable[[int, Any, str], None]
 """Trains a fold, given the board and the driver's mark; comes back when Ray has ended its processes for good."""

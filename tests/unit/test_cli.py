@@ -86,7 +86,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, raises: BaseException) -> int:
     def command(_: Any) -> None:
         raise raises
 
-    monkeypatch.setattr(cli, "_report", command)
+    monkeypatch.setattr("dfer.commands.report._report", command)
     return cli.main(["report", "run"])
 
 

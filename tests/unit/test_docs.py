@@ -14,6 +14,7 @@ import dfer.__main__ as cli
 import launch.__main__ as launch_cli
 import shards.__main__ as shards_cli
 from dfer import config, errors
+from dfer.cli import INTERRUPTED
 from dfer.data.splits import folds
 from dfer.jobs.config import RunConfig
 from dfer.store.format import KEY, PARTITION
@@ -228,7 +229,7 @@ def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
         if name != "DferError":
             words = re.sub(r"(?<!^)(?=[A-Z])", " ", name.removesuffix("Error")).lower()
             assert words in told.pop(code).lower(), name
-    assert set(told) == {shards_cli.INTERRUPTED}
+    assert set(told) == {INTERRUPTED}
 
 
 # --- the tutorial

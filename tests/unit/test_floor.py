@@ -163,7 +163,13 @@ def allowed(name: str, target: str) -> bool:
     if name.startswith("launch"):
         return target.startswith(("launch", "dfer"))
     if name.startswith("shards"):
-        return target.startswith("shards") or target in PLAIN or theirs == "dfer.media" or target == "dfer.store.format"
+        return (
+            target.startswith("shards")
+            or target in PLAIN
+            or target == "dfer.cli"
+            or theirs == "dfer.media"
+            or target == "dfer.store.format"
+        )
     if name in PLAIN:
         return target in PLAIN
     if name in FLOOR:

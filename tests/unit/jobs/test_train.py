@@ -27,9 +27,10 @@ from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
 from dfer.jobs.crossval import crossval
 from dfer.jobs.evaluate import evaluate_run
+from dfer.jobs.facts import load_checkpoint, selected_checkpoint
 from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.predict import predict
-from dfer.jobs.train import load_checkpoint, selected_checkpoint, train
+from dfer.jobs.train import train
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.run.changes import Change

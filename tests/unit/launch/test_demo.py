@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfer.config import load
-from dfer.run_config import RunConfig
+from dfer.jobs.config import RunConfig
 from launch import __main__ as launcher
 from shards import __main__ as shards
 

@@ -259,7 +259,7 @@ def test_what_happens_after_pythons_end_does_not_change_the_code(code: int) -> N
     """`late` stands for a library whose threads abort the process; it was imported, so registered, after us."""
     text = f"""
 import atexit, os, sys
-from dfer.leaving import Leaving
+from dfer.exit import Leaving
 leaving = Leaving()
 class Late:
     def __del__(self): os.abort()

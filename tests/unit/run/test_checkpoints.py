@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dfer.checkpoint
-import dfer.checkpoint_files
 import fsspec
 import pytest
 import torch
@@ -19,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
+import dfer.run.checkpoint_files
+import dfer.run.checkpoints
 from dfer.config import ConfigProblem
 from dfer.distributed import World
 from dfer.errors import CheckpointError, FencedError, StorageError
