@@ -89,14 +89,15 @@ LOSES_ITS_PARTNER = """
 import sys, time
 from dfer import __main__ as cli
 leaving = cli.Leaving()
-from dfer import distributed, run
+from dfer import distributed
+from dfer.jobs import train as job
 from dfer.errors import DataError
 distributed.dist.destroy_process_group = lambda *_: time.sleep(600)
 def train(config, world, stop):
     if world.rank:
         raise DataError("x: broken")
     distributed.barrier()
-run.train = train
+job.train = train
 leaving.after(lambda: cli.main(sys.argv[1:]))
 """
 

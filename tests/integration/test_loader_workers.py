@@ -24,10 +24,11 @@ pytestmark = pytest.mark.integration
 SCRIPT = """
 import sys, time
 from dfer.data.clips import ClipSet
-from dfer.data.loader import DataConfig, Loader
-from dfer.data.store import Store
+from dfer.data.config import DataConfig
+from dfer.data.loader import Loader
 from dfer.distributed import World
 from dfer.emotions import label_set
+from dfer.store.shards import Store
 
 if __name__ == "__main__":
     clips = ClipSet.open(Store(sys.argv[1]), ["train"], emotions=label_set("basic7"))
