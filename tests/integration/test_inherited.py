@@ -17,8 +17,8 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 PART = [
-    "tests/unit/test_surroundings.py", "tests/unit/test_storage.py", "tests/unit/test_lease.py",
-    "tests/unit/test_rights.py", "tests/unit/data/test_cache.py", "tests/integration/test_build.py",
+    "tests/unit/test_surroundings.py", "tests/unit/test_storage.py", "tests/unit/run/test_lease.py",
+    "tests/unit/test_rights.py", "tests/unit/store/test_cache.py", "tests/integration/test_build.py",
 ]  # fmt: skip
 CHOSEN = "not budget and not fetcher and not command_line and not somebody_elses_run and (not test_build or ctrl_c)"
 """Without those of a second and more that show nothing else here."""
