@@ -27,10 +27,9 @@ def write_protocols(
 
 
 def _fold(raw: RawFold, out: Folder, name: str, partitions: Collection[str], keys: Collection[str]) -> Fold | None:
-    train, test, validation = (
-        subset and _subset(subset, out, f"{name}.{what}", partitions, keys)
-        for what, subset in (("train", raw.train), ("test", raw.test), ("validation", raw.validation))
-    )
+    train = _subset(raw.train, out, f"{name}.train", partitions, keys)
+    test = _subset(raw.test, out, f"{name}.test", partitions, keys)
+    validation = raw.validation and _subset(raw.validation, out, f"{name}.validation", partitions, keys)
     return Fold(train=train, test=test, validation=validation) if train and test else None
 
 
