@@ -17,6 +17,8 @@ def check_raw(raw: RawSet) -> None:
 
 def _faults(raw: RawSet) -> Iterator[tuple[str, str]]:
     """What is wrong with a raw set, as (expected, got)."""
+    if not raw.clips:
+        yield "at least one clip", "none"
     if len(raw.emotions) > MAX_CLASSES:
         yield f"at most {MAX_CLASSES:,} classes", str(len(raw.emotions))
     keys = Counter(clip.key for clip in raw.clips)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from dfer.errors import DataError
+from dfer.store.format import Media
 from shards.frames import store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.hostile import pictures_kit
@@ -57,7 +59,8 @@ def _store(at: Path) -> None:
     """A clip that cannot be packed is no error of the build: its reason goes into the manifest."""
     try:
         for frame in list_frames(at):
-            store_frame(frame, max_side=64, quality=90)
+            for media in get_args(Media):
+                store_frame(frame, media=media, max_side=64, quality=90)
     except BadClip as bad:
         raise DataError(f"clip: expected frames that can be packed, got {bad}") from bad
 

@@ -237,6 +237,7 @@ def with_fold(test: RawSubset) -> dict[str, Any]:
         ({"votes": (1,)}, "expected a number of votes for each of 2 classes"),
         ({"votes": (1, -1)}, "expected a number of votes for each of 2 classes"),
         ({"text": "x" * 5000}, "expected a text of at most 4,096 letters, got 5000 for 00001"),
+        ({"protocols": {}, "clips": ()}, "expected at least one clip, got none"),
         (with_fold(RawSubset()), "expected known partitions or keys in fold 1 of subjects, got neither"),
         (with_fold(RawSubset(partitions=("all",), keys=("00001",))), "got both"),
         (with_fold(RawSubset(partitions=("dev",))), "got dev"),
