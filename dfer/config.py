@@ -36,7 +36,7 @@ FREE_KEYS = (
 not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results.
 Other keys may change within limits: `dfer.run.changes`."""
 
-FILE_KEYS = ("model.released", "model.start", "model.towers.arch", "model.towers.pretrained")
+FILE_KEYS = ("model.released", "model.start", "model.text", "model.towers.arch", "model.towers.pretrained")
 """Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""
 
 
@@ -298,8 +298,13 @@ def _union(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         return _build(rest[0] if len(rest) == 1 else typing.Union[tuple(rest)], plain, where, problems)  # noqa: UP007
     by_name = {get_args(typing.get_type_hints(o)["name"])[0]: o for o in options if is_dataclass(o)}
     if not by_name:
-        fitting = [o for o in options if _fits(o, plain)]
-        return _checked(plain, bool(fitting), where, problems, expected=" or ".join(o.__name__ for o in options))
+        lists = [option for option in options if get_origin(option) is tuple]
+        if lists and isinstance(plain, list | tuple):
+            return _tuple(get_args(lists[0])[0], plain, where, problems)
+        scalars = [option for option in options if option not in lists]
+        words = [*(option.__name__ for option in scalars), *("list" for _ in lists)]
+        fits = any(_fits(option, plain) for option in scalars)
+        return _checked(plain, fits, where, problems, expected=" or ".join(words))
     name = plain.get("name") if isinstance(plain, Mapping) else None
     if not isinstance(name, str) or name not in by_name:
         hint = did_you_mean(name if isinstance(name, str) else "None", by_name)

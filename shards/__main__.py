@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from dfer import cli
 from dfer.errors import without_secrets
-from dfer.store.format import data_name
+from dfer.store.format import Media, data_name
 from shards import pool
 from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips
 from shards.output import storage_errors
@@ -82,6 +83,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=sorted(SOURCES), help="which data set RAW holds")
     parser.add_argument("raw", metavar="RAW", type=Path, help="the data set's root folder")
     parser.add_argument("out", metavar="OUT_URL", help="folder or fsspec URL for the shards")
+    media = "form of the stored frames; those that have it are kept byte for byte (default: the data set's)"
+    parser.add_argument("--media", choices=get_args(Media), help=media)
     parser.add_argument("--max-side", type=int, default=defaults.max_side,
                         help="longest side of a frame in pixels; larger ones are scaled (default 256)")  # fmt: skip
     parser.add_argument("--quality", type=int, default=defaults.quality,
@@ -104,8 +107,13 @@ def _synth(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    options = BuildOptions(max_side=args.max_side, quality=args.quality, clips_per_shard=args.clips_per_shard)
     raw = mark_generated(SOURCES[args.dataset](args.raw), args.raw)
+    options = BuildOptions(
+        media=args.media or raw.media,
+        max_side=args.max_side,
+        quality=args.quality,
+        clips_per_shard=args.clips_per_shard,
+    )
     for note in raw.notes:
         print(f"warning: {note}", file=sys.stderr)
     if args.dry_run:

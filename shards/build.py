@@ -18,14 +18,16 @@ from dfer.errors import DataError, UsageError, message
 from dfer.storage import TEMPORARY, Folder
 from dfer.store.format import MANIFEST, Excluded, FrameSettings, Manifest, to_json
 from shards import pool
+from shards.check import check_raw
 from shards.output import only_writer, shard_folder, storage_errors
+from shards.protocols import write_protocols
 from shards.shard import BuildOptions, Scan, ShardPlan, ShardState, ShardTask, make, plan_shards, scan
 from shards.sources.clips import RawSet
 from shards.totals import renumbered
 
 BEGUN = "build.json"
 EXCLUDED = "excluded.txt"
-OURS = re.compile(r"[a-z0-9_]+/[0-9]{5}\.(tar|index\.json|done\.json)")
+OURS = re.compile(r"[a-z0-9_]+/[0-9]{5}\.(tar|index\.json|done\.json)|protocols/[a-z0-9_.]+\.txt")
 SHOWN = 20
 
 
@@ -58,10 +60,12 @@ def build(
     allow_missing: how many clips may be left out for want of a folder or of readable frames.
 
     Raises:
-        DataError: more clips cannot be packed; the split files number the classes otherwise.
+        DataError: more clips cannot be packed; the split files number the classes otherwise; the source gives what the
+            format does not hold.
         UsageError: the folder holds something else or a build with other options.
         StorageError: disk full, folder not writable, another builder at work.
     """
+    check_raw(raw)
     check_numbering(raw)
     with storage_errors(url, builds=True):
         out = shard_folder(url)
@@ -140,6 +144,9 @@ class _Build:
         return manifest
 
     def _manifest(self, done: Sequence[ShardState], excluded: tuple[Excluded, ...]) -> Manifest:
+        lost = {item.key for item in excluded}
+        packed = {clip.key for clip in self.raw.clips} - lost
+        partitions = {state.shard.partition for state in done if state.shard is not None}
         counts = {plan.partition: [0] * len(self.raw.emotions) for plan in self.plans}
         for plan, state in zip(self.plans, done, strict=True):
             counts[plan.partition] = [a + b for a, b in zip(counts[plan.partition], state.counts, strict=True)]
@@ -147,6 +154,8 @@ class _Build:
             dataset=self.raw.dataset,
             classes=self.raw.emotions.names,
             builder=f"dfer {version('dfer')}",
+            media=self.options.media,
+            faces=self.raw.faces,
             frames=FrameSettings(
                 max_side=self.options.max_side,
                 quality=self.options.quality,
@@ -154,6 +163,8 @@ class _Build:
                 encoded=sum(state.encoded for state in done),
             ),
             counts={partition: tuple(row) for partition, row in counts.items()},
+            protocols=write_protocols(self.raw.protocols, self.out, partitions=partitions, keys=packed),
+            licence=self.raw.licence,
             excluded=excluded,
             shards=tuple(state.shard for state in done if state.shard is not None),
             options={**self.raw.options, "clips_per_shard": str(self.options.clips_per_shard)},
@@ -163,6 +174,7 @@ class _Build:
         """Shards of clips that the split files no longer name, and the list of an earlier refusal."""
         wanted = {plan.state_name for plan in self.plans}
         wanted |= {name for shard in manifest.shards for name in (shard.path, shard.index_path)}
+        wanted |= {subset.keys for subset in manifest.subsets()}
         for name in self.out.names():
             if name == EXCLUDED or (OURS.fullmatch(name) and name not in wanted):
                 self.out.remove(name)

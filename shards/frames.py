@@ -1,4 +1,4 @@
-"""One raw picture into the JPEG that is stored: kept byte for byte when it fits, otherwise scaled down and encoded."""
+"""One raw picture into the JPEG or PNG that is stored: kept byte for byte when it fits, else scaled and encoded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfer.media.bounds import TooMuch
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
-from dfer.store.format import MAX_FRAME_BYTES
+from dfer.store.format import MAX_FRAME_BYTES, Media
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile
 
 MAX_PIXELS = 64 * 2**20
@@ -18,21 +18,22 @@ MAX_PIXELS = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFrame:
-    """A JPEG for the shard. kept: whether it is the raw file byte for byte.
+    """A JPEG or PNG for the shard. kept: whether it is the raw file byte for byte.
 
     hides, dark: the raw picture looks different from what it holds, and so from what is stored (`Picture`).
     """
 
-    jpeg: bytes
+    data: bytes
     kept: bool
     hides: bool = False
     dark: bool = False
 
 
-def store_frame(frame: FrameFile, *, max_side: int, quality: int) -> StoredFrame:
+def store_frame(frame: FrameFile, *, media: Media, max_side: int, quality: int) -> StoredFrame:
     """Read, prove whole by a strict full decode, and scale and encode where needed.
 
-    max_side: longest side in pixels; quality: JPEG quality 1..100 of frames that are encoded.
+    media: the form of what is stored; max_side: longest side in pixels; quality: JPEG quality 1..100 of frames that are
+    encoded as one.
 
     Raises:
         BadClip: with the frame's name and what is wrong with it.
@@ -44,10 +45,12 @@ def store_frame(frame: FrameFile, *, max_side: int, quality: int) -> StoredFrame
         raise BadClip(f"frame {frame.name} has {error}") from error
     except ValueError as error:
         raise BadClip(f"frame {frame.name} is {error}") from error
-    if picture.jpeg and max(picture.rgb.shape[:2]) <= max_side and len(data) <= MAX_FRAME_BYTES:
-        return StoredFrame(jpeg=data, kept=True)
-    jpeg = _encoded(picture.rgb, max_side=max_side, quality=quality)
-    return StoredFrame(jpeg=jpeg, kept=False, hides=picture.hides, dark=picture.dark)
+    kept = picture.media == media and max(picture.rgb.shape[:2]) <= max_side and len(data) <= MAX_FRAME_BYTES
+    if not kept:
+        data = _encoded(picture.rgb, media=media, max_side=max_side, quality=quality)
+    if len(data) > MAX_FRAME_BYTES:
+        raise BadClip(f"frame {frame.name} is larger than {MAX_FRAME_BYTES >> 20} MiB as {media.upper()}")
+    return StoredFrame(data=data, kept=kept, hides=picture.hides, dark=picture.dark)
 
 
 def _read(frame: FrameFile) -> bytes:
@@ -59,11 +62,16 @@ def _read(frame: FrameFile) -> bytes:
         raise BadClip(f"frame {frame.name} {UNREADABLE} ({error.strerror})") from error
 
 
-def _encoded(rgb: NDArray[np.uint8], *, max_side: int, quality: int) -> bytes:
+def _encoded(rgb: NDArray[np.uint8], *, media: Media, max_side: int, quality: int) -> bytes:
     height, width = rgb.shape[:2]
     scale = max_side / max(height, width)
     if scale < 1:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    jpeg: bytes = simplejpeg.encode_jpeg(rgb, quality, "RGB", "444")
-    return jpeg
+    if media == "jpeg":
+        jpeg: bytes = simplejpeg.encode_jpeg(rgb, quality, "RGB", "444")
+        return jpeg
+    grey = bool((rgb[..., :1] == rgb).all())
+    pixels = np.ascontiguousarray(rgb[..., 0] if grey else rgb[..., ::-1])
+    _, png = cv2.imencode(".png", pixels)
+    return png.tobytes()

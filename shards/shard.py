@@ -15,19 +15,22 @@ from typing import IO
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError
 from dfer.storage import Folder
-from dfer.store.format import BLOCK, CHUNK, ClipEntry, Excluded, ShardIndex, ShardInfo, clip_name, frame_name, to_json
+from dfer.store.format import BLOCK, CHUNK, MAX_JSON_BYTES, Excluded, Media, ShardInfo, clip_name, frame_name
+from dfer.store.index import OPTIONAL, ClipEntry, index_json
 from shards.frames import StoredFrame, store_frame
 from shards.pool import tick
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
 
 # Raised whenever the same raw clips would give other bytes than before: shards of older builds are then made again.
-CONTENT_VERSION = 2
+CONTENT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """max_side: longest side of a stored frame in pixels; quality: JPEG quality where frames are encoded."""
+    """media: the form of all stored frames. max_side: longest side of one in pixels; quality: JPEG quality where frames
+    are encoded."""
 
+    media: Media = "jpeg"
     max_side: int = 256
     quality: int = 95
     clips_per_shard: int = 128
@@ -128,7 +131,10 @@ def make(task: ShardTask) -> ShardState:
     if info is None:
         out.remove(f"{plan.name}.tar")
     else:
-        index = to_json(ShardIndex(shard=info.path, chunks=tar.chunks, clips=tuple(tar.entries)))
+        index = index_json(info.path, tar.chunks, tar.entries)
+        if len(index) > MAX_JSON_BYTES:
+            got = f"{len(index):,} bytes of index for {plan.name}, more than {MAX_JSON_BYTES:,}"
+            raise UsageError(f"--clips-per-shard: expected fewer clips, got {got}. Halve the number.")
         info = replace(info, index_sha256=hashlib.sha256(index).hexdigest())
         out.write(info.index_path, index)
     state = ShardState(
@@ -181,10 +187,10 @@ class _Tar:
         # The clip is whole in memory by now, so that one that turns out bad leaves nothing behind.
         offset = tar.offset + BLOCK
         for position, frame in enumerate(frames):
-            _add_member(tar, frame_name(clip.key, position), frame.jpeg)
-        _add_member(tar, clip_name(clip.key), clip_json(clip, self.plan.classes, len(frames)))
-        sizes = tuple(len(frame.jpeg) for frame in frames)
-        self.entries.append(ClipEntry(key=clip.key, label=clip.label, offset=offset, sizes=sizes, subject=clip.subject))
+            _add_member(tar, frame_name(clip.key, position, self.plan.options.media), frame.data)
+        entry = _entry(clip, offset, frames)
+        _add_member(tar, clip_name(clip.key), clip_json(entry, self.plan.partition, self.plan.classes))
+        self.entries.append(entry)
         kept = sum(frame.kept for frame in frames)
         self.kept, self.encoded = self.kept + kept, self.encoded + len(frames) - kept
         self.hides += sum(frame.hides for frame in frames)
@@ -221,18 +227,20 @@ class _HashingFile:
         return (*self._done, self._chunk.hexdigest()) if self._at % CHUNK else tuple(self._done)
 
 
-def clip_json(clip: RawClip, classes: Sequence[str], num_frames: int) -> bytes:
+def _entry(clip: RawClip, offset: int, frames: Sequence[StoredFrame]) -> ClipEntry:
+    facts = {name: getattr(clip, name) for name in OPTIONAL}
+    if clip.faces is not None and len(clip.faces) != len(frames):
+        raise BadClip(f"{len(clip.faces)} face boxes for {len(frames)} frames")
+    sizes = tuple(len(frame.data) for frame in frames)
+    return ClipEntry(key=clip.key, label=clip.label, offset=offset, sizes=sizes, **facts)
+
+
+def clip_json(clip: ClipEntry, partition: str, classes: Sequence[str]) -> bytes:
     """The clip's `.json` member: what a reader without the index needs to know."""
-    plain: dict[str, object] = {
-        "key": clip.key,
-        "label": clip.label,
-        "class_name": classes[clip.label],
-        "num_frames": num_frames,
-        "partition": clip.partition,
-    }
-    if clip.subject is not None:
-        plain["subject"] = clip.subject
-    return (json.dumps(plain, sort_keys=True) + "\n").encode()
+    plain: dict[str, object] = {"key": clip.key, "num_frames": clip.num_frames, "partition": partition}
+    if clip.label is not None:
+        plain |= {"label": clip.label, "class_name": classes[clip.label]}
+    return (json.dumps(plain | clip.facts(), sort_keys=True) + "\n").encode()
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -247,7 +255,7 @@ def _stored(listing: "list[FrameFile] | BadClip", options: BuildOptions) -> list
         raise listing
     frames = []
     for frame in listing:
-        frames.append(store_frame(frame, max_side=options.max_side, quality=options.quality))
+        frames.append(store_frame(frame, media=options.media, max_side=options.max_side, quality=options.quality))
         tick(1)
     return frames
 
@@ -273,7 +281,8 @@ def _fingerprint(plan: ShardPlan, found: "Sequence[list[FrameFile] | BadClip]") 
     digest = hashlib.sha256(json.dumps([CONTENT_VERSION, plan.name, plan.classes, asdict(plan.options)]).encode())
     for clip, listing in zip(plan.clips, found, strict=True):
         files = str(listing) if isinstance(listing, BadClip) else list(_times(listing))
-        digest.update(json.dumps([clip.key, clip.label, clip.subject, files]).encode())
+        facts = [getattr(clip, name) for name in OPTIONAL]
+        digest.update(json.dumps([clip.key, clip.label, facts, files]).encode())
     return digest.hexdigest()
 
 

@@ -7,26 +7,53 @@ from shards.build import listed
 from shards.totals import TOTALS
 
 ABBREVIATED = 9
+SHOWN_FOLDS = 10
 
 
 def describe(manifest: Manifest) -> str:
     """The text that `show` prints: head, counts per partition and class, what was left out."""
     frames = sum(shard.frames for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
+    clips = sum(shard.clips for shard in manifest.shards)
+    labelled = sum(map(sum, manifest.counts.values()))
     settings = manifest.frames
     name = data_name(manifest.dataset, generated=manifest.generated)
     lines = [
-        f"{name}: {sum(map(sum, manifest.counts.values()))} clips, "
+        f"{name}: {clips} clips, "
         f"{frames} frames, {_bytes(size)} in {len(manifest.shards)} shards, built by {manifest.builder}",
-        f"frames: {settings.kept} kept as they were, {settings.encoded} encoded (longest side {settings.max_side} px, "
-        f"quality {settings.quality})",
+        f"frames: {manifest.media.upper()}, {settings.kept} kept as they were, {settings.encoded} encoded "
+        f"(longest side {settings.max_side} px, quality {settings.quality})",
         "options: " + ", ".join(f"{key} {value}" for key, value in sorted(manifest.options.items())),
+        *_protocols(manifest),
+        *_notes(manifest),
         "",
         count_table(manifest.dataset, manifest.classes, manifest.counts, generated=bool(manifest.generated)),
     ]
+    if labelled < clips:
+        lines += ["", f"clips without a label: {clips - labelled}"]
     if manifest.excluded:
         lines += ["", f"clips left out: {len(manifest.excluded)}", listed(manifest.excluded)]
     return "\n".join(lines)
+
+
+def _protocols(manifest: Manifest) -> list[str]:
+    """A line a protocol: its folds, what tests in each, and who laid it down."""
+    lines = []
+    for name, protocol in sorted(manifest.protocols.items()):
+        tests = [fold.test.names for _, fold in sorted(protocol.folds.items(), key=lambda item: int(item[0]))]
+        shown = [" and ".join(names) for names in tests[:SHOWN_FOLDS]] + ["..."] * (len(tests) > SHOWN_FOLDS)
+        folds = "1 fold" if len(tests) == 1 else f"{len(tests)} folds"
+        lines.append(f"protocol {name}: {folds}, testing on {', '.join(shown)} ({protocol.source})")
+    return lines or ["protocols: none, these shards cannot be split"]
+
+
+def _notes(manifest: Manifest) -> list[str]:
+    faces = manifest.faces
+    notes = [f"licence: {manifest.licence}"] if manifest.licence else []
+    if faces is not None:
+        turned = ", eyes level" if faces.aligned else ""
+        notes.append(f"faces: found by {faces.finder}, margin {faces.margin:g}{turned}")
+    return notes
 
 
 def count_table(

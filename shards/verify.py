@@ -5,37 +5,40 @@ name a path, a link or a size that is not expected there.
 """
 
 import hashlib
+import itertools
 import json
 import mmap
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import simplejpeg
-
 from dfer.errors import DataError, message
-from dfer.media.bounds import TooMuch, jpeg_size
+from dfer.media.bounds import TooMuch
+from dfer.media.pictures import read_picture
 from dfer.storage import Folder
 from dfer.store.format import (
     BLOCK,
     CHUNK,
     MANIFEST,
-    ClipEntry,
+    MAX_JSON_BYTES,
     Manifest,
-    ShardIndex,
+    Media,
     ShardInfo,
+    Subset,
     clip_name,
     frame_name,
-    read_index,
+    read_keys,
     read_manifest,
 )
+from dfer.store.index import ClipEntry, ShardIndex, read_index
 from shards import pool
 from shards.output import shard_folder, storage_errors
 from shards.pool import tick
 
-MAX_JSON_BYTES = 64 * 1024
+MAX_CLIP_JSON_BYTES = 2**20
+"""Most that a clip's `.json` may have: face boxes of 10,000 frames."""
 MAX_FRAME_PIXELS = 2**24
 """Largest frame that any build stores, whatever the manifest says."""
 SHOWN = 20
@@ -43,11 +46,12 @@ SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyTask:
-    """One shard to read back. decode: also decode every frame, not only compare hashes."""
+    """One shard to read back. media, max_side: of its frames. decode: decode every frame, not only compare hashes."""
 
     out: str
     shard: ShardInfo
     classes: tuple[str, ...]
+    media: Media
     max_side: int
     decode: bool
 
@@ -92,7 +96,14 @@ def verify(url: str, *, quick: bool = False, jobs: int = 1, progress: bool = Tru
     """
     manifest = load_manifest(url)
     tasks = [
-        VerifyTask(out=url, shard=shard, classes=manifest.classes, max_side=manifest.frames.max_side, decode=not quick)
+        VerifyTask(
+            out=url,
+            shard=shard,
+            classes=manifest.classes,
+            media=manifest.media,
+            max_side=manifest.frames.max_side,
+            decode=not quick,
+        )
         for shard in manifest.shards
     ]
     frames = sum(shard.frames for shard in manifest.shards)
@@ -100,7 +111,7 @@ def verify(url: str, *, quick: bool = False, jobs: int = 1, progress: bool = Tru
         checks = pool.run(check_shard, tasks, jobs=jobs, bar=bar)
     problems = [problem for check in checks for problem in check.problems]
     # Totals of damaged shards would only repeat what is said already.
-    problems = problems or _check_totals(manifest, checks)
+    problems = problems or [*_check_totals(manifest, checks), *_check_protocols(url, manifest, checks)]
     if problems:
         raise DataError(_problem_text(url, problems))
     return VerifyReport(
@@ -125,10 +136,10 @@ def check_shard(task: VerifyTask) -> ShardCheck:
             problems = _check_tar(data, index, task)
     except DataError as error:
         return ShardCheck(problems=(str(error),))
-    labels = Counter(clip.label for clip in index.clips)
+    labels = Counter(index.labels.tolist())
     return ShardCheck(
         problems=tuple(problems),
-        keys=tuple(clip.key for clip in index.clips),
+        keys=tuple(index.keys),
         labels=tuple(labels[label] for label in range(len(task.classes))),
     )
 
@@ -160,7 +171,7 @@ def _check_tar(data: memoryview, index: ShardIndex, task: VerifyTask) -> list[st
             return [f"{task.shard.index_path}: the sha256 of chunk {number} is not that of the tar"]
     if index.shard != task.shard.path:
         problems.append(f"{task.shard.index_path}: is the index of {index.shard[:100]}")
-    for clip in index.clips:
+    for clip in map(index.entry, range(len(index))):
         try:
             at = _check_clip(data, clip, at, task)
         except DataError as error:
@@ -174,15 +185,15 @@ def _check_tar(data: memoryview, index: ShardIndex, task: VerifyTask) -> list[st
 def _check_clip(data: memoryview, clip: ClipEntry, at: int, task: VerifyTask) -> int:
     """Check the clip whose first header is at byte `at`; gives the byte after it."""
     for position, (offset, size) in enumerate(clip.frame_spans()):
-        name = frame_name(clip.key, position)
+        name = frame_name(clip.key, position, task.media)
         if offset != at + BLOCK or _member_size(data, at, name) != size:
             raise DataError(f"the index does not say where {name} lies")
         if task.decode:
-            _check_frame(data[offset : offset + size], name, task.max_side)
+            _check_frame(bytes(data[offset : offset + size]), name, task)
         at = offset + _padded(size)
     name = clip_name(clip.key)
     size = _member_size(data, at, name)
-    if not 0 < size <= MAX_JSON_BYTES:
+    if not 0 < size <= MAX_CLIP_JSON_BYTES:
         raise DataError(f"{name} has {size} bytes")
     _check_json(bytes(data[at + BLOCK : at + BLOCK + size]), clip, task)
     return at + BLOCK + _padded(size)
@@ -201,34 +212,73 @@ def _member_size(data: memoryview, at: int, name: str) -> int:
     return info.size
 
 
-def _check_frame(jpeg: memoryview, name: str, max_side: int) -> None:
+def _check_frame(data: bytes, name: str, task: VerifyTask) -> None:
     try:
-        height, width = jpeg_size(jpeg, max_pixels=MAX_FRAME_PIXELS)
-        if max(height, width) > max_side:
-            raise DataError(f"{name} has {width}x{height} pixels, more than {max_side} a side")
-        simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+        picture = read_picture(data, max_pixels=MAX_FRAME_PIXELS)
     except TooMuch as error:
         raise DataError(f"{name} has {error}") from error
     except ValueError as error:
         raise DataError(f"{name} cannot be decoded ({error})") from error
+    if picture.media != task.media:
+        raise DataError(f"{name} is a {picture.media.upper()}, the manifest says {task.media.upper()}")
+    height, width = picture.rgb.shape[:2]
+    if max(height, width) > task.max_side:
+        raise DataError(f"{name} has {width}x{height} pixels, more than {task.max_side} a side")
 
 
 def _check_json(data: bytes, clip: ClipEntry, task: VerifyTask) -> None:
-    expected = {
+    expected: dict[str, object] = {
         "key": clip.key,
-        "label": clip.label,
-        "class_name": task.classes[clip.label],
         "num_frames": clip.num_frames,
         "partition": task.shard.partition,
+        **clip.facts(),
     }
-    if clip.subject is not None:
-        expected["subject"] = clip.subject
+    if clip.label is not None:
+        expected |= {"label": clip.label, "class_name": task.classes[clip.label]}
     try:
         got = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{clip_name(clip.key)} is not JSON ({error})") from error
     if got != expected:
         raise DataError(f"{clip_name(clip.key)} does not agree with the index and the manifest")
+
+
+def _check_protocols(url: str, manifest: Manifest, checks: Sequence[ShardCheck]) -> list[str]:
+    """Lists of keys that name other clips, and folds that test on training clips."""
+    problems: list[str] = []
+    members = _partition_keys(manifest, checks)
+    there = frozenset().union(*members.values())
+    for name, protocol in manifest.protocols.items():
+        for number, fold in protocol.folds.items():
+            where = f"fold {number} of {name}"
+            try:
+                keys = {what: _subset_keys(url, subset, members) for what, subset in fold.subsets.items()}
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            problems += [f"{where}: {what} names clips that are not here" for what, own in keys.items() if own - there]
+            problems += [
+                f"{where}: {len(keys[one] & keys[other])} clips are in {one} and in {other}"
+                for one, other in itertools.combinations(keys, 2)
+                if keys[one] & keys[other]
+            ]
+    return problems
+
+
+def _partition_keys(manifest: Manifest, checks: Sequence[ShardCheck]) -> dict[str, set[str]]:
+    members: dict[str, set[str]] = {}
+    for shard, check in zip(manifest.shards, checks, strict=True):
+        members.setdefault(shard.partition, set()).update(check.keys)
+    return members
+
+
+def _subset_keys(url: str, subset: Subset, members: Mapping[str, set[str]]) -> frozenset[str]:
+    if subset.partitions:
+        return frozenset().union(*(members[name] for name in subset.partitions))
+    data = Folder(url).read(subset.keys, most=MAX_JSON_BYTES)
+    if data is None:
+        raise DataError(f"{subset.keys}: missing")
+    return frozenset(read_keys(data, sha256=subset.sha256, where=subset.keys))
 
 
 def _check_totals(manifest: Manifest, checks: Sequence[ShardCheck]) -> list[str]:

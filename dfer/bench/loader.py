@@ -10,12 +10,11 @@ import simplejpeg
 import torch
 
 from dfer.data.augment import Augment
-from dfer.data.clips import ClipSet
+from dfer.data.clips import ClipSet, emotions_for
 from dfer.data.config import AugmentConfig, DataConfig
 from dfer.data.loader import Loader
 from dfer.data.sampling import clip_rng, train_frames
 from dfer.distributed import World
-from dfer.emotions import emotions_of
 from dfer.errors import UsageError, message
 from dfer.recognition import ClipBatch
 from dfer.store.shards import Store
@@ -61,7 +60,7 @@ def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: flo
         do = "10 give steady numbers."
         raise UsageError(message("--seconds", expected="more than 0", got=str(seconds), do=do))
     store = Store(shards)
-    clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_of(store.manifest.classes))
+    clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_for(None, store.manifest))
     config = DataConfig(shards=shards, frames=frames, size=size, workers=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,11 +12,10 @@ from functools import partial
 from typing import Any
 
 from dfer.bench.loader import BATCH, SEED
-from dfer.data.clips import ClipSet
+from dfer.data.clips import ClipSet, emotions_for
 from dfer.data.config import DataConfig
 from dfer.data.loader import Loader
 from dfer.distributed import World
-from dfer.emotions import emotions_of
 from dfer.errors import UsageError, message
 from dfer.store.ahead import AT_ONCE, ReadAhead
 from dfer.store.cache import Cache
@@ -82,7 +81,7 @@ def _epoch(url: str, frames: int, size: int) -> Epoch:
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         config = DataConfig(shards=url, frames=frames, size=size, workers=1, cache=folder)
         store = config.store()
-        clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_of(store.manifest.classes))
+        clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_for(None, store.manifest))
         batch = min(BATCH, len(clips))
         loader = Loader(clips, config, world=World(), seed=SEED, train=True, global_batch=batch, micro_batch=batch)
         started = time.perf_counter()

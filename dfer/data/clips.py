@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dfer.emotions import LABEL_SETS, Emotions, canonical_name
-from dfer.errors import UsageError, message
+from dfer.emotions import LABEL_SETS, Emotions, canonical_name, emotions_of, label_set
+from dfer.errors import DataError, UsageError, message
 from dfer.store.chunks import Bytes, Span
-from dfer.store.format import MANIFEST, ClipEntry, Manifest, ShardInfo
+from dfer.store.format import MANIFEST, REBUILD, Fold, Manifest, ShardInfo, Subset, read_keys
+from dfer.store.index import NO_LABEL, ShardIndex, frame_spans
 from dfer.store.remote import Pending
 from dfer.store.shards import Store
 
@@ -32,26 +33,32 @@ class _Table:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSet:
-    """An ordered set of N clips; a clip's number is its position in it. Picklable; copies share their tables."""
+    """An ordered set of N clips; a clip's number is its position in it. Picklable; copies share their tables.
+
+    left_out: clips that would belong to it but have no label, or one of a class that was not chosen.
+    """
 
     store: Store
     num_classes: int
     table: _Table
     ids: Ids
+    left_out: int = 0
 
     @classmethod
     def open(cls, store: Store, partitions: Sequence[str], *, emotions: Emotions) -> "ClipSet":
-        """The clips of these partitions, in the order of the manifest; labels numbered as in `emotions`.
+        """The clips of these partitions, in the order of the manifest; labels numbered as in `emotions`. Clips without
+        a label or of a class that `emotions` does not name are left out.
 
         Raises:
             DataError: a partition or an index is missing or damaged.
-            UsageError: the classes of the shards are not those of `emotions`.
+            UsageError: the shards lack a class of `emotions`.
         """
-        to_class = _class_numbers(store, emotions)
+        to_class = np.append(_class_numbers(store, emotions), NO_LABEL)  # the last one for clips without a label
         shards = tuple(store.manifest.shards_of(partitions))
-        entries = [(number, clip) for number, index in enumerate(store.indexes(shards)) for clip in index.clips]
-        table = _table(shards, entries, to_class)
-        return cls(store=store, num_classes=len(emotions), table=table, ids=np.arange(len(entries)))
+        table = _table(shards, store.indexes(shards), to_class)
+        chosen = np.flatnonzero(table.label != NO_LABEL)
+        left_out = len(table.label) - len(chosen)
+        return cls(store=store, num_classes=len(emotions), table=table, ids=chosen, left_out=left_out)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,6 +87,17 @@ class ClipSet:
     def counts(self) -> Ids:
         """Clips of each class, int64 [K]."""
         return np.bincount(self.labels, minlength=self.num_classes)
+
+    def with_keys(self, keys: Sequence[str], *, where: str) -> "ClipSet":
+        """The clips of a list of keys, in its order. Raises DataError for a key that these shards do not have."""
+        rows = {key: row for row, key in enumerate(self.table.keys)}
+        missing = [key for key in keys if key not in rows]
+        if missing:
+            got = f"{len(missing)} others ({', '.join(missing[:3])})"
+            raise DataError(message(where, expected="keys of clips in these shards", got=got, do=REBUILD))
+        ids = np.array([rows[key] for key in keys], np.int64)
+        chosen = ids[self.table.label[ids] != NO_LABEL]
+        return replace(self, ids=chosen, left_out=len(ids) - len(chosen))
 
     def select(self, ids: Sequence[int] | Ids) -> "ClipSet":
         """The clips at these positions, in this order."""
@@ -111,53 +129,97 @@ class ClipSet:
         return self.table.shards[int(self.table.shard[self.ids[index]])]
 
     def _spans(self, index: int, positions: Sequence[int] | Ids) -> list[Span]:
-        spans = self._entry(index).frame_spans()
-        return [spans[at] for at in positions]
-
-    def _entry(self, index: int) -> ClipEntry:
         row, table = int(self.ids[index]), self.table
         sizes = table.sizes[table.first[row] : table.first[row + 1]]
-        return ClipEntry(
-            key=table.keys[row],
-            label=int(table.label[row]),
-            offset=int(table.offset[row]),
-            sizes=tuple(sizes.tolist()),
-            subject=table.subjects[row],
-        )
+        spans = frame_spans(int(table.offset[row]), sizes.tolist())
+        return [spans[at] for at in positions]
 
 
-def _table(shards: tuple[ShardInfo, ...], entries: list[tuple[int, ClipEntry]], to_class: Ids) -> _Table:
-    clips = [clip for _, clip in entries]
-    lengths = [clip.num_frames for clip in clips]
+def _table(shards: tuple[ShardInfo, ...], indexes: Sequence[ShardIndex], to_class: Ids) -> _Table:
+    frames = [np.diff(index.first) for index in indexes]
     return _Table(
         shards=shards,
-        shard=np.array([number for number, _ in entries], np.int64),
-        offset=np.array([clip.offset for clip in clips], np.int64),
-        label=to_class[np.array([clip.label for clip in clips], np.int64)],
-        first=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        sizes=np.array([size for clip in clips for size in clip.sizes], np.int32),
-        keys=[clip.key for clip in clips],
-        subjects=[clip.subject for clip in clips],
+        shard=np.repeat(np.arange(len(indexes)), [len(index) for index in indexes]),
+        offset=_joined([index.offsets for index in indexes]),
+        label=to_class[_joined([index.labels for index in indexes])],
+        first=np.concatenate([np.zeros(1, np.int64), np.cumsum(_joined(frames))]),
+        sizes=np.concatenate([np.empty(0, np.int32), *(index.sizes for index in indexes)]),
+        keys=[key for index in indexes for key in index.keys],
+        subjects=[subject for index in indexes for subject in index.column("subject")],
     )
 
 
+def _joined(columns: Sequence[Ids]) -> Ids:
+    return np.concatenate([np.empty(0, np.int64), *columns])
+
+
+def fold_clips(store: Store, fold: Fold, *, emotions: Emotions) -> dict[str, ClipSet]:
+    """The clips of each subset of a fold, by its name. Raises as `ClipSet.open`, and DataError for a list of keys that
+    is damaged."""
+    listed = any(subset.keys for subset in fold.subsets.values())
+    whole = ClipSet.open(store, store.manifest.partitions(), emotions=emotions) if listed else None
+    return {
+        name: whole.with_keys(_listed(store, subset), where=_where(store, subset))
+        if whole and subset.keys
+        else ClipSet.open(store, subset.partitions, emotions=emotions)
+        for name, subset in fold.subsets.items()
+    }
+
+
+def keys_of(store: Store, subset: Subset) -> set[str]:
+    """The keys of all clips of a subset, whatever their labels. Raises as `fold_clips`."""
+    if not subset.partitions:
+        return set(_listed(store, subset))
+    return {key for index in store.indexes(store.manifest.shards_of(subset.partitions)) for key in index.keys}
+
+
+def _listed(store: Store, subset: Subset) -> list[str]:
+    return read_keys(store.file(subset.keys), sha256=subset.sha256, where=_where(store, subset))
+
+
+def _where(store: Store, subset: Subset) -> str:
+    return f"{store.url}/{subset.keys}"
+
+
 def _class_numbers(store: Store, emotions: Emotions) -> Ids:
-    """Class number in `emotions` of every class of the manifest: by name, never number to number."""
+    """Class number in `emotions` of every class of the manifest, NO_LABEL for one that is not chosen: by name, never
+    number to number."""
     names = [canonical_name(name) for name in store.manifest.classes]
-    if sorted(names) != sorted(emotions.names):
-        raise UsageError(
-            message(
-                f"{store.url}/{MANIFEST}",
-                expected=f"the {len(emotions)} classes {', '.join(emotions.names)}",
-                got=f"{len(names)}: {', '.join(names)}",
-                do=_other_label_set(store.manifest, names),
-            )
-        )
-    return np.array([emotions.index(name) for name in names], np.int64)
+    missing = [name for name in emotions.names if name not in names]
+    if missing:
+        got = f"{len(names)} without {', '.join(missing)}: {', '.join(names) or 'none'}"
+        do = _other_label_set(store.manifest, names)
+        expected = f"the {len(emotions)} classes {', '.join(emotions.names)}"
+        raise UsageError(message(f"{store.url}/{MANIFEST}", expected=expected, got=got, do=do))
+    return np.array([emotions.names.index(name) if name in emotions.names else NO_LABEL for name in names], np.int64)
+
+
+def emotions_for(classes: str | Sequence[str] | None, manifest: Manifest) -> Emotions:
+    """The classes of a run: all of the shards' own (None), a label set by name, which the shards must have exactly, or
+    a list that selects and orders classes of the shards by name.
+
+    Raises:
+        UsageError: no such label set, a name twice, or shards with other classes.
+    """
+    names = [canonical_name(name) for name in manifest.classes]
+    if not names:
+        got, do = f"none: nothing in {manifest.dataset} is labelled", "Set data.shards to labelled shards."
+        raise UsageError(message("data.shards", expected="shards with classes", got=got, do=do))
+    if classes is None:
+        return emotions_of(names)
+    if not isinstance(classes, str):
+        return emotions_of([canonical_name(name) for name in classes])
+    chosen = label_set(classes)
+    if sorted(chosen.names) != sorted(names):
+        expected = f"the {len(chosen)} classes {', '.join(chosen.names)}"
+        got = f"{len(names)}: {', '.join(names)}"
+        do = _other_label_set(manifest, names)
+        raise UsageError(message(f"data.classes={classes}", expected=expected, got=got, do=do))
+    return chosen
 
 
 def _other_label_set(manifest: Manifest, names: list[str]) -> str:
     for known, members in LABEL_SETS.items():
         if sorted(members) == sorted(names):
             return f"Set data.classes={known}, or data.shards to other shards than {manifest.dataset}."
-    return "Build the shards with these classes."
+    return "List the classes you want in data.classes, by name, or leave it out for all of them."

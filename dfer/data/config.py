@@ -37,8 +37,10 @@ class DataConfig:
 
     size: pixels of a side (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 decodes in the training
     process. canonical_partitions: 1 shuffles all clips; more make a node read few shards at a time (docs/data.md).
-    classes: label set, `basic7` or `mafw11`. cache: folder for shards of remote stores, none = DFER_CACHE or a
-    folder of yours in the temporary one; cache_gib: most it may take. read_ahead: fetch whole shards in the background.
+    protocol: which of the shards' ways to split the clips. classes: `basic7`, `mafw11`, or a list of the shards'
+    classes by name, which selects and orders them; none = all of the shards' own.
+    cache: folder for shards of remote stores, none = DFER_CACHE or a folder of yours in the temporary one; cache_gib:
+    most it may take. read_ahead: fetch whole shards in the background.
     train_frames: `random` draws a frame from each of T segments in every epoch, `middle` takes the middle ones as in
     evaluation. features: folder or URL of the features of a frozen image tower, computed when a run first needs them.
     max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
@@ -50,7 +52,8 @@ class DataConfig:
     workers: int = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     canonical_partitions: int = 1
-    classes: str = "basic7"
+    protocol: str = "published"
+    classes: str | tuple[str, ...] | None = None
     cache: str | None = key(None, path=True)
     cache_gib: float = CACHE_GIB
     read_ahead: bool = True

@@ -1,4 +1,7 @@
-"""From the bytes of one JPEG to an RGB picture of the wanted size. Shards are untrusted: bounds come before pixels."""
+"""From the bytes of one JPEG or PNG to an RGB picture of the wanted size.
+
+Shards are untrusted: bounds come before pixels.
+"""
 
 import numpy as np
 import simplejpeg
@@ -8,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfer.errors import DataError, message
-from dfer.media.bounds import jpeg_size
+from dfer.media.bounds import PNG_SIGNATURE, jpeg_size
+from dfer.media.pictures import read_picture
 
 Picture = NDArray[np.uint8]
 
@@ -18,25 +22,28 @@ CHECK_SHARDS = "Check the shards with `dfer-shards verify`."
 
 
 def decode(
-    jpeg: memoryview | bytes, *, size: int, where: str, out: Picture | None = None, do: str = CHECK_SHARDS
+    data: memoryview | bytes, *, size: int, where: str, out: Picture | None = None, do: str = CHECK_SHARDS
 ) -> Picture:
-    """Decode a JPEG to uint8 [size size 3], RGB. Pictures of another size are stretched to it, antialiased bilinear.
+    """Decode a JPEG or PNG to uint8 [size size 3], RGB. Others are stretched to that size, antialiased bilinear.
 
     Args:
         where: shard, clip and frame, for the message.
         out: contiguous array to decode into.
         do: what the message tells to do.
     Raises:
-        DataError: not a JPEG, damaged, cut off, or larger than MAX_PIXELS or in more scans than any.
+        DataError: neither, damaged, cut off, or larger than MAX_PIXELS or in more scans than any.
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     try:
-        if jpeg_size(jpeg, max_pixels=MAX_PIXELS) == (size, size):
-            simplejpeg.decode_jpeg(jpeg, buffer=out)
+        if bytes(data[: len(PNG_SIGNATURE)]) == PNG_SIGNATURE:
+            picture = read_picture(bytes(data), max_pixels=MAX_PIXELS).rgb
+        elif jpeg_size(data, max_pixels=MAX_PIXELS) == (size, size):
+            simplejpeg.decode_jpeg(data, buffer=out)
             return out
-        picture = simplejpeg.decode_jpeg(jpeg)
+        else:
+            picture = simplejpeg.decode_jpeg(data)
     except ValueError as error:
-        raise DataError(message(where, expected="a whole JPEG", got=str(error), do=do)) from error
+        raise DataError(message(where, expected="a whole JPEG or PNG", got=str(error), do=do)) from error
     frames = torch.from_numpy(picture).permute(2, 0, 1)[None]
     out[:] = resize(frames, size=size)[0].permute(1, 2, 0).numpy()
     return out

@@ -1,63 +1,53 @@
 """Which clips train, validate and test: folds from partitions, and an honest validation part. Pure functions.
 
-DFEW and MAFW are stored as five partitions; fold k tests on partition `fold_k` and trains on the other four.
-FERV39k has one split, `train` and `test`, which is fold 1 of one.
+The manifest names the protocols of a data set and what trains and tests in each of their folds. DFEW and MAFW are
+stored as five partitions: fold k of `published` tests on partition `fold_k` and trains on the other four. FERV39k has
+one split, `train` and `test`, which is fold 1 of one.
 """
 
 import hashlib
-import re
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfer.config import ConfigProblem
 from dfer.errors import DataError, message
-
-FOLD = re.compile(r"fold_([0-9]+)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Partitions of one fold."""
-
-    fold: int
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+from dfer.store.format import Fold, Manifest
 
 
-def folds(partitions: Sequence[str]) -> dict[int, Split]:
-    """All folds these partitions give, by number. Raises DataError when they form neither folds nor train/test."""
-    if set(partitions) == {"train", "test"}:
-        return {1: Split(fold=1, train=("train",), test=("test",))}
-    numbers = {name: int(match[1]) for name in partitions if (match := FOLD.fullmatch(name))}
-    if len(numbers) < 2 or len(numbers) != len(set(partitions)):
-        got = ", ".join(partitions) or "none"
-        raise DataError(
-            message(
-                "partitions of the shards",
-                expected="`train` and `test`, or two or more of `fold_1`, `fold_2`, ...",
-                got=got,
-                do="Build the shards with `dfer-shards build`.",
-            )
-        )
-    names = sorted(numbers, key=lambda name: numbers[name])
-    return {
-        numbers[test]: Split(fold=numbers[test], train=tuple(n for n in names if n != test), test=(test,))
-        for test in names
-    }
+def folds(manifest: Manifest, protocol: str) -> dict[int, Fold]:
+    """All folds of a protocol of the shards, by number. Raises ConfigProblem naming the protocols there are."""
+    found = manifest.protocols.get(protocol)
+    if found is None:
+        known = ", ".join(sorted(manifest.protocols)) or "none"
+        expected, do = f"a protocol of the shards ({known})", "Choose one of them."
+        if not manifest.protocols:
+            do = "Nothing says how to split these shards: build them from a source with protocols."
+        raise ConfigProblem(message("data.protocol", expected=expected, got=repr(protocol), do=do))
+    return {number: found.folds[str(number)] for number in sorted(map(int, found.folds))}
 
 
-def split_of(partitions: Sequence[str], fold: int) -> Split:
-    """The partitions of one fold. Raises ConfigProblem naming the folds there are."""
-    known = folds(partitions)
+def fold_of(manifest: Manifest, protocol: str, fold: int) -> Fold:
+    """One fold of a protocol. Raises ConfigProblem naming the folds there are."""
+    known = folds(manifest, protocol)
     if fold not in known:
-        raise ConfigProblem(
-            message("fold", expected=f"one of {', '.join(map(str, known))}", got=str(fold), do="Choose one of them.")
-        )
+        expected = f"one of {', '.join(map(str, known))}"
+        raise ConfigProblem(message("fold", expected=expected, got=str(fold), do="Choose one of them."))
     return known[fold]
+
+
+def refuse_overlap(fold: Fold, keys: Mapping[str, Collection[str]]) -> None:
+    """Raise DataError when a clip is in two of a fold's subsets. keys: of the clips of each subset, by its name."""
+    for one, other in itertools.combinations(fold.subsets, 2):
+        shared = sorted(set(keys[one]) & set(keys[other]))
+        if shared:
+            got = f"{len(shared)} in {one} and in {other} ({', '.join(shared[:3])})"
+            do = "Correct the protocol in the source of the data set and build the shards again."
+            where = f"fold that tests on {', '.join(fold.test.names)}"
+            raise DataError(message(where, expected="every clip in one of its subsets", got=got, do=do))
 
 
 def hold_out(

@@ -19,11 +19,12 @@ def describe(config: RunConfig, world: World) -> str:
     sizes = {name: sum(p.numel() for p in group.params) for name, group in recognizer.param_groups().items()}
     rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
     frozen = sum(p.numel() for p in recognizer.parameters() if not p.requires_grad)
-    lines = [f"fold {clips.split.fold} of {clips.num_folds}: trains on {', '.join(clips.split.train)}"]
+    lines = [f"fold {clips.number} of {clips.num_folds}: trains on {', '.join(clips.fold.train.names)}"]
     for name, part in (("train", clips.train), ("select", clips.select), ("test", clips.test)):
         if part is not None:
             counts = ", ".join(f"{e} {n}" for e, n in zip(clips.emotions.names, part.counts))
-            lines.append(f"{name:>8}: {len(part)} clips ({counts})")
+            left_out = f"; {part.left_out} left out, without a label or of another class" if part.left_out else ""
+            lines.append(f"{name:>8}: {len(part)} clips ({counts}){left_out}")
     lines += [f"{name:>8}: {count:,} parameters, lr {rates.get(name)}" for name, count in sizes.items()]
     lines.append(f"  frozen: {frozen:,} parameters")
     steps = loader.steps_per_epoch

@@ -24,6 +24,7 @@ from dfer.jobs.facts import (
     manifest_hash,
     now,
     protocol_of,
+    refuse_other_texts,
     selected_checkpoint,
     source_of,
 )
@@ -81,6 +82,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         chosen = selected_checkpoint(config, checkpoints, newest)
         training = Training.at(newest or chosen, epochs=config.epochs)
         refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
+        refuse_other_texts(config, clips.emotions, chosen)
     initial = initial_of(config, clips, world, resumed=chosen)
     recognizer = initial.model
     if chosen:
@@ -135,8 +137,8 @@ def report_test(
     untrained = initial.selection or ("best_on_test" if is_released(config.model) else config.select)
     selection = config.select if chosen else untrained
     result = fold_result(
-        found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.split.fold,
-        num_folds=clips.num_folds, train_partitions=clips.split.train, test_partitions=clips.split.test,
+        found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.number,
+        num_folds=clips.num_folds, train_partitions=clips.fold.train.names, test_partitions=clips.fold.test.names,
         validation=clips.validation, classes=clips.emotions.names, selection=selection,
         step=chosen.step if chosen else 0, epoch=position["epoch"], epochs=training.epochs,
         complete=training.complete, changed=training.changed, seed=config.seed,

@@ -1,6 +1,7 @@
 """What a checkpoint and a result say of the run that they come from, and which checkpoint of a run is meant."""
 
 import hashlib
+import itertools
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,9 @@ from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig
 from dfer.jobs.initial import START, Initial
+from dfer.models.config import DferClipConfig
 from dfer.models.files import source
+from dfer.models.texts import class_texts
 from dfer.recognition import Recognizer
 from dfer.run import changes
 from dfer.run.changes import Change
@@ -21,6 +24,9 @@ from dfer.storage import Folder
 from dfer.store.format import to_json
 from dfer.store.shards import Store
 from dfer.training.state import TrainingState
+
+TEXTS = "texts"
+"""Key of a checkpoint's state: the class texts it was trained with, which may come from a file that changes."""
 
 
 def refuse_result_alone(home: Folder) -> None:
@@ -81,8 +87,24 @@ def state_facts(
     return {
         "model": asdict(config.model), "classes": list(emotions.names), "num_frames": config.data.frames,
         "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
-        "manifest_sha256": manifest_hash(store), START: initial.start, **changes.to_state(changed, to_plain(config)),
+        "manifest_sha256": manifest_hash(store), TEXTS: _texts(config, emotions), START: initial.start,
+        **changes.to_state(changed, to_plain(config)),
     }  # fmt: skip
+
+
+def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:
+    """What a method with class texts says of each class, None for one without."""
+    return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
+
+
+def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError when the file of class texts says something else than at the training."""
+    trained, now = checkpoint.state.get(TEXTS), _texts(config, emotions)
+    if now is None or not isinstance(trained, list) or trained == now:
+        return
+    old, new = next(pair for pair in itertools.zip_longest(trained, now) if pair[0] != pair[1])
+    do = "Put the texts back that it was trained with, or start a new run with run=FOLDER."
+    raise CheckpointError(message("model.text", expected=repr(old)[:200], got=repr(new)[:200], do=do))
 
 
 def now() -> str:

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfer.config import ConfigProblem
-from dfer.data.clips import ClipSet
+from dfer.data.clips import ClipSet, emotions_for, fold_clips
 from dfer.data.loader import Loader
-from dfer.data.splits import Split, folds, hold_out, split_of
+from dfer.data.splits import fold_of, folds, hold_out, refuse_overlap
 from dfer.distributed import World, gather_objects
-from dfer.emotions import Emotions, label_set
+from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, UsageError
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import (
     manifest_hash,
 )
+from dfer.store.format import Fold
 from dfer.store.shards import Store
 
 
@@ -22,7 +23,8 @@ class FoldData:
     """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None."""
 
     store: Store
-    split: Split
+    fold: Fold
+    number: int
     num_folds: int
     emotions: Emotions
     train: ClipSet
@@ -32,20 +34,25 @@ class FoldData:
 
 
 def open_fold(config: RunConfig) -> FoldData:
-    """Open the shards and form the fold. Raises DataError or ConfigProblem when they do not fit the configuration."""
-    emotions, store = label_set(config.data.classes), config.data.store()
-    partitions = store.manifest.partitions()
-    split = split_of(partitions, config.fold)
-    train = ClipSet.open(store, split.train, emotions=emotions)
-    test = ClipSet.open(store, split.test, emotions=emotions)
-    select, validation = (test if config.select == "best_on_test" else None), ""
-    if config.select == "best_on_val":
+    """Open the shards and form the fold. Raises DataError, UsageError when they do not fit the configuration."""
+    store, protocol = config.data.store(), config.data.protocol
+    emotions = emotions_for(config.data.classes, store.manifest)
+    fold = fold_of(store.manifest, protocol, config.fold)
+    clips = fold_clips(store, fold, emotions=emotions)
+    refuse_overlap(fold, {name: part.keys for name, part in clips.items()})
+    train, select, validation = clips["train"], None, ""
+    if config.select == "best_on_test":
+        select = clips["test"]
+    elif config.select == "best_on_val" and fold.validation is not None:
+        select = clips["validation"]
+        validation = f"the {len(select)} validation clips of the protocol `{protocol}`"
+    elif config.select == "best_on_val":
         kept, held = hold_out(train.keys, train.subjects, share=config.val_share, seed=config.seed)
         validation = f"{len(held)} of {len(train)} training clips held out"
         train, select = train.select(kept), train.select(held)
     return FoldData(
-        store=store, split=split, num_folds=len(folds(partitions)), emotions=emotions, train=train, test=test,
-        select=select, validation=validation,
+        store=store, fold=fold, number=config.fold, num_folds=len(folds(store.manifest, protocol)), emotions=emotions,
+        train=train, test=clips["test"], select=select, validation=validation,
     )  # fmt: skip
 
 

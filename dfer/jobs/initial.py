@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from dfer.choices import Selection
-from dfer.data.splits import split_of
+from dfer.data.clips import keys_of
+from dfer.data.splits import fold_of
 from dfer.distributed import World, on_first
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
@@ -77,7 +78,7 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
         _check_architecture(config, state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
         taken = take(
-            model, found.weights(), classes=_classes(state, where), own_classes=emotions.names, where=where
+            model, found.weights(), classes=classes_of(state, where), own_classes=emotions.names, where=where
         )  # fmt: skip
     finally:
         found.close()
@@ -129,14 +130,19 @@ def _refuse_test_clips(
 ) -> None:
     """Raise CheckpointError when the other run was trained on clips that this one is tested on: another fold of the
     same shards. Other shards of the same data set cannot be told."""
-    other = plain.get("fold")
-    if state.get("manifest_sha256") != manifest_sha256 or not isinstance(other, int) or other == config.fold:
+    data, other = plain.get("data"), plain.get("fold")
+    protocol = data.get("protocol", "published") if isinstance(data, Mapping) else "published"
+    same = (protocol, other) == (config.data.protocol, config.fold)
+    if state.get("manifest_sha256") != manifest_sha256 or not isinstance(other, int) or same:
         return
-    partitions = config.data.store().manifest.partitions()
-    shared = set(split_of(partitions, other).train) & set(split_of(partitions, config.fold).test)
-    if shared:
+    store = config.data.store()
+    theirs = fold_of(store.manifest, str(protocol), other).train
+    own = fold_of(store.manifest, config.data.protocol, config.fold).test
+    if keys_of(store, theirs) & keys_of(store, own):
         expected = f"a run that saw none of the test clips of fold {config.fold}"
-        got, do = f"one trained on {', '.join(sorted(shared))}", f"Begin from that run's fold {config.fold}."
+        got, do = f"one trained on {', '.join(theirs.names)}", f"Begin from that run's fold {config.fold}."
+        if protocol != config.data.protocol:
+            do = f"Begin from a run with data.protocol={config.data.protocol}."
         raise CheckpointError(message(f"model.start={home}", expected=expected, got=got, do=do))
 
 
@@ -152,7 +158,7 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
         raise CheckpointError(message(where, expected=f"towers of {own}", got=theirs, do=do))
 
 
-def _classes(state: Mapping[str, Any], where: str) -> list[str]:
+def classes_of(state: Mapping[str, Any], where: str) -> list[str]:
     """Class names in order, as the checkpoint tells them."""
     names = state.get("classes")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

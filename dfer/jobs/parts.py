@@ -7,4 +7,4 @@ from dfer.store.shards import Store
 
 def known_folds(config: RunConfig) -> list[int]:
     """The folds the shards give."""
-    return list(folds(Store(config.data.shards).manifest.partitions()))
+    return list(folds(Store(config.data.shards).manifest, config.data.protocol))

@@ -11,11 +11,12 @@ from torch import Tensor
 from dfer.data.decode import MAX_PIXELS, resize
 from dfer.data.sampling import test_frames
 from dfer.distributed import World
-from dfer.emotions import label_set
+from dfer.emotions import emotions_of
 from dfer.errors import DataError, message
 from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import load_checkpoint, selected_checkpoint
+from dfer.jobs.facts import load_checkpoint, refuse_other_texts, selected_checkpoint
+from dfer.jobs.initial import classes_of
 from dfer.media.frames import READ_TEXT, list_pictures
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from dfer.models.build import build
@@ -34,8 +35,7 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[
         CheckpointError: the run has no checkpoint.
         GpuMemoryError: a clip does not fit.
     """
-    names = label_set(config.data.classes).names
-    forward = _recogniser(config, world)
+    forward, names = _recogniser(config, world)
     for clip in clips:
         try:
             frames = read_clip(clip, num_frames=config.data.frames, size=config.data.size)[None]
@@ -49,13 +49,15 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[
 
 
 @enough_gpu_memory()
-def _recogniser(config: RunConfig, world: World) -> Callable[[ClipBatch], Recognition]:
-    emotions = label_set(config.data.classes)
+def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], Recognition], tuple[str, ...]]:
+    """The forward pass of the run's model, and its classes as the checkpoint names them."""
+    chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
+    emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
+    refuse_other_texts(config, emotions, chosen)
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
-    checkpoints = Checkpoints(Folder(config.run), world=world)
-    load_checkpoint(model, selected_checkpoint(config, checkpoints))
+    load_checkpoint(model, chosen)
     set_tf32(config.engine.tf32)
-    return inference(model, precision=config.engine.precision, device=world.device)
+    return inference(model, precision=config.engine.precision, device=world.device), emotions.names
 
 
 class Table:

@@ -18,6 +18,7 @@ from dfer.jobs.evaluate import initial_of, report_test, score
 from dfer.jobs.facts import (
     Training,
     changes_of,
+    refuse_other_texts,
     refuse_result_alone,
     selected_checkpoint,
     state_facts,
@@ -102,10 +103,15 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
 
 
 def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world: World) -> Checkpoint | None:
-    """What training goes on from. Raises CheckpointError for other shards, or a result whose checkpoints are gone."""
+    """What training goes on from.
+
+    Raises:
+        CheckpointError: other shards or class texts, or a result whose checkpoints are gone.
+    """
     latest = checkpoints.latest()
     if latest:
         refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
+        refuse_other_texts(config, clips.emotions, latest)
     else:
         on_first(lambda: refuse_result_alone(Folder(config.run)), world)
     return latest

@@ -21,14 +21,14 @@ UPPER = 1 if sys.byteorder == "little" else 0
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """rgb: uint8 [H W 3]. jpeg: whether the bytes are one. hides, dark: it looks different from what it holds.
+    """rgb: uint8 [H W 3]. media: `jpeg`, `png`, `bmp` or `webp`. hides, dark: it looks different from what it holds.
 
     hides: pixels that are not opaque have colours; a viewer shows other ones.
     dark: 16 bits, of which at most 14 are used; the upper 8 are what is read.
     """
 
     rgb: NDArray[np.uint8]
-    jpeg: bool = False
+    media: str
     hides: bool = False
     dark: bool = False
 
@@ -42,7 +42,7 @@ def read_picture(data: bytes, *, max_pixels: int) -> Picture:
     if not data:
         raise ValueError("empty")
     if data.startswith(JPEG_SIGNATURE):
-        return Picture(rgb=_jpeg(data, max_pixels), jpeg=True)
+        return Picture(rgb=_jpeg(data, max_pixels), media="jpeg")
     if data.startswith(PNG_SIGNATURE):
         return _decoded(data, check_png(data, max_pixels=max_pixels), "PNG")
     if data.startswith(BMP_SIGNATURE):
@@ -73,7 +73,7 @@ def _decoded(data: bytes, header: Header, kind: str) -> Picture:
     stored = _opencv(data, cv2.IMREAD_UNCHANGED if header.alpha or header.depth > 8 else flags, kind)
     if stored.shape[:2] != (header.height, header.width):
         raise ValueError(f"a damaged {kind}")
-    return Picture(rgb=_rgb(stored), hides=_hides(stored), dark=_dark(stored))
+    return Picture(rgb=_rgb(stored), media=kind.lower(), hides=_hides(stored), dark=_dark(stored))
 
 
 def _rgb(stored: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dfer.config import ConfigProblem, key
-from dfer.emotions import TextKind
 from dfer.models.foreign.architecture import LIMITS
+from dfer.models.texts import check_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,9 @@ class DferClipConfig:
     towers: which CLIP. released: path of a checkpoint that the authors' code wrote; it fills the whole model.
     start: folder (also s3://...) of a run whose weights this one begins from: its selected checkpoint, the parameters
         of equal name and shape, contexts of classes by class name; of a cross-validation's folder the same fold.
-    text: the fixed part of a class's prompt. num_contexts: learnable vectors beside it (0, 4, 8, 16 in the paper).
+    text: the fixed part of a class's prompt: class_names, class_names_with_context, photo, class_descriptor, or the
+        path of a YAML file with a line `class: text` for every class. num_contexts: learnable vectors beside it (0, 4,
+        8, 16 in the paper).
     context_position: `end` puts the text behind the contexts, `front` before, `middle` between them.
     shared_contexts: one set of contexts for all classes instead of one each.
     temporal: the temporal model; depth 0 averages the frames.
@@ -76,7 +78,7 @@ class DferClipConfig:
     towers: TowersConfig = field(default_factory=TowersConfig)
     released: str | None = key(None, path=True)
     start: str | None = key(None, path=True)
-    text: TextKind = "class_descriptor"
+    text: str = key("class_descriptor", path=True)
     num_contexts: int = 8
     context_position: ContextPosition = "end"
     shared_contexts: bool = False
@@ -87,6 +89,7 @@ class DferClipConfig:
     def __post_init__(self) -> None:
         if self.released is not None and self.start is not None:
             raise ConfigProblem("released, start: expected one of them, got both. Set one to null.")
+        check_kind(self.text)
         if self.num_contexts < 0:
             raise ConfigProblem(f"num_contexts: expected 0 or more, got {self.num_contexts}.")
         if self.temperature <= 0:

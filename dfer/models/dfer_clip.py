@@ -13,6 +13,7 @@ from dfer.errors import UsageError, message
 from dfer.models.config import DferClipConfig
 from dfer.models.prompts import PromptLearner, layout
 from dfer.models.temporal import temporal_model
+from dfer.models.texts import class_texts
 from dfer.models.towers import Towers
 from dfer.recognition import PADDING, ClipBatch, Group, Progress, Recognition, Recognizer, labels_of
 
@@ -29,7 +30,7 @@ class DferClip(Recognizer):
         self.towers = towers
         self.towers.visual.requires_grad_(config.train_image)
         placed = layout(
-            emotions.texts(config.text),
+            class_texts(emotions, config.text),
             num_contexts=config.num_contexts,
             position=config.context_position,
             context_length=towers.context_length,

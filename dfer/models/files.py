@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dfer.errors import CheckpointError, message
 from dfer.models.config import DferClipConfig, ModelConfig
+from dfer.models.texts import is_file
 
 QUICK_NAME = "-quickgelu"
 """How open_clip's names end where an architecture has OpenAI's activation."""
@@ -20,6 +21,8 @@ def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
     of `config.FILE_KEYS`. open_clip's names and tags are none."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
+    if isinstance(config, DferClipConfig) and is_file(config.text):
+        found["text"] = config.text
     if not weights:
         return found
     if config.start is not None:

@@ -1,11 +1,11 @@
-"""The shard folder: manifest, per-shard index, member names. Shared by the builder and the reader; needs no torch.
+"""The shard folder: manifest, member names, bounds. Shared by the builder and the reader; needs no torch.
 
     OUT/manifest.json                 written last; a folder without it is refused
     OUT/fold_1/00000.tar              members `key.000.jpg key.001.jpg ... key.json`, one clip after another
-    OUT/fold_1/00000.index.json       where each clip's frames lie in that tar
+    OUT/fold_1/00000.index.json       where each clip's frames lie in that tar (`dfer.store.index`)
+    OUT/protocols/NAME.1.test.txt     keys of the clips of a fold, where they are no whole partitions
 
-A clip's members are consecutive and every header is one 512-byte USTAR block, so the first frame's offset and the
-frame sizes give every other offset. `docs/shard_format.md` describes all fields.
+`docs/shard_format.md` describes all fields.
 """
 
 import hashlib
@@ -13,62 +13,33 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import DataError, message
 
-T = TypeVar("T")
-
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+Media = Literal["jpeg", "png"]
+SUFFIX: dict[Media, str] = {"jpeg": "jpg", "png": "png"}
 MANIFEST = "manifest.json"
 BLOCK = 512
 CHUNK = 256 * 1024
 """Bytes of a tar that have a hash of their own, so that any part of it can be checked without the rest."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,40}(/[A-Za-z0-9_-]{1,40}){0,3}")
 PARTITION = re.compile(r"[a-z0-9_]{1,40}")
+"""Name of a partition or a protocol."""
+FOLD = re.compile(r"[1-9][0-9]{0,3}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_CLASSES = 1_000
 MAX_FRAMES = 10_000
 MAX_FRAME_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 16 * 2**20
-"""Largest manifest or index that is parsed."""
+"""Largest manifest, index or list of keys that is parsed."""
 MAX_CONTAINERS = 1_000_000
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipEntry:
-    """One clip in a shard. offset: byte of the first frame's data; sizes: bytes of each frame, in time order."""
-
-    key: str
-    label: int
-    offset: int
-    sizes: tuple[int, ...]
-    subject: str | None = None
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.sizes)
-
-    def frame_spans(self) -> list[tuple[int, int]]:
-        """(offset, size) in bytes of every frame's JPEG in the tar."""
-        spans, at = [], self.offset
-        for size in self.sizes:
-            spans.append((at, size))
-            at += -(-size // BLOCK) * BLOCK + BLOCK
-        return spans
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardIndex:
-    """Contents of one `*.index.json`: the clips of one tar in order.
-
-    chunks: SHA-256 of every CHUNK bytes of the tar, the last one shorter, in hexadecimal digits.
-    """
-
-    version: int = FORMAT_VERSION
-    shard: str
-    chunks: tuple[str, ...]
-    clips: tuple[ClipEntry, ...]
+MAX_TEXT = 4_096
+"""Letters of a subject, a source or a text."""
+REBUILD = "Build the shards again."
+NOT_OURS = "This is no manifest or index of ours: build the shards again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +70,16 @@ class FrameSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaceSettings:
+    """How faces were found and cut out of the raw pictures. finder: its name and version; margin: what was added on
+    each side, as a share of the longer side of the face; aligned: whether pictures were turned to level the eyes."""
+
+    finder: str
+    margin: float = 0.0
+    aligned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Excluded:
     """A clip the split files name that is not in the shards, and why."""
 
@@ -107,18 +88,62 @@ class Excluded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subset:
+    """Some clips of a shard folder: either whole partitions, or the keys that a file beside the manifest lists, one a
+    line; sha256 is that file's."""
+
+    partitions: tuple[str, ...] = ()
+    keys: str = ""
+    sha256: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The partitions, or the list of keys, for results and messages."""
+        return self.partitions or (self.keys,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """What trains, what tests, and what chooses the checkpoint where the data set says so."""
+
+    train: Subset
+    test: Subset
+    validation: Subset | None = None
+
+    @property
+    def subsets(self) -> dict[str, Subset]:
+        """What there is of train, test and validation, by name."""
+        found = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: subset for name, subset in found.items() if subset is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A way to split the clips. source: who laid it down; folds: by number, `1`, `2`, ..."""
+
+    source: str
+    folds: dict[str, Fold]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is in a shard folder. counts: clips per class of each partition, in class order."""
+    """What is in a shard folder. classes: names in class order, empty where nothing is labelled. counts: labelled clips
+    per class of each partition. media: the form of all frames. protocols: splits by name. faces: none where the data
+    set delivers faces. licence: a note on what the data may be used for."""
 
     version: int = FORMAT_VERSION
     dataset: str
     classes: tuple[str, ...]
     builder: str
+    media: Media = "jpeg"
     frames: FrameSettings
+    faces: FaceSettings | None = None
     counts: dict[str, tuple[int, ...]]
+    protocols: dict[str, Protocol] = field(default_factory=dict)
     excluded: tuple[Excluded, ...] = ()
     shards: tuple[ShardInfo, ...]
     options: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
 
     @property
     def generated(self) -> str:
@@ -128,18 +153,19 @@ class Manifest:
     def partitions(self) -> list[str]:
         return sorted({shard.partition for shard in self.shards})
 
+    def subsets(self) -> list[Subset]:
+        """Every subset that a protocol names."""
+        folds = [fold for protocol in self.protocols.values() for fold in protocol.folds.values()]
+        return [subset for fold in folds for subset in fold.subsets.values()]
+
     def shards_of(self, partitions: Sequence[str]) -> list[ShardInfo]:
         """The shards of these partitions, in manifest order. Raises DataError for a partition that is not there."""
-        missing = [p for p in partitions if p not in self.partitions()]
+        there = self.partitions()
+        missing = [p for p in partitions if p not in there]
         if missing:
-            raise DataError(
-                message(
-                    "manifest",
-                    expected=f"partitions out of {', '.join(self.partitions())}",
-                    got=", ".join(missing),
-                    do="Correct the partition or fold, or build the missing shards.",
-                )
-            )
+            expected = f"partitions out of {', '.join(there)}"
+            do = "Correct the partition or fold, or build the missing shards."
+            raise DataError(message("manifest", expected=expected, got=", ".join(missing), do=do))
         return [shard for shard in self.shards if shard.partition in partitions]
 
 
@@ -153,84 +179,98 @@ def data_name(dataset: str, *, generated: str) -> str:
     return f"generated faces in {dataset}'s layout" if generated else dataset
 
 
-def to_json(value: Manifest | ShardIndex) -> bytes:
+def to_json(manifest: Manifest) -> bytes:
     """Stable bytes: same value, same text, whatever the machine."""
-    plain = asdict(value)
-    return (json.dumps(plain, indent=1 if isinstance(value, Manifest) else None, sort_keys=True) + "\n").encode()
+    return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_manifest(data: bytes, *, where: str) -> Manifest:
     """Parse and check a manifest. Raises DataError naming `where`, the field and the remedy."""
-    manifest = _parse(data, Manifest, where)
-    bad = [s.path for s in manifest.shards if not safe_path(s.path) or not PARTITION.fullmatch(s.partition)]
-    if bad:
-        raise DataError(
-            message(where, expected="relative shard paths below the folder", got=bad[0], do="Build the shards again.")
-        )
-    # The hashes become file names in the cache.
-    unnamed = [s.path for s in manifest.shards if not (SHA256.fullmatch(s.sha256) and SHA256.fullmatch(s.index_sha256))]
-    if unnamed:
-        raise DataError(
-            message(where, expected="a SHA-256 of every shard and index", got=f"none for {unnamed[0]}",
-                    do="Build the shards again.")
-        )  # fmt: skip
-    wrong = [p for p in manifest.partitions() if len(manifest.counts.get(p, ())) != len(manifest.classes)]
-    if wrong:
-        raise DataError(
-            message(
-                where,
-                expected=f"{len(manifest.classes)} class counts for every partition",
-                got=f"{len(manifest.counts.get(wrong[0], ()))} for {wrong[0]}",
-                do="Build the shards again.",
-            )
-        )
+    try:
+        manifest = from_plain(Manifest, read_versioned(data, where=where))
+    except ConfigProblem as problem:
+        raise DataError(f"{where}: {problem}. {REBUILD}") from problem
+    for expected, got in _faults(manifest):
+        raise DataError(message(where, expected=expected, got=got[:160], do=REBUILD))
     return manifest
 
 
-def read_index(data: bytes, *, where: str, shard: ShardInfo, num_classes: int) -> ShardIndex:
-    """Parse a shard's index and check it against the manifest's hash and bounds. Raises DataError."""
-    check_sha256(data, shard.index_sha256, where=where)
-    index = _parse(data, ShardIndex, where)
-    for clip in index.clips:
-        _check_clip(clip, where=where, shard_bytes=shard.bytes, num_classes=num_classes)
-    if len(index.clips) != shard.clips:
-        raise DataError(
-            message(where, expected=f"{shard.clips} clips", got=str(len(index.clips)), do="Build the shards again.")
-        )
-    if len(index.chunks) != num_chunks(shard.bytes) or not all(map(SHA256.fullmatch, index.chunks)):
-        raise DataError(
-            message(where, expected=f"the SHA-256 of each of {num_chunks(shard.bytes)} chunks",
-                    got=f"{len(index.chunks)} entries", do="Build the shards again.")
-        )  # fmt: skip
-    return index
+def _faults(manifest: Manifest) -> list[tuple[str, str]]:
+    """What is wrong with a manifest, as (expected, got)."""
+    classes, partitions = manifest.classes, manifest.partitions()
+    faults = [
+        ("relative shard paths below the folder", shard.path)
+        for shard in manifest.shards
+        if not safe_path(shard.path) or not PARTITION.fullmatch(shard.partition)
+    ]
+    # The hashes become file names in the cache.
+    faults += [
+        ("a SHA-256 of every shard and index", f"none for {shard.path}")
+        for shard in manifest.shards
+        if not (SHA256.fullmatch(shard.sha256) and SHA256.fullmatch(shard.index_sha256))
+    ]
+    if len(classes) > MAX_CLASSES or len(set(classes)) < len(classes):
+        faults.append((f"at most {MAX_CLASSES:,} classes, each once", f"{len(classes)}, {len(set(classes))} different"))
+    faults += [
+        (f"{len(classes)} class counts for every partition", f"{len(manifest.counts.get(name, ()))} for {name}")
+        for name in partitions
+        if len(manifest.counts.get(name, ())) != len(classes)
+    ]
+    return faults + [
+        fault for name, protocol in manifest.protocols.items() for fault in _protocol_faults(name, protocol, partitions)
+    ]
 
 
-def _check_clip(clip: ClipEntry, *, where: str, shard_bytes: int, num_classes: int) -> None:
-    spans = clip.frame_spans()
-    if not KEY.fullmatch(clip.key) or not 0 < len(spans) <= MAX_FRAMES:
-        raise DataError(message(where, expected="a plain key and 1..10,000 frames", got=f"{clip.key[:60]!r} with "
-                                f"{len(spans)} frames", do="Build the shards again."))  # fmt: skip
-    inside = clip.offset >= BLOCK and all(0 < size <= MAX_FRAME_BYTES for size in clip.sizes)
-    if not inside or sum(spans[-1]) > shard_bytes:
-        raise DataError(message(f"{where}, clip {clip.key}", expected=f"frames inside the {shard_bytes} bytes of the "
-                                "shard", got=f"a frame at {spans[-1]}", do="Build the shards again."))  # fmt: skip
-    if not 0 <= clip.label < num_classes:
-        raise DataError(message(f"{where}, clip {clip.key}", expected=f"a label in 0..{num_classes - 1}",
-                                got=str(clip.label), do="Build the shards again."))  # fmt: skip
+def _protocol_faults(name: str, protocol: Protocol, partitions: Sequence[str]) -> list[tuple[str, str]]:
+    faults = [("plain names of protocols", name)] if not PARTITION.fullmatch(name) else []
+    for number, fold in protocol.folds.items():
+        where = f"of fold {number[:20]} of {name}"
+        if not FOLD.fullmatch(number):
+            faults.append(("folds numbered from 1", where))
+        for what, subset in fold.subsets.items():
+            odd = [partition for partition in subset.partitions if partition not in partitions]
+            listed = subset.keys and safe_path(subset.keys) and SHA256.fullmatch(subset.sha256)
+            if odd or bool(subset.partitions) == bool(subset.keys) or not (subset.partitions or listed):
+                got = odd[0] if odd else subset.keys or "neither"
+                faults.append((f"partitions that are there, or a list of keys, as {what} {where}", got))
+    return faults
+
+
+def read_versioned(data: bytes, *, where: str) -> dict[str, Any]:
+    """The JSON mapping of a manifest or index of this version. Raises DataError."""
+    check_json_size(len(data), where=where)
+    _check_containers(data, where=where)
+    try:
+        plain: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(message(where, expected="JSON", got=str(error), do=REBUILD)) from error
+    version = plain.get("version") if isinstance(plain, dict) else None
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        do = "Build the shards again with this version of dfer, or install the one that wrote them."
+        if version in (1, 2):
+            do = "An earlier dfer wrote these shards: run `dfer-shards build DATASET RAW OUT` with a new OUT."
+        expected = f"format version {FORMAT_VERSION}"
+        raise DataError(message(where, expected=expected, got=repr(version)[:40], do=do))
+    return dict(plain)
+
+
+def read_keys(data: bytes, *, sha256: str, where: str) -> list[str]:
+    """The keys of a list beside the manifest, one a line. Raises DataError."""
+    check_sha256(data, sha256, where=where)
+    keys = data.decode("ascii", "replace").split("\n")
+    odd = [key for key in keys[:-1] if not KEY.fullmatch(key)]
+    if odd or keys[-1] or len(keys) < 2 or len(set(keys)) < len(keys):
+        got = repr(odd[0][:60]) if odd else "none, a cut line or one twice"
+        raise DataError(message(where, expected="a plain key a line, each once", got=got, do=REBUILD))
+    return keys[:-1]
 
 
 def check_sha256(data: bytes | memoryview, expected: str, *, where: str) -> None:
     """Raise DataError when the data's SHA-256 is not the one the manifest gives."""
     got = hashlib.sha256(data).hexdigest()
     if got != expected:
-        raise DataError(
-            message(
-                where,
-                expected=f"sha256 {expected[:12]}...",
-                got=f"{got[:12]}...",
-                do="The file was changed or damaged after the build; copy it again or run `dfer-shards build` again.",
-            )
-        )
+        do = "The file was changed or damaged after the build; copy it again or run `dfer-shards build` again."
+        raise DataError(message(where, expected=f"sha256 {expected[:12]}...", got=f"{got[:12]}...", do=do))
 
 
 def safe_path(path: str) -> bool:
@@ -238,9 +278,9 @@ def safe_path(path: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", path)) and ".." not in path.split("/")
 
 
-def frame_name(key: str, position: int) -> str:
+def frame_name(key: str, position: int, media: Media) -> str:
     """Member name of a clip's frame: `00001.000.jpg`. webdataset reads everything before the first dot as the key."""
-    return f"{key}.{position:03d}.jpg"
+    return f"{key}.{position:03d}.{SUFFIX[media]}"
 
 
 def clip_name(key: str) -> str:
@@ -252,39 +292,12 @@ def _check_containers(data: bytes, *, where: str) -> None:
     """Raise DataError when the values would be far larger than their text, as of 3 bytes for an empty list of 64."""
     count = data.count(b"[") + data.count(b"{")
     if count > MAX_CONTAINERS:
-        raise DataError(
-            message(where, expected=f"at most {MAX_CONTAINERS:,} lists and mappings", got=f"{count:,}",
-                    do="This is no manifest or index of ours: build the shards again.")
-        )  # fmt: skip
+        expected = f"at most {MAX_CONTAINERS:,} lists and mappings"
+        raise DataError(message(where, expected=expected, got=f"{count:,}", do=NOT_OURS))
 
 
 def check_json_size(size: int, *, where: str) -> None:
     """Raise DataError when a manifest or index is larger than any real one, before it is read or parsed."""
     if size > MAX_JSON_BYTES:
-        raise DataError(
-            message(where, expected=f"at most {MAX_JSON_BYTES:,} bytes", got=f"{size:,}",
-                    do="This is no manifest or index of ours: build the shards again.")
-        )  # fmt: skip
-
-
-def _parse(data: bytes, kind: type[T], where: str) -> T:
-    check_json_size(len(data), where=where)
-    _check_containers(data, where=where)
-    try:
-        plain: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(message(where, expected="JSON", got=str(error), do="Build the shards again.")) from error
-    version = plain.get("version") if isinstance(plain, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            message(
-                where,
-                expected=f"format version {FORMAT_VERSION}",
-                got=repr(version)[:40],
-                do="Build the shards again with this version of dfer, or install the one that wrote them.",
-            )
-        )
-    try:
-        return from_plain(kind, plain)
-    except ConfigProblem as problem:
-        raise DataError(f"{where}: {problem}. Build the shards again.") from problem
+        expected = f"at most {MAX_JSON_BYTES:,} bytes"
+        raise DataError(message(where, expected=expected, got=f"{size:,}", do=NOT_OURS))

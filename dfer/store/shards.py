@@ -18,12 +18,11 @@ from dfer.store.chunks import Bytes, Span
 from dfer.store.format import (
     MANIFEST,
     MAX_JSON_BYTES,
-    ShardIndex,
     ShardInfo,
     check_json_size,
-    read_index,
     read_manifest,
 )
+from dfer.store.index import ShardIndex, read_index
 from dfer.store.local import LocalShards
 from dfer.store.ranges import FileNotFoundInStore, Source
 from dfer.store.remote import Pending, RemoteShards, other_size
@@ -79,6 +78,10 @@ class Store:
             return [self.index(shard) for shard in shards]
         with ThreadPoolExecutor(min(INDEXES_AT_ONCE, len(shards))) as threads:
             return list(threads.map(self.index, shards))
+
+    def file(self, path: str) -> bytes:
+        """A small file beside the manifest. Raises DataError, StorageError."""
+        return self._source.whole(path, at_most=MAX_JSON_BYTES)
 
     @property
     def is_local(self) -> bool:

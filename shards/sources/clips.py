@@ -1,12 +1,14 @@
 """What every source hands to the builder, and how a clip's folder of frames is listed."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfer.emotions import Emotions
 from dfer.media.frames import list_pictures
-from dfer.store.format import MAX_FRAMES
+from dfer.store.format import MAX_FRAMES, FaceSettings, Media
+from dfer.store.index import Box
 
 UNREADABLE = "cannot be read"
 
@@ -17,22 +19,71 @@ class BadClip(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class RawClip:
-    """One labelled clip. folder: where its frames lie, None when there is no such folder; label: class number."""
+    """One clip. folder: where its frames lie, None when there is no such folder. label: class number, None where nobody
+    gave one. subject, source, text, votes, faces: as in `dfer.store.index.ClipEntry`."""
 
     key: str
-    label: int
+    label: int | None
     partition: str
     folder: Path | None
     subject: str | None = None
+    source: str | None = None
+    text: str | None = None
+    votes: tuple[int, ...] | None = None
+    faces: tuple[Box, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSubset:
+    """Either whole partitions, or the clips of these keys."""
+
+    partitions: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFold:
+    """What trains, what tests, and what validates where the data set says so."""
+
+    train: RawSubset
+    test: RawSubset
+    validation: RawSubset | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawProtocol:
+    """A way to split the clips. source: who laid it down; folds: fold 1, fold 2, ..."""
+
+    source: str
+    folds: tuple[RawFold, ...]
+
+
+def published_folds(partitions: Sequence[str], *, source: str) -> dict[str, RawProtocol]:
+    """The protocol `published`: each of several partitions tests once and the others train, or `train` and `test`."""
+    tests = ["test"] if set(partitions) == {"train", "test"} else list(partitions)
+    folds = tuple(
+        RawFold(
+            train=RawSubset(partitions=tuple(other for other in partitions if other != test)),
+            test=RawSubset(partitions=(test,)),
+        )
+        for test in tests
+    )
+    return {"published": RawProtocol(source=source, folds=folds)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawSet:
-    """A raw data set as its source read it. notes: what the user should know; options: go into the manifest."""
+    """A raw data set as its source read it. media: the form that frames are stored in. protocols: splits by name.
+    faces: how faces were found, None where the data set delivers them. notes: what the user should know; options,
+    licence: go into the manifest."""
 
     dataset: str
     emotions: Emotions
     clips: tuple[RawClip, ...]
+    media: Media = "jpeg"
+    protocols: dict[str, RawProtocol] = field(default_factory=dict)
+    faces: FaceSettings | None = None
+    licence: str = ""
     notes: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dfer.emotions import BASIC7, Emotions
 from dfer.errors import DataError, message
-from shards.sources.clips import RawClip, RawSet
+from shards.sources.clips import RawClip, RawSet, published_folds
 from shards.sources.layout import locate, require, subfolders
 from shards.sources.splits import add_row, check_folds, check_some
 from shards.sources.tables import Row, read_table
@@ -39,7 +39,8 @@ def read(raw: Path) -> RawSet:
         for fold, rows in enumerate(tests, start=1)
         for key, label in rows.items()
     )
-    return RawSet(dataset="dfew", emotions=emotions, clips=clips, options={"source_frames": kind})
+    protocols = published_folds([f"fold_{fold}" for fold in range(1, FOLDS + 1)], source="Jiang et al., ACM MM 2020")
+    return RawSet(dataset="dfew", emotions=emotions, clips=clips, protocols=protocols, options={"source_frames": kind})
 
 
 def _split_file(raw: Path, side: str, fold: int) -> Path:

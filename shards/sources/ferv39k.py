@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dfer.emotions import BASIC7, Emotions, canonical_name
 from dfer.errors import DataError, did_you_mean, message
-from shards.sources.clips import RawClip, RawSet
+from shards.sources.clips import RawClip, RawSet, published_folds
 from shards.sources.layout import locate_all, require, subfolders
 from shards.sources.splits import add_row, check_disjoint, check_some
 from shards.sources.tables import read_table
@@ -32,7 +32,9 @@ def read(raw: Path) -> RawSet:
         for part in PARTITIONS
         for key, label in rows[part].items()
     )
-    return RawSet(dataset="ferv39k", emotions=emotions, clips=clips, options={"source_frames": FACES.rstrip("*")})
+    protocols = published_folds(["train", "test"], source="Wang et al., CVPR 2022")
+    options = {"source_frames": FACES.rstrip("*")}
+    return RawSet(dataset="ferv39k", emotions=emotions, clips=clips, protocols=protocols, options=options)
 
 
 def _split_file(raw: Path, part: str) -> Path:

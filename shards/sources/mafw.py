@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dfer.emotions import MAFW11, Emotions, canonical_name
 from dfer.errors import DataError, did_you_mean, message
-from shards.sources.clips import RawClip, RawSet
+from shards.sources.clips import RawClip, RawSet, published_folds
 from shards.sources.layout import locate, require, subfolders
 from shards.sources.splits import add_row, check_folds, check_some
 from shards.sources.tables import read_table
@@ -37,7 +37,8 @@ def read(raw: Path) -> RawSet:
         for key, label in rows.items()
     )
     note = f"{base} holds whole pictures, not faces; published results are on face crops, expected in {raw}/data/faces"
-    return RawSet(dataset="mafw", emotions=emotions, clips=clips, notes=() if faces else (note,),
+    protocols = published_folds([f"fold_{fold}" for fold in range(1, FOLDS + 1)], source="Liu et al., ACM MM 2022")
+    return RawSet(dataset="mafw", emotions=emotions, clips=clips, protocols=protocols, notes=() if faces else (note,),
                   options={"source_frames": "faces" if faces else "whole pictures"})  # fmt: skip
 
 

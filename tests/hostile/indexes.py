@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.hostile import shards, values
 from tests.hostile.shards import Seeds
@@ -11,13 +12,31 @@ from tests.hostile.worker import Case
 
 COUNT = 340
 BOMBS = {
-    "lists of nothing": b'{"version": VERSION, "shard": "x", "clips": [%s[]]}' % (b"[]," * 5_000_000),
-    "mappings of nothing": b'{"version": VERSION, "shard": "x", "clips": [%s{}]}' % (b"{}," * 5_000_000),
-    "numbers": b'{"version": VERSION, "shard": "x", "clips": [%s0]}' % (b"0," * 7_000_000),
-    "a long number": b'{"version": VERSION, "shard": "x", "clips": [%s]}' % (b"9" * 4_000_000),
+    "lists of nothing": b'{"version": VERSION, "shard": "x", "faces": [%s[]]}' % (b"[]," * 5_000_000),
+    "mappings of nothing": b'{"version": VERSION, "shard": "x", "votes": [%s{}]}' % (b"{}," * 5_000_000),
+    "numbers": b'{"version": VERSION, "shard": "x", "sizes": [%s0]}' % (b"0," * 7_000_000),
+    "a long number": b'{"version": VERSION, "shard": "x", "offset": [%s]}' % (b"9" * 4_000_000),
     "blanks": b'{"version": VERSION, "shard": "x"%s}' % (b" " * 60_000_000),
 }
 """As large as a careless bound lets them be, and many times larger in memory. VERSION becomes the format's."""
+
+LIES: dict[str, dict[str, Any]] = {
+    "a million frames of a clip": {"frames": [1_000_000, 2]},
+    "frames of nothing": {"frames": [0, 4]},
+    "sizes that wrap at 32 bits": {"sizes": [2**32 + 600, 600, 600, 600]},
+    "offsets that wrap at 64 bits": {"offset": [2**63 - 1, 512]},
+    "an offset near the end of 62 bits": {"offset": [2**62, 512]},
+    "a key of another folder": {"key": ["../../x", "y"]},
+    "a key without end": {"key": ["a" * 5_000_000, "y"]},
+    "labels below none": {"label": [-2, 0]},
+    "labels of truth": {"label": [True, 0]},
+    "a text of a megabyte": {"text": ["x" * 2**20, None]},
+    "votes of another number of classes": {"votes": [[1] * 100_000, None]},
+    "boxes of another number of frames": {"faces": [[[0, 0, 1, 1]] * 100_000, None]},
+    "boxes without end": {"faces": [[[0, 0, 1, float("inf")]] * 2, None]},
+    "an unknown column": {"__reduce__": ["os.system", "true"]},
+}
+"""Columns that a careless reader would believe; the first shard has two clips of two frames."""
 
 seeds = shards.seeds
 
@@ -30,12 +49,11 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     for name, text in BOMBS.items():
         yield shards.case(name, seeds, index=text.replace(b"VERSION", version), refuse=("verify", "train"))
     for tree in values.drawn(values.trees(), 60):
-        clip = dict(whole["clips"][0])
-        field = draw.choice(sorted(clip))
-        yield shards.case(
-            f"{field} {tree!r:.60}", seeds, index={**whole, "clips": [{**clip, field: tree}, *whole["clips"][1:]]}
-        )
-    for number in range(COUNT - 1 - len(BOMBS) - 60):
+        field = draw.choice(sorted(whole.keys() - {"version", "shard", "chunks"}))
+        yield shards.case(f"{field} {tree!r:.60}", seeds, index={**whole, field: [tree, *whole[field][1:]]})
+    for name, changes in LIES.items():
+        yield shards.case(name, seeds, index={**whole, **changes}, refuse=("verify", "train"))
+    for number in range(COUNT - 1 - len(BOMBS) - len(LIES) - 60):
         if number % 3 == 0:
             how, text = values.broken_json(json.dumps(whole).encode(), draw)
             yield shards.case(how, seeds, index=text)

@@ -43,7 +43,11 @@ def _jpeg(name: str, data: bytes) -> Case:
 
 
 def _png(name: str, data: bytes) -> Case:
-    return Case(name=name, write=lambda at: (at / "1.png").write_bytes(data), reads={"predict": _predict})
+    reads: dict[str, Callable[[Path], object]] = {
+        "decode": lambda at: decode((at / "1.png").read_bytes(), size=24, where="a shard, clip 1"),
+        "predict": _predict,
+    }
+    return Case(name=name, write=lambda at: (at / "1.png").write_bytes(data), reads=reads)
 
 
 def _other(file: str, name: str, data: bytes) -> Case:

@@ -1,9 +1,12 @@
 """Pictures of a raw data set, as `dfer-shards build` packs them."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from dfer.errors import DataError
+from dfer.store.format import Media
 from shards.frames import store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.hostile import pictures_kit
@@ -53,13 +56,13 @@ def _sparse(at: Path) -> None:
         file.truncate(8 * 2**30)
 
 
-def _store(at: Path) -> None:
+def _store(at: Path, media: Media) -> None:
     """A clip that cannot be packed is no error of the build: its reason goes into the manifest."""
     try:
         for frame in list_frames(at):
-            store_frame(frame, max_side=64, quality=90)
+            store_frame(frame, media=media, max_side=64, quality=90)
     except BadClip as bad:
         raise DataError(f"clip: expected frames that can be packed, got {bad}") from bad
 
 
-READS: dict[str, Callable[[Path], object]] = {"build": _store}
+READS: dict[str, Callable[[Path], object]] = {media: partial(_store, media=media) for media in get_args(Media)}

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 Lines = list[dict[str, Any]]
 
 KINDS = {
-    "tars": 500, "indexes": 300, "manifests": 300, "pictures": 200, "raw_pictures": 100, "weights": 300,
-    "checkpoints": 200, "configs": 200, "runs": 100, "raw_sets": 100,
+    "tars": 500, "png_shards": 100, "indexes": 300, "manifests": 300, "pictures": 200, "raw_pictures": 100,
+    "weights": 300, "checkpoints": 200, "configs": 200, "runs": 100, "raw_sets": 100,
 }  # fmt: skip
 """Least number of files of each kind."""
 LEAST = 2000

@@ -182,9 +182,10 @@ def test_every_key_that_names_a_place_is_one(monkeypatch: pytest.MonkeyPatch) ->
     """Of runs and of cluster files."""
     monkeypatch.setenv("HOME", "/home/x")
     keys = ("run", "data.shards", "data.cache", "model.released", "model.towers.arch", "model.towers.pretrained")
+    keys += ("model.text",)
     for part in (keys, ("model.start",)):  # which goes with no other source of weights
-        run = config.load(CONFIGS / "demo.yaml", RunConfig, [f"{key}=~/{key}" for key in part])
-        assert {key: operator.attrgetter(key)(run) for key in part} == {key: f"/home/x/{key}" for key in part}
+        run = config.load(CONFIGS / "demo.yaml", RunConfig, [f"{key}=~/{key}.yaml" for key in part])
+        assert {key: operator.attrgetter(key)(run) for key in part} == {key: f"/home/x/{key}.yaml" for key in part}
     assert {*config.FILE_KEYS} < {*keys, "model.start"}
     assert load_cluster(CONFIGS / "clusters" / "slurm.yaml", SlurmCluster, ["folder=~/l"]).folder == "/home/x/l"
 

@@ -15,9 +15,13 @@ import launch.__main__ as launch_cli
 import shards.__main__ as shards_cli
 from dfer import config, errors
 from dfer.cli import INTERRUPTED
+from dfer.data.clips import keys_of
 from dfer.data.splits import folds
+from dfer.emotions import Emotions
 from dfer.jobs.config import RunConfig
+from dfer.models.texts import class_texts
 from dfer.store.format import KEY, PARTITION
+from dfer.store.shards import Store
 from launch import cluster
 from shards.build import build
 from shards.shard import BuildOptions
@@ -235,20 +239,27 @@ def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
 # --- the tutorial
 
 
+MOODS = ("delighted", "low", "cross", "calm", "wide awake")
+
+
 @pytest.fixture
 def movies(tmp_path: Path) -> Path:
-    """A raw tree as the tutorial describes it: ten training and four test clips."""
+    """A raw tree as the tutorial describes it: ten training and four test clips, one without a mood."""
     rows = []
     for number, part in enumerate(["train"] * 10 + ["test"] * 4):
         rawkit.fill(tmp_path / f"movies/faces/m{number:04d}", ["1.jpg", "2.jpg", "10.jpg"], seed=number)
-        word = ("Happy", "sad", "Neutral", "anger", "Surprise", "disgust", "fear")[number % 7]
-        rows.append(f"m{number:04d},{'' if number == 3 else f'p{number // 2}'},{word},{part}\n")
-    (tmp_path / "movies/labels.csv").write_text("clip,subject,emotion,part\n" + "".join(rows))
+        mood = "" if number == 9 else MOODS[number % 5]
+        rows.append(f"m{number:04d},{'' if number == 3 else f'p{number // 2}'},{mood},{part}\n")
+    (tmp_path / "movies/labels.csv").write_text("clip,subject,mood,part\n" + "".join(rows))
     return tmp_path / "movies"
 
 
+def tutorial() -> str:
+    return (DOCS / "adding_a_data_set.md").read_text()
+
+
 def tutorial_source() -> types.ModuleType:
-    source = next(b for b in fenced((DOCS / "adding_a_data_set.md").read_text(), "python") if "def read(" in b)
+    source = next(b for b in fenced(tutorial(), "python") if "def read(" in b)
     module = types.ModuleType("movies")
     exec(compile(source, "adding_a_data_set.md", "exec"), module.__dict__)
     return module
@@ -258,20 +269,32 @@ def test_the_tutorials_source_builds_shards(movies: Path, tmp_path: Path) -> Non
     raw = tutorial_source().read(movies)
     assert isinstance(raw, RawSet)
     manifest = build(raw, str(tmp_path / "out"), BuildOptions(), progress=False).manifest
-    assert manifest.counts == {"train": (2, 2, 2, 1, 1, 1, 1), "test": (0, 0, 0, 1, 1, 1, 1)}
+    assert manifest.classes == MOODS
+    assert manifest.counts == {"train": (2, 2, 2, 2, 1), "test": (1, 1, 1, 1, 0)}
     assert verify(str(tmp_path / "out"), progress=False).frames == 42
-    assert folds(manifest.partitions())[1].train == ("train",)
+    assert folds(manifest, "published")[1].train.names == ("train",)
     assert all(KEY.fullmatch(clip.key) and PARTITION.fullmatch(clip.partition) for clip in raw.clips)
     assert [clip.subject for clip in raw.clips[:4]] == ["p0", "p0", "p1", None]
+    store = Store(str(tmp_path / "out"))
+    for fold in folds(manifest, "subjects").values():
+        train, test = keys_of(store, fold.train), keys_of(store, fold.test)
+        assert len(train) + len(test) == 13 and not train & test
+        who = {clip.key: clip.subject for clip in raw.clips}
+        assert not {who[key] for key in train} & {who[key] for key in test}
+
+
+def test_the_tutorials_texts_are_those_of_its_classes(tmp_path: Path) -> None:
+    path = tmp_path / "movies_texts.yaml"
+    path.write_text(next(iter(fenced(tutorial(), "yaml"))))
+    assert class_texts(Emotions(names=MOODS), str(path))[0] == "a broad smile and raised cheeks."
 
 
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("clip,subject", "id,subject", r"labels.csv: expected the header clip,subject,emotion,part, got 'id,"),
-        ("m0000,p0,Happy,train", "m0000,p0,Hapy,train", r"line 2: expected one of the seven emotions, got 'Hapy'"),
-        ("m0001,p0,sad,train", "m0001,p0,sad,valid", r"line 3: .* with a part out of train or test"),
-        ("m0001,", "m0000,", r"line 3: expected every clip once, got m0000 a second time"),
+        ("clip,subject", "id,subject", r"labels.csv: expected the header clip,subject,mood,part, got 'id,"),
+        ("m0003,,calm", "m0003,,clam", r"line 5: expected one of the five moods, got 'clam'.* Did you mean 'calm'"),
+        ("m0001,p0,low,train", "m0001,p0,low,valid", r"line 3: .* with a part out of train or test"),
     ],
 )
 def test_the_tutorials_source_refuses_wrong_rows(movies: Path, before: str, after: str, says: str) -> None:
@@ -282,12 +305,19 @@ def test_the_tutorials_source_refuses_wrong_rows(movies: Path, before: str, afte
         tutorial_source().read(movies)
 
 
+def test_the_builder_refuses_a_clip_that_the_tutorials_table_has_twice(movies: Path, tmp_path: Path) -> None:
+    table = movies / "labels.csv"
+    table.write_text(table.read_text().replace("m0001,", "m0000,"))
+    with pytest.raises(errors.DataError, match="raw set movies: expected every clip once, got m0000 2 times"):
+        build(tutorial_source().read(movies), str(tmp_path / "out"), BuildOptions(), progress=False)
+
+
 def test_python_on_the_data_page_reads_a_shard(movies: Path, tmp_path: Path) -> None:
     build(tutorial_source().read(movies), str(tmp_path / "out"), BuildOptions(), progress=False)
     block = next(b for b in fenced((DOCS / "data.md").read_text(), "python") if "first_frame" in b)
     space: dict[str, object] = {}
     exec(block.replace("data/dfew/fold_1/00000.tar", str(tmp_path / "out/test/00000.tar")), space)
-    key = space["clip"]["key"]  # type: ignore[index]
+    key = space["index"]["key"][0]  # type: ignore[index]
     assert space["first_frame"] == (movies / "faces" / key / "1.jpg").read_bytes()
 
 

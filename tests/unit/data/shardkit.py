@@ -22,23 +22,30 @@ def jpeg(value: int, *, height: int = 32, width: int = 32) -> bytes:
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     key: str
-    label: int = 0
+    label: int | None = 0
     frames: Sequence[bytes] = field(default_factory=lambda: [jpeg(9)])
     subject: str | None = None
 
 
 def write_shards(
-    folder: Path, partitions: Mapping[str, Sequence[Sequence[Clip]]], *, classes: Sequence[str] = CLASSES
+    folder: Path,
+    partitions: Mapping[str, Sequence[Sequence[Clip]]],
+    *,
+    classes: Sequence[str] = CLASSES,
+    media: str = "jpeg",
+    protocols: Mapping[str, object] | None = None,
 ) -> Path:
-    """One tar for every inner sequence of clips, then the manifest."""
+    """One tar for every inner sequence of clips, then the manifest. protocols: beside `published`."""
     shards, counts = [], {}
     for partition, contents in partitions.items():
         counts[partition] = [sum(c.label == k for clips in contents for c in clips) for k in range(len(classes))]
         for number, clips in enumerate(contents):
-            shards.append(_write_shard(folder, partition, number, clips))
+            shards.append(_write_shard(folder, partition, number, clips, "png" if media == "png" else "jpg"))
     manifest = {
-        "version": 2,
+        "version": 3,
         "dataset": "test",
+        "protocols": {"published": {"source": "shardkit", "folds": _folds(sorted(partitions))}, **(protocols or {})},
+        "media": media,
         "classes": list(classes),
         "builder": "shardkit",
         "frames": {"max_side": 512, "quality": 90, "kept": 1, "encoded": 0},
@@ -49,19 +56,27 @@ def write_shards(
     return folder
 
 
-def _write_shard(folder: Path, partition: str, number: int, clips: Sequence[Clip]) -> dict[str, object]:
+def key_list(folder: Path, name: str, keys: Sequence[str]) -> dict[str, str]:
+    """A list of keys beside the manifest, as a protocol names it."""
+    data = "".join(f"{key}\n" for key in keys).encode()
+    (folder / "protocols").mkdir(parents=True, exist_ok=True)
+    (folder / "protocols" / name).write_bytes(data)
+    return {"keys": f"protocols/{name}", "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_shard(folder: Path, partition: str, number: int, clips: Sequence[Clip], suffix: str) -> dict[str, object]:
     path = folder / partition / f"{number:05d}.tar"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for clip in clips:
-            members = [(f"{i:03d}.jpg", data) for i, data in enumerate(clip.frames)]
-            for suffix, data in [*members, ("json", b"{}")]:
-                info = tarfile.TarInfo(f"{clip.key}.{suffix}")
+            members = [(f"{i:03d}.{suffix}", data) for i, data in enumerate(clip.frames)]
+            for name, data in [*members, ("json", b"{}")]:
+                info = tarfile.TarInfo(f"{clip.key}.{name}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     data = path.read_bytes()
     chunks = [hashlib.sha256(data[at : at + 262_144]).hexdigest() for at in range(0, len(data), 262_144)]
-    plain = {"version": 2, "shard": f"{partition}/{number:05d}.tar", "chunks": chunks, "clips": _entries(path, clips)}
+    plain = {"version": 3, "shard": f"{partition}/{number:05d}.tar", "chunks": chunks, **_columns(path, clips, suffix)}
     index = json.dumps(plain)
     path.with_suffix(".index.json").write_text(index)
     return {
@@ -75,17 +90,31 @@ def _write_shard(folder: Path, partition: str, number: int, clips: Sequence[Clip
     }
 
 
-def _entries(path: Path, clips: Sequence[Clip]) -> list[dict[str, object]]:
+def _folds(partitions: Sequence[str]) -> dict[str, object]:
+    """Each partition tests once; `train` and `test` as named."""
+    tests = ["test"] if partitions == ["test", "train"] else partitions
+    if len(partitions) < 2:
+        return {}
+    return {
+        str(number): {
+            "train": {"partitions": [other for other in partitions if other != test]},
+            "test": {"partitions": [test]},
+        }
+        for number, test in enumerate(tests, start=1)
+    }
+
+
+def _columns(path: Path, clips: Sequence[Clip], suffix: str) -> dict[str, object]:
     """Offsets as tarfile reports them, not as the format module computes them."""
     with tarfile.open(path) as tar:
         offsets = {member.name: member.offset_data for member in tar}
-    return [
-        {
-            "key": clip.key,
-            "label": clip.label,
-            "offset": offsets[f"{clip.key}.000.jpg"],
-            "sizes": [len(frame) for frame in clip.frames],
-            "subject": clip.subject,
-        }
-        for clip in clips
-    ]
+    columns: dict[str, object] = {
+        "key": [clip.key for clip in clips],
+        "label": [clip.label for clip in clips],
+        "offset": [offsets[f"{clip.key}.000.{suffix}"] for clip in clips],
+        "frames": [len(clip.frames) for clip in clips],
+        "sizes": [len(frame) for clip in clips for frame in clip.frames],
+    }
+    if any(clip.subject for clip in clips):
+        columns["subject"] = [clip.subject for clip in clips]
+    return columns

@@ -1,4 +1,4 @@
-"""Decoding: the pictures Pillow gives, and refusal of everything that is not a whole JPEG of sane size."""
+"""Decoding: the pictures Pillow gives, and refusal of everything that is not a whole JPEG or PNG of sane size."""
 
 import io
 import os
@@ -53,6 +53,35 @@ def test_grey_pictures_become_rgb():
     assert np.array_equal(got[..., 0], got[..., 1]) and np.array_equal(got[..., 0], got[..., 2])
 
 
+@pytest.mark.parametrize("size", [48, 32])
+def test_a_grey_png_of_48_pixels_keeps_every_pixel(size):
+    """As in FER2013; what is stretched is stretched from the very pixels."""
+    picture = noise(48, 48)[..., 0]
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    got = decode(memoryview(file.getvalue()), size=size, where="here")
+    three = torch.from_numpy(np.stack([picture] * 3))[None]
+    assert np.array_equal(got, resize(three, size=size)[0].permute(1, 2, 0).numpy())
+    assert size != 48 or np.array_equal(got[..., 0], picture)
+
+
+@pytest.mark.parametrize("cut", [9, 40, -1, -13])
+def test_a_cut_png_names_shard_clip_and_frame(cut):
+    file = io.BytesIO()
+    Image.fromarray(noise(20, 20)).save(file, "PNG")
+    with pytest.raises(DataError, match=r"a\.tar, clip b: expected a whole JPEG or PNG, got truncated"):
+        decode(file.getvalue()[:cut], size=32, where="a.tar, clip b")
+
+
+def test_a_png_that_claims_too_many_pixels_is_refused_before_any_is_decoded():
+    file = io.BytesIO()
+    Image.fromarray(noise(20, 20)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[16:24] = (2**20).to_bytes(4, "big") * 2
+    with pytest.raises(DataError, match="got 1048576 x 1048576 pixels, not 1 to 16,777,216"):
+        decode(bytes(data), size=32, where="x")
+
+
 @given(st.integers(8, 90), st.integers(8, 90), st.integers(8, 90), st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
 def test_resize_agrees_with_pillow_within_one_level(height, width, size, seed):
@@ -86,21 +115,21 @@ def test_a_truncated_jpeg_names_shard_clip_and_frame(keep):
     with pytest.raises(DataError) as caught:
         decode(jpeg, size=64, where="fold_1/00000.tar, clip a, frame 7")
     text = str(caught.value)
-    assert text.startswith("fold_1/00000.tar, clip a, frame 7: expected a whole JPEG, got ")
+    assert text.startswith("fold_1/00000.tar, clip a, frame 7: expected a whole JPEG or PNG, got ")
     assert text.endswith("Check the shards with `dfer-shards verify`.")
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n" + b"0" * 100, b"GIF89a", b"cos\nsystem\n(S'id'\ntR."])
 def test_what_is_no_jpeg_is_refused(data):
-    with pytest.raises(DataError, match="expected a whole JPEG"):
+    with pytest.raises(DataError, match="expected a whole JPEG or PNG"):
         decode(data, size=64, where="here")
 
 
 def test_damage_inside_the_picture_is_refused():
     jpeg = bytearray(encoded(noise(64, 64)))
     jpeg[len(jpeg) // 2 : len(jpeg) // 2 + 2] = b"\xff\xd9"  # an early end marker
-    with pytest.raises(DataError, match="expected a whole JPEG"):
+    with pytest.raises(DataError, match="expected a whole JPEG or PNG"):
         decode(bytes(jpeg), size=64, where="here")
 
 
@@ -119,12 +148,12 @@ def test_a_picture_of_thousands_of_scans_is_refused_at_once():
     Image.new("L", (2048, 2048), 99).save(file, "JPEG", progressive=True)
     whole = file.getvalue()
     last = whole.rindex(b"\xff\xda")
-    with pytest.raises(DataError, match=r"expected a whole JPEG, got \d+ scans of 2048 x 2048 pixels"):
+    with pytest.raises(DataError, match=r"expected a whole JPEG or PNG, got \d+ scans of 2048 x 2048 pixels"):
         decode(whole[:-2] + whole[last:-2] * 3000 + whole[-2:], size=64, where="here")
 
 
 def test_a_subsampling_that_the_decoder_does_not_name_is_refused():
     jpeg = bytearray(encoded(noise(64, 64)))
     jpeg[jpeg.index(b"\xff\xc0") + 11] = 0x14
-    with pytest.raises(DataError, match="expected a whole JPEG, got an unknown subsampling of colours"):
+    with pytest.raises(DataError, match="expected a whole JPEG or PNG, got an unknown subsampling of colours"):
         decode(bytes(jpeg), size=64, where="here")

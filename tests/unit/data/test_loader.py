@@ -195,7 +195,7 @@ def test_a_truncated_frame_stops_with_shard_clip_and_frame(tmp_path, workers):
     with pytest.raises(DataError) as caught:
         list(loader(tmp_path, workers=workers, train=False).epoch(0))
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path}/train/00000.tar, clip a/bad, frame 1: expected a whole JPEG, got ")
+    assert text.startswith(f"{tmp_path}/train/00000.tar, clip a/bad, frame 1: expected a whole JPEG or PNG, got ")
     assert "\n" not in text
     assert caught.value.exit_code == 3
 
@@ -235,7 +235,7 @@ def test_bad_clips_are_replaced_where_that_is_allowed_and_told_once(with_bad):
     assert there.take_bad() == []
     assert sorted(clip.key for clip in bad) == ["k17", "k39", "k5"] and {clip.epoch for clip in bad} == {2}
     causes = {clip.key: clip.cause for clip in bad}
-    assert causes["k5"].startswith(f"{with_bad}/train/00000.tar, clip k5, frame 0: expected a whole JPEG, got ")
+    assert causes["k5"].startswith(f"{with_bad}/train/00000.tar, clip k5, frame 0: expected a whole JPEG or PNG, got ")
     assert "train/00001.tar, clip k39: expected sha256 " in causes["k39"]
     assert not {5, 17, 39} & set(got) and not {"k5", "k17", "k39"} & {clip.replaced_by for clip in bad}
     for index, frames in got.items():

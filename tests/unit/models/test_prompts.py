@@ -13,9 +13,11 @@ from dfer.emotions import label_set
 from dfer.models.build import build
 from dfer.models.config import ContextPosition
 from dfer.models.prompts import layout
+from dfer.models.texts import class_texts
 from tests.unit.models.tiny import tiny
 
 TOKENIZER = open_clip.SimpleTokenizer()
+TEXTS = class_texts(label_set("mafw11"), "class_descriptor")
 WORDS = st.lists(
     st.sampled_from(["anger", "raised eyebrows,", "helplessness.", "an expression of"]), min_size=1, max_size=5
 )
@@ -50,10 +52,10 @@ def test_positions_by_hand(position: ContextPosition, expected: list[int]) -> No
 
 def test_too_long_a_prompt_names_the_number_that_fits() -> None:
     with pytest.raises(ConfigProblem) as caught:
-        layout(label_set("mafw11").texts("class_descriptor"), num_contexts=60, position="end", context_length=77)
+        layout(TEXTS, num_contexts=60, position="end", context_length=77)
     fits = int(str(caught.value).split("Use at most ")[1].split()[0])
     assert "num_contexts: 60 contexts make a prompt of" in str(caught.value)
-    placed = layout(label_set("mafw11").texts("class_descriptor"), num_contexts=fits, position="end", context_length=77)
+    placed = layout(TEXTS, num_contexts=fits, position="end", context_length=77)
     assert placed.tokens.shape[1] == 77
 
 

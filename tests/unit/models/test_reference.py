@@ -11,6 +11,7 @@ from dfer.emotions import Emotions, label_set
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
+from dfer.models.texts import class_texts
 from dfer.recognition import ClipBatch
 from tests.reference.recipe import CASES, Case, clips
 from tests.unit.models.conftest import Released
@@ -26,7 +27,7 @@ def config(case: Case, *, arch: str, path: Any) -> DferClipConfig:
     return DferClipConfig(
         towers=TowersConfig(arch=arch),
         released=str(path),
-        text=case.text,  # type: ignore[arg-type]
+        text=case.text,
         num_contexts=case.contexts,
         context_position=case.position,  # type: ignore[arg-type]
         shared_contexts=case.shared,
@@ -50,7 +51,7 @@ def test_answers_equal_the_released_code(case: Case, arch: str, released: Releas
     found["cls_grad"] = model.temporal.token.grad[None]
     if case.contexts:
         found["context_grad"] = model.prompts.contexts.grad
-    assert emotions(case).texts(case.text) == recorded["about"]["cases"][case.name]["texts"]  # type: ignore[arg-type]
+    assert class_texts(emotions(case), case.text) == recorded["about"]["cases"][case.name]["texts"]
     for name, value in found.items():
         expected = recorded[f"{case.name}/{name}"]
         assert value.shape == expected.shape

@@ -20,7 +20,8 @@ from PIL import Image
 
 from dfer.errors import DataError, StorageError, UsageError
 from dfer.storage import Folder
-from dfer.store.format import Manifest, ShardIndex, ShardInfo, read_index, read_manifest
+from dfer.store.format import Manifest, ShardInfo, read_manifest
+from dfer.store.index import ShardIndex, read_index
 from shards.__main__ import main
 from shards.build import build
 from shards.output import only_writer
@@ -62,7 +63,7 @@ def test_every_frame_is_stored_byte_for_byte_where_the_index_says(tmp_path: Path
     for shard in manifest.shards:
         tar = (tmp_path / "out" / shard.path).read_bytes()
         index = load_index(tmp_path / "out", shard)
-        for entry in index.clips:
+        for entry in map(index.entry, range(len(index))):
             clip = left.pop(entry.key)
             assert (clip.label, clip.partition) == (entry.label, shard.partition)
             assert clip.folder is not None
@@ -143,7 +144,7 @@ def test_long_clips_keep_their_order(tmp_path: Path) -> None:
     shard = build_small(root, tmp_path / "out").shards[0]
     index = load_index(tmp_path / "out", shard)
     tar = (tmp_path / "out" / shard.path).read_bytes()
-    spans = index.clips[0].frame_spans()
+    spans = index.entry(0).frame_spans()
     assert len(spans) == 1001
     assert all(tar[at : at + size] == (folder / f"{i}.jpg").read_bytes() for i, (at, size) in enumerate(spans))
 
@@ -452,7 +453,7 @@ def test_a_data_set_of_bmp_and_webp_frames_is_packed_whole(tmp_path: Path) -> No
     shutil.rmtree(folder)
     rawkit.fill(folder, ["1.jpg", "2.bmp", "3.webp", "10.bmp"], seed=1)
     manifest = build_small(root, tmp_path / "out")
-    assert load_index(tmp_path / "out", manifest.shards[0]).clips[0].num_frames == 4
+    assert load_index(tmp_path / "out", manifest.shards[0]).entry(0).num_frames == 4
     assert manifest.frames.encoded == 3
 
 
@@ -464,7 +465,7 @@ def test_frames_named_by_seconds_are_packed_in_their_order(tmp_path: Path) -> No
     rawkit.fill(folder, names, seed=1)
     shard = build_small(root, tmp_path / "out").shards[0]
     tar = (tmp_path / "out" / shard.path).read_bytes()
-    spans = load_index(tmp_path / "out", shard).clips[0].frame_spans()
+    spans = load_index(tmp_path / "out", shard).entry(0).frame_spans()
     assert [tar[at : at + size] for at, size in spans] == [(folder / name).read_bytes() for name in names]
 
 

@@ -10,16 +10,17 @@ import pytest
 from PIL import Image
 
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
+from dfer.store.format import Media
 from shards.frames import StoredFrame, store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.unit.shards import rawkit
 
 
-def stored(folder: Path, data: bytes, name: str = "00001_00003.jpg") -> StoredFrame:
+def stored(folder: Path, data: bytes, name: str = "00001_00003.jpg", media: Media = "jpeg") -> StoredFrame:
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
     (frame,) = list_frames(folder)
-    return store_frame(frame, max_side=64, quality=95)
+    return store_frame(frame, media=media, max_side=64, quality=95)
 
 
 def smooth(width: int, height: int, kind: str, mode: str = "RGB") -> bytes:
@@ -39,7 +40,7 @@ def pixels(data: bytes) -> "np.ndarray[tuple[int, ...], np.dtype[np.int16]]":
 @pytest.mark.parametrize("size", [(64, 64), (64, 20), (8, 8)])
 def test_a_jpeg_of_the_right_size_is_kept_byte_for_byte(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
     data = smooth(*size, "JPEG", mode)
-    assert stored(tmp_path / "clip", data) == StoredFrame(jpeg=data, kept=True)
+    assert stored(tmp_path / "clip", data) == StoredFrame(data=data, kept=True)
 
 
 @pytest.mark.parametrize(("size", "expected"), [((65, 64), (64, 63)), ((200, 100), (64, 32)), ((50, 1000), (3, 64))])
@@ -47,9 +48,9 @@ def test_a_larger_jpeg_is_scaled(tmp_path: Path, size: tuple[int, int], expected
     data = smooth(*size, "JPEG")
     frame = stored(tmp_path / "clip", data)
     assert not frame.kept
-    assert Image.open(io.BytesIO(frame.jpeg)).size == expected
+    assert Image.open(io.BytesIO(frame.data)).size == expected
     reference = Image.open(io.BytesIO(data)).resize(expected, Image.Resampling.BOX)
-    assert abs(pixels(frame.jpeg) - np.asarray(reference, dtype=np.int16)).mean() < 3
+    assert abs(pixels(frame.data) - np.asarray(reference, dtype=np.int16)).mean() < 3
 
 
 def animation() -> bytes:
@@ -67,8 +68,8 @@ def test_bmp_and_webp_become_a_jpeg_of_the_same_picture(tmp_path: Path, kind: st
     data = smooth(40, 30, kind, mode)
     frame = stored(tmp_path / "clip", data, f"1.{kind.lower()}")
     assert not frame.kept and not frame.hides and not frame.dark
-    assert frame.jpeg[:2] == b"\xff\xd8"
-    assert abs(pixels(frame.jpeg) - pixels(data)).mean() < (15 if mode == "1" else 4)
+    assert frame.data[:2] == b"\xff\xd8"
+    assert abs(pixels(frame.data) - pixels(data)).mean() < (15 if mode == "1" else 4)
 
 
 def test_a_lossless_webp_is_read(tmp_path: Path) -> None:
@@ -76,14 +77,14 @@ def test_a_lossless_webp_is_read(tmp_path: Path) -> None:
     Image.open(io.BytesIO(smooth(40, 30, "PNG"))).save(buffer, "WEBP", lossless=True)
     assert buffer.getvalue()[12:16] == b"VP8L"
     frame = stored(tmp_path / "clip", buffer.getvalue(), "1.webp")
-    assert abs(pixels(frame.jpeg) - pixels(smooth(40, 30, "PNG"))).mean() < 4
+    assert abs(pixels(frame.data) - pixels(smooth(40, 30, "PNG"))).mean() < 4
 
 
 def test_a_bmp_of_rows_from_the_top_is_not_turned(tmp_path: Path) -> None:
     data = bytearray(smooth(40, 30, "BMP"))
     data[22:26] = (-30).to_bytes(4, "little", signed=True)
     frame = stored(tmp_path / "clip", bytes(data), "1.bmp")
-    assert abs(pixels(frame.jpeg) - pixels(smooth(40, 30, "BMP"))[::-1]).mean() < 4
+    assert abs(pixels(frame.data) - pixels(smooth(40, 30, "BMP"))[::-1]).mean() < 4
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -131,8 +132,44 @@ def test_a_png_becomes_a_jpeg_of_the_same_picture(tmp_path: Path, mode: str) -> 
     data = smooth(40, 30, "PNG", mode)
     frame = stored(tmp_path / "clip", data, "1.png")
     assert not frame.kept
-    assert frame.jpeg[:2] == b"\xff\xd8"
-    assert abs(pixels(frame.jpeg) - pixels(data)).mean() < 4
+    assert frame.data[:2] == b"\xff\xd8"
+    assert abs(pixels(frame.data) - pixels(data)).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
+def test_a_set_of_pngs_keeps_them_byte_for_byte(tmp_path: Path, mode: str) -> None:
+    data = smooth(48, 48, "PNG", mode)
+    frame = stored(tmp_path / "clip", data, "1.png", media="png")
+    assert (frame.data, frame.kept) == (data, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "channels"), [("BMP", "RGB", 3), ("BMP", "L", 1), ("WEBP", "RGB", 3), ("JPEG", "L", 1)]
+)
+def test_other_pictures_of_a_set_of_pngs_become_one_without_loss(
+    tmp_path: Path, kind: str, mode: str, channels: int
+) -> None:
+    data = smooth(40, 30, kind, mode)
+    frame = stored(tmp_path / "clip", data, "1.bmp", media="png")
+    assert not frame.kept and frame.data[:4] == b"\x89PNG"
+    assert len(Image.open(io.BytesIO(frame.data)).getbands()) == channels
+    expected = read_picture(data, max_pixels=10_000).rgb
+    np.testing.assert_array_equal(read_picture(frame.data, max_pixels=10_000).rgb, expected)
+
+
+def test_a_larger_png_is_scaled_and_stays_one(tmp_path: Path) -> None:
+    data = smooth(200, 100, "PNG")
+    frame = stored(tmp_path / "clip", data, "1.png", media="png")
+    picture = Image.open(io.BytesIO(frame.data))
+    assert (picture.format, picture.size, frame.kept) == ("PNG", (64, 32), False)
+    reference = Image.open(io.BytesIO(data)).resize((64, 32), Image.Resampling.BOX)
+    assert abs(pixels(frame.data) - np.asarray(reference, dtype=np.int16)).mean() < 1
+
+
+def test_a_png_that_no_reader_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.frames.MAX_FRAME_BYTES", 100)
+    with pytest.raises(BadClip, match=r"frame 1\.png is larger than 0 MiB as PNG"):
+        stored(tmp_path / "clip", smooth(60, 60, "PNG"), "1.png", media="png")
 
 
 def test_content_counts_not_the_suffix(tmp_path: Path) -> None:
@@ -202,7 +239,7 @@ def test_a_file_too_large_to_be_a_frame(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(JPEG)
     os.truncate(tmp_path / "1.jpg", MAX_FILE_BYTES + 1)
     with pytest.raises(BadClip, match=r"frame 1\.jpg is larger than 64 MiB"):
-        store_frame(list_frames(tmp_path)[0], max_side=64, quality=95)
+        store_frame(list_frames(tmp_path)[0], media="jpeg", max_side=64, quality=95)
 
 
 def test_a_frame_that_vanished(tmp_path: Path) -> None:
@@ -210,7 +247,7 @@ def test_a_frame_that_vanished(tmp_path: Path) -> None:
     (frame,) = list_frames(tmp_path)
     (tmp_path / "1.jpg").unlink()
     with pytest.raises(BadClip, match=r"frame 1\.jpg cannot be read \(No such file"):
-        store_frame(frame, max_side=64, quality=95)
+        store_frame(frame, media="jpeg", max_side=64, quality=95)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "16 bits, 1", "16 bits, 3", "16 bits, 4"])

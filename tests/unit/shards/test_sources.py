@@ -281,7 +281,7 @@ def test_frames_of_all_kinds_that_are_read_stand_in_one_order(tmp_path: Path) ->
     rawkit.fill(tmp_path / "clip", names, seed=1)
     frames = list_frames(tmp_path / "clip")
     assert [f.name for f in frames] == names
-    assert all(store_frame(frame, max_side=64, quality=95).jpeg for frame in frames)
+    assert all(store_frame(frame, media="jpeg", max_side=64, quality=95).data for frame in frames)
 
 
 @pytest.mark.parametrize("target", ["nothing.jpg", "3.jpg", "/dev/zero"])

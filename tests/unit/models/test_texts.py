@@ -1,0 +1,65 @@
+"""What is said of each class: templates, the packaged descriptors, a file of the user's."""
+
+from pathlib import Path
+
+import pytest
+
+from dfer.config import ConfigProblem
+from dfer.emotions import Emotions, label_set
+from dfer.models.texts import KINDS, class_texts
+
+OWN = Emotions(names=("sleepy", "happiness"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_known_emotion_has_a_text_of_every_kind(kind: str) -> None:
+    texts = class_texts(label_set("mafw11"), kind)
+    assert len(set(texts)) == 11 and all(text.endswith(".") for text in texts)
+
+
+def test_templates_fit_any_class() -> None:
+    assert class_texts(OWN, "photo") == ["a photo of sleepy.", "a photo of happiness."]
+
+
+def test_a_file_gives_texts_by_name_in_class_order(tmp_path: Path) -> None:
+    path = tmp_path / "texts.yaml"
+    path.write_text("Happy: a broad smile.\nsleepy: drooping eyelids.\nangry: a frown.\n")
+    assert class_texts(OWN, str(path)) == ["drooping eyelids.", "a broad smile."]
+
+
+def test_a_class_without_a_text_is_named(tmp_path: Path) -> None:
+    expected = r"text=class_descriptor: expected a text for every class, got none for sleepy\. Give `text` the path of"
+    with pytest.raises(ConfigProblem, match=expected):
+        class_texts(OWN, "class_descriptor")
+    path = tmp_path / "texts.yml"
+    path.write_text("sleepy: drooping eyelids.\n")
+    with pytest.raises(
+        ConfigProblem, match=r"texts\.yml: .* got none for happiness\. Add a line `class: text` for each"
+    ):
+        class_texts(OWN, str(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"- a\n", "expected lines `class: text`, got list"),
+        (b"sleepy: 7\nhappiness: x\n", "got a value that is no text"),
+        (b"sleepy: '  '\n", "got a value that is no text"),
+        (b"sleepy: [\n", "got not valid YAML"),
+        (b"happy: a\nhappiness: b\n", "got happiness twice"),
+        (b"a: " + b"x" * 70_000, "got not valid YAML"),
+    ],
+)
+def test_a_file_that_holds_something_else(tmp_path: Path, data: bytes, says: str) -> None:
+    path = tmp_path / "texts.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigProblem) as caught:
+        class_texts(OWN, str(path))
+    assert str(caught.value).startswith(str(path)) and says in str(caught.value)
+
+
+def test_an_unknown_kind_or_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigProblem, match=r"text: expected one of class_names, .* Did you mean 'photo'"):
+        class_texts(OWN, "photos")
+    with pytest.raises(ConfigProblem, match=r"none\.yaml: expected a YAML file of texts, got No such file .* Correct"):
+        class_texts(OWN, str(tmp_path / "none.yaml"))
