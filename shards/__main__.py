@@ -36,7 +36,7 @@ The data sets may not be passed on: keep their shards as private as the raw file
 over several hosts:
   Parts need no other process and run at any time, in any order; their number does not change the result. --finish says
   which parts are missing. OUT_URL is a folder that all hosts share, or a bucket. As a SLURM array of eight tasks:
-    job=$(sbatch --parsable --array=1-8 --cpus-per-task=8 --wrap \
+    job=$(sbatch --parsable --array=1-8 --cpus-per-task=8 --wrap \\
       'dfer-shards build dfew /data/DFEW s3://bucket/dfew --jobs 8 --part $SLURM_ARRAY_TASK_ID/8')
     sbatch --dependency=afterany:$job --wrap 'dfer-shards build dfew /data/DFEW s3://bucket/dfew --finish 8'"""
 VERIFY_EXAMPLES = """
