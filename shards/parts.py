@@ -18,7 +18,7 @@ from dfer.storage import Folder
 from dfer.store.format import MANIFEST, Manifest, read_manifest
 from shards.build import SHOWN, Build, Made, notes
 from shards.output import only_writer, storage_errors
-from shards.plan import PLAN, Plan, in_force, plan, remove_plan
+from shards.plan import PLAN, Plan, has_plan, plan, remove_plan
 from shards.pool import tick
 from shards.shard import BuildOptions, ShardPlan, ShardState, finished
 from shards.sources.clips import RawSet
@@ -108,7 +108,7 @@ def make(
         ours = plan(raw, options, work.plans)
         with only_writer(work.out, beside_parts=True):
             work.begin(names)
-            if not in_force(work.out, ours):
+            if not has_plan(work.out, ours):
                 work.out.write(PLAN, ours.to_json())
             plans = part.share(work.plans)
             made = work.make(plans, report=part.report)
@@ -117,10 +117,10 @@ def make(
 
 
 def _write_report(out: Folder, part: BuildPart, ours: Plan, plans: Sequence[ShardPlan], made: Made) -> None:
-    shards = {plan.name: state.fingerprint for plan, state in zip(plans, made.states, strict=True)}
+    shards = {shard.name: state.fingerprint for shard, state in zip(plans, made.states, strict=True)}
     report = PartReport(plan=ours.digest, shards=shards)
     out.write(part.report, (json.dumps(asdict(report), sort_keys=True) + "\n").encode())
-    if not in_force(out, ours):  # a copy of this part was quicker, and the build is finished
+    if not has_plan(out, ours):  # a copy of this part was quicker, and the build is finished
         out.remove(part.report)
 
 
@@ -150,7 +150,7 @@ def finish(
         work = Build(raw, url, options, jobs=jobs, allow_missing=allow_missing, progress=progress)
         work.check()
         ours = plan(raw, options, work.plans)
-        if not in_force(work.out, ours):
+        if not has_plan(work.out, ours):
             if (data := work.out.read(MANIFEST)) is not None:
                 return Finished(manifest=read_manifest(data, where=work.out.where(MANIFEST)), already=True)
             raise _missing(url, all_parts, all_parts, command)

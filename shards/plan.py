@@ -47,7 +47,7 @@ def plan(raw: RawSet, options: BuildOptions, shards: Sequence[ShardPlan]) -> Pla
     return Plan(digest=digest.hexdigest(), dataset=raw.dataset, clips=len(raw.clips), shards=len(shards))
 
 
-def in_force(out: Folder, wanted: Plan) -> bool:
+def has_plan(out: Folder, wanted: Plan) -> bool:
     """Whether the folder has this plan; False when it has none. Raises UsageError when it has another one."""
     found = out.read(PLAN)
     if found is None or found == wanted.to_json():

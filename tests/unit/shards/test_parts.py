@@ -46,17 +46,23 @@ sys.exit(__main__.main(sys.argv[2:]))
 """
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """15 clips: ten shards of SMALL, three clips a partition."""
-    return rawkit.dfew(tmp_path / "DFEW", clips=15)
+    return rawkit.dfew(tmp_path_factory.mktemp("once") / "DFEW", clips=15)
+
+
+@pytest.fixture(scope="module")
+def whole(once: Path) -> dict[str, bytes]:
+    """What a build without parts writes."""
+    build(read(once), str(once.parent / "whole"), SMALL, progress=False)
+    return snapshot(once.parent / "whole")
 
 
 @pytest.fixture
-def whole(raw: Path, tmp_path: Path) -> dict[str, bytes]:
-    """What a build without parts writes."""
-    build(read(raw), str(tmp_path / "whole"), SMALL, progress=False)
-    return snapshot(tmp_path / "whole")
+def raw(once: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil, with the times of the files."""
+    return Path(shutil.copytree(once, tmp_path / "DFEW"))
 
 
 def read(root: Path) -> RawSet:
@@ -403,12 +409,11 @@ def test_parts_work_beside_each_other_and_not_beside_another_build(raw: Path, tm
     finish(raw, out, 2)
 
 
-def test_a_shard_that_a_copy_of_the_part_has_made_is_left_as_it_is(
-    raw: Path, tmp_path: Path, whole: dict[str, bytes]
-) -> None:
+def test_a_shard_that_a_copy_of_the_part_has_made_is_left_as_it_is(raw: Path, tmp_path: Path) -> None:
     """The slower copy saw it missing; by now the build may be finished."""
-    before = times(tmp_path / "whole")
     clips = read(raw)
+    build(clips, str(tmp_path / "whole"), SMALL, progress=False)
+    before = times(tmp_path / "whole")
     for one in plan_shards(clips.clips, clips.emotions.names, SMALL):
         shard.make(ShardTask(plan=one, out=str(tmp_path / "whole")))
     assert times(tmp_path / "whole") == before
