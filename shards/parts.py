@@ -3,8 +3,9 @@
     make part 1 of 3, part 2 of 3, part 3 of 3    anywhere, at any time, in any order
     finish 3                                      once they have ended
 
-Part k of n makes the shards k, k + n, k + 2n, ... of the plan. Besides them it writes its report alone, so parts cannot
-disturb each other, and two copies of one part write the same bytes. The result does not depend on n.
+Part k of n makes the shards k, k + n, k + 2n, ... of the plan. Besides them it writes its report, and the plan that all
+parts share; so parts cannot disturb each other, and two copies of one part write the same bytes. The result does not
+depend on n.
 """
 
 import json

@@ -65,6 +65,7 @@ def finished(parts: "list[subprocess.Popen[str]]") -> None:
         assert process.returncode == 0, out + error
 
 
+@pytest.mark.cluster(long=True)
 def test_three_hosts_build_what_one_process_builds(
     three: list[Host], raw: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
@@ -110,6 +111,7 @@ def halfway(host: Host, raw: Path, folder: Path) -> Path:
     raise AssertionError("every part was done before its host lost power")
 
 
+@pytest.mark.cluster(long=True)
 def test_the_array_of_the_help_builds_into_a_bucket(
     slurm: SlurmBed, s3: S3, raw: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
