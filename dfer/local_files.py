@@ -3,6 +3,7 @@
 import errno
 import os
 import pwd
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """A path to write a file at, which takes the place of `path` when the block ends well. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Hosts that share the disk have processes of the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}.tmp")
     try:
         # Libraries that write a file may give it a mode of their own, as safetensors does: 0600 whatever the umask.
-        temporary.unlink(missing_ok=True)  # of a killed process that had this number
-        temporary.touch()
+        temporary.touch(exist_ok=False)
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         if stat.S_IMODE(temporary.stat().st_mode) != mode:

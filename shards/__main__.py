@@ -1,16 +1,18 @@
 """`dfer-shards`: synth, build, verify, show."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 from dfer import cli
-from dfer.errors import without_secrets
+from dfer.errors import UsageError, without_secrets
 from dfer.store.format import Media, data_name
-from shards import pool
-from shards.build import BuildReport, build, check_numbering, count_clips, listed, missing_clips
+from shards import parts, pool
+from shards.build import Made, build, check_numbering, count_clips, listed, missing_clips
 from shards.output import storage_errors
 from shards.shard import BuildOptions
 from shards.show import count_table, describe
@@ -25,10 +27,19 @@ dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4"""
 BUILD_EXAMPLES = """
 dfer-shards build dfew /data/DFEW data/dfew --dry-run   what would be built, and what is missing
 dfer-shards build dfew /data/DFEW data/dfew --jobs 8
-dfer-shards build mafw /data/MAFW data/mafw --allow-missing 3"""
+dfer-shards build mafw /data/MAFW data/mafw --allow-missing 3
+dfer-shards build dfew /data/DFEW s3://bucket/dfew --part 2/3      on one of three hosts
+dfer-shards build dfew /data/DFEW s3://bucket/dfew --finish 3      when the three have ended"""
 BUILD_NOTE = """
 The same command again continues a build that was stopped and does nothing when nothing changed.
-The data sets may not be passed on: keep their shards as private as the raw files."""
+The data sets may not be passed on: keep their shards as private as the raw files.
+
+over several hosts:
+  Parts need no other process and run at any time, in any order; their number does not change the result. --finish says
+  which parts are missing. OUT_URL is a folder that all hosts share, or a bucket. As a SLURM array of eight tasks:
+    job=$(sbatch --parsable --array=1-8 --cpus-per-task=8 --wrap \\
+      'dfer-shards build dfew /data/DFEW s3://bucket/dfew --jobs 8 --part $SLURM_ARRAY_TASK_ID/8')
+    sbatch --dependency=afterany:$job --wrap 'dfer-shards build dfew /data/DFEW s3://bucket/dfew --finish 8'"""
 VERIFY_EXAMPLES = """
 dfer-shards verify data/dfew --jobs 8      read back and decode everything
 dfer-shards verify data/dfew --quick       hashes and indexes only"""
@@ -95,8 +106,21 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
                       help="write no manifest when a clip cannot be packed (default)")  # fmt: skip
     gaps.add_argument("--allow-missing", type=cli.not_negative, default=0, metavar="N",
                       help="accept up to N clips that cannot be packed; the manifest lists them")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="print what would be built and write nothing")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--dry-run", action="store_true", help="print what would be built and write nothing")
+    steps.add_argument("--part", type=_part, metavar="K/N", help="make the shards of part K of N only, such as 2/3")
+    steps.add_argument("--finish", type=cli.positive, metavar="N",
+                       help="make the shards of N parts a data set: check them, write the manifest")  # fmt: skip
     _add_common(parser)
+
+
+def _part(text: str) -> parts.BuildPart:
+    number, _, of = text.partition("/")
+    try:
+        return parts.BuildPart(number=cli.positive(number), of=cli.positive(of))
+    except (argparse.ArgumentTypeError, UsageError):
+        expected = f"K/N, K from 1 to N and N at most {parts.MAX_PARTS}, such as 2/3"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
 
 
 def _synth(args: argparse.Namespace) -> None:
@@ -114,16 +138,53 @@ def _build(args: argparse.Namespace) -> None:
         quality=args.quality,
         clips_per_shard=args.clips_per_shard,
     )
-    for note in raw.notes:
-        print(f"warning: {note}", file=sys.stderr)
+    _tell(raw.notes)
     if args.dry_run:
         _dry_run(raw, args)
-        return
-    report = build(raw, args.out, options, jobs=args.jobs, allow_missing=args.allow_missing, progress=args.progress)
-    for note in report.notes:
+    elif args.part:
+        _make_part(raw, options, args)
+    elif args.finish:
+        _finish(raw, options, args)
+    else:
+        report = build(raw, args.out, options, jobs=args.jobs, allow_missing=args.allow_missing, progress=args.progress)
+        _tell(report.notes)
+        print(describe(report.manifest))
+        print(_outcome(without_secrets(args.out), report.made))
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    print(describe(report.manifest))
-    print(_outcome(args.out, report))
+
+
+def _make_part(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> None:
+    made = parts.make(raw, args.out, options, args.part, jobs=args.jobs, allow_missing=args.allow_missing,
+                      progress=args.progress)  # fmt: skip
+    excluded = [item for state in made.states for item in state.excluded]
+    if excluded:
+        print(f"clips that cannot be packed: {len(excluded)}\n{listed(excluded)}")
+    url = without_secrets(args.out)
+    print(_outcome(f"{url}, part {args.part}", made))
+    print(f"the data set is complete after --finish {args.part.of}")
+
+
+def _finish(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> None:
+    done = parts.finish(raw, args.out, options, of=args.finish, command=_command(args, options), jobs=args.jobs,
+                        allow_missing=args.allow_missing, progress=args.progress)  # fmt: skip
+    _tell(done.notes)
+    print(describe(done.manifest))
+    already = ": nothing to do, it is finished and no part has begun since"
+    print(without_secrets(args.out) + (already if done.already else f": finished, made in parts of {args.finish}"))
+
+
+def _command(args: argparse.Namespace, options: BuildOptions) -> str:
+    """The command line of a part, up to `--part`."""
+    defaults = asdict(BuildOptions())
+    words = ["dfer-shards", "build", args.dataset, str(args.raw), args.out]
+    for name, value in asdict(options).items():
+        if value != defaults[name]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def _dry_run(raw: RawSet, args: argparse.Namespace) -> None:
@@ -137,14 +198,13 @@ def _dry_run(raw: RawSet, args: argparse.Namespace) -> None:
     print("nothing was written (--dry-run)")
 
 
-def _outcome(url: str, report: BuildReport) -> str:
-    url = without_secrets(url)
-    if report.made == 0:
-        return f"{url}: nothing to do, all {report.unchanged} shards are up to date"
-    rate = report.frames_made / max(report.seconds, 1e-3)
+def _outcome(where: str, made: Made) -> str:
+    if made.new == 0:
+        return f"{where}: nothing to do, all {made.unchanged} shards are up to date"
+    rate = made.frames / max(made.seconds, 1e-3)
     return (
-        f"{url}: {report.made} shards made, {report.unchanged} up to date, {report.frames_made} frames in "
-        f"{report.seconds:.1f} s ({rate:.0f} frames/s)"
+        f"{where}: {made.new} shards made, {made.unchanged} up to date, {made.frames} frames in "
+        f"{made.seconds:.1f} s ({rate:.0f} frames/s)"
     )
 
 

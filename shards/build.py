@@ -2,7 +2,7 @@
 
 Order of events: look at every raw folder and at what an earlier build left; make the shards that are missing or whose
 input changed, each whole or not at all; settle the clips that could not be packed; write the manifest. So a build that
-was killed continues, and one with nothing new to do does nothing.
+was killed continues, and one with nothing new to do does nothing. `shards.parts` divides the same steps among hosts.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TypeVar
 
 from dfer.emotions import Emotions
 from dfer.errors import DataError, UsageError, message
@@ -20,8 +20,9 @@ from dfer.store.format import MANIFEST, Excluded, FrameSettings, Manifest, to_js
 from shards import pool
 from shards.check import check_raw
 from shards.output import only_writer, shard_folder, storage_errors
+from shards.plan import remove_plan
 from shards.protocols import write_protocols
-from shards.shard import BuildOptions, Scan, ShardPlan, ShardState, ShardTask, make, plan_shards, scan
+from shards.shard import BuildOptions, ShardPlan, ShardState, ShardTask, make, plan_shards, scan
 from shards.sources.clips import RawSet
 from shards.totals import renumbered
 
@@ -29,20 +30,31 @@ BEGUN = "build.json"
 EXCLUDED = "excluded.txt"
 OURS = re.compile(r"[a-z0-9_]+/[0-9]{5}\.(tar|index\.json|done\.json)|protocols/[a-z0-9_.]+\.txt")
 SHOWN = 20
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """states: of the shards that were asked for, in order; new: how many of them were not up to date; frames, seconds:
+    what was packed for those, and in which time."""
+
+    states: tuple[ShardState, ...]
+    new: int
+    frames: int
+    seconds: float
+
+    @property
+    def unchanged(self) -> int:
+        return len(self.states) - self.new
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """manifest of the finished data set; made and unchanged: shards; seconds: time taken by what was made.
-
-    notes: what the user should know of the pictures.
-    """
+    """A finished data set. notes: what the user should know of the pictures."""
 
     manifest: Manifest
-    made: int
-    unchanged: int
-    frames_made: int
-    seconds: float
+    made: Made
     notes: tuple[str, ...] = ()
 
 
@@ -65,75 +77,82 @@ def build(
         UsageError: the folder holds something else or a build with other options.
         StorageError: disk full, folder not writable, another builder at work.
     """
-    check_raw(raw)
-    check_numbering(raw)
     with storage_errors(url, builds=True):
-        out = shard_folder(url)
-        names = out.names()
-        _check_folder(out, names, raw, options)
-        with only_writer(out):
-            return _Build(raw, out, options, jobs=jobs, allow_missing=allow_missing, progress=progress).run(names)
+        work = Build(raw, url, options, jobs=jobs, allow_missing=allow_missing, progress=progress)
+        names = work.check()
+        with only_writer(work.out):
+            remove_plan(work.out, names)
+            work.begin(names)
+            made = work.make(work.plans)
+            manifest = work.finish(made.states)
+    return BuildReport(manifest=manifest, made=made, notes=notes(made.states))
 
 
-class _Build:
-    """The steps of one build; holds the arguments they share."""
+class Build:
+    """The steps of one build; holds the arguments they share. `plans`: all shards."""
 
     def __init__(
-        self, raw: RawSet, out: Folder, options: BuildOptions, *, jobs: int, allow_missing: int, progress: bool
+        self, raw: RawSet, url: str, options: BuildOptions, *, jobs: int, allow_missing: int, progress: bool
     ) -> None:
-        self.raw, self.out, self.options = raw, out, options
+        check_raw(raw)
+        check_numbering(raw)
+        self.raw, self.out, self.options = raw, shard_folder(url), options
         self.jobs, self.allow_missing, self.progress = jobs, allow_missing, progress
         self.plans = plan_shards(raw.clips, raw.emotions.names, options)
 
-    def run(self, names: Sequence[str]) -> BuildReport:
-        for name in names:
-            if TEMPORARY.search(name):
-                self.out.remove(name)
+    def check(self) -> list[str]:
+        """The files that are there. Raises UsageError when they are not those of a build with these options."""
+        names = self.out.names()
+        _check_folder(self.out, names, self.raw, self.options)
+        return names
+
+    def begin(self, names: Sequence[str]) -> None:
+        """Write the first file, by which the folder is that of a build. names: the files that are there."""
         if BEGUN not in names:
             self.out.write(BEGUN, _begun(self.raw, self.options))
-        scans = self._run(scan, self.plans, total=len(self.plans), label="checking", unit="shards")
-        self._protect_finished(scans)
-        states = {plan.name: found.state for plan, found in zip(self.plans, scans, strict=True)}
-        todo = [plan for plan in self.plans if states[plan.name] is None]
+
+    def make(self, plans: Sequence[ShardPlan], *, report: str = "") -> Made:
+        """Make those of the shards that are not up to date. report: a file that goes before the first of them."""
+        scans = self.over(scan, self._tasks(plans), total=len(plans), label="checking", unit="shards")
+        self._protect_finished([item for found in scans for item in found.excluded])
+        todo = [plan for plan, found in zip(plans, scans, strict=True) if found.state is None]
         frames = sum(found.frames for found in scans if found.state is None)
         start = time.monotonic()
+        new: list[ShardState] = []
         if todo:
-            self.out.remove(MANIFEST)
-            states.update(zip([p.name for p in todo], self._run(make, todo, total=frames, label="packing",
-                                                                unit="frames"), strict=True))  # fmt: skip
+            if report:
+                self.out.remove(report)
+            new = self.over(make, self._tasks(todo), total=frames, label="packing", unit="frames")
         seconds = time.monotonic() - start
-        finished = [states[plan.name] for plan in self.plans]
-        manifest = self._finish(finished)
-        return BuildReport(
-            manifest=manifest,
-            made=len(todo),
-            unchanged=len(self.plans) - len(todo),
-            frames_made=frames,
-            seconds=seconds,
-            notes=_notes([state for state in finished if state is not None]),
-        )
+        made = iter(new)
+        states = tuple(found.state or next(made) for found in scans)
+        return Made(states=states, new=len(todo), frames=frames, seconds=seconds)
 
-    def _run(self, function: Callable[[ShardTask], Any], plans: Sequence[ShardPlan], *, total: int, label: str,
-             unit: str) -> list[Any]:  # fmt: skip
-        tasks = [ShardTask(plan=plan, out=self.out.url) for plan in plans]
+    def over(self, function: Callable[[A], B], items: Sequence[A], *, total: int, label: str, unit: str) -> list[B]:
+        """`[function(item) for item in items]` in the build's processes, with a progress bar."""
         with pool.progress_bar(total, label=label, unit=unit, show=self.progress) as bar:
-            return pool.run(function, tasks, jobs=self.jobs, bar=bar)
+            return pool.run(function, items, jobs=self.jobs, bar=bar)
 
-    def _protect_finished(self, scans: Sequence[Scan]) -> None:
+    def _tasks(self, plans: Sequence[ShardPlan]) -> list[ShardTask]:
+        return [ShardTask(plan=plan, out=self.out.url) for plan in plans]
+
+    def _protect_finished(self, excluded: Sequence[Excluded]) -> None:
         """A raw disk that is not mounted must not cost the user a finished build."""
-        excluded = [item for found in scans for item in found.excluded]
         if len(excluded) > self.allow_missing and self.out.size(MANIFEST) is not None:
             raise DataError(f"{_excluded_text(self.out.url, excluded)}The finished build there is left as it is.")
 
-    def _finish(self, states: Sequence[ShardState | None]) -> Manifest:
-        done = [state for state in states if state is not None]
+    def finish(self, done: Sequence[ShardState], *, again: str = "run the same command again") -> Manifest:
+        """Settle the clips that could not be packed and write the manifest last. done: states of all shards.
+
+        again: what to do once the raw data are mended.
+        """
         excluded = sorted((item for state in done for item in state.excluded), key=lambda item: item.key)
+        self._protect_finished(excluded)
         if len(excluded) > self.allow_missing:
-            self.out.remove(MANIFEST)
             self.out.write(EXCLUDED, "".join(f"{e.key}\t{e.reason}\n" for e in excluded).encode())
             raise DataError(
                 f"{_excluded_text(self.out.url, excluded)}No manifest was written; all are listed in {EXCLUDED} there."
-                " Mend the raw data and run the same command again (finished shards are kept), or accept the gaps"
+                f" Mend the raw data and {again} (finished shards are kept), or accept the gaps"
                 f" with --allow-missing {len(excluded)}."
             )
         manifest = self._manifest(done, tuple(excluded))
@@ -180,7 +199,7 @@ class _Build:
                 self.out.remove(name)
 
 
-def _notes(states: Sequence[ShardState]) -> tuple[str, ...]:
+def notes(states: Sequence[ShardState]) -> tuple[str, ...]:
     """How many frames look different from what was stored of them."""
     found = (
         (

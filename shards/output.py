@@ -1,4 +1,4 @@
-"""Errors of the folder that shards are written to, and the lock that keeps a second builder out of it."""
+"""Errors of the folder that shards are written to, and the lock by which builders of one machine keep apart."""
 
 import errno
 import fcntl
@@ -40,23 +40,26 @@ def _going_on(error: StorageError) -> StorageError:
 
 
 @contextmanager
-def only_writer(folder: Folder) -> Iterator[None]:
-    """Hold the folder against a second builder on this machine. Raises StorageError when there is one."""
+def only_writer(folder: Folder, *, beside_parts: bool = False) -> Iterator[None]:
+    """Hold the folder against a second builder on this machine. Raises StorageError when there is one.
+
+    beside_parts: other parts of the same build may write there too.
+    """
     if folder.local is None:
         yield
         return
     folder.local.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder.local, os.O_RDONLY)
     try:
-        _lock(handle, folder.url)
+        _lock(handle, folder.url, fcntl.LOCK_SH if beside_parts else fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, url: str) -> None:
+def _lock(handle: int, url: str, kind: int) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(
             message(url, expected="one builder at a time", got="another dfer-shards build at work there",

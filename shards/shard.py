@@ -15,7 +15,7 @@ from typing import IO
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError
 from dfer.storage import Folder
-from dfer.store.format import BLOCK, CHUNK, MAX_JSON_BYTES, Excluded, Media, ShardInfo, clip_name, frame_name
+from dfer.store.format import BLOCK, CHUNK, MANIFEST, MAX_JSON_BYTES, Excluded, Media, ShardInfo, clip_name, frame_name
 from dfer.store.index import OPTIONAL, ClipEntry, index_json
 from shards.frames import StoredFrame, store_frame
 from shards.pool import tick
@@ -120,11 +120,18 @@ def scan(task: ShardTask) -> Scan:
 
 
 def make(task: ShardTask) -> ShardState:
-    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises StorageError."""
+    """Write the shard's tar, then its index, then its state, each whole or not at all. Raises StorageError.
+
+    The manifest goes before anything changes. A shard that another process has made meanwhile is left as it is.
+    """
     plan, out = task.plan, Folder(task.out)
-    out.remove(plan.state_name)
     found = _list(plan.clips)
     fingerprint = _fingerprint(plan, found)
+    if (made := _current(out, plan, fingerprint)) is not None:
+        tick(sum(len(listing) for listing in found if isinstance(listing, list)))
+        return made
+    out.remove(MANIFEST)
+    out.remove(plan.state_name)
     tar = _Tar(plan)
     with out.whole(f"{plan.name}.tar") as path, path.open("wb") as file:
         info = tar.fill(file, found)
@@ -292,12 +299,18 @@ def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[str, int, int]]:
 
 
 def _current(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
-    """The finished shard's state when it was made of the same input and its files are there."""
+    """The finished shard's state, unless it must be made again."""
+    state = finished(out, plan, fingerprint)
+    if state is not None and any(UNREADABLE in excluded.reason for excluded in state.excluded):
+        return None  # perhaps a disk or a network that works again
+    return state
+
+
+def finished(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
+    """The finished shard's state when it was made of that input and its files are there."""
     state = _read_state(out.read(plan.state_name))
     if state is None or state.fingerprint != fingerprint:
         return None
-    if any(UNREADABLE in excluded.reason for excluded in state.excluded):
-        return None  # perhaps a disk or a network that works again
     if state.shard is None:
         return state
     index = out.read(state.shard.index_path)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests import servers
 from tests.unit.shards import rawkit
 
 pytestmark = pytest.mark.integration
@@ -21,17 +22,7 @@ CLIPS, FRAMES, SHARDS = 100, 60, 25
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DFEW with 6,000 frames (one file, linked): some seconds of work in 25 shards."""
-    root = tmp_path_factory.mktemp("raw") / "DFEW"
-    labels = rawkit.dfew_labels(CLIPS)
-    rawkit.write_dfew_splits(root, labels)
-    picture = root / "picture"
-    picture.write_bytes(rawkit.picture(1, side=224))
-    for n in labels:
-        folder = root / f"Clip/clip_224x224/{n:05d}"
-        folder.mkdir(parents=True)
-        for i in range(1, FRAMES + 1):
-            os.link(picture, folder / f"{n:05d}_{i:05d}.jpg")
-    return root
+    return rawkit.large_dfew(tmp_path_factory.mktemp("raw") / "DFEW", clips=CLIPS, frames=FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +221,30 @@ def test_a_full_disk(raw: Path, small_disk: Path, expected: dict[str, bytes], jo
     subprocess.run(["mount", "-o", "remount,size=2g", str(small_disk)], check=True)
     assert finish(raw, small_disk / "out", jobs=jobs).returncode == 0
     assert snapshot(small_disk / "out") == expected
+
+
+@pytest.mark.parametrize("store", ["folder", "bucket"])
+def test_parts_begun_at_the_same_moment_and_twice(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies of each of two parts plan, make the same shards and report at once."""
+    raw = rawkit.large_dfew(tmp_path / "DFEW", clips=20, frames=20)
+    assert finish(raw, tmp_path / "expected", jobs=1).returncode == 0
+    with ExitStack() as stack:
+        url, files = str(tmp_path / "out"), tmp_path / "out"
+        if store == "bucket":
+            server = stack.enter_context(servers.rclone(tmp_path / "s3"))
+            servers.use(server, monkeypatch)
+            url, files = f"{server.url}/out", server.files / "out"
+        command = arguments(raw, Path("OUT"), jobs=1)
+        command[command.index("OUT")] = url
+        copies = [
+            subprocess.Popen([*command, "--part", f"{number}/2"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            for number in (1, 2, 1, 2)
+        ]
+        told = [process.communicate(timeout=300)[1] for process in copies]
+        assert [process.returncode for process in copies] == [0] * 4, told
+        done = subprocess.run([*command, "--finish", "2"], capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert snapshot(files) == snapshot(tmp_path / "expected")
 
 
 def check_full(done: "subprocess.CompletedProcess[str]", out: Path, expected: dict[str, bytes]) -> None:

@@ -1,6 +1,7 @@
 """Small raw trees in the layouts of the distributors, filled with noise pictures."""
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def dfew(root: Path, *, clips: int = 10, frames: int = 3) -> Path:
     for n in labels:
         names = [f"{n:05d}_{i:05d}.jpg" for i in range(1, frames + n % 3 + 1)]
         fill(root / "Clip/clip_224x224" / f"{n:05d}", names, seed=n)
+    return root
+
+
+def large_dfew(root: Path, *, clips: int, frames: int) -> Path:
+    """DFEW whose frames are one picture of 224 pixels, linked: work for seconds, made at once."""
+    labels = dfew_labels(clips)
+    write_dfew_splits(root, labels)
+    (root / "picture").write_bytes(picture(1, side=224))
+    for n in labels:
+        folder = root / f"Clip/clip_224x224/{n:05d}"
+        folder.mkdir(parents=True)
+        for i in range(1, frames + 1):
+            os.link(root / "picture", folder / f"{n:05d}_{i:05d}.jpg")
     return root
 
 

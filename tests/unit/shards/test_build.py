@@ -159,7 +159,7 @@ def test_an_unchanged_build_writes_nothing(raw: Path, tmp_path: Path) -> None:
     build_small(raw, tmp_path / "out")
     before = times(tmp_path / "out")
     report = build(SOURCES["dfew"](raw), str(tmp_path / "out"), SMALL, progress=False)
-    assert (report.made, report.unchanged) == (0, 10)
+    assert (report.made.new, report.made.unchanged) == (0, 10)
     assert times(tmp_path / "out") == before
 
 
@@ -394,7 +394,7 @@ def test_any_fsspec_url(raw: Path, tmp_path: Path) -> None:
     build_small(raw, tmp_path / "out")
     out = Folder(url)
     assert {name: out.read(name) for name in out.names()} == snapshot(tmp_path / "out")
-    assert build(SOURCES["dfew"](raw), url, SMALL, progress=False).made == 0
+    assert build(SOURCES["dfew"](raw), url, SMALL, progress=False).made.new == 0
 
 
 @pytest.mark.parametrize("url", ["nosuchscheme://bucket/x", "sftp://host/x"])

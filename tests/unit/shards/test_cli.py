@@ -122,6 +122,13 @@ def test_shards_are_built_without_torch() -> None:
         (["build", "dfew", "a", "b", "--jobs", "0"], "expected a number of at least 1, got 0"),
         (["build", "dfew", "a", "b", "--jobs", "two"], "expected a whole number, got 'two'"),
         (["build", "dfew", "a", "b", "--strict", "--allow-missing", "2"], "not allowed with argument"),
+        (["build", "dfew", "a", "b", "--part", "2/3", "--finish", "3"], "not allowed with argument"),
+        (["build", "dfew", "a", "b", "--part", "2/3", "--dry-run"], "not allowed with argument"),
+        (["build", "dfew", "a", "b", "--part", "4/3"], "expected K/N, K from 1 to N and N at most 10000, such as 2/3"),
+        (["build", "dfew", "a", "b", "--part", "0/3"], "got '0/3'"),
+        (["build", "dfew", "a", "b", "--part", "2"], "got '2'"),
+        (["build", "dfew", "a", "b", "--part", "/8"], "got '/8'"),
+        (["build", "dfew", "a", "b", "--finish", "0"], "expected a number of at least 1, got 0"),
         ([], "required: COMMAND"),
     ],
 )
@@ -141,6 +148,16 @@ def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixtur
     assert examples
     for example in examples:
         cli._parser().parse_args(example.split())
+
+
+def test_the_help_of_build_shows_a_slurm_array_whose_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["build", "--help"])
+    text = capsys.readouterr().out.split("over several hosts:")[1]
+    assert "--array=1-8 " in text and "--dependency=afterany:$job" in text
+    part, finish = re.findall(r"'dfer-shards (.+?)'", text.replace("$SLURM_ARRAY_TASK_ID", "8"))
+    assert str(cli._parser().parse_args(part.split()).part) == "8/8"
+    assert cli._parser().parse_args(finish.split()).finish == 8
 
 
 def test_synth_is_reached(tmp_path: Path) -> None:
