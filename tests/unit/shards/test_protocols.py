@@ -146,7 +146,7 @@ def test_protocols_of_keys_share_the_shards(raw: RawSet, tmp_path: Path) -> None
     # Another protocol over the same clips makes no shard again, and lists that nobody names go.
     official = RawProtocol(source="release", folds=(RawFold(train=keys(1, 2), test=keys(3, 4)),))
     report = build(replace(raw, protocols={"official": official}), str(out), BuildOptions(media="png"), progress=False)
-    assert (report.made, list(report.manifest.protocols)) == (0, ["official"])
+    assert (report.made.new, list(report.manifest.protocols)) == (0, ["official"])
     assert sorted(path.name for path in (out / "protocols").iterdir()) == [
         "official.1.test.txt",
         "official.1.train.txt",
