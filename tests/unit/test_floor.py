@@ -102,6 +102,7 @@ PLAIN = {
         "errors",
         "choices",
         "config",
+        "config_files",
         "overrides",
         "yaml_text",
         "storage",
