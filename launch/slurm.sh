@@ -35,12 +35,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-# A row whose recipe differs from the join of method and set has a file of its own.
-configs=("$root/configs/$set_name/$method.yaml")
-if [ ! -f "${configs[0]}" ]; then
-    configs=("$root/configs/methods/$method.yaml" "$root/configs/sets/$set_name.yaml")
-fi
-if [ ! -f "${configs[0]}" ]; then
+config=$root/configs/methods/$method.yaml
+if [ ! -f "$config" ]; then
     known=$(cd "$root/configs/methods" && printf '%s ' *.yaml)
     echo "error: $method: expected one of ${known//.yaml/}- see configs/methods" >&2
     exit 2
@@ -50,4 +46,4 @@ fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 launcher=$root/.venv/bin/dfer-launch
 [ -x "$launcher" ] || launcher=dfer-launch
-exec "$launcher" slurm "${configs[@]}" --cluster "$cluster" ${words[@]+"${words[@]}"}
+exec "$launcher" slurm "$config" "$root/configs/sets/$set_name.yaml" --cluster "$cluster" ${words[@]+"${words[@]}"}

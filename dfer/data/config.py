@@ -56,7 +56,7 @@ class DataConfig:
     read_ahead: bool = key(True, resume="free")
     max_bad_share: float = key(0.0, resume="raised")
     train_frames: Literal["random", "middle"] = "random"
-    features: str | None = None
+    features: str | None = key(None, path=True, resume="free")
 
     def __post_init__(self) -> None:
         for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():

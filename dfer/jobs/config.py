@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfer.choices import Selection
 from dfer.config import ConfigProblem, key, to_plain
-from dfer.config_files import find, load
+from dfer.config_files import find, load, shown
 from dfer.data.config import DataConfig
 from dfer.evaluation.results import Published
-from dfer.jobs.rows import published_of
+from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
 from dfer.run.config import CheckpointConfig
 from dfer.training.config import ConstantScheduleConfig, EngineConfig, OptimConfig, ScheduleConfig
@@ -74,17 +74,21 @@ class RunConfig:
 def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run from one or more files and `a.b=c` overrides, as `dfer.config_files.load` joins them.
 
-    A join has a default for `run`: runs/SET/METHOD, METHOD and SET being the files' names. A row of a published table
-    has one for `published`: the paper's numbers.
+    Where SET/METHOD.yaml comes with dfer, it stands for the join of that method and that set. A join has a default for
+    `run`: runs/SET/METHOD, by the names of the files. A row of a published table has one for `published`: the paper's
+    numbers.
 
     Raises:
         ConfigProblem: no such file, or files that do not give a whole configuration.
     """
     paths = [find(name) for name in files]
+    names = [shown(path) for path in paths]
+    own, published = own_file(names), published_of(names)
+    defaults: dict[str, Any] = {}
     sets = [path.stem for path in paths if path.parent.name == "sets"]
     others = [path.stem for path in paths if path.parent.name != "sets"]
-    defaults = {"run": f"runs/{sets[0]}/{'_'.join(others)}"} if len(sets) == 1 and others else {}
-    published = published_of(paths)
-    return load(
-        files, RunConfig, overrides, defaults=defaults | ({"published": to_plain(published)} if published else {})
-    )
+    if len(sets) == 1 and others:
+        defaults["run"] = f"runs/{sets[0]}/{'_'.join(others)}"
+    if published:
+        defaults["published"] = to_plain(published)
+    return load([own] if own else files, RunConfig, overrides, defaults=defaults)

@@ -1,14 +1,13 @@
 """The rows of published tables and the runs of ours beside them: the one table from which `configs/README.md` is made.
 
-`make configs` writes it anew. A row is a join of a method and a set, or a file of its own where its recipe differs from
-the join.
+`make configs` writes it anew. A row is a join of a method and a set; where its recipe differs from the two, the file
+SET/METHOD.yaml stands for the join.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from dfer.config_files import CONFIGS, shown
+from dfer.config_files import CONFIGS
 from dfer.evaluation.results import Published
 
 
@@ -34,10 +33,22 @@ class Row:
     def line(self) -> str:
         """The row in Markdown."""
         links = " ".join(f"[{name}]({name}.yaml)" for name in self.configs)
+        if own := own_file(self.configs):
+            links += f" ([differs]({own}.yaml))"
         published = f"{self.published.uar:.2f} / {self.published.war:.2f}" if self.published else "none"
         ours = self.ours or Ours(scores="pending", hardware="", hours="", commit="")
         cells = (links, self.protocol, published, ours.scores, ours.hardware, ours.hours, ours.commit)
         return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+
+
+def own_file(names: Sequence[str]) -> str | None:
+    """The name SET/METHOD of the file that stands for the join of a method and a set; None where there is no such file,
+    so that the join is all."""
+    methods, sets = ([n.removeprefix(kind) for n in names if n.startswith(kind)] for kind in ("methods/", "sets/"))
+    if len(names) != 2 or not methods or not sets:
+        return None
+    name = f"{sets[0]}/{methods[0]}"
+    return name if (CONFIGS / f"{name}.yaml").is_file() else None
 
 
 SETS = {"dfew": "DFEW, five folds", "ferv39k": "FERV39k, its one split", "mafw": "MAFW, five folds"}
@@ -55,6 +66,7 @@ DFER_CLIP: dict[str, tuple[Scores, Scores, Scores]] = {
     "expression_no_temporal": ((56.16, 68.73), (39.28, 50.41), (37.71, 51.08)),
     "class_name_no_temporal": ((57.37, 68.86), (40.42, 50.50), (38.01, 50.81)),
     "class_name_temporal": ((58.28, 70.29), (40.60, 51.18), (39.64, 51.21)),
+    "linear_probe": ((45.46, 57.40), (32.47, 43.72), (30.74, 42.95)),
 }
 """Methods of the DFER-CLIP paper's tables (Zhao & Patras, BMVC 2023), with their numbers on SETS, in that order."""
 
@@ -83,14 +95,13 @@ DEMO = (
 
 
 def of_paper(table: Mapping[str, tuple[Scores, Scores, Scores]], source: str) -> tuple[Row, ...]:
-    """The rows of a paper's table, set by set: the file `SET/METHOD` where there is one, else the join."""
+    """The rows of a paper's table, set by set."""
     found = []
     for place, (name, protocol) in enumerate(SETS.items()):
         for method, scores in table.items():
             uar, war = scores[place]
-            own = (CONFIGS / name / f"{method}.yaml").is_file()
-            configs = (f"{name}/{method}",) if own else (f"methods/{method}", f"sets/{name}")
             published = Published(uar=uar, war=war, source=source, selection="best_on_test")
+            configs = (f"methods/{method}", f"sets/{name}")
             found.append(Row(configs=configs, protocol=protocol, published=published))
     return tuple(found)
 
@@ -98,10 +109,12 @@ def of_paper(table: Mapping[str, tuple[Scores, Scores, Scores]], source: str) ->
 ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"))
 
 
-def published_of(paths: Sequence[Path]) -> Published | None:
-    """The published numbers of a row, by its files; None of any other configuration."""
-    names = {shown(path) for path in paths}
-    return next((row.published for row in ROWS if set(row.configs) == names), None)
+def published_of(names: Sequence[str]) -> Published | None:
+    """The published numbers of a row, by the names of its files; None of any other configuration."""
+    for row in ROWS:
+        if {*names} in ({*row.configs}, {own_file(row.configs)}):
+            return row.published
+    return None
 
 
 PAGE = """\
@@ -113,8 +126,9 @@ PAGE = """\
 dfer crossval methods/dfer_clip sets/dfew seed=2
 ```
 
-The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. A row whose recipe differs from the
-join of method and set has a file of its own. `clusters/` holds the resources of jobs on SLURM and Ray.
+The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. Where a method is run otherwise on
+a set than the two files say, the file SET/METHOD.yaml ("differs" below) stands for them in a command. `clusters/` holds
+the resources of jobs on SLURM and Ray.
 
 **Names and paths.** A word is first taken as the path of a file, then as the name of one of the files below, which come
 with the package: names work from any folder.

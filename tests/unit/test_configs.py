@@ -9,11 +9,14 @@ import pytest
 
 from dfer import __main__ as cli
 from dfer import config
+from dfer.config import ConfigProblem
+from dfer.config_files import load as load_files
 from dfer.config_files import names
+from dfer.data.config import AugmentConfig
 from dfer.jobs import rows
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.rows import SETS, Row
-from dfer.models.config import DferClipConfig
+from dfer.models.config import DferClipConfig, LinearProbeConfig, TowersConfig
 from dfer.training.config import SgdConfig, StepScheduleConfig
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,8 @@ ROWS = {
     (1, 8, "class_names"): ((58.28, 70.29), (40.60, 51.18), (39.64, 51.21)),
 }
 
+PROBE_ROW = ((45.46, 57.40), (32.47, 43.72), (30.74, 42.95))
+
 
 @cache
 def load(configs: tuple[str, ...]) -> RunConfig:
@@ -43,8 +48,7 @@ def load(configs: tuple[str, ...]) -> RunConfig:
 
 
 def dataset_of(row: Row) -> str:
-    """The set of a row: of the file that it joins, or the folder of its own file."""
-    return next((n.removeprefix("sets/") for n in row.configs if n.startswith("sets/")), row.configs[0].split("/")[0])
+    return next(name.removeprefix("sets/") for name in row.configs if name.startswith("sets/"))
 
 
 def head(name: str) -> dict[str, str]:
@@ -59,7 +63,8 @@ every = pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: " ".join(row.c
 
 def test_there_are_rows_and_every_file_is_in_one() -> None:
     assert len(PAPER) >= 3 * len(ROWS) and tuple(SETS) == DATASETS
-    assert {name for row in rows.ROWS for name in row.configs} == {*FILES} > {"demo", "methods/dfer_clip", "sets/mafw"}
+    used = {name for row in rows.ROWS for name in (*row.configs, rows.own_file(row.configs)) if name}
+    assert used == {*FILES} > {"demo", "methods/dfer_clip", "sets/mafw", "dfew/linear_probe"}
 
 
 @every
@@ -75,7 +80,8 @@ def test_the_head_of_a_file_says_how_to_run_it(name: str, monkeypatch: pytest.Mo
     assert commands
     for command in commands:
         args = cli.parse(shlex.split(command)[1:])
-        assert name in [text.removeprefix("configs/").removesuffix(".yaml") for text in args.configs]
+        words = [text.removeprefix("configs/").removesuffix(".yaml") for text in args.configs]
+        assert name in (*words, rows.own_file(words))
         assert load_run(args.configs, args.overrides).data.shards
 
 
@@ -90,12 +96,27 @@ def test_a_line_of_the_list() -> None:
     assert made.line() == f"| {links} | MAFW, five folds | 50.00 / 61.23 | pending | | | |"
 
 
-def test_a_row_whose_recipe_differs_is_its_own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "dfew").mkdir()
-    (tmp_path / "dfew" / "coop.yaml").touch()
-    monkeypatch.setattr(rows, "CONFIGS", tmp_path)
-    found = rows.of_paper({"coop": ((2, 3), (2, 3), (2, 3))}, "a paper")
-    assert [row.configs for row in found[:2]] == [("dfew/coop",), ("methods/coop", "sets/ferv39k")]
+def test_a_file_of_its_own_stands_for_a_join_that_differs() -> None:
+    """The set's augmentation is not the linear probe's: without the file the join would be refused."""
+    run = load(("methods/linear_probe", "sets/dfew"))
+    assert run == load(("sets/dfew", "methods/linear_probe")) == load(("dfew/linear_probe",))
+    assert (run.data.augment.brightness, run.run) == (0.0, "runs/dfew/linear_probe")
+    assert rows.own_file(("methods/linear_probe", "sets/mafw")) is rows.own_file(("demo", "sets/dfew")) is None
+    with pytest.raises(ConfigProblem, match=r"data.augment.brightness: expected one value, got 0.0 from methods/lin"):
+        load_files(["methods/linear_probe", "sets/dfew"], RunConfig, ["run=x"])
+    line = next(row for row in rows.ROWS if row.configs == ("methods/linear_probe", "sets/dfew")).line()
+    assert "[sets/dfew](sets/dfew.yaml) ([differs](dfew/linear_probe.yaml)) | DFEW" in line
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str) -> None:
+    run = load(("methods/linear_probe", f"sets/{dataset}"))
+    assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
+    assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
+    assert run.data.features and run.data.shards == f"data/{dataset}" and run.data.train_frames == "middle"
+    assert run.data.augment == AugmentConfig(crop=False, flip=0.0)
+    assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
+    assert {key: group.lr for key, group in run.optim.groups.items()} == {"head": 1e-2}
 
 
 def test_no_two_rows_share_a_run_folder() -> None:

@@ -92,12 +92,8 @@ def test_every_method_s_files_and_every_place_are_told_at_their_keys() -> None:
     found = keys(RunConfig, to_plain(load_run(["methods/dfer_clip", "sets/dfew"])))
     files = {f"model.{name}" for name in ("towers.arch", "towers.pretrained", "released")}
     assert {name for name, each in found.items() if each.file} == files
-    assert {name for name, each in found.items() if each.path} - files == {
-        "run",
-        "data.shards",
-        "data.cache",
-        "model.start",
-    }
+    places = {"run", "data.shards", "data.cache", "data.features", "model.start"}
+    assert {name for name, each in found.items() if each.path} - files == places
     decides = ["seed", "fold", "batch", "select", "data.frames", "data.augment.flip", "model.text", "schedule.gamma"]
     decides += ["optim.groups.image.lr", "engine.precision"]
     assert {found[name].resume for name in decides} == {"same"}
