@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= demo
 
-.PHONY: help demo test test-unit test-cluster lint bench bench-cluster clean-demo
+.PHONY: help configs demo test test-unit test-cluster lint bench bench-cluster clean-demo
 
 help:
 	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (about 3 minutes on two cores)"
 	@echo "make test   all tests      make test-unit   the quick ones      make lint   ruff and mypy"
 	@echo "make test-cluster  SLURM, Ray and S3 on virtual hosts; Debian 12, as root (about 23 minutes)"
+	@echo "make configs  configs/README.md, from the table in dfer/jobs/rows.py"
 	@echo "make bench  loader and training step, measured on this machine"
 	@echo "make bench-cluster  what SLURM and Ray cost, on the same virtual hosts (about 30 minutes)"
 
@@ -36,6 +37,10 @@ test-unit: $(READY)
 test-cluster: $(READY)
 	tests/cluster/install.sh
 	$(BIN)/python -m pytest -m cluster
+
+# The list of configurations, from its table.
+configs: $(READY)
+	$(BIN)/python -m dfer.jobs.rows
 
 lint: $(READY)
 	$(BIN)/ruff check .

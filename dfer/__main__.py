@@ -34,7 +34,7 @@ def _speaks() -> bool:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of a command line, with the function that runs it as `command`."""
-    return cli.parse(parser(), argv, into="overrides")
+    return cli.parse(parser(), argv)
 
 
 def parser() -> argparse.ArgumentParser:

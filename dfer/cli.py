@@ -36,18 +36,37 @@ def add_command(
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, into: str) -> argparse.Namespace:
-    """Arguments of a command. Overrides `a.b=c` may stand behind options too, which argparse does not take by itself.
+def add_configs(sub: argparse.ArgumentParser, what: str = "") -> None:
+    """Arguments of a command that takes configurations and overrides; `parse` puts them into `configs` and `overrides`.
 
-    into: the argument that collects them; a command without it takes none.
+    what: else they may be.
     """
+    text = "YAML files, or names of those that come with dfer; several are joined, such as methods/X sets/Y"
+    sub.add_argument("configs", nargs="+", metavar="CONFIG", help=f"{text}{what}")
+    sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the files'")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of a command. Those of `add_configs` may stand behind options too, which argparse does not take by
+    itself; an override is told from a file by its `=`."""
     args, rest = parser.parse_known_args(argv)
-    stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, into)]
+    takes_configs = hasattr(args, "configs")
+    stray = [text for text in rest if text.startswith("-") or not takes_configs]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
-    if hasattr(args, into):
-        setattr(args, into, [*getattr(args, into), *rest])
+    if takes_configs:
+        words = [*args.configs, *args.overrides, *rest]
+        args.configs = [word for word in words if not is_override(word)]
+        args.overrides = [word for word in words if is_override(word)]
+        if not args.configs:
+            parser.error("the following arguments are required: CONFIG")
     return args
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is `a.b=c`. A `=` behind a slash belongs to a path: runs/lr=0.1/config.yaml."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key
 
 
 def numbers(text: str) -> list[int]:

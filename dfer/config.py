@@ -1,8 +1,8 @@
 """Dataclasses <-> YAML <-> `a.b=c` on the command line, with messages that name the key and the remedy.
 
-Every room owns the dataclass of what it needs; `dfer.jobs.config.RunConfig` composes them. A YAML file says only what
-differs from the defaults, and may name another file as `base:`. A field typed as a union of dataclasses is chosen by
-`name:`.
+Every room owns the dataclass of what it needs; `dfer.jobs.config.RunConfig` composes them. Text says only what differs
+from the defaults. A field typed as a union of dataclasses is chosen by `name:`. Files are found, joined and read by
+`dfer.config_files`.
 
 On the command line a value for a text key is that text, letter by letter; a value for any other key is read as YAML.
 """
@@ -11,97 +11,85 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, field, fields, is_dataclass, replace
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from dfer.errors import UsageError, did_you_mean, message
-from dfer.overrides import type_at, value_of
+from dfer.overrides import chosen, options, type_at, value_of
 from dfer.surroundings import expand_home
-from dfer.yaml_text import MAX_BYTES, YamlProblem, parse
+from dfer.yaml_text import YamlProblem, parse
 
 T = TypeVar("T")
-MAX_BASES = 8
+MAX_DEPTH = 8
+"""Points in the key of an override."""
 MAX_PROBLEMS = 20
 """Problems that one message tells of; the search ends with them."""
 
-FREE_KEYS = (
-    "run", "data.shards", "data.workers", "data.cache", "data.cache_gib", "data.read_ahead", "micro_batch",
-    "eval_batch", "engine.name", "engine.zero", "checkpoint", "published", "log_every", "record_clips",
-)  # fmt: skip
-"""Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,
-not what is computed. The shards may move, not change: their manifest's hash is kept with checkpoints and results.
-Other keys may change within limits: `dfer.run.changes`."""
-
-FILE_KEYS = ("model.released", "model.start", "model.text", "model.towers.arch", "model.towers.pretrained")
-"""Keys that may name a file: it may lie elsewhere in another stretch or fold of a run, under the same name."""
+Resume = Literal["same", "free", "noted", "raised"]
+"""What may become of a key's value when a run goes on, and from fold to fold of a run: `same`, nothing; `free`,
+anything, since the key says where and how fast, not what is computed; `noted`, anything, and results note the change;
+`raised`, a larger number alone, which results note. `dfer.run.changes` holds runs to it."""
 
 
 class ConfigProblem(UsageError):
     """One or more things wrong in a configuration, each with its key."""
 
 
-def key(default: Any = MISSING, *, path: bool = False) -> Any:
-    """A dataclass field with facts about the key.
+def key(
+    default: Any = MISSING,
+    *,
+    factory: Callable[[], Any] | None = None,
+    path: bool = False,
+    file: bool = False,
+    resume: Resume = "same",
+    fixes: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """A dataclass field with facts about the key, which hold for the keys below it too.
 
-    path: it may name a folder or file, so `~` at its start is replaced by the home folder where it is read.
+    path: it may name a folder or file, so `~` at its start is replaced by the home folder where it is read. file: it
+    may name a file of weights or of an architecture, which may lie elsewhere, under the same name, when a run goes on.
+    resume: what may become of its value then. fixes: other keys that may not change then either while this one is set,
+    each with the reason. factory: makes the default.
     """
-    return field(default=default, metadata={"path": path})
-
-
-def load(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file (and its bases), apply `a.b=c` overrides, build `kind`. `~` in paths becomes the home folder.
-
-    Raises:
-        ConfigProblem: unknown key, wrong type, missing value; all problems of the file at once.
-    """
-    return _built(read_yaml(path, kind), kind, overrides, where=path)
+    metadata = {"path": path or file, "file": file, "resume": resume, "fixes": fixes}
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def load_text(text: bytes, kind: type[T], overrides: Sequence[str] = (), *, where: object) -> T:
-    """As `load`, from the text of a resolved configuration, which names no base. where: for messages."""
-    return _built(_mapping(text, where), kind, overrides, where=where)
+    """Build `kind` from the text of a resolved configuration and `a.b=c` overrides. `~` in paths becomes the home
+    folder.
+
+    where: for messages.
+
+    Raises:
+        ConfigProblem: unknown key, wrong type, missing value; all problems at once.
+    """
+    return built(overridden(mapping(text, where), kind, overrides), kind, where=where)
 
 
-def _built(plain: dict[str, Any], kind: type[T], overrides: Sequence[str], *, where: object) -> T:
-    for text in overrides:
-        plain = merged(plain, _override(text, plain, kind), kind)
+def built(plain: Mapping[str, Any], kind: type[T], *, where: object) -> T:
+    """As `from_plain`; messages begin with `where`."""
     try:
         return from_plain(kind, plain)
     except ConfigProblem as problem:
         raise ConfigProblem(f"{where}: {problem}") from problem
 
 
-def read_yaml(path: Path, kind: Any = None, _depth: int = 0) -> dict[str, Any]:
-    """A YAML mapping with its `base:` files merged below it. `base` is relative to the file that names it."""
-    if _depth > MAX_BASES:
-        raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
-    path = Path(expand_home(str(path)))
-    plain = _mapping(_read(path), path)
-    base = plain.pop("base", None)
-    if base is None:
-        return plain
-    return merged(read_yaml(path.parent / expand_home(str(base)), kind, _depth + 1), plain, kind)
+def overridden(plain: dict[str, Any], kind: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain values of `kind` with `a.b=c` overrides laid over them, one after another."""
+    for text in overrides:
+        plain = merged(plain, _override(text, plain, kind), kind)
+    return plain
 
 
-def _read(path: Path) -> bytes:
-    """At most a little more than a configuration may have: the file may be anybody's, or no file but a device."""
-    try:
-        if not path.is_file():
-            raise OSError("something else than a file" if path.exists() else "no such file")
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        do = "Give the path of a YAML file."
-        raise ConfigProblem(
-            message(path, expected="a YAML file", got=f"one that cannot be read ({error})", do=do)
-        ) from error
-
-
-def _mapping(data: bytes, where: object) -> dict[str, Any]:
+def mapping(data: bytes, where: object) -> dict[str, Any]:
+    """YAML text as plain values by key. where: for messages."""
     try:
         plain = parse(data)
     except YamlProblem as problem:
@@ -135,7 +123,7 @@ def _chooses_anew(hint: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def _override(text: str, plain: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     """The mapping that `a.b=c` stands for. plain: what it is laid over, which may choose the dataclass of its key."""
     key, equals, value = text.partition("=")
-    if not equals or not key or key.count(".") > MAX_BASES:
+    if not equals or not key or key.count(".") > MAX_DEPTH:
         raise ConfigProblem(message("override", expected="key.sub=value", got=_shown(text), do="Write it as seed=2."))
     parts = key.split(".")
     try:
@@ -156,6 +144,14 @@ def to_yaml(config: Any) -> str:
 def to_plain(config: Any) -> Any:
     """Plain dicts, lists and scalars of a dataclass instance."""
     return _plain(asdict(config))
+
+
+def facts_at(kind: Any, plain: Mapping[str, Any], name: str) -> tuple[Any, Mapping[str, Any]]:
+    """The type of a key of plain values of `kind`, and the facts that `key` noted of it; none of a key without any."""
+    for option in chosen(options(kind), plain.get("name"), name):
+        if is_dataclass(option):
+            return typing.get_type_hints(option)[name], next(f.metadata for f in fields(option) if f.name == name)
+    return None, {}
 
 
 def changed(config: T, values: Mapping[str, Any]) -> T:
@@ -186,28 +182,6 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
     if problems:
         raise ConfigProblem("; ".join(problems[:MAX_PROBLEMS]) + ("; and more" if len(problems) > MAX_PROBLEMS else ""))
     return typing.cast(T, value)
-
-
-def computed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What two stretches or folds of a run must have in common, by dotted key: all but FREE_KEYS, of files the name."""
-    values = {key: value for key, value in _flat(plain).items() if not _is_free(key)}
-    return values | {key: Path(str(values[key])).name for key in FILE_KEYS if values.get(key) is not None}
-
-
-def _is_free(key: str) -> bool:
-    """Whether a dotted key is one of FREE_KEYS or stands below one."""
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key."""
-    out: dict[str, Any] = {}
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:

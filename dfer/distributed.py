@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore, Store
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]  # documented, not in __all__
 
 from dfer.errors import DferError, ProcessError, UsageError, message
 from dfer.rendezvous import MEET_S, meet

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from dfer import multiprocessing_internals
+
 
 class Leaving:
     """Made before libraries are imported, so that it acts last of all that Python calls at its end."""
@@ -41,10 +43,7 @@ class Leaving:
 
     def _leave(self) -> None:
         if self._code is not None:
-            if multiprocessing := sys.modules.get("multiprocessing.util"):
-                # Where it was imported before us its turn would be after us: it removes semaphores and temporary
-                # folders, and does so once, however often it is called.
-                multiprocessing._exit_function()
+            multiprocessing_internals.finish()  # where it was imported before us its turn would be after us
             at_once(self._code)
 
 

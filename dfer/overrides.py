@@ -49,11 +49,20 @@ def type_at(kind: Any, plain: Any, parts: Sequence[str]) -> Any:
 
 
 def _type_of(several: Sequence[Any], name: Any, part: str) -> Any:
-    """The type of a key in the dataclass that is chosen by `name`, else in the first of several types that has it."""
+    """The type of a key in the first of several types that has it, `name` choosing among dataclasses."""
+    for option in chosen(several, name, part):
+        if get_origin(option) is dict:
+            return get_args(option)[1] | None  # null takes away what the file has
+        return typing.get_type_hints(option)[part]
+    return None
+
+
+def chosen(several: Sequence[Any], name: Any, part: str) -> list[Any]:
+    """Those of several types that have a key, the dataclass that is chosen by `name` first."""
     found: list[Any] = []
     for option in several:
         if get_origin(option) is dict:
-            found.append(get_args(option)[1] | None)  # null takes away what the file has
+            found.append(option)
         elif is_dataclass(option) and part in (hints := typing.get_type_hints(option)):
-            found.insert(0 if name in get_args(hints.get("name")) else len(found), hints[part])
-    return found[0] if found else None
+            found.insert(0 if name in get_args(hints.get("name")) else len(found), option)
+    return found

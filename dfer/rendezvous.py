@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # documented
 
 from dfer.errors import ProcessError, UsageError, message
 

@@ -312,7 +312,7 @@ class Folder:
     def _listed(self, paths: Callable[[Any, str], list[str]]) -> list[str]:
         def work(fs: Any, root: str) -> list[str]:
             fs.invalidate_cache()
-            prefix = fs._strip_protocol(root).rstrip("/") + "/"
+            prefix = root.rstrip("/") + "/"
             found = (str(path).rstrip("/") for path in paths(fs, root))
             # Object stores may list the folder itself.
             return sorted(path.removeprefix(prefix) for path in found if path.startswith(prefix))

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfer import cli
+from dfer.config_files import CONFIGS
 
-CLUSTERS = Path(__file__).resolve().parents[1] / "configs" / "clusters"
+CLUSTERS = CONFIGS / "clusters"
+CLUSTER = "YAML file or name of one, such as clusters/slurm_cpu, see configs/clusters/"
 EXAMPLES = {
     "local": """
-  dfer-launch local configs/dfew/dfer_clip.yaml --processes 4
-  dfer-launch local configs/dfew/dfer_clip.yaml --parallel 5
+  dfer-launch local methods/dfer_clip sets/dfew --processes 4
+  dfer-launch local methods/dfer_clip sets/dfew --parallel 5
   dfer-launch local configs/demo.yaml --verb train --processes 2 engine.zero=2 --dry-run
   dfer-launch local runs/dfew/dfer_clip/fold_1 --verb evaluate --processes 2""",
     "slurm": """
-  dfer-launch slurm configs/dfew/dfer_clip.yaml cluster.partition=gpu cluster.account=vision
-  dfer-launch slurm configs/dfew/dfer_clip.yaml --folds 1,2 --dry-run
-  dfer-launch slurm configs/demo.yaml --cluster configs/clusters/slurm_cpu.yaml run=s3://b/run cluster.folder=logs""",
+  dfer-launch slurm methods/dfer_clip sets/dfew cluster.partition=gpu cluster.account=vision
+  dfer-launch slurm methods/dfer_clip sets/dfew --folds 1,2 --dry-run
+  dfer-launch slurm configs/demo.yaml --cluster clusters/slurm_cpu run=s3://b/run cluster.folder=logs""",
     "ray": """
-  dfer-launch ray configs/dfew/dfer_clip.yaml cluster.workers=8 run=s3://bucket/run data.shards=s3://bucket/dfew
+  dfer-launch ray methods/dfer_clip sets/dfew cluster.workers=8 run=s3://bucket/run data.shards=s3://bucket/dfew
   ray job submit --working-dir . -- dfer-launch ray configs/demo.yaml run=/shared/run data.shards=/shared/shards
   dfer-launch ray configs/demo.yaml --dry-run""",
     "status": """
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dfer-launch", description="Start, watch and stop jobs of several processes.")
     places = top.add_subparsers(required=True, metavar="COMMAND")
     sub = cli.add_command(places, "local", "run on this machine, in several processes", EXAMPLES["local"], _local)
-    sub.add_argument("config", type=_source, help="YAML file, see configs/; a run folder for --verb evaluate")
+    cli.add_configs(sub, "; or the folder of a run for --verb evaluate")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks; one a GPU")
     sub.add_argument("--parallel", type=int, default=1, metavar="K", help="folds at a time, each in N processes")
     sub.add_argument("--verb", choices=["train", "crossval", "evaluate"], default="crossval", help="what dfer does")
@@ -51,14 +53,14 @@ def parser() -> argparse.ArgumentParser:
         EXAMPLES["slurm"],
         _slurm,
     )
-    sub.add_argument("config", type=Path, help="YAML file, see configs/")
-    sub.add_argument("--cluster", type=Path, default=CLUSTERS / "slurm.yaml", help="YAML file, see configs/clusters/")
+    cli.add_configs(sub)
+    sub.add_argument("--cluster", type=Path, default=CLUSTERS / "slurm.yaml", help=CLUSTER)
     _job_options(sub, "print the scripts for sbatch instead of submitting")
     sub = cli.add_command(
         places, "ray", "run on a Ray cluster, from a driver or inside `ray job submit`", EXAMPLES["ray"], _ray
     )
-    sub.add_argument("config", type=Path, help="YAML file, see configs/")
-    sub.add_argument("--cluster", type=Path, default=CLUSTERS / "ray.yaml", help="YAML file, see configs/clusters/")
+    cli.add_configs(sub)
+    sub.add_argument("--cluster", type=Path, default=CLUSTERS / "ray.yaml", help=CLUSTER)
     _job_options(sub, "print what Ray would be asked for instead of running")
     sub = cli.add_command(
         places, "status", "folds, states, steps, speed, last checkpoints, restarts", EXAMPLES["status"], _status
@@ -75,18 +77,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _job_options(sub: argparse.ArgumentParser, dry_run: str) -> None:
-    sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
     sub.add_argument("--folds", type=cli.numbers, default=[], metavar="1,2", help="only these folds")
     sub.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
-def _source(text: str) -> Path | str:
-    return text if "://" in text else Path(text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Arguments of the form a.b=c go to the configuration, cluster.x=c to the cluster."""
-    args = cli.parse(parser(), argv, into="overrides")
+    args = cli.parse(parser(), argv)
     said = "what was submitted or runs goes on"
     return cli.exit_code(lambda: args.command(args), interrupted=said)
 
@@ -99,7 +96,7 @@ def _local(args: argparse.Namespace) -> int:
 
     job = local.Local(
         verb=args.verb,
-        source=str(args.config),
+        configs=args.configs,
         overrides=args.overrides,
         processes=args.processes,
         parallel=args.parallel,
@@ -118,7 +115,7 @@ def _slurm(args: argparse.Namespace) -> int:
 
     mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, SlurmCluster, theirs)
-    submission = Submission(job=make_job(args.config, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
+    submission = Submission(job=make_job(args.configs, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
     if args.dry_run:
         print(submission.dry_run())
         return 0
@@ -133,7 +130,7 @@ def _ray(args: argparse.Namespace) -> int:
 
     mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)
-    job = make_job(args.config, mine, args.folds, worlds=cluster.worlds, check=refuse_working_folder)
+    job = make_job(args.configs, mine, args.folds, worlds=cluster.worlds, check=refuse_working_folder)
     submission = Submission(job=job, cluster=cluster)
     if args.dry_run:
         print(submission.dry_run())

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from dfer.config import ConfigProblem, key, load
+from dfer.config import ConfigProblem, key
+from dfer.config_files import load
 
 _OWN = {"array", "comment", "dependency", "error", "job-name", "no-requeue", "output", "requeue", "signal"}
 """Options of sbatch with which the launcher finds, signals and requeues its jobs."""
@@ -167,4 +168,4 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def load_cluster(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
     """Read a cluster file. Raises ConfigProblem, with every problem, each with its key."""
-    return load(path, kind, overrides)
+    return load([path], kind, overrides)

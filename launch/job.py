@@ -78,14 +78,14 @@ class Place:
 
 
 def make_job(
-    source: Path,
+    files: Sequence[str | Path],
     overrides: Sequence[str],
     folds: Sequence[int],
     *,
     worlds: Sequence[int],
     check: "Callable[[RunConfig], None] | None" = None,
 ) -> Job:
-    """Resolve a configuration into a job. Paths become absolute: hosts may start it elsewhere.
+    """Resolve a configuration, joined of some files, into a job. Paths become absolute: hosts may start it elsewhere.
 
     worlds: numbers of processes it may run with; the batch has to divide among each. check: what else the launcher asks
     of the configuration, before shards and run folder are looked at.
@@ -95,11 +95,11 @@ def make_job(
             configuration, or a file of weights is not there. DataError: the shards. StorageError: they or
             the run folder cannot be reached.
     """
-    from dfer.config import load, to_yaml
-    from dfer.jobs.config import RunConfig
+    from dfer.config import to_yaml
+    from dfer.jobs.config import load_run
     from dfer.jobs.parts import known_folds
 
-    config = _absolute(load(source, RunConfig, overrides))
+    config = _absolute(load_run(files, overrides))
     for size in worlds:
         _check_batch(config, size)
     if check is not None:
@@ -140,10 +140,12 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
 
 def _absolute(config: "RunConfig") -> "RunConfig":
     """With absolute paths, which are values: read as YAML once more, ` #` in one would cut it."""
-    from dfer.config import changed
+    from dfer.config import changed, to_plain
     from dfer.models.files import files
+    from dfer.run.changes import keys
 
-    places = {"run": config.run, "data.shards": config.data.shards, "data.cache": config.data.cache}
+    facts = keys(type(config), to_plain(config))
+    places = {name: key.value for name, key in facts.items() if key.path and not key.file}
     places |= {f"model.{key}": path for key, path in files(config.model).items()}
     local = {key: path for key, path in places.items() if path and "://" not in path and "::" not in path}
     return changed(config, {key: str(Path(path).absolute()) for key, path in local.items()})

@@ -11,7 +11,7 @@ usage() {
     cat <<TEXT
 usage: launch/slurm_$set_name.sh [-m METHOD] [-c CLUSTER.yaml] [-f FOLDS] [-n] [a.b=c ...]
 
-  -m METHOD   a file of configs/$set_name without .yaml    [\$METHOD, now ${METHOD:-dfer_clip}]
+  -m METHOD   a file of configs/methods without .yaml     [\$METHOD, now ${METHOD:-dfer_clip}]
   -c FILE     resources, see configs/clusters/            [\$CLUSTER, now ${CLUSTER:-configs/clusters/slurm.yaml}]
   -f 1,2      only these folds                            [\$FOLDS, now ${FOLDS:-all}]
   -n          show what would be submitted
@@ -35,10 +35,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-config=$root/configs/$set_name/$method.yaml
+config=$root/configs/methods/$method.yaml
 if [ ! -f "$config" ]; then
-    known=$(cd "$root/configs/$set_name" && printf '%s ' *.yaml)
-    echo "error: $method: expected one of ${known//.yaml/}- see configs/$set_name" >&2
+    known=$(cd "$root/configs/methods" && printf '%s ' *.yaml)
+    echo "error: $method: expected one of ${known//.yaml/}- see configs/methods" >&2
     exit 2
 fi
 [ -z "$folds" ] || words+=(--folds "$folds")
@@ -46,4 +46,4 @@ fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 launcher=$root/.venv/bin/dfer-launch
 [ -x "$launcher" ] || launcher=dfer-launch
-exec "$launcher" slurm "$config" --cluster "$cluster" ${words[@]+"${words[@]}"}
+exec "$launcher" slurm "$config" "$root/configs/sets/$set_name.yaml" --cluster "$cluster" ${words[@]+"${words[@]}"}

@@ -21,7 +21,7 @@ SHARES = {  # of the classes, and recalls as such models reach them
 }  # fmt: skip
 ENVIRONMENT = {
     "python": "3.11.14", "torch": "2.11.0", "cuda": "13.0", "deepspeed": "0.19.2",
-    "device": "4 x NVIDIA H200", "revision": "0123abcd", "command": "dfer crossval configs/dfew/dfer_clip.yaml",
+    "device": "4 x NVIDIA H200", "revision": "0123abcd", "command": "dfer crossval methods/dfer_clip sets/dfew",
 }  # fmt: skip
 
 

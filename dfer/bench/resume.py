@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dfer.config import load
 from dfer.distributed import World
 from dfer.errors import ProcessError, message
-from dfer.jobs.config import RunConfig
+from dfer.jobs.config import load_run
 from dfer.jobs.fold_data import open_fold, train_loader
 
 POSITIONS = (0.05, 0.5, 0.95)
 _SAVE_ALWAYS = ("checkpoint.every_steps=1", "log_every=1", "fold=1")
 
 
-def bench_resume(config: Path, overrides: Sequence[str] = (), *, positions: Sequence[float] = POSITIONS) -> list[float]:
+def bench_resume(
+    configs: Sequence[str], overrides: Sequence[str] = (), *, positions: Sequence[float] = POSITIONS
+) -> list[float]:
     """Seconds from the start of a process to its first finished step, of a fresh run and after a kill at each position.
 
     positions: shares of the first epoch. Prints them, and what each took more than the fresh one, in which the start of
@@ -29,11 +30,11 @@ def bench_resume(config: Path, overrides: Sequence[str] = (), *, positions: Sequ
     Raises:
         ProcessError: the run failed.
     """
-    chosen = load(config, RunConfig, overrides)
+    chosen = load_run(configs, overrides)
     per_epoch = train_loader(chosen, open_fold(chosen), World()).steps_per_epoch
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         run = Path(folder) / "run"
-        words = [sys.executable, "-m", "dfer", "train", str(config), *overrides, f"run={run}", *_SAVE_ALWAYS]
+        words = [sys.executable, "-m", "dfer", "train", *configs, *overrides, f"run={run}", *_SAVE_ALWAYS]
         seconds = [_to_next_step(words, run, until=1)]
         print(f"fresh: {seconds[0]:.1f} s to the first step of {per_epoch}")
         for position in positions:

@@ -1,9 +1,8 @@
 """`dfer bench`: measurements of single rooms on this machine."""
 
 import argparse
-from pathlib import Path
 
-from dfer.cli import add_command
+from dfer.cli import add_command, add_configs
 
 EXAMPLES = {
     "loader": """dfer bench loader demo/shards
@@ -35,8 +34,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         EXAMPLES["resume"],
         _bench_resume,
     )
-    sub.add_argument("config", type=Path, help="YAML file, see configs/")
-    sub.add_argument("overrides", nargs="*", metavar="a.b=c")
+    add_configs(sub)
     sub = add_command(
         bench, "save", "what saving in the background costs a step at full size", EXAMPLES["save"], _bench_save
     )
@@ -68,7 +66,7 @@ def _bench_loader(args: argparse.Namespace) -> None:
 def _bench_resume(args: argparse.Namespace) -> None:
     from dfer.bench.resume import bench_resume
 
-    bench_resume(args.config, args.overrides)
+    bench_resume(args.configs, args.overrides)
 
 
 def _bench_save(args: argparse.Namespace) -> None:

@@ -21,21 +21,23 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _report(args: argparse.Namespace) -> None:
+    from dfer.jobs.config import RunConfig
     from dfer.report.write import write_report
     from dfer.storage import Folder
 
     out = Folder(args.out, what="--out") if args.out else None
-    write_report(Folder(args.run, what="the run folder"), out=out)
+    write_report(Folder(args.run, what="the run folder"), RunConfig, out=out)
     show_report(args.run, out)
 
 
 def show_report(run_folder: str, out: "Folder | None" = None) -> None:
     """Print the table of a run folder and where its page is."""
+    from dfer.jobs.config import RunConfig
     from dfer.report.crossval import summarise
     from dfer.report.tables import text_table
     from dfer.storage import Folder
 
     home = Folder(run_folder)
-    print(text_table(summarise(home)))
+    print(text_table(summarise(home, RunConfig)))
     page = (out or home / "report") / "index.html"
     print(f"\nReport: {page.local.resolve() if page.local else page}")

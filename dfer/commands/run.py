@@ -4,10 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer.cli import add_command, numbers
+from dfer.cli import add_command, add_configs, numbers
 from dfer.commands.report import show_report
 from dfer.errors import UsageError, message
 from dfer.interruption import Stop
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from dfer.jobs.config import RunConfig
 
 TRAIN = """dfer train configs/demo.yaml run=runs/try fold=2
-dfer train configs/dfew/dfer_clip.yaml --dry-run
-torchrun --nproc_per_node 4 -m dfer train configs/dfew/dfer_clip.yaml engine.zero=2 engine.precision=bf16"""
-CROSSVAL = """dfer crossval configs/dfew/dfer_clip.yaml data.shards=s3://bucket/dfew
+dfer train methods/dfer_clip sets/dfew --dry-run
+torchrun --nproc_per_node 4 -m dfer train methods/dfer_clip sets/dfew engine.zero=2 engine.precision=bf16"""
+CROSSVAL = """dfer crossval methods/dfer_clip sets/dfew data.shards=s3://bucket/dfew
 dfer crossval configs/demo.yaml --folds 1,2"""
 EVALUATE = """dfer evaluate runs/dfew/dfer_clip/fold_1
-dfer evaluate configs/dfew/dfer_clip.yaml run=runs/released fold=1 model.released=DFEW-set1-model.pth"""
+dfer evaluate methods/dfer_clip sets/dfew run=runs/released fold=1 model.released=DFEW-set1-model.pth"""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,24 +32,22 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         ("crossval", _crossval, "train all folds one after another, then write the report; continues", CROSSVAL),
     ):
         sub = add_command(commands, name, text, examples, run)
-        sub.add_argument("config", type=Path, help="YAML file, see configs/")
-        sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the file's")
+        add_configs(sub)
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
             sub.add_argument("--folds", type=numbers, default=[], metavar="1,2", help="only these folds")
     text = "evaluate a run, finished or not, or a configuration's weights"
     sub = add_command(commands, "evaluate", text, EVALUATE, _evaluate)
-    sub.add_argument("source", help="run folder (also s3://...), or YAML file")
-    sub.add_argument("overrides", nargs="*", metavar="a.b=c")
+    add_configs(sub, "; or the folder of a run (also s3://...)")
     sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
 
 
 def _train(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer import config
-    from dfer.jobs.config import RunConfig
+    from dfer.jobs.config import load_run
 
-    chosen = config.load(args.config, RunConfig, args.overrides)
+    chosen = load_run(args.configs, args.overrides)
     from dfer.distributed import from_environment, process_group
     from dfer.jobs.describe import describe
     from dfer.jobs.train import train
@@ -69,10 +66,10 @@ def _train(args: argparse.Namespace) -> None:
 def _crossval(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer import config
-    from dfer.jobs.config import RunConfig
+    from dfer.jobs.config import load_run
     from dfer.jobs.parts import known_folds
 
-    chosen = config.load(args.config, RunConfig, args.overrides)
+    chosen = load_run(args.configs, args.overrides)
     from dfer.distributed import from_environment, process_group
     from dfer.jobs.crossval import crossval
     from dfer.jobs.describe import describe
@@ -92,18 +89,18 @@ def _crossval(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
-    from dfer import config
-    from dfer.jobs.config import RunConfig
+    from dfer.config_files import is_run_folder, locate
+    from dfer.jobs.config import load_run
     from dfer.storage import Folder
 
-    trained = "://" in args.source or Path(args.source).is_dir()
+    first, trained = args.configs[0], is_run_folder(args.configs)
     if trained:
-        chosen = replace(config_of(args.source, args.overrides), run=args.source)
-    elif not Path(args.source).exists():
+        chosen = replace(config_of(first, args.overrides), run=first)
+    elif len(args.configs) == 1 and locate(first) is None:
         do = "Correct the path, or train first: dfer train CONFIG"
-        raise UsageError(message(args.source, expected="a run folder or a YAML file", got="neither", do=do))
+        raise UsageError(message(first, expected="a run folder or a configuration", got="neither", do=do))
     else:
-        chosen = config.load(Path(args.source), RunConfig, args.overrides)
+        chosen = load_run(args.configs, args.overrides)
     if args.out and not trained:
         do = "Give the folder as run=FOLDER."
         raise UsageError(message("--out", expected="a run folder to evaluate", got="a configuration", do=do))

@@ -46,20 +46,20 @@ class DataConfig:
     max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
     """
 
-    shards: str = key(path=True)
+    shards: str = key(path=True, resume="free")
     frames: int = 16
     size: int = 224
-    workers: int = 2
+    workers: int = key(2, resume="free")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     canonical_partitions: int = 1
     protocol: str = "published"
     classes: str | tuple[str, ...] | None = None
-    cache: str | None = key(None, path=True)
-    cache_gib: float = CACHE_GIB
-    read_ahead: bool = True
-    max_bad_share: float = 0.0
+    cache: str | None = key(None, path=True, resume="free")
+    cache_gib: float = key(CACHE_GIB, resume="free")
+    read_ahead: bool = key(True, resume="free")
+    max_bad_share: float = key(0.0, resume="raised")
     train_frames: Literal["random", "middle"] = "random"
-    features: str | None = None
+    features: str | None = key(None, path=True, resume="free")
 
     def __post_init__(self) -> None:
         for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():

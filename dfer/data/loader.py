@@ -6,7 +6,6 @@ context, its gloo threads and any lock they hold, while a spawned worker pays th
 
 import atexit
 import multiprocessing
-import multiprocessing.queues
 import os
 import signal
 import sys
@@ -29,8 +28,10 @@ from dfer.data.shared_memory import PREFETCH, Need, lack
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
 from dfer.interruption import SIGNALS
+from dfer.multiprocessing_internals import on_unsent
 from dfer.recognition import BadClip, ClipBatch
 from dfer.surroundings import keep_socket_names_short
+from dfer.torch_internals import end_workers
 
 
 class Loader:
@@ -184,8 +185,7 @@ _LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 def _end_workers() -> None:
     """Before multiprocessing, at exit, sends SIGTERM to its processes and waits for them."""
     for batches in list(_LOADERS):
-        if iterator := getattr(batches, "_iterator", None):
-            iterator._shutdown_workers()
+        end_workers(batches)
     for process in multiprocessing.active_children():
         if process.daemon:  # it hangs, as on a store that does not answer
             process.kill()
@@ -193,7 +193,7 @@ def _end_workers() -> None:
 
 def _start_worker(worker: int) -> None:
     _end_with_parent(worker)
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_hand_over)  # type: ignore[attr-defined]
+    on_unsent(_cannot_hand_over)
 
 
 def _cannot_hand_over(error: Exception, _batch: object) -> None:

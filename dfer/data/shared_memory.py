@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dfer.errors import StorageError, message
+from dfer.torch_internals import shared_bytes
 
 SHM = Path("/dev/shm")
 PREFETCH = 2
@@ -65,7 +66,7 @@ def empty(shape: Sequence[int], *, keys: str) -> Tensor:
         return torch.empty(tuple(shape), dtype=torch.uint8)
     num_bytes = torch.Size(shape).numel()
     with _enough(num_bytes, keys):
-        storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]
+        storage = shared_bytes(num_bytes)
     made: Tensor = torch.empty(0, dtype=torch.uint8).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
     return made
 

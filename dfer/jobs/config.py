@@ -1,12 +1,16 @@
 """RunConfig: everything one run is made of, composed of what each room needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dfer.choices import Selection
-from dfer.config import ConfigProblem, key
+from dfer.config import ConfigProblem, key, to_plain
+from dfer.config_files import find, load, shown
 from dfer.data.config import DataConfig
 from dfer.evaluation.results import Published
+from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
 from dfer.run.config import CheckpointConfig
 from dfer.training.config import ConstantScheduleConfig, EngineConfig, OptimConfig, ScheduleConfig
@@ -28,16 +32,16 @@ class RunConfig:
     made up each step.
     """
 
-    run: str = key(path=True)
+    run: str = key(path=True, resume="free")
     seed: int = 1
     fold: int = 1
-    epochs: int
+    epochs: int = key(resume="raised")
     batch: int = 48
-    micro_batch: int | None = None
-    eval_batch: int = 16
-    eval_every: int | None = None
-    log_every: int = 1
-    record_clips: bool = False
+    micro_batch: int | None = key(None, resume="free")
+    eval_batch: int = key(16, resume="free")
+    eval_every: int | None = key(None, resume="noted")
+    log_every: int = key(1, resume="free")
+    record_clips: bool = key(False, resume="free")
     select: Selection = "last"
     val_share: float = 0.1
     data: DataConfig
@@ -45,8 +49,8 @@ class RunConfig:
     optim: OptimConfig
     schedule: ScheduleConfig = field(default_factory=ConstantScheduleConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    published: Published | None = None
+    checkpoint: CheckpointConfig = key(factory=CheckpointConfig, resume="free")
+    published: Published | None = key(None, resume="free")
 
     def __post_init__(self) -> None:
         for name in ("fold", "epochs", "batch", "micro_batch", "eval_batch", "eval_every", "log_every"):
@@ -65,3 +69,26 @@ class RunConfig:
         whole = max(1, self.batch // world.size)
         times = -(-whole // min(self.micro_batch or whole, whole))
         return -(-whole // times)
+
+
+def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run from one or more files and `a.b=c` overrides, as `dfer.config_files.load` joins them.
+
+    Where SET/METHOD.yaml comes with dfer, it stands for the join of that method and that set. A join has a default for
+    `run`: runs/SET/METHOD, by the names of the files. A row of a published table has one for `published`: the paper's
+    numbers.
+
+    Raises:
+        ConfigProblem: no such file, or files that do not give a whole configuration.
+    """
+    paths = [find(name) for name in files]
+    names = [shown(path) for path in paths]
+    own, published = own_file(names), published_of(names)
+    defaults: dict[str, Any] = {}
+    sets = [path.stem for path in paths if path.parent.name == "sets"]
+    others = [path.stem for path in paths if path.parent.name != "sets"]
+    if len(sets) == 1 and others:
+        defaults["run"] = f"runs/{sets[0]}/{'_'.join(others)}"
+    if published:
+        defaults["published"] = to_plain(published)
+    return load([own] if own else files, RunConfig, overrides, defaults=defaults)

@@ -38,4 +38,4 @@ def crossval(
             print(f"== fold {number} of {len(known)}", flush=True)
         train(replace(config, fold=number, run=str(home / f"fold_{number}")), world, stop)
         barrier()
-    return write_report(home) if world.is_first else None
+    return write_report(home, RunConfig) if world.is_first else None

@@ -43,7 +43,7 @@ def changes_of(config: RunConfig, latest: Checkpoint | None, recorded: dict[str,
     if latest is None:
         return ()
     return changes.changes_until_now(
-        latest.state, where=latest.folder, recorded=recorded, now=to_plain(config), step=latest.step
+        RunConfig, latest.state, where=latest.folder, recorded=recorded, now=to_plain(config), step=latest.step
     )
 
 
@@ -88,7 +88,7 @@ def state_facts(
         "model": asdict(config.model), "classes": list(emotions.names), "num_frames": config.data.frames,
         "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
         "manifest_sha256": manifest_hash(store), TEXTS: _texts(config, emotions), START: initial.start,
-        **changes.to_state(changed, to_plain(config)),
+        **changes.to_state(RunConfig, changed, to_plain(config)),
     }  # fmt: skip
 
 

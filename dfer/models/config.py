@@ -20,8 +20,8 @@ class TowersConfig:
     image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
     """
 
-    arch: str = key("ViT-B-32-quickgelu", path=True)
-    pretrained: str | None = key(None, path=True)
+    arch: str = key("ViT-B-32-quickgelu", file=True)
+    pretrained: str | None = key(None, file=True)
     image_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,9 +76,9 @@ class DferClipConfig:
 
     name: Literal["dfer_clip"] = "dfer_clip"
     towers: TowersConfig = field(default_factory=TowersConfig)
-    released: str | None = key(None, path=True)
+    released: str | None = key(None, file=True)
     start: str | None = key(None, path=True)
-    text: str = key("class_descriptor", path=True)
+    text: str = key("class_descriptor", file=True)
     num_contexts: int = 8
     context_position: ContextPosition = "end"
     shared_contexts: bool = False

@@ -17,8 +17,8 @@ QUICK_NAME = "-quickgelu"
 
 
 def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
-    """Paths of the files that `build` reads, and of the folder to begin from, by their key below `model`, which is one
-    of `config.FILE_KEYS`. open_clip's names and tags are none."""
+    """Paths of the files that `build` reads, and of the folder to begin from, by their key below `model`.
+    open_clip's names and tags are none."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
     if isinstance(config, DferClipConfig) and is_file(config.text):

@@ -40,6 +40,7 @@ NOT_NEEDED = ("input_resolution", "context_length", "vocab_size", "logit_scale",
 OPENAI_ONLY = ("input_resolution", "context_length")
 """Names by which a file of OpenAI's is known; open_clip writes none of them."""
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 ACTIVATIONS = {True: "OpenAI's quick GELU", False: "the exact GELU"}
 
 
@@ -129,7 +130,7 @@ class Towers(nn.Module):
         """As usual, but batch norm keeps its statistics: else the answer would depend on how ranks share a batch."""
         super().train(mode)
         for module in self.visual.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, BATCH_NORMS):
                 module.eval()
         return self
 

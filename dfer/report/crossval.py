@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfer.config import ConfigProblem, computed, from_plain, to_plain
+from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import FoldResult, Published, read_result
 from dfer.evaluation.scores import Scores, total
 from dfer.report.recorded import Recorded, read_recorded
-from dfer.run.changes import EVAL_EVERY, MAX_BAD_SHARE
+from dfer.run.changes import computed, noted
 from dfer.run.layout import RESULT, evaluations, finished
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
@@ -25,9 +25,8 @@ from dfer.yaml_text import YamlProblem, parse
 FOLD_FOLDER = re.compile(r"fold_([0-9]{1,3})")
 MAX_CONFIG_BYTES = 2**20
 PER_FOLD_KEYS = ("fold", "seed")
-"""Configuration keys that may differ between the folds of one table besides the free ones; seeds are named in it."""
-NOTED_PER_FOLD = (EVAL_EVERY, MAX_BAD_SHARE)
-"""More of them, which a note names where they differ."""
+"""Configuration keys that may differ between the folds of one table besides the free ones and those whose
+change results note; seeds are named in it, the others in a note where they differ."""
 
 Curve = list[tuple[float, float]]
 """(step, value), in the order of the steps."""
@@ -91,17 +90,21 @@ class _Fold:
     config_text: str
     environment: str
     recorded: Recorded
+    computed: Mapping[str, Any]
+    noted: Mapping[str, Any]
 
 
-def summarise(run_folder: Folder) -> Report:
+def summarise(run_folder: Folder, kind: type) -> Report:
     """Read a run folder, or the fold_* folders of a cross-validation, into a Report.
+
+    kind: dataclass of their configurations, whose keys say what may differ between folds.
 
     Raises:
         CheckpointError: no results yet, a damaged file, or folds that must not stand in one table.
     """
     folders = fold_folders(run_folder) or [run_folder]
     complete = [finished(folder) for folder in folders]
-    done = [_read_fold(folder) for folder, is_done in zip(folders, complete) if is_done]
+    done = [_read_fold(folder, kind) for folder, is_done in zip(folders, complete) if is_done]
     between = [found for folder, is_done in zip(folders, complete) if not is_done and (found := _incomplete(folder))]
     if not done:
         do = "Finish the run, then ask for the report."
@@ -158,7 +161,7 @@ def _over(folds: Sequence[FoldResult], function: Any, *, at_least: int) -> Row:
     )
 
 
-def _read_fold(folder: Folder) -> _Fold:
+def _read_fold(folder: Folder, kind: type) -> _Fold:
     result = read_result(folder)
     match = FOLD_FOLDER.fullmatch(folder.name)
     if match and int(match[1]) != result.fold:
@@ -169,9 +172,15 @@ def _read_fold(folder: Folder) -> _Fold:
     recorded = read_recorded(folder, "metrics.jsonl")
     environment = _read_environment(folder, "environment.json")
     return _Fold(
-        name=folder.name, result=result, config=config, config_text=text, environment=environment,
+        name=folder.name,
+        result=result,
+        config=config,
+        config_text=text,
+        environment=environment,
         recorded=recorded,
-    )  # fmt: skip
+        computed=computed(kind, config),
+        noted=noted(kind, config),
+    )
 
 
 def _incomplete(folder: Folder) -> tuple[str, FoldResult] | None:
@@ -202,8 +211,8 @@ def _change_notes(done: Sequence[_Fold]) -> list[str]:
         for fold in done
         if fold.result.changed
     ]
-    for key in NOTED_PER_FOLD:
-        values = {fold.name: computed(fold.config).get(key) for fold in done}
+    for key in dict.fromkeys(key for fold in done for key in fold.noted):
+        values = {fold.name: fold.noted.get(key) for fold in done}
         if len({*map(repr, values.values())}) > 1:
             listed = ", ".join(f"{value} ({name})" for name, value in values.items())
             notes.append(f"The folds differ in {key}: {listed}.")
@@ -283,8 +292,7 @@ def _refuse_shared_partitions(run_folder: Folder, done: Sequence[_Fold]) -> None
 
 def _shared_config(fold: _Fold) -> dict[str, Any]:
     """By dotted key, what all folds of a table must have in common."""
-    apart = (*PER_FOLD_KEYS, *NOTED_PER_FOLD)
-    return {key: value for key, value in computed(fold.config).items() if key not in apart}
+    return {k: v for k, v in fold.computed.items() if k not in PER_FOLD_KEYS and k not in fold.noted}
 
 
 def _agreed_published(done: Sequence[_Fold]) -> Published | None:

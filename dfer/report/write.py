@@ -23,8 +23,10 @@ class ReportPaths:
     html: str
 
 
-def write_report(run_folder: Folder, *, out: Folder | None = None) -> ReportPaths:
+def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -> ReportPaths:
     """Write report.md, report.json and index.html for a run or cross-validation folder, by default into its report/.
+
+    kind: dataclass of its configurations.
 
     Raises:
         CheckpointError: no result yet, damaged files, or folds that must not share a table.
@@ -35,7 +37,7 @@ def write_report(run_folder: Folder, *, out: Folder | None = None) -> ReportPath
     folder = out or run_folder / "report"
     with _telling_where_else(run_folder):
         folder.check_writable()
-    report = summarise(run_folder)
+    report = summarise(run_folder, kind)
     paths = ReportPaths(
         markdown=folder.where("report.md"), json=folder.where("report.json"), html=folder.where("index.html")
     )

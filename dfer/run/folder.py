@@ -1,7 +1,7 @@
 """The run folder: who wrote it, with what configuration, in which environment.
 
 RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one, but for
-                        what `dfer.config.FREE_KEYS` and `dfer.run.changes` let change
+                        what its keys let change (`dfer.config.key`)
 RUN/environment.json    versions, revision, command, hardware, origin of the initial weights
 RUN/metrics.jsonl  RUN/checkpoints/  RUN/lease/  RUN/results/*.json  RUN/report/
 
@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfer.config import ConfigProblem, computed, from_plain, to_plain, to_yaml
+from dfer.config import ConfigProblem, from_plain, to_plain, to_yaml
 from dfer.errors import CheckpointError, UsageError, message, without_secrets
-from dfer.run.changes import noted, objection
+from dfer.run.changes import computed, noted, objection
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
@@ -48,7 +48,7 @@ def check(folder: Folder, config: Any) -> None:
         before = recorded(folder)
         with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
             before = to_plain(from_plain(type(config), before))
-        _refuse_changes(folder, before=before, now=to_plain(config))
+        _refuse_changes(folder, type(config), before=before, now=to_plain(config))
     elif not _is_free(folder):
         raise UsageError(
             f"{folder}: expected an empty folder or a run folder with {CONFIG}, got other files. "
@@ -68,7 +68,7 @@ def write(
     Raises:
         StorageError: it cannot be written.
     """
-    if finished and noted(recorded(folder)) != noted(to_plain(config)):
+    if finished and noted(type(config), recorded(folder)) != noted(type(config), to_plain(config)):
         return
     folder.write(CONFIG, to_yaml(config).encode())
     if not finished:
@@ -167,10 +167,10 @@ def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
     return plain
 
 
-def _refuse_changes(folder: Folder, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = computed(before), computed(now)
+def _refuse_changes(folder: Folder, kind: type, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = computed(kind, before), computed(kind, now)
     different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    changed = {key: why for key in different if (why := objection(key, old, new)) is not None}
+    changed = {key: why for key in different if (why := objection(kind, key, before, now)) is not None}
     if changed:
         listed = "; ".join(
             f"{key} was {old.get(key)!r}, now {new.get(key)!r}{why and f': {why}'}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dfer.choices import Precision
-from dfer.config import ConfigProblem
+from dfer.config import ConfigProblem, key
 from dfer.errors import message
 
 
@@ -19,8 +19,8 @@ class EngineConfig:
     3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, none = no clipping;
     tf32: whether a GPU may round fp32 factors of convolutions and matrix products to 10 bits, as it does it faster."""
 
-    name: Literal["deepspeed", "ddp"] = "deepspeed"
-    zero: Literal[0, 1, 2, 3] = 0
+    name: Literal["deepspeed", "ddp"] = key("deepspeed", resume="free")
+    zero: Literal[0, 1, 2, 3] = key(0, resume="free")
     precision: Precision = "fp32"
     clip_norm: float | None = None
     tf32: bool = False
@@ -90,6 +90,8 @@ class AdamWConfig:
 
 OptimConfig = SgdConfig | AdamWConfig
 
+WHOLE_LENGTH = "the rates of the cosine schedule depend on the number of epochs at every step"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantScheduleConfig:
@@ -125,7 +127,7 @@ class StepScheduleConfig:
 class CosineScheduleConfig:
     """Linear rise over `warmup_epochs`, then half a cosine from 1 down to `final` (Loshchilov & Hutter, 2017)."""
 
-    name: Literal["cosine"] = "cosine"
+    name: Literal["cosine"] = key("cosine", fixes={"epochs": WHOLE_LENGTH})
     warmup_epochs: float = 0.0
     final: float = 0.0
 
@@ -145,9 +147,9 @@ class CosineScheduleConfig:
 ScheduleConfig = ConstantScheduleConfig | StepScheduleConfig | CosineScheduleConfig
 
 
-def _check(ok: bool, key: str, expected: str, got: object, do: str) -> None:
+def _check(ok: bool, where: str, expected: str, got: object, do: str) -> None:
     if not ok:
-        raise ConfigProblem(message(key, expected=expected, got=str(got), do=do))
+        raise ConfigProblem(message(where, expected=expected, got=str(got), do=do))
 
 
 def _check_decay(value: float) -> None:

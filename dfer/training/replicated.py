@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dfer.torch_internals import multiply
 from dfer.training.state import state_slots
 
 
@@ -21,7 +22,7 @@ def clipped_update(
     if finite:
         clip = 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-6))
         if clip / scale != 1.0:
-            torch._foreach_mul_(grads, clip / scale)
+            multiply(grads, clip / scale)
         apply()
     return norm if finite else float("inf")
 

@@ -26,14 +26,14 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, sign
 class Local:
     """One command in `processes` ranks; with `parallel`, so many folds at a time, each in as many ranks.
 
-    source: YAML file, or a run folder for `evaluate`. folds: only these.
+    configs: YAML files or names, or a run folder for `evaluate`. folds: only these.
 
     Raises:
         UsageError: fewer than one process or fold at a time, or `parallel` without cross-validation.
     """
 
     verb: str
-    source: str
+    configs: Sequence[str]
     overrides: Sequence[str] = ()
     processes: int = 1
     parallel: int = 1
@@ -51,7 +51,7 @@ class Local:
     def arguments(self) -> list[str]:
         """What `dfer` is called with, all folds in one command."""
         folds = ["--folds", ",".join(map(str, self.folds))] if self.folds else []
-        return [self.verb, self.source, *folds, *self.overrides]
+        return [self.verb, *self.configs, *folds, *self.overrides]
 
 
 def command(job: Local) -> list[str]:
@@ -66,11 +66,11 @@ def run(job: Local) -> int:
         UsageError: a wrong configuration, or srun started several of these launchers; no process is started then.
     """
     refuse_copies(os.environ)
-    from dfer.config import load  # here: `--help` and mistakes in arguments do not wait for torch
-    from dfer.jobs.config import RunConfig
+    from dfer.config_files import is_run_folder  # here: `--help` answers at once
+    from dfer.jobs.config import load_run
 
-    if job.verb != "evaluate" or job.source.endswith((".yaml", ".yml")):
-        config = load(Path(job.source), RunConfig, job.overrides)
+    if job.verb != "evaluate" or not is_run_folder(job.configs):
+        config = load_run(job.configs, job.overrides)
         if job.parallel > 1:
             return _folds(job, config)
     return _Jobs(job, [job.arguments()]).run()
@@ -84,7 +84,7 @@ def _folds(job: Local, config: "RunConfig") -> int:
 
     home = Folder(config.run, what="run")
     folds = list(job.folds) or known_folds(config)
-    each = [["train", job.source, *job.overrides, f"fold={fold}", f"run={home / f'fold_{fold}'}"] for fold in folds]
+    each = [["train", *job.configs, *job.overrides, f"fold={fold}", f"run={home / f'fold_{fold}'}"] for fold in folds]
     jobs = _Jobs(job, each, labels=[f"fold {fold}" for fold in folds])
     code = jobs.run()
     return code if code and jobs.stopped else conclude(str(home), folds, code)

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dfer.config import load
+from dfer.config_files import load
 from dfer.jobs.config import RunConfig
 from tests.cluster.commands import wait_until
 from tests.cluster.hosts import Network
@@ -176,7 +176,7 @@ def together(run: Run) -> float:
     time.sleep(5 + WINDOW_S + 20)
     rows = [row for fold in range(1, 5) for row in records(run.files / f"fold_{fold}", "train")]
     steps = sum(begin <= row["time"] < begin + WINDOW_S for row in rows)
-    return steps * load(DEMO, RunConfig).batch / WINDOW_S
+    return steps * load([DEMO], RunConfig).batch / WINDOW_S
 
 
 @contextmanager

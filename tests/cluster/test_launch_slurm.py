@@ -200,7 +200,8 @@ def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, s
 
     local = tmp_path / "local" / run.files.name
     here = [f"run={local}", f"data.shards={shards}", *SMALL]
-    launch({}, "local", ROOT / "configs/dfew/dfer_clip.yaml", "--parallel", 2, *here, timeout=300)
+    joined = [ROOT / "configs/methods/dfer_clip.yaml", ROOT / "configs/sets/dfew.yaml"]
+    launch({}, "local", *joined, "--parallel", 2, *here, timeout=300)
     assert [result(run.files / fold) for fold in FOLDS] == [result(local / fold) for fold in FOLDS]
     tables = [(folder / "report" / "report.md").read_text() for folder in (run.files, local)]
     assert tables[0].replace(run.url, "RUN") == tables[1].replace(str(local), "RUN")

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from dfer import config
+from dfer import config, config_files
 from dfer.jobs.config import RunConfig
 from dfer.models.config import TowersConfig
 from dfer.models.towers import Towers
+from dfer.run.changes import computed
 from tests.hostile import values
 from tests.hostile.values import rng
 from tests.hostile.worker import Case
@@ -167,7 +168,7 @@ def _case(
             more(at)
 
     def load(at: Path) -> None:
-        _used(config.load(at / "c.yaml", RunConfig, overrides or []))
+        _used(config_files.load([at / "c.yaml"], RunConfig, overrides or []))
 
     reads: dict[str, Callable[[Path], object]] = {"file": load}
     if not overrides and more is None:
@@ -178,7 +179,7 @@ def _case(
 def _used(chosen: RunConfig) -> None:
     """What becomes of every configuration that is read."""
     assert config.load_text(config.to_yaml(chosen).encode(), RunConfig, where="x") == chosen
-    config.computed(config.to_plain(chosen))
+    computed(RunConfig, config.to_plain(chosen))
 
 
 def _neighbours(at: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from dfer import __main__ as cli
-from dfer import config
+from dfer import config, config_files
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
 from dfer.report.crossval import summarise
@@ -43,7 +43,9 @@ def seeds(folder: Path) -> Seeds:
     run = fake_runs.write_fold(folder / "run", fake_runs.result(fold=1), curves=False)
     records = fake_runs.metrics(fold=1, epochs=2, steps_per_epoch=20)
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    chosen = config.load(configs.DEMO, RunConfig, ["epochs=50", "published={uar: 59.61, war: 71.25, source: a paper}"])
+    chosen = config_files.load(
+        [configs.DEMO], RunConfig, ["epochs=50", "published={uar: 59.61, war: 71.25, source: a paper}"]
+    )
     (run / "config.yaml").write_text(config.to_yaml(chosen))
     return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
 
@@ -121,14 +123,14 @@ def _reads(seeds: Seeds, *, draw: bool) -> dict[str, Callable[[Path], object]]:
 
 
 def _summary(at: Path) -> None:
-    report = summarise(Folder(at / "run"))
+    report = summarise(Folder(at / "run"), RunConfig)
     text_table(report)
     assert SCRIPT not in markdown(report), "a script in the Markdown"
     json.dumps(plain(report), indent=1, ensure_ascii=False).encode()
 
 
 def _report(at: Path) -> None:
-    write_report(Folder(at / "run"))
+    write_report(Folder(at / "run"), RunConfig)
     assert SCRIPT not in (at / "run" / "report" / "index.html").read_text(), "a script in the page"
 
 

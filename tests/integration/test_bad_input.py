@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer import config
+from dfer import config_files
 from dfer.jobs.config import RunConfig
 from dfer.run.checkpoint_files import damage
 from dfer.storage import Folder
@@ -289,4 +289,4 @@ def test_a_disk_that_is_full_from_the_start(capsys: Capture, tiny: Path, small_d
     # What is there is whole: the configuration at most.
     assert [path.name for path in small_disk.glob("run/*")] in ([], ["config.yaml"])
     for path in small_disk.glob("run/config.yaml"):
-        assert config.load(path, RunConfig).run == str(small_disk / "run")
+        assert config_files.load([path], RunConfig).run == str(small_disk / "run")

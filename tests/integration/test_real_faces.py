@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.integration.commands import ROOT, finish, records, result
+from tests.integration.commands import finish, records, result
 
 MEDIA = os.environ.get("DFER_TEST_MEDIA")
 pytestmark = [
@@ -32,7 +32,7 @@ VIDEOS = (
     "pyfeat_WolfgangLanger_Pexels.mp4",
 )  # fmt: skip
 SIDE, FRAMES, MARGIN = 224, 20, 0.2
-CONFIG = ROOT / "configs" / "dfew" / "dfer_clip.yaml"
+CONFIGS = ("methods/dfer_clip", "sets/dfew")
 FULL = ("model.towers.pretrained=null", "micro_batch=1", "eval_batch=1", "epochs=1")
 
 
@@ -110,7 +110,7 @@ def test_faces_are_found_and_packed(shards: Path) -> None:
 
 def test_two_full_size_steps_evaluate_and_report(shards: Path, run: Path) -> None:
     # Eight training clips; a batch of four makes exactly two steps of the published model and recipe.
-    finish("train", CONFIG, f"data.shards={shards}", f"run={run}", *FULL, "batch=4", timeout=500)
+    finish("train", *CONFIGS, f"data.shards={shards}", f"run={run}", *FULL, "batch=4", timeout=500)
     steps = records(run, "train")
     assert [record["step"] for record in steps] == [1, 2]
     for record in steps:
@@ -127,7 +127,7 @@ def test_two_full_size_steps_evaluate_and_report(shards: Path, run: Path) -> Non
 
 
 def test_a_full_size_step_in_bf16(shards: Path, run: Path) -> None:
-    finish("train", CONFIG, f"data.shards={shards}", f"run={run}", *FULL, "batch=8", "micro_batch=2",
+    finish("train", *CONFIGS, f"data.shards={shards}", f"run={run}", *FULL, "batch=8", "micro_batch=2",
            "engine.precision=bf16", timeout=500)  # fmt: skip
     (step,) = records(run, "train")
     assert math.isfinite(step["loss"]) and step["grad_norm"] > 0

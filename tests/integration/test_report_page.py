@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dfer.emotions import BASIC7, MAFW11
+from dfer.jobs.config import RunConfig
 from dfer.report.write import write_report
 from dfer.storage import Folder
 from tests import fake_runs
@@ -72,7 +73,7 @@ def png_pixels(path):
 @pytest.fixture(scope="module", params=[BASIC7, MAFW11], ids=["7 classes", "11 classes"])
 def page(request, tmp_path_factory):
     run = fake_runs.write_crossval(tmp_path_factory.mktemp("run"), classes=request.param)
-    return Path(write_report(Folder(run)).html)
+    return Path(write_report(Folder(run), RunConfig).html)
 
 
 @pytest.mark.parametrize("width", [1200, 420])
@@ -96,7 +97,7 @@ def test_scripts_in_a_run_folder_do_not_run(tmp_path):
     evil = '</pre><script>document.title="pwned"</script><img src=x onerror="document.title=1">'
     run = fake_runs.write_fold(tmp_path / "run", fake_runs.result(num_folds=1, method=evil, validation=evil))
     (run / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(run=evil)))
-    dom = browse(tmp_path, Path(write_report(Folder(run)).html), "--dump-dom")
+    dom = browse(tmp_path, Path(write_report(Folder(run), RunConfig).html), "--dump-dom")
     title = re.search(r"<title>([^<]*)</title>", dom)
     assert unescape(title[1]) == f"{evil} on DFEW"
     assert "<script" not in dom.lower()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfer import config
+from dfer import config_files
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import open_fold
@@ -86,7 +86,7 @@ def test_a_run_folder_holds_what_the_documents_say(crossval: tuple[Path, str]) -
         }  # fmt: skip
         assert [path.name[:16] for path in run.glob("checkpoints/*")] == [f"step_{STEPS:08d}-g1"]
         assert {path.name for path in run.glob("results/*")} == {"test.json", "test_predictions.csv"}
-        resolved = config.load(run / "config.yaml", RunConfig)
+        resolved = config_files.load([run / "config.yaml"], RunConfig)
         assert (resolved.run, resolved.fold, resolved.epochs) == (str(run), FOLDS.index(fold) + 1, 3)
         assert json.loads((run / "environment.json").read_text())["command"][1] == "crossval"
     assert sorted(path.name for path in (crossval[0] / "report").iterdir()) == [
@@ -244,8 +244,8 @@ def test_the_selection_is_named_and_kept(capsys: Capture, tiny: Path, tmp_path: 
 
 
 def test_validation_clips_are_taken_out_of_training(tiny: Path) -> None:
-    whole = open_fold(config.load(tiny, RunConfig))
-    clips = open_fold(config.load(tiny, RunConfig, ["select=best_on_val"]))
+    whole = open_fold(config_files.load([tiny], RunConfig))
+    clips = open_fold(config_files.load([tiny], RunConfig, ["select=best_on_val"]))
     assert clips.select is not None
     train, val, test = set(clips.train.keys), set(clips.select.keys), set(clips.test.keys)
     assert not (train & val or train & test or val & test) and val
@@ -351,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(dfew: Path, tiny: P
     )
     line = refused(start(*arguments), 4, "expected a finite loss, got cross_entropy=", "Nothing was updated.")
     named = line.partition("with the clips ")[2].partition(".")[0].split(", ")
-    train = open_fold(config.load(tiny, RunConfig)).train.keys
+    train = open_fold(config_files.load([tiny], RunConfig)).train.keys
     assert len(named) == 8 and set(named) <= set(train)
     both = start(*arguments[:2], f"run={tmp_path / 'two'}", *arguments[3:], ranks=2)
     assert both.returncode == 1 and "exitcode  : 4" in both.stderr

@@ -48,11 +48,32 @@ def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         "train c.yaml --dry-run a=1 b.c=2",
         "train c.yaml a=1 --dry-run b.c=2",
         "train --dry-run c.yaml a=1 b.c=2",
+        "train a=1 c.yaml b.c=2 --dry-run",
     ],
 )
-def test_overrides_may_stand_anywhere_after_the_file(text: str) -> None:
+def test_overrides_may_stand_anywhere(text: str) -> None:
     args = cli.parse(text.split())
-    assert (args.config, args.dry_run, args.overrides) == (Path("c.yaml"), True, ["a=1", "b.c=2"])
+    assert (args.configs, args.dry_run, args.overrides) == (["c.yaml"], True, ["a=1", "b.c=2"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "crossval methods/coop ./sets/lr=3.yaml seed=1 --folds 2",
+        "crossval methods/coop --folds 2 ./sets/lr=3.yaml seed=1",
+        "crossval --folds 2 seed=1 methods/coop ./sets/lr=3.yaml",
+    ],
+)
+def test_files_are_told_from_overrides(text: str) -> None:
+    args = cli.parse(text.split())
+    assert (args.configs, args.overrides, args.folds) == (["methods/coop", "./sets/lr=3.yaml"], ["seed=1"], [2])
+
+
+@pytest.mark.parametrize("command", ["train", "crossval", "evaluate"])
+def test_the_help_shows_a_join(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(shown(command, capsys).split())
+    assert "CONFIG [CONFIG ...] [a.b=c ...]" in text and "several are joined, such as methods/X sets/Y" in text
+    assert f"dfer {command} methods/dfer_clip sets/dfew" in text
 
 
 def test_folds_are_numbers() -> None:
@@ -64,9 +85,9 @@ def test_folds_are_numbers() -> None:
     [
         ("", "the following arguments are required: COMMAND"),
         ("trian c.yaml", "invalid choice: 'trian'"),
-        ("train", "the following arguments are required: config"),
+        ("train", "the following arguments are required: CONFIG"),
+        ("train a=1 --dry-run", "the following arguments are required: CONFIG"),
         ("train c.yaml --epochs 3", "unrecognized arguments: --epochs"),
-        ("train c.yaml --dry-run stray", "unrecognized arguments: stray"),
         ("train c.yaml --folds 1", "unrecognized arguments: --folds"),
         ("report run a=1", "unrecognized arguments: a=1"),
         ("crossval c.yaml --folds one", "expected numbers such as 1,2, got 'one'"),
@@ -197,7 +218,7 @@ def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = tmp_path / "nosuchdir"
     assert cli.main(["evaluate", str(source)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {source}: expected a run folder or a YAML file, got neither. "
+        f"error: {source}: expected a run folder or a configuration, got neither. "
         "Correct the path, or train first: dfer train CONFIG\n"
     )
 

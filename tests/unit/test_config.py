@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfer import config
+from dfer import config, config_files
 from dfer.config import ConfigProblem
 from dfer.jobs.config import RunConfig
 from launch.cluster import SlurmCluster, load_cluster
@@ -51,7 +51,7 @@ class Run:
 def load(tmp_path: Path, text: str, *overrides: str) -> Run:
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    return config.load(path, Run, overrides)
+    return config_files.load([path], Run, overrides)
 
 
 def test_reads_values_defaults_and_overrides(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_home_folder_is_known_wherever_a_path_is_read(monkeypatch: pytest.Mo
     assert (run.place, run.cache) == (f"{tmp_path}/a b", str(tmp_path))
     for path in (Path("~/base.yaml"), tmp_path / "c.yaml"):
         (tmp_path / "c.yaml").write_text("base: ~/base.yaml")
-        run = config.load(path, Run, ["cache=s3://b/~"])
+        run = config_files.load([path], Run, ["cache=s3://b/~"])
         assert (run.place, run.cache, run.note) == (f"{tmp_path}/lr", "s3://b/~", "~/lr")
 
 
@@ -184,9 +184,8 @@ def test_every_key_that_names_a_place_is_one(monkeypatch: pytest.MonkeyPatch) ->
     keys = ("run", "data.shards", "data.cache", "model.released", "model.towers.arch", "model.towers.pretrained")
     keys += ("model.text",)
     for part in (keys, ("model.start",)):  # which goes with no other source of weights
-        run = config.load(CONFIGS / "demo.yaml", RunConfig, [f"{key}=~/{key}.yaml" for key in part])
+        run = config_files.load([CONFIGS / "demo.yaml"], RunConfig, [f"{key}=~/{key}.yaml" for key in part])
         assert {key: operator.attrgetter(key)(run) for key in part} == {key: f"/home/x/{key}.yaml" for key in part}
-    assert {*config.FILE_KEYS} < {*keys, "model.start"}
     assert load_cluster(CONFIGS / "clusters" / "slurm.yaml", SlurmCluster, ["folder=~/l"]).folder == "/home/x/l"
 
 
@@ -194,26 +193,6 @@ def test_every_key_that_names_a_place_is_one(monkeypatch: pytest.MonkeyPatch) ->
 def test_bad_overrides_are_named(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigProblem, match=r"expected (key.sub=value|a YAML value)"):
         load(tmp_path, "optim: {name: adam}", override)
-
-
-def test_base_files_merge_and_another_name_replaces(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("optim: {name: sgd, lr: 1.0}\nepochs: 3\nrates: {a: 1, b: 2}")
-    assert load(tmp_path, "base: base.yaml\noptim: {lr: 2}\nrates: {b: 5}") == Run(
-        optim=Sgd(name="sgd", lr=2.0), epochs=3, rates={"a": 1.0, "b": 5.0}
-    )
-    assert load(tmp_path, "base: base.yaml\noptim: {name: adam}").optim == Adam(name="adam")
-
-
-def test_null_takes_an_entry_of_the_base_away(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("optim: {name: adam}\nrates: {a: 1, b: 2}")
-    assert load(tmp_path, "base: base.yaml\nrates: {a: null}").rates == {"b": 2.0}
-
-
-def test_circular_bases_and_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigProblem, match="Break the circle"):
-        load(tmp_path, "base: c.yaml")
-    with pytest.raises(ConfigProblem, match="cannot be read"):
-        config.load(tmp_path / "none.yaml", Run)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 2**63 - 1), st.none() | st.text())

@@ -9,13 +9,19 @@ import pytest
 
 from dfer import __main__ as cli
 from dfer import config
-from dfer.jobs.config import RunConfig
+from dfer.config import ConfigProblem
+from dfer.config_files import load as load_files
+from dfer.config_files import names
+from dfer.data.config import AugmentConfig
+from dfer.jobs import rows
+from dfer.jobs.config import RunConfig, load_run
+from dfer.jobs.rows import SETS, Row
+from dfer.models.config import DferClipConfig, LinearProbeConfig, TowersConfig
 from dfer.training.config import SgdConfig, StepScheduleConfig
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path for path in ROOT.glob("configs/**/*.yaml") if "clusters" not in path.parts)
-PAPER = [path for path in CONFIGS if path.parent.name in ("dfew", "ferv39k", "mafw")]
-README = (ROOT / "configs" / "README.md").read_text()
+FILES = [name for name in names() if not name.startswith("clusters/")]
+PAPER = [row for row in rows.ROWS if row.published]
 DATASETS = ("dfew", "ferv39k", "mafw")
 
 # Zhao & Patras, BMVC 2023, tables 1 to 4: UAR / WAR in % on DFEW, FERV39k and MAFW, for
@@ -33,91 +39,116 @@ ROWS = {
     (1, 8, "class_names"): ((58.28, 70.29), (40.60, 51.18), (39.64, 51.21)),
 }
 
-
-def name(path: Path) -> str:
-    return path.relative_to(ROOT / "configs").as_posix()
+PROBE_ROW = ((45.46, 57.40), (32.47, 43.72), (30.74, 42.95))
 
 
 @cache
-def load(path: Path) -> RunConfig:
-    return config.load(path, RunConfig)
+def load(configs: tuple[str, ...]) -> RunConfig:
+    return load_run(configs)
 
 
-def head(path: Path) -> dict[str, str]:
+def dataset_of(row: Row) -> str:
+    return next(name.removeprefix("sets/") for name in row.configs if name.startswith("sets/"))
+
+
+def head(name: str) -> dict[str, str]:
     """`# key: text` lines of the comment a file opens with."""
-    lines = re.match(r"(#.*\n)+", path.read_text())
-    assert lines, f"{name(path)}: opens with a comment"
-    return dict(re.findall(r"^# (run|frames|published|ours): +(.+)$", lines[0], re.MULTILINE))
+    lines = re.match(r"(#.*\n)+", (ROOT / "configs" / f"{name}.yaml").read_text())
+    assert lines, f"{name}: opens with a comment"
+    return dict(re.findall(r"^# (run|frames): +((?:.+\n#  )*.+)$", lines[0], re.MULTILINE))
 
 
-every = pytest.mark.parametrize("path", CONFIGS, ids=name)
-paper = pytest.mark.parametrize("path", PAPER, ids=name)
+every = pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: " ".join(row.configs))
 
 
-def test_there_are_configurations() -> None:
-    assert len(PAPER) == 3 * len(ROWS) and ROOT / "configs/demo.yaml" in CONFIGS
-
-
-@every
-def test_it_loads_and_reads_back_from_its_resolved_form(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(config.to_yaml(load(path)))
-    assert load(tmp_path / "config.yaml") == load(path)
+def test_there_are_rows_and_every_file_is_in_one() -> None:
+    assert len(PAPER) >= 3 * len(ROWS) and tuple(SETS) == DATASETS
+    used = {name for row in rows.ROWS for name in (*row.configs, rows.own_file(row.configs)) if name}
+    assert used == {*FILES} > {"demo", "methods/dfer_clip", "sets/mafw", "dfew/linear_probe"}
 
 
 @every
-def test_its_head_says_how_to_run_it(path: Path) -> None:
-    commands = [part for part in re.split(r"\s{2,}|[()]|or: ", head(path)["run"]) if part.startswith("dfer ")]
+def test_it_loads_and_reads_back_from_its_resolved_form(row: Row) -> None:
+    resolved = config.to_yaml(load(row.configs)).encode()
+    assert config.load_text(resolved, RunConfig, where="config.yaml") == load(row.configs)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_of_a_file_says_how_to_run_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    commands = [part for part in re.split(r"\s{2,}|[()]|or: ", head(name)["run"]) if part.startswith("dfer ")]
     assert commands
     for command in commands:
         args = cli.parse(shlex.split(command)[1:])
-        assert args.config == Path("configs") / name(path)
-        assert config.load(path, RunConfig, args.overrides).data.shards
+        words = [text.removeprefix("configs/").removesuffix(".yaml") for text in args.configs]
+        assert name in (*words, rows.own_file(words))
+        assert load_run(args.configs, args.overrides).data.shards
 
 
-@every
-def test_its_head_says_what_to_expect(path: Path) -> None:
-    said, published = head(path), load(path).published
-    if published is None:
-        assert said["published"].startswith("none")
-    else:
-        assert said["published"].startswith(f"UAR {published.uar:.2f}, WAR {published.war:.2f} (")
-        assert "select: best_on_test" in said["published"] and published.selection == "best_on_test"
-    assert said["ours"] == "pending" or re.search(r"\d+\.\d", said["ours"])
+def test_the_list_of_configurations_is_what_the_table_gives() -> None:
+    """`make configs` writes it."""
+    assert (ROOT / "configs" / "README.md").read_text(encoding="utf-8") == rows.page()
 
 
-@every
-def test_the_list_of_configurations_has_it_with_its_numbers(path: Path) -> None:
-    rows = [line for line in README.splitlines() if line.startswith(f"| [{name(path)}]({name(path)}) |")]
-    published = load(path).published
-    assert len(rows) == 1
-    assert rows[0].split("|")[3].strip() == (f"{published.uar:.2f} / {published.war:.2f}" if published else "none")
+def test_a_line_of_the_list() -> None:
+    made = rows.of_paper({"dfer_clip": ((1.5, 2), (3, 4), (50, 61.234))}, "a paper")[2]
+    links = "[methods/dfer_clip](methods/dfer_clip.yaml) [sets/mafw](sets/mafw.yaml)"
+    assert made.line() == f"| {links} | MAFW, five folds | 50.00 / 61.23 | pending | | | |"
 
 
-def test_the_list_names_every_file_and_no_other() -> None:
-    assert sorted(re.findall(r"\]\(([^)]+\.yaml)\)", README)) == [name(path) for path in CONFIGS]
-
-
-def test_no_two_configurations_share_a_run_folder() -> None:
-    folders = [load(path).run for path in CONFIGS]
-    assert len(set(folders)) == len(folders)
-    assert all(load(path).run == f"runs/{name(path).removesuffix('.yaml')}" for path in PAPER)
+def test_a_file_of_its_own_stands_for_a_join_that_differs() -> None:
+    """The set's augmentation is not the linear probe's: without the file the join would be refused."""
+    run = load(("methods/linear_probe", "sets/dfew"))
+    assert run == load(("sets/dfew", "methods/linear_probe")) == load(("dfew/linear_probe",))
+    assert (run.data.augment.brightness, run.run) == (0.0, "runs/dfew/linear_probe")
+    assert rows.own_file(("methods/linear_probe", "sets/mafw")) is rows.own_file(("demo", "sets/dfew")) is None
+    with pytest.raises(ConfigProblem, match=r"data.augment.brightness: expected one value, got 0.0 from methods/lin"):
+        load_files(["methods/linear_probe", "sets/dfew"], RunConfig, ["run=x"])
+    line = next(row for row in rows.ROWS if row.configs == ("methods/linear_probe", "sets/dfew")).line()
+    assert "[sets/dfew](sets/dfew.yaml) ([differs](dfew/linear_probe.yaml)) | DFEW" in line
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_every_row_of_the_paper_is_one_configuration(row: tuple[int, int, str], dataset: str) -> None:
+def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str) -> None:
+    run = load(("methods/linear_probe", f"sets/{dataset}"))
+    assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
+    assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
+    assert run.data.features and run.data.shards == f"data/{dataset}" and run.data.train_frames == "middle"
+    assert run.data.augment == AugmentConfig(crop=False, flip=0.0)
+    assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
+    assert {key: group.lr for key, group in run.optim.groups.items()} == {"head": 1e-2}
+
+
+def test_no_two_rows_share_a_run_folder() -> None:
+    folders = [load(row.configs).run for row in rows.ROWS]
+    assert len(set(folders)) == len(folders)
+    assert all(load(row.configs).run.startswith(f"runs/{dataset_of(row)}/") for row in PAPER)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("what", ROWS, ids=str)
+def test_every_row_of_the_paper_is_one_configuration(what: tuple[int, int, str], dataset: str) -> None:
     found = []
-    for path in PAPER:
-        run = load(path)
-        what = (run.model.temporal.depth, run.model.num_contexts, run.model.text)
-        if path.parent.name == dataset and what == row:
-            found.append((run.published.uar, run.published.war))  # type: ignore[union-attr]
-    assert found == [ROWS[row][DATASETS.index(dataset)]]
+    for row in PAPER:
+        run = load(row.configs)
+        if dataset_of(row) != dataset or not isinstance(run.model, DferClipConfig):
+            continue
+        if (run.model.temporal.depth, run.model.num_contexts, run.model.text) == what:
+            assert run.published is not None and run.published.selection == "best_on_test"
+            found.append((run.published.uar, run.published.war))
+    assert found == [ROWS[what][DATASETS.index(dataset)]]
 
 
-@paper
-def test_the_recipe_is_the_paper_s(path: Path) -> None:
-    run = load(path)
+dfer_clip = pytest.mark.parametrize(
+    "row",
+    [row for row in PAPER if isinstance(load(row.configs).model, DferClipConfig)],
+    ids=lambda row: " ".join(row.configs),
+)
+
+
+@dfer_clip
+def test_the_recipe_is_the_paper_s(row: Row) -> None:
+    run = load(row.configs)
     assert (run.batch, run.epochs, run.seed) == (48, 50, 1)
     assert run.schedule == StepScheduleConfig(milestones=(30, 40), gamma=0.1)
     assert isinstance(run.optim, SgdConfig)
@@ -130,34 +161,35 @@ def test_the_recipe_is_the_paper_s(path: Path) -> None:
     assert (run.engine.precision, run.engine.clip_norm) == ("fp32", None)
 
 
-@paper
-def test_the_model_is_the_paper_s(path: Path) -> None:
-    model = load(path).model
+@dfer_clip
+def test_the_model_is_the_paper_s(row: Row) -> None:
+    model = load(row.configs).model
     assert (model.towers.arch, model.towers.pretrained) == ("ViT-B-32-quickgelu", "openai")
     assert (model.temperature, model.context_position, model.shared_contexts) == (0.01, "end", False)
     assert (model.temporal.heads, model.temporal.head_dim, model.temporal.mlp_dim) == (8, 64, 1024)
     assert model.train_image
 
 
-@paper
-def test_the_head_says_where_frames_are_treated_otherwise_than_in_the_released_code(path: Path) -> None:
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_head_says_where_frames_are_treated_otherwise_than_in_the_released_code(dataset: str) -> None:
     """DFEW's faces are square; those of the others need not be."""
-    side = load(path).data.size
+    side = load(("methods/dfer_clip", f"sets/{dataset}")).data.size
     square = f"{side} x {side}"
     said = f"those that are not square are stretched to {square} before the random crop, unlike the released code"
-    assert head(path).get("frames") == (None if path.parent.name == "dfew" else said)
+    frames = head(f"sets/{dataset}").get("frames")
+    assert frames is None if dataset == "dfew" else str(frames).startswith(said)
 
 
 @every
-def test_its_default_shard_folder_is_kept_out_of_the_repository(path: Path) -> None:
+def test_its_default_shard_folder_is_kept_out_of_the_repository(row: Row) -> None:
     """The data sets may not be passed on."""
-    top = Path(load(path).data.shards).parts[0]
+    top = Path(load(row.configs).data.shards).parts[0]
     assert f"/{top}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-@paper
-def test_the_data_are_shown_as_in_the_paper(path: Path) -> None:
-    data, dataset = load(path).data, path.parent.name
+@dfer_clip
+def test_the_data_are_shown_as_in_the_paper(row: Row) -> None:
+    data, dataset = load(row.configs).data, dataset_of(row)
     assert (data.frames, data.size) == (16, 224)
     assert data.classes == ("mafw11" if dataset == "mafw" else "basic7")
     assert data.shards == f"data/{dataset}"

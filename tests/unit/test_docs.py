@@ -13,12 +13,12 @@ import pytest
 import dfer.__main__ as cli
 import launch.__main__ as launch_cli
 import shards.__main__ as shards_cli
-from dfer import config, errors
-from dfer.cli import INTERRUPTED
+from dfer import errors
+from dfer.cli import INTERRUPTED, parse
 from dfer.data.clips import keys_of
 from dfer.data.splits import folds
 from dfer.emotions import Emotions
-from dfer.jobs.config import RunConfig
+from dfer.jobs.config import load_run
 from dfer.models.texts import class_texts
 from dfer.store.format import KEY, PARTITION
 from dfer.store.shards import Store
@@ -169,22 +169,24 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("page", "words"), commands(), ids=[" ".join(words)[:60] for _, words in commands()])
-def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if words[0] == "dfer-shards":
         if page == "docs/adding_a_data_set.md":
             monkeypatch.setitem(shards_cli.SOURCES, "movies", shards_cli.SOURCES["dfew"])
         shards_cli._parser().parse_args(words[1:])
         return
-    if words[0] == "dfer-launch":
-        args, stray = launch_cli.parser().parse_known_args(words[1:])
-        overrides, resources = cluster.split(stray)
-        if kind := {"slurm": cluster.SlurmCluster, "ray": cluster.RayCluster}.get(words[1]):
-            cluster.load_cluster(ROOT / vars(args).pop("cluster"), kind, resources)
-    else:
-        args = cli.parse(words[1:])
-        overrides = getattr(args, "overrides", [])
-    for path in [value for value in vars(args).values() if isinstance(value, Path) and value.suffix == ".yaml"]:
-        config.load(ROOT / path, RunConfig, overrides)
+    monkeypatch.chdir(ROOT)
+    if page == "docs/adding_a_data_set.md":
+        monkeypatch.chdir(tmp_path)
+        Path("sets").mkdir()
+        Path("sets/movies.yaml").write_text(fenced((ROOT / page).read_text(), "yaml")[0])
+    args = parse({"dfer": cli, "dfer-launch": launch_cli}[words[0]].parser(), words[1:])
+    overrides, resources = cluster.split(getattr(args, "overrides", []))
+    if kind := {"slurm": cluster.SlurmCluster, "ray": cluster.RayCluster}.get(words[1]):
+        cluster.load_cluster(args.cluster, kind, resources)
+    configs = getattr(args, "configs", [])
+    if configs and not re.match(r"runs/|RUN", configs[0]):
+        load_run(configs, overrides)
 
 
 def test_no_example_puts_licensed_data_into_a_package_folder() -> None:

@@ -96,6 +96,8 @@ PLAIN = {
         "errors",
         "choices",
         "config",
+        "config_files",
+        "multiprocessing_internals",
         "overrides",
         "yaml_text",
         "storage",
@@ -107,7 +109,7 @@ PLAIN = {
     )
 }
 """The floor without torch."""
-FLOOR = PLAIN | {"dfer.recognition", "dfer.distributed", "dfer.rendezvous", "dfer.inference"}
+FLOOR = PLAIN | {"dfer.torch_internals", "dfer.recognition", "dfer.distributed", "dfer.rendezvous", "dfer.inference"}
 LOWER = ("dfer.run", "dfer.store", "dfer.media")
 """Rooms that import the floor alone; every room may import them."""
 ROOMS = (*LOWER, "dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.report", "dfer.jobs")

@@ -14,6 +14,7 @@ import torch
 from dfer import __main__ as cli
 from dfer.distributed import World
 from dfer.errors import DeniedError, StorageError
+from dfer.jobs.config import RunConfig
 from dfer.local_files import denial, user_name
 from dfer.report.write import write_report
 from dfer.run.checkpoint_files import damage
@@ -168,7 +169,9 @@ def test_a_folder_is_checked_before_anything_is_written(shared: Path) -> None:
 def test_a_report_of_somebody_elses_run_goes_elsewhere(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = shared / "run", shared / "mine"
     fake_runs.write_fold(run, fake_runs.result(), curves=False)
-    write_report(Folder(run), out=Folder(shared / "warm"))  # imports what a report needs, perhaps out of root's home
+    write_report(
+        Folder(run), RunConfig, out=Folder(shared / "warm")
+    )  # imports what a report needs, perhaps out of root's home
     for path in (run, *run.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     out.mkdir()

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from dfer.__main__ import main
-from dfer.config import ConfigProblem, from_plain, load, to_yaml
+from dfer.config import ConfigProblem, from_plain, to_yaml
+from dfer.config_files import load
 from dfer.data.config import DataConfig
 from dfer.data.order import accumulation
 from dfer.distributed import World, process_group
@@ -224,7 +225,7 @@ def test_the_evaluation_of_untrained_weights_does_not_pass_for_a_finished_traini
 
 def test_switching_the_engine_keeps_its_other_settings() -> None:
     overrides = ["engine.clip_norm=2.0", "engine.precision=bf16", "engine.name=ddp"]
-    found = load(Path(__file__).parents[3] / "configs" / "demo.yaml", RunConfig, overrides)
+    found = load([Path(__file__).parents[3] / "configs" / "demo.yaml"], RunConfig, overrides)
     assert found.engine == EngineConfig(name="ddp", precision="bf16", clip_norm=2.0)
 
 
@@ -269,7 +270,7 @@ def test_the_shards_of_a_run_may_move_but_not_change(tmp_path: Path, alone: Worl
     assert evaluate_run(moved, alone, trained=True).confusion == result.confusion
     (tmp_path / "run" / RESULT).unlink()
     refused(lambda: train(others, alone))
-    assert load(tmp_path / "run" / "config.yaml", RunConfig) == moved
+    assert load([tmp_path / "run" / "config.yaml"], RunConfig) == moved
     assert train(moved, alone).manifest_sha256 == result.manifest_sha256
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dfer.config import load
+from dfer.cli import parse
 from dfer.errors import StorageError
-from dfer.jobs.config import RunConfig
+from dfer.jobs.config import load_run
 from launch import __main__ as cli
 from launch.cluster import RayCluster, SlurmCluster, load_cluster, split
 
@@ -18,15 +18,16 @@ LINES = [line.strip() for text in cli.EXAMPLES.values() for line in text.splitli
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_examples_of_the_help_work(line: str) -> None:
+def test_examples_of_the_help_work(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     words = shlex.split(line)
     words = words[words.index("dfer-launch") + 1 :]
-    args, rest = cli.parser().parse_known_args(words)
-    mine, theirs = split(rest)
-    if isinstance(path := getattr(args, "config", None), Path) and path.suffix == ".yaml":
-        load(ROOT / path, RunConfig, mine)
+    args = parse(cli.parser(), words)
+    mine, theirs = split(getattr(args, "overrides", []))
+    if (configs := getattr(args, "configs", [])) and not configs[0].startswith("runs/"):
+        assert load_run(configs, mine).run
     if kind := {"slurm": SlurmCluster, "ray": RayCluster}.get(words[0]):
-        load_cluster(ROOT / args.cluster, kind, theirs)
+        load_cluster(args.cluster, kind, theirs)
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dfer.config import load
-from dfer.jobs.config import RunConfig
+from dfer import cli
+from dfer.jobs.config import load_run
 from launch import __main__ as launcher
 from shards import __main__ as shards
 
@@ -45,8 +45,8 @@ def test_its_commands_are_understood(tmp_path: Path, cores: int, monkeypatch: py
     assert (drawn.out, drawn.clips, drawn.seed, drawn.jobs) == ("some where/raw", 980, 1, cores)
     assert (str(built.raw), built.out, built.jobs) == ("some where/raw", "some where/shards", cores)
 
-    args, overrides = launcher.parser().parse_known_args(run[2:])
-    config = load(args.config, RunConfig, overrides)
+    args = cli.parse(launcher.parser(), run[2:])
+    config = load_run(args.configs, args.overrides)
     assert (args.verb, args.processes, args.parallel) == ("crossval", 1, min(cores, 5))
     assert (config.data.shards, config.run) == ("some where/shards", "some where/run")
     assert config.data.size == built.max_side, "frames lie in the shards at the size that is trained on"

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from dfer.config import FILE_KEYS, load, load_text, to_yaml
+from dfer.config import load_text, to_plain, to_yaml
+from dfer.config_files import load
 from dfer.distributed import World
 from dfer.errors import CheckpointError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.evaluation.results import save_result
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
 from dfer.models.files import files
+from dfer.run.changes import keys
 from dfer.storage import Folder
 from launch import job as module
 from launch.job import Job, Place, conclude, make_job, run_job
@@ -34,7 +36,7 @@ def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(*overrides: str, folds: tuple[int, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:
-    return make_job(CONFIG, overrides, folds, worlds=worlds)
+    return make_job([CONFIG], overrides, folds, worlds=worlds)
 
 
 def test_a_job_is_resolved_text_with_absolute_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,10 +91,12 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
         made("run=x", "model.start=runs/x")
     job = made("run=x", "model.start=s3://bucket/runs/x")
     assert load_text(job.config.encode(), RunConfig, where="job").model.start == "s3://bucket/runs/x"
-    config = load(CONFIG, RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
+    config = load([CONFIG], RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
     others = (replace(config, released="dfer.pth"), replace(config, start="runs/x"))
-    keys = {f"model.{key}" for each in (config, *others) for key in files(each)}
-    assert keys == {*FILE_KEYS} and files(config, weights=False) == {"towers.arch": "own.json"}
+    named = {f"model.{key}" for each in (config, *others) for key in files(each)}
+    facts = keys(RunConfig, to_plain(replace(load([CONFIG], RunConfig), model=replace(config, start="runs/x"))))
+    assert named == {name for name, key in facts.items() if key.file} | {"model.start"}
+    assert files(config, weights=False) == {"towers.arch": "own.json"}
 
 
 @pytest.mark.parametrize("name", ["lr #1", "010", "a: b", "null", "'q\"", "漢", "~"])
@@ -104,7 +108,7 @@ def test_places_reach_the_processes_letter_by_letter(
     monkeypatch.chdir(tmp_path / name)
     source = tmp_path / "c.yaml"
     source.write_text(yaml.safe_dump({"base": str(CONFIG), "run": f"./{name}", "data": {"shards": "s", "cache": "c"}}))
-    job = make_job(source, [f"data.shards=./{name}"], (), worlds=(1,))
+    job = make_job([source], [f"data.shards=./{name}"], (), worlds=(1,))
     seen: list[Any] = []
     monkeypatch.setattr("dfer.jobs.train.train", lambda config, *_: seen.append(config))
     monkeypatch.setattr(module, "export", lambda _: None)

@@ -50,7 +50,11 @@ def test_stray_arguments_are_refused(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("config", "override", "said"),
     [
-        ("none.yaml", "seed=1", "none.yaml: expected a YAML file, got one that cannot be read"),
+        (
+            "none.yaml",
+            "seed=1",
+            "none.yaml: expected a YAML file or the name of a configuration, got neither. Correct it. ",
+        ),
         ("demo.yaml", "epoch=3", "epoch: unknown key. Did you mean"),
     ],
 )
@@ -209,7 +213,7 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(("failing", "code"), [("exit 0", 0), ("exit 3", 3)])
 def test_a_fold_that_fails_leaves_the_others_alone(tmp_path: Path, failing: str, code: int) -> None:
-    job = local.Local(verb="crossval", source="c.yaml", parallel=2)
+    job = local.Local(verb="crossval", configs=["c.yaml"], parallel=2)
     marks = [f"pid {tmp_path / str(k)} exit 0" for k in range(3)]
     assert local._Jobs(job, [[marks[0]], [failing], [marks[1]], [marks[2]]]).run() == code
     assert len(list(tmp_path.iterdir())) == 3
@@ -217,7 +221,7 @@ def test_a_fold_that_fails_leaves_the_others_alone(tmp_path: Path, failing: str,
 
 @pytest.mark.usefixtures("fake")
 def test_lines_of_folds_beside_each_other_say_whose_they_are(capfd: pytest.CaptureFixture[str]) -> None:
-    job = local.Local(verb="crossval", source="c.yaml", parallel=2, processes=2)
+    job = local.Local(verb="crossval", configs=["c.yaml"], parallel=2, processes=2)
     each = [["note hello exit 0", "note hi exit 0"], ["say bad exit 3", "say bad exit 3"], ["exit 7", "kill 9"]]
     assert local._Jobs(job, each, labels=["fold 1", "fold 2", "fold 4"]).run() == 3
     said = sorted(capfd.readouterr().err.splitlines())
@@ -228,7 +232,7 @@ def test_lines_of_folds_beside_each_other_say_whose_they_are(capfd: pytest.Captu
 
 @pytest.mark.usefixtures("fake")
 def test_after_a_signal_no_fold_is_started(tmp_path: Path) -> None:
-    job = local.Local(verb="crossval", source="c.yaml")
+    job = local.Local(verb="crossval", configs=["c.yaml"])
     waiting = [[f"parent {signal.SIGUSR1.value} sleep 60"], [f"pid {tmp_path / 'late'} exit 0"]]
     assert local._Jobs(job, waiting).run() == 9
     assert not (tmp_path / "late").exists()
@@ -236,7 +240,7 @@ def test_after_a_signal_no_fold_is_started(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_a_stop_that_found_every_fold_finished_is_one_where_others_wait(tmp_path: Path) -> None:
-    job = local.Local(verb="crossval", source="c.yaml")
+    job = local.Local(verb="crossval", configs=["c.yaml"])
     jobs = local._Jobs(job, [[f"parent {signal.SIGUSR1.value} exit 0"], [f"pid {tmp_path / 'late'} exit 0"]])
     assert jobs.run() == 9 and not (tmp_path / "late").exists()
 
@@ -258,10 +262,10 @@ def test_folds_that_ended_well_are_reported_beside_a_failed_one(
 
 
 def test_options_of_crossval_reach_it() -> None:
-    job = local.Local(verb="crossval", source="c.yaml", folds=(2, 3), overrides=["seed=1"])
+    job = local.Local(verb="crossval", configs=["c.yaml"], folds=(2, 3), overrides=["seed=1"])
     assert job.arguments() == ["crossval", "c.yaml", "--folds", "2,3", "seed=1"]
     with pytest.raises(UsageError):
-        local.Local(verb="evaluate", source="c.yaml", folds=(2,))
+        local.Local(verb="evaluate", configs=["c.yaml"], folds=(2,))
 
 
 @pytest.mark.integration
@@ -269,7 +273,7 @@ def test_the_job_fails_with_a_message_and_its_failure_is_ours(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     overrides = [f"run={tmp_path / 'run'}", f"data.shards={tmp_path / 'none'}"]
-    job = local.Local(verb="train", source=str(CONFIGS / "demo.yaml"), overrides=overrides, processes=2)
+    job = local.Local(verb="train", configs=[str(CONFIGS / "demo.yaml")], overrides=overrides, processes=2)
     assert local.run(job) == 3
     err = capfd.readouterr().err
     assert err.count(f"{tmp_path}/none/manifest.json: expected the manifest") == 1

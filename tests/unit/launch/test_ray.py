@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pytest
 from ray.exceptions import RuntimeEnvSetupError
 
-from dfer.config import load
+from dfer.config_files import load
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
@@ -117,13 +117,13 @@ def test_places_that_outlive_the_job_are_not(
 ) -> None:
     in_job(tmp_path / "job", monkeypatch, working_dir=working_dir)
     ray_cluster.refuse_working_folder(
-        load(ROOT / "configs/demo.yaml", RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
+        load([ROOT / "configs/demo.yaml"], RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
     )
 
 
 def test_a_driver_outside_a_job_may_use_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    ray_cluster.refuse_working_folder(load(ROOT / "configs/demo.yaml", RunConfig, []))
+    ray_cluster.refuse_working_folder(load([ROOT / "configs/demo.yaml"], RunConfig, []))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def test_nothing_but_the_name_is_needed(told: dict[str, str], name: str) -> None
     home = told["HERE"]
     words = run(told, name).stdout.split()
     assert words == [
-        "slurm", f"{home}/configs/{name}/dfer_clip.yaml", "--cluster", f"{home}/configs/clusters/slurm.yaml",
+        "slurm", f"{home}/configs/methods/dfer_clip.yaml", f"{home}/configs/sets/{name}.yaml",
+        "--cluster", f"{home}/configs/clusters/slurm.yaml",
     ]  # fmt: skip
 
 
@@ -44,8 +45,8 @@ def test_flags_go_before_the_environment(told: dict[str, str]) -> None:
     words = ["-m", "dfer_clip_depth2", "-f", "1,3", "-n", "seed=2", "cluster.account=a b"]
     more = {"METHOD": "none", "CLUSTER": "mine.yaml", "FOLDS": "5"}
     got = run(told, "mafw", *words, **more).stdout.splitlines()
-    assert got[1].endswith("configs/mafw/dfer_clip_depth2.yaml")
-    assert got[2:] == ["--cluster", "mine.yaml", "--dry-run", "seed=2", "cluster.account=a b", "--folds", "1,3"]
+    assert got[1].endswith("configs/methods/dfer_clip_depth2.yaml") and got[2].endswith("configs/sets/mafw.yaml")
+    assert got[3:] == ["--cluster", "mine.yaml", "--dry-run", "seed=2", "cluster.account=a b", "--folds", "1,3"]
     assert run(told, "mafw", METHOD="class_name_temporal", FOLDS="5").stdout.split()[-2:] == ["--folds", "5"]
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from dfer.emotions import BASIC7, MAFW11
 from dfer.errors import CheckpointError
+from dfer.jobs.config import RunConfig
 from dfer.report.plots import apart, thinned
 from dfer.report.tables import short_names, table_rows
 from dfer.report.write import summarise, text_table, write_report
@@ -51,7 +52,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def crossval(tmp_path_factory):
     run = fake_runs.write_crossval(tmp_path_factory.mktemp("dfew") / "dfew_dfer_clip")
-    return run, write_report(Folder(run))
+    return run, write_report(Folder(run), RunConfig)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,14 @@ def test_the_three_files_lie_in_report(crossval):
 
 
 def test_another_folder_may_be_named(crossval, tmp_path):
-    assert write_report(Folder(crossval[0]), out=Folder(tmp_path / "here")).markdown == f"{tmp_path}/here/report.md"
+    assert (
+        write_report(Folder(crossval[0]), RunConfig, out=Folder(tmp_path / "here")).markdown
+        == f"{tmp_path}/here/report.md"
+    )
 
 
 def test_the_same_run_gives_the_same_bytes(crossval, tmp_path):
-    again = write_report(Folder(crossval[0]), out=Folder(tmp_path))
+    again = write_report(Folder(crossval[0]), RunConfig, out=Folder(tmp_path))
     for name in ("markdown", "json", "html"):
         assert Path(getattr(again, name)).read_bytes() == Path(getattr(crossval[1], name)).read_bytes()
 
@@ -136,7 +140,7 @@ def test_the_page_shows_folds_pictures_config_and_environment(page):
 
 
 def test_every_count_of_the_pooled_matrix_is_in_its_picture(crossval, page):
-    pooled = summarise(Folder(crossval[0])).pooled
+    pooled = summarise(Folder(crossval[0]), RunConfig).pooled
     text = Path(crossval[1].html).read_text()
     start = text.index('aria-label="Confusion matrix. Sum over')
     drawn = re.findall(r">([^<>]+)</text>", text[start : text.index("</svg>", start)])
@@ -153,7 +157,7 @@ def test_whatever_a_run_folder_says_stays_text(tmp_path):
     (run / "environment.json").write_text(json.dumps({"command": EVIL}))
     records = [{"kind": "train", "step": s, "lr": {EVIL: 1e-3}} for s in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    paths = write_report(Folder(run))
+    paths = write_report(Folder(run), RunConfig)
     page = Page(Path(paths.html).read_text())
     assert "script" not in page.tags and "img" not in page.tags and not page.open
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -165,7 +169,7 @@ def test_math_marks_in_names_are_not_typeset(tmp_path):
     found = fake_runs.result(
         num_folds=1, classes=("$a$", "$\\frac{", *BASIC7[2:]), confusion=fake_runs.result().confusion
     )
-    drawn = Path(write_report(Folder(fake_runs.write_fold(tmp_path, found, curves=False))).html).read_text()
+    drawn = Path(write_report(Folder(fake_runs.write_fold(tmp_path, found, curves=False)), RunConfig).html).read_text()
     assert re.search(r">\$a\$ +\d+</text>", drawn) and re.search(r">\$\\frac\{</text>", drawn)
 
 
@@ -175,7 +179,7 @@ def test_a_run_without_curves_or_environment_still_reports(tmp_path):
     plain = yaml.safe_load((run / "config.yaml").read_text())
     del plain["published"]
     (run / "config.yaml").write_text(yaml.safe_dump(plain))
-    paths = write_report(Folder(run))
+    paths = write_report(Folder(run), RunConfig)
     text = Path(paths.html).read_text()
     assert "No metrics.jsonl" in text and "published" not in Path(paths.markdown).read_text()
     assert "| test split |" in Path(paths.markdown).read_text() and "| std |" not in Path(paths.markdown).read_text()
@@ -185,12 +189,12 @@ def test_a_refused_mixture_leaves_no_report(tmp_path):
     run = fake_runs.write_crossval(tmp_path, curves=False)
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, batch=10)))
     with pytest.raises(CheckpointError, match=r"batch = 48"):
-        write_report(Folder(run))
+        write_report(Folder(run), RunConfig)
     assert not (run / "report").exists()
 
 
 def test_the_terminal_table_is_aligned(tmp_path):
-    report = summarise(Folder(fake_runs.write_crossval(tmp_path, classes=MAFW11, done=(1, 3), curves=False)))
+    report = summarise(Folder(fake_runs.write_crossval(tmp_path, classes=MAFW11, done=(1, 3), curves=False)), RunConfig)
     lines = text_table(report).splitlines()
     rules = [i for i, line in enumerate(lines) if set(line) == {"-"}]
     table = [line for i, line in enumerate(lines[: rules[-1] + 1]) if i >= rules[0]]
@@ -203,15 +207,15 @@ def test_the_terminal_table_is_aligned(tmp_path):
 
 def test_terms_are_drawn_when_the_loss_has_more_than_one(tmp_path):
     run = fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1))
-    assert "Terms of the loss" not in Path(write_report(Folder(run)).html).read_text()
+    assert "Terms of the loss" not in Path(write_report(Folder(run), RunConfig).html).read_text()
     records = [{"kind": "train", "step": s, "loss": 3, "terms": {"global": 1 / s, "local": 2 / s}} for s in (1, 2)]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    text = Path(write_report(Folder(run)).html).read_text()
+    text = Path(write_report(Folder(run), RunConfig).html).read_text()
     assert 'aria-label="Terms of the loss"' in text and ">global</text>" in text and ">local</text>" in text
 
 
 def test_rows_of_a_complete_crossval_are_in_order(crossval):
-    kinds = [row.kind for row in table_rows(summarise(Folder(crossval[0])))]
+    kinds = [row.kind for row in table_rows(summarise(Folder(crossval[0]), RunConfig))]
     assert kinds == ["fold"] * 5 + ["mean", "std", "pooled", "theirs"]
 
 

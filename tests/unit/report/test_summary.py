@@ -13,6 +13,7 @@ from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError
 from dfer.evaluation.results import Protocol, save_result
 from dfer.evaluation.scores import percent
+from dfer.jobs.config import RunConfig
 from dfer.report.crossval import average, deviation, fold_folders, summarise
 from dfer.report.tables import text_table
 from dfer.report.write import write_report
@@ -33,7 +34,7 @@ def change(run, fold, **changes):
 
 
 def test_mean_and_deviation_are_numpys_over_the_folds(run):
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     table = np.array([[*fold.recall, fold.uar, fold.war] for fold in report.folds])
     assert [*report.mean.recall, report.mean.uar, report.mean.war] == pytest.approx(table.mean(axis=0))
     assert [*report.std.recall, report.std.uar, report.std.war] == pytest.approx(table.std(axis=0, ddof=1))
@@ -54,19 +55,19 @@ def test_dk_clips_published_folds_give_its_published_mean():
 
 
 def test_missing_folds_are_named_and_the_mean_says_how_many(tmp_path):
-    report = summarise(Folder(fake_runs.write_crossval(tmp_path, done=(1, 3), curves=False)))
+    report = summarise(Folder(fake_runs.write_crossval(tmp_path, done=(1, 3), curves=False)), RunConfig)
     assert report.missing == (2, 4, 5)
     assert report.coverage == "2 of 5 folds"
     assert "No result yet for fold 2, fold 4, fold 5: means cover 2 of 5 folds." in report.notes
 
 
 def test_one_fold_has_no_deviation(tmp_path):
-    assert summarise(Folder(fake_runs.write_crossval(tmp_path, done=(2,), curves=False))).std is None
+    assert summarise(Folder(fake_runs.write_crossval(tmp_path, done=(2,), curves=False)), RunConfig).std is None
 
 
 def test_an_empty_class_is_noted_and_its_mean_runs_over_the_other_folds(run):
     save_result(fake_runs.without_class(fake_runs.result(fold=2), 5), Folder(run / "fold_2"))
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     others = [fold.recall[5] for fold in report.folds if fold.fold != 2]
     assert report.mean.recall[5] == pytest.approx(sum(others) / 4)
     assert "Fold 2 has no test clips of disgust: UAR averages over the other classes." in report.notes
@@ -77,7 +78,7 @@ def test_a_run_without_results_says_what_to_do(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"expected a results/test.json of a complete .* got none. Finish"
     ) as caught:
-        summarise(Folder(tmp_path))
+        summarise(Folder(tmp_path), RunConfig)
     assert caught.value.exit_code == 5
 
 
@@ -98,7 +99,7 @@ MIXTURES = [
 def test_unlike_folds_never_share_a_table(run, changes, text):
     change(run, 3, **changes)
     with pytest.raises(CheckpointError) as caught:
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
     assert text in str(caught.value)
     assert caught.value.exit_code == 5
 
@@ -107,7 +108,7 @@ def test_folds_of_unlike_epochs_never_share_a_table(run):
     change(run, 3, epochs=60, epoch=60)
     (run / "fold_3" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=3, epochs=60)))
     with pytest.raises(CheckpointError) as caught:
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
     assert "one number of epochs for all folds, got 50 (fold_1, fold_2, fold_4, fold_5); 60 (fold_3). " in str(
         caught.value
     )
@@ -129,13 +130,13 @@ def test_a_half_trained_fold_does_not_enter_the_table(run, older):
         between.rename(run / "fold_3" / RESULT)
         for fold in range(1, 6):
             without(run / f"fold_{fold}" / RESULT, "complete", "epochs")
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     assert (report.missing, report.incomplete) == ((3,), (3,)) and [f.fold for f in report.folds] == [1, 2, 4, 5]
     assert {fold.epochs for fold in report.folds} == {50}
     where = run / "fold_3" / RESULT if older else between
     assert report.notes[0] == f"Training incomplete, left out: fold 3 at epoch 1 of 50 ({where})."
     assert "fold 3: training incomplete" in text_table(report)
-    paths = write_report(Folder(run))
+    paths = write_report(Folder(run), RunConfig)
     assert "fold 3: training incomplete" in html.unescape(Path(paths.html).read_text())
     assert json.loads(Path(paths.json).read_text())["incomplete_folds"] == [3]
 
@@ -145,12 +146,12 @@ def test_a_run_with_evaluations_of_an_incomplete_training_alone_gives_no_report(
         unfinished = fake_runs.result(fold=1, step=step, epoch=epoch, complete=False)
         fake_runs.write_fold(tmp_path / "fold_1", unfinished, curves=False)
     with pytest.raises(CheckpointError, match=r"complete training .*, got fold 1 at epoch 2 of 50. Finish the run"):
-        summarise(Folder(tmp_path))
+        summarise(Folder(tmp_path), RunConfig)
 
 
 def test_a_finished_fold_whose_epochs_were_raised_is_left_out_until_it_has_them(run):
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, epochs=60)))
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     assert report.incomplete == (2,)
     assert "fold 2 finished with 50 epochs, and more are configured now" in report.notes[0]
 
@@ -160,7 +161,7 @@ def test_what_was_changed_on_the_way_is_noted(run):
     change(run, 4, changed=made)
     data = {**fake_runs.config()["data"], "max_bad_share": 0.001}
     (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=4, eval_every=5, data=data)))
-    notes = summarise(Folder(run)).notes
+    notes = summarise(Folder(run), RunConfig).notes
     assert "Fold 4 went on with epochs from 40 to 50 at step 7800, eval_every from none to 5 at step 100." in notes
     others = "None (fold_1), None (fold_2), None (fold_3)"
     assert f"The folds differ in eval_every: {others}, 5 (fold_4), None (fold_5)." in notes
@@ -171,10 +172,10 @@ def test_a_metrics_file_over_its_bound_shortens_the_curves_alone(run, monkeypatc
     lines = "".join(json.dumps({"kind": "train", "step": n, "loss": 1.0}) + "\n" for n in range(1, 100))
     (run / "fold_1" / "metrics.jsonl").write_text(lines)
     monkeypatch.setattr("dfer.report.recorded.MAX_BYTES", 2000)
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     assert 0 < len(report.curves["train/loss"][1]) < 99
     assert any("The curves leave out the end of metrics.jsonl" in n and n.endswith("fold_1.") for n in report.notes)
-    write_report(Folder(run))
+    write_report(Folder(run), RunConfig)
 
 
 def test_folds_of_different_configurations_never_share_a_table(run):
@@ -182,7 +183,7 @@ def test_folds_of_different_configurations_never_share_a_table(run):
     plain["optim"]["groups"]["image"]["lr"] = 1e-6
     (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(plain))
     with pytest.raises(CheckpointError) as caught:
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
     key = "optim.groups.image.lr"
     text = f"one configuration for all folds, got {key} = 1e-05 (fold_1); {key} = 1e-06 (fold_4)"
     assert text in str(caught.value)
@@ -191,7 +192,7 @@ def test_folds_of_different_configurations_never_share_a_table(run):
 def test_a_key_that_only_one_configuration_has_is_a_difference(run):
     (run / "fold_5" / "config.yaml").write_text(yaml.safe_dump({**fake_runs.config(fold=5), "extra": 1}))
     with pytest.raises(CheckpointError, match=r"extra = None \(fold_1\); extra = 1 \(fold_5\)"):
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
 
 
 def test_what_may_change_between_two_stretches_may_differ_between_folds(run):
@@ -202,12 +203,12 @@ def test_what_may_change_between_two_stretches_may_differ_between_folds(run):
         weights = {"model": {**plain["model"], "released": f"{folder}/dfer.pth"}}
         text = yaml.safe_dump({**fake_runs.config(fold=fold), **weights, **(changes if fold == 4 else {})})
         (run / f"fold_{fold}" / "config.yaml").write_text(text)
-    assert summarise(Folder(run)).coverage == "5 of 5 folds"
+    assert summarise(Folder(run), RunConfig).coverage == "5 of 5 folds"
 
 
 def test_published_numbers_that_not_all_folds_name_are_left_out(run):
     (run / "fold_4" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=4, published=None)))
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     left_out = "Published numbers are left out: the configurations of the folds name different ones."
     assert report.published is None and left_out in report.notes
     assert "59.61" not in text_table(report)
@@ -216,13 +217,13 @@ def test_published_numbers_that_not_all_folds_name_are_left_out(run):
 def test_seeds_may_differ_and_are_named(run):
     change(run, 2, seed=7)
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, seed=7)))
-    assert summarise(Folder(run)).seeds == [1, 7]
+    assert summarise(Folder(run), RunConfig).seeds == [1, 7]
 
 
 def test_a_fold_in_the_wrong_folder_is_refused(run):
     save_result(fake_runs.result(fold=2), Folder(run / "fold_1"))
     with pytest.raises(CheckpointError, match=r"expected the result of fold 1, got fold 2. Put the folder back"):
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
 
 
 @pytest.mark.parametrize(("text", "got"), [(None, "no such file"), ("a: [", "not valid YAML"), ("- 1", "list")])
@@ -230,12 +231,12 @@ def test_a_result_without_its_configuration_is_refused(run, text, got):
     path = run / "fold_1" / "config.yaml"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(CheckpointError, match=f"config.yaml: expected .*, got {got}"):
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
 
 
 def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numbers(tmp_path):
     made = fake_runs.result(generated="seed 3, generator 1", excluded=2)
-    report = summarise(Folder(fake_runs.write_fold(tmp_path / "run", made, curves=False)))
+    report = summarise(Folder(fake_runs.write_fold(tmp_path / "run", made, curves=False)), RunConfig)
     assert report.published is None
     assert "2 clips of the split files are not in the shards; `dfer-shards show` names them." in report.notes
     left_out = "Published numbers are left out: they hold for DFEW itself, these are generated faces in DFEW's layout."
@@ -243,7 +244,7 @@ def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numb
     screen = text_table(report)
     assert screen.startswith("DFER-CLIP on generated faces in DFEW's layout, ")
     assert "59.61" not in screen and "on DFEW" not in screen
-    paths = write_report(Folder(tmp_path / "run"))
+    paths = write_report(Folder(tmp_path / "run"), RunConfig)
     for text in (Path(paths.markdown).read_text(), Path(paths.html).read_text()):
         plain = html.unescape(text)
         assert "DFER-CLIP on generated faces in DFEW's layout" in plain
@@ -256,16 +257,17 @@ def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numb
 def test_generated_and_real_faces_never_share_a_table(run):
     change(run, 2, generated="seed 3, generator 1")
     with pytest.raises(CheckpointError, match=r"one data set for all folds, got .*generated faces in DFEW's layout"):
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
 
 
 def test_one_clip_left_out_is_told_and_none_is_not(tmp_path):
     fake_runs.write_fold(tmp_path, fake_runs.result(excluded=1), curves=False)
     assert any(
-        note.startswith("1 clip of the split files is not in the shards") for note in summarise(Folder(tmp_path)).notes
+        note.startswith("1 clip of the split files is not in the shards")
+        for note in summarise(Folder(tmp_path), RunConfig).notes
     )
     fake_runs.write_fold(tmp_path, fake_runs.result(), curves=False)
-    assert not any("split files" in note for note in summarise(Folder(tmp_path)).notes)
+    assert not any("split files" in note for note in summarise(Folder(tmp_path), RunConfig).notes)
 
 
 def test_published_numbers_of_the_config_are_checked(run):
@@ -273,12 +275,12 @@ def test_published_numbers_of_the_config_are_checked(run):
         plain = fake_runs.config(fold=fold, published={"uar": 59.61, "war": 71.25})
         (run / f"fold_{fold}" / "config.yaml").write_text(yaml.safe_dump(plain))
     with pytest.raises(CheckpointError, match=r"fold_1/config.yaml: published.source: required, but missing"):
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
 
 
 def test_another_selection_rule_of_the_paper_is_noted(run):
     note = "Not like for like: the published numbers stand for selection best_on_test, ours for last."
-    assert note in summarise(Folder(run)).notes
+    assert note in summarise(Folder(run), RunConfig).notes
 
 
 def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_noted(run):
@@ -291,7 +293,7 @@ def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_not
     lines = [json.dumps(record) for record in records]
     odd = ['{"step": 3, "loss": NaN, "note": "text", "done": true}', '["step"]', '{"loss": 1}', '{"step": 4, "lo']
     (run / "fold_1" / "metrics.jsonl").write_text("\n".join([*lines, *odd]))
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     assert report.curves == {
         "train/loss": {1: [(1, 2.9), (2, 2.5)]},
         "train/lr/image": {1: [(1, 1e-5)]},
@@ -309,12 +311,12 @@ def test_fold_folders_are_ordered_by_number_and_nothing_else_counts(tmp_path):
 
 def test_environments_that_are_equal_are_shown_once(run):
     (run / "fold_5" / "environment.json").write_text("not json")
-    found = summarise(Folder(run)).environments
+    found = summarise(Folder(run), RunConfig).environments
     assert list(found) == ["fold_1, fold_2, fold_3, fold_4", "fold_5"]
     assert found["fold_5"] == "not json"
 
 
 def test_a_single_run_is_its_own_table(tmp_path):
-    report = summarise(Folder(fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1), curves=False)))
+    report = summarise(Folder(fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1), curves=False)), RunConfig)
     assert report.coverage == "fixed split"
     assert (tmp_path / RESULT).is_file() and len(report.folds) == 1

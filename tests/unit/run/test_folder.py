@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dfer.config import to_yaml
+from dfer.config import key, to_yaml
 from dfer.distributed import World, on_first
 from dfer.errors import CheckpointError, StorageError, UsageError
 from dfer.run import folder
@@ -19,31 +19,32 @@ WORLD = World()
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    shards: str = "here"
-    workers: int = 2
+    shards: str = key("here", path=True, resume="free")
+    workers: int = key(2, resume="free")
     frames: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Towers:
-    pretrained: str | None = None
+    pretrained: str | None = key(None, file=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     towers: Towers = field(default_factory=Towers)
-    released: str | None = None
+    released: str | None = key(None, file=True)
+    start: str | None = key(None, path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Of the shape of a RunConfig: the folder reads names, not classes."""
+    """Of the shape of a RunConfig: the folder reads the facts that stand at the keys."""
 
-    run: str = "r"
+    run: str = key("r", resume="free")
     seed: int = 1
-    micro_batch: int | None = None
-    log_every: int = 1
-    published: str | None = None
+    micro_batch: int | None = key(None, resume="free")
+    log_every: int = key(1, resume="free")
+    published: str | None = key(None, resume="free")
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
 
@@ -110,6 +111,18 @@ def test_files_of_weights_may_lie_elsewhere_under_their_name(tmp_path: Path) -> 
     for other in (Towers(pretrained="/b/w/other.pt"), Towers()):
         with pytest.raises(CheckpointError, match=r"1 changed keys \(model.towers.pretrained was 'clip.pt', now"):
             prepare(run, Config(model=Model(towers=other, released="dfer.pth")), WORLD)
+
+
+def test_a_run_to_begin_from_is_its_whole_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds of all runs are called alike; a path may be written in several ways."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    prepare(run, Config(model=Model(start="a/fold_1")), WORLD)
+    for same in (f"{tmp_path}/a/fold_1", "./a/fold_1/"):
+        prepare(run, Config(model=Model(start=same)), WORLD)
+    for other in ("b/fold_1", "s3://a/fold_1", None):
+        with pytest.raises(CheckpointError, match=rf"1 changed keys \(model.start was '{tmp_path}/a/fold_1', now "):
+            prepare(run, Config(model=Model(start=other)), WORLD)
 
 
 def test_a_check_writes_nothing(tmp_path: Path) -> None:

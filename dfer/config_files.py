@@ -1,0 +1,176 @@
+"""Configurations as files: found by path or by name, joined, laid over their bases.
+
+A command takes one or more of them: `dfer train methods/dfer_clip sets/dfew`. Each is the path of a YAML file or the
+name of one that comes with the package. A file may name others as `base:`, one or a list of them, and says only what
+differs. One rule holds for both lists: joined files do not overrule each other. Mappings are joined key by key; a key
+to which two files give different values is refused, unless the file that names both as its bases, or an `a.b=c`,
+gives the value.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dfer.config import MAX_PROBLEMS, ConfigProblem, built, mapping, merged, overridden
+from dfer.errors import did_you_mean, message
+from dfer.surroundings import expand_home
+from dfer.yaml_text import MAX_BYTES
+
+T = TypeVar("T")
+CONFIGS = Path(__file__).with_name("configs").resolve()
+"""The configurations that come with the package; in a checkout a link to `configs/`."""
+SUFFIX = ".yaml"
+MAX_BASES = 8
+"""Files of a join, and files that name each other as base one after another."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Different values for one key, by the file that gives them; stands in its place until something decides."""
+
+    values: Mapping[str, Any]
+
+
+def load(
+    files: Sequence[str | Path],
+    kind: type[T],
+    overrides: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> T:
+    """Join YAML files, apply `a.b=c` overrides, build `kind`. `~` in paths becomes the home folder.
+
+    files: paths or names. defaults: values of keys that no file gives.
+
+    Raises:
+        ConfigProblem: no such file; different values for one key; unknown key, wrong type, missing value. All problems
+            of a kind at once.
+    """
+    where = " + ".join(map(str, files))
+    plain = overridden({**(defaults or {}), **read(files, kind)}, kind, overrides)
+    if found := [_told(key, conflict) for key, conflict in _conflicts(plain)]:
+        raise ConfigProblem(f"{where}: {'; '.join(found[:MAX_PROBLEMS])}")
+    return built(plain, kind, where=where)
+
+
+def read(files: Sequence[str | Path], kind: Any = None) -> dict[str, Any]:
+    """The values of some files joined, each over its bases; a Conflict where they differ."""
+    return _joined_files([find(name) for name in files], kind, MAX_BASES)
+
+
+def find(name: str | Path, beside: Path = Path()) -> Path:
+    """The file that is meant: the path itself, seen from `beside`, or a configuration that comes with the package.
+
+    Raises:
+        ConfigProblem: there is neither.
+    """
+    found = locate(name, beside)
+    if found is None:
+        expected, near = "a YAML file or the name of a configuration", did_you_mean(_short(name), names())
+        raise ConfigProblem(message(name, expected=expected, got="neither", do=f"Correct it. {near}"))
+    return found
+
+
+def locate(name: str | Path, beside: Path = Path()) -> Path | None:
+    """As `find`; None where there is neither a path nor a name."""
+    path = beside / expand_home(str(name))
+    if _is_there(path, directory=False):
+        return path
+    if _short(name) in names():
+        return CONFIGS / f"{_short(name)}{SUFFIX}"
+    return path if _is_there(path, directory=True) else None
+
+
+def is_run_folder(files: Sequence[str]) -> bool:
+    """Whether words of a command that takes a run folder or configurations are the former."""
+    return len(files) == 1 and ("://" in files[0] or Path(expand_home(files[0])).is_dir())
+
+
+def _short(name: str | Path) -> str:
+    return str(name).removesuffix(SUFFIX)
+
+
+def _is_there(path: Path, *, directory: bool) -> bool:
+    try:
+        return path.exists() if directory else path.is_file()
+    except OSError:
+        return True  # reading it says why not
+
+
+def names() -> list[str]:
+    """The configurations that come with the package: `demo`, `methods/dfer_clip`, `sets/dfew`, ..."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob(f"**/*{SUFFIX}"))
+
+
+def shown(path: Path) -> str:
+    """The name of a file that comes with the package, else its path."""
+    whole = path.resolve()
+    return whole.relative_to(CONFIGS).with_suffix("").as_posix() if whole.is_relative_to(CONFIGS) else str(path)
+
+
+def _joined_files(paths: Sequence[Path], kind: Any, left: int) -> dict[str, Any]:
+    return joined({shown(path): _over_its_bases(path, kind, left) for path in paths})
+
+
+def _over_its_bases(path: Path, kind: Any, left: int) -> dict[str, Any]:
+    if left < 0:
+        raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
+    plain = mapping(_bytes(path), path)
+    bases = _bases(plain.pop("base", None), path)
+    if not bases:
+        return plain
+    return merged(_joined_files([find(name, path.parent) for name in bases], kind, left - 1), plain, kind)
+
+
+def _bases(named: Any, path: Path) -> list[str]:
+    bases = [] if named is None else named if isinstance(named, list) else [named]
+    if len(bases) > MAX_BASES or not all(isinstance(name, str) for name in bases):
+        expected, do = f"a file or a list of at most {MAX_BASES} files", "Write it as base: [methods/x, sets/y]."
+        raise ConfigProblem(f"{path}: {message('base', expected=expected, got=repr(named)[:80], do=do)}")
+    return bases
+
+
+def _bytes(path: Path) -> bytes:
+    """At most a little more than a configuration may have: the file may be anybody's, or no file but a device."""
+    try:
+        if not path.is_file():
+            raise OSError("something else than a file")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        got, do = f"one that cannot be read ({error})", "Give the path of a YAML file."
+        raise ConfigProblem(message(path, expected="a YAML file", got=got, do=do)) from error
+
+
+def joined(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Values of several files, by file, as those of one: mappings joined key by key, a Conflict where others differ."""
+    keys = dict.fromkeys(key for part in parts.values() for key in part)
+    return {key: _agreed({file: part[key] for file, part in parts.items() if key in part}) for key in keys}
+
+
+def _agreed(values: Mapping[str, Any]) -> Any:
+    first, *others = values.values()
+    if all(isinstance(value, Mapping) for value in values.values()):
+        return joined(values)
+    if all(value == first for value in others):
+        return first
+    return Conflict({file: each for name, value in values.items() for file, each in _by_file(name, value)})
+
+
+def _by_file(file: str, value: Any) -> list[tuple[str, Any]]:
+    return list(value.values.items()) if isinstance(value, Conflict) else [(file, value)]
+
+
+def _conflicts(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Conflict]]:
+    for key, value in plain.items():
+        if isinstance(value, Conflict):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _conflicts(value, f"{prefix}{key}.")
+
+
+def _told(key: str, conflict: Conflict) -> str:
+    got = " and ".join(f"{value!r:.60} from {file}" for file, value in conflict.values.items())
+    do = f"Decide with {key}=VALUE, or in a file that has both as its base"
+    return message(key, expected="one value", got=got, do=do)

@@ -1,0 +1,164 @@
+"""The rows of published tables and the runs of ours beside them: the one table from which `configs/README.md` is made.
+
+`make configs` writes it anew. A row is a join of a method and a set; where its recipe differs from the two, the file
+SET/METHOD.yaml stands for the join.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dfer.config_files import CONFIGS
+from dfer.evaluation.results import Published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """What our run of a row gave. scores: UAR / WAR in percent, number of seeds, deviation. hours: of wall clock."""
+
+    scores: str
+    hardware: str
+    hours: str
+    commit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A configuration and its numbers. configs: the words of a command, in any order. protocol: data set and folds."""
+
+    configs: tuple[str, ...]
+    protocol: str
+    published: Published | None = None
+    ours: Ours | None = None
+
+    def line(self) -> str:
+        """The row in Markdown."""
+        links = " ".join(f"[{name}]({name}.yaml)" for name in self.configs)
+        if own := own_file(self.configs):
+            links += f" ([differs]({own}.yaml))"
+        published = f"{self.published.uar:.2f} / {self.published.war:.2f}" if self.published else "none"
+        ours = self.ours or Ours(scores="pending", hardware="", hours="", commit="")
+        cells = (links, self.protocol, published, ours.scores, ours.hardware, ours.hours, ours.commit)
+        return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+
+
+def own_file(names: Sequence[str]) -> str | None:
+    """The name SET/METHOD of the file that stands for the join of a method and a set; None where there is no such file,
+    so that the join is all."""
+    methods, sets = ([n.removeprefix(kind) for n in names if n.startswith(kind)] for kind in ("methods/", "sets/"))
+    if len(names) != 2 or not methods or not sets:
+        return None
+    name = f"{sets[0]}/{methods[0]}"
+    return name if (CONFIGS / f"{name}.yaml").is_file() else None
+
+
+SETS = {"dfew": "DFEW, five folds", "ferv39k": "FERV39k, its one split", "mafw": "MAFW, five folds"}
+Scores = tuple[float, float]
+"""UAR and WAR in percent."""
+
+DFER_CLIP: dict[str, tuple[Scores, Scores, Scores]] = {
+    "dfer_clip": ((59.61, 71.25), (41.27, 51.65), (39.89, 52.55)),
+    "dfer_clip_no_temporal_4ctx": ((56.91, 69.01), (40.26, 50.96), (38.03, 50.62)),
+    "dfer_clip_no_temporal_8ctx": ((57.39, 69.00), (40.64, 50.92), (38.51, 50.91)),
+    "dfer_clip_no_temporal_16ctx": ((57.32, 68.96), (40.22, 50.64), (37.98, 50.40)),
+    "dfer_clip_depth2": ((58.87, 70.92), (40.41, 51.08), (39.13, 52.10)),
+    "dfer_clip_depth3": ((58.64, 70.80), (40.35, 50.98), (38.90, 51.86)),
+    "photo_no_temporal": ((56.21, 68.44), (39.44, 49.94), (37.91, 50.87)),
+    "expression_no_temporal": ((56.16, 68.73), (39.28, 50.41), (37.71, 51.08)),
+    "class_name_no_temporal": ((57.37, 68.86), (40.42, 50.50), (38.01, 50.81)),
+    "class_name_temporal": ((58.28, 70.29), (40.60, 51.18), (39.64, 51.21)),
+    "linear_probe": ((45.46, 57.40), (32.47, 43.72), (30.74, 42.95)),
+}
+"""Methods of the DFER-CLIP paper's tables (Zhao & Patras, BMVC 2023), with their numbers on SETS, in that order."""
+
+DEMO = (
+    Row(
+        configs=("demo",),
+        protocol="generated faces, five folds",
+        ours=Ours(
+            scores="96.26 / 95.82 (1 seed; std over folds 1.53 / 1.67)",
+            hardware="2 CPU cores",
+            hours="0.1",
+            commit="c5944fd",
+        ),
+    ),
+    Row(
+        configs=("demo_no_temporal",),
+        protocol="the same without the temporal model",
+        ours=Ours(
+            scores="66.82 / 71.43 (1 seed; std over folds 3.61 / 3.21)",
+            hardware="2 CPU cores",
+            hours="0.1",
+            commit="c5944fd",
+        ),
+    ),
+)
+
+
+def of_paper(table: Mapping[str, tuple[Scores, Scores, Scores]], source: str) -> tuple[Row, ...]:
+    """The rows of a paper's table, set by set."""
+    found = []
+    for place, (name, protocol) in enumerate(SETS.items()):
+        for method, scores in table.items():
+            uar, war = scores[place]
+            published = Published(uar=uar, war=war, source=source, selection="best_on_test")
+            configs = (f"methods/{method}", f"sets/{name}")
+            found.append(Row(configs=configs, protocol=protocol, published=published))
+    return tuple(found)
+
+
+ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"))
+
+
+def published_of(names: Sequence[str]) -> Published | None:
+    """The published numbers of a row, by the names of its files; None of any other configuration."""
+    for row in ROWS:
+        if {*names} in ({*row.configs}, {own_file(row.configs)}):
+            return row.published
+    return None
+
+
+PAGE = """\
+# Configurations
+
+`methods/` says what is trained and how, `sets/` on what. A command joins one of each; `a.b=c` changes single keys:
+
+```sh
+dfer crossval methods/dfer_clip sets/dfew seed=2
+```
+
+The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. Where a method is run otherwise on
+a set than the two files say, the file SET/METHOD.yaml ("differs" below) stands for them in a command. `clusters/` holds
+the resources of jobs on SLURM and Ray.
+
+**Names and paths.** A word is first taken as the path of a file, then as the name of one of the files below, which come
+with the package: names work from any folder.
+
+**Bases and joins.** A file of yours says only what differs from its `base:`, which is a file or a list of files:
+
+```yaml
+base: [methods/dfer_clip, sets/dfew]
+run: runs/dfew/short
+epochs: 10
+```
+
+Mappings are merged key by key, lists and numbers are replaced; `null` takes an entry of a base away. A file overrules
+its bases, and `a.b=c` overrules all files. Files that are joined, on the command line or in one `base:`, do not
+overrule each other: a key to which they give different values is refused with the names of both, unless the file that
+joins them, or `a.b=c`, gives the value.
+
+**The numbers.** UAR / WAR in %. Published numbers: Zhao & Patras, BMVC 2023 (arXiv 2308.13382), the epoch chosen on
+the test split (`select: best_on_test`); they are quoted, never mixed with ours. "pending": not yet run on the licensed
+data. This page is generated from `dfer/jobs/rows.py` by `make configs`.
+
+| config | data set, protocol | published | ours (seeds, std) | hardware | hours | commit |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """The text of `configs/README.md`."""
+    return PAGE + "".join(f"{row.line()}\n" for row in ROWS)
+
+
+if __name__ == "__main__":
+    (CONFIGS / "README.md").write_text(page(), encoding="utf-8")
