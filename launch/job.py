@@ -135,7 +135,8 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
         if home.exists(CONFIG):
             check(home, replace(config, fold=fold, run=job.fold_url(fold)))
     begun = all(finished(home, config.epochs) or committed(home) for home in homes.values())
-    check_files(config.model, weights=not begun)
+    # Features that are stored need no tower; whether they are is found out where they are read.
+    check_files(config.model, weights=not begun and config.data.features is None)
 
 
 def _absolute(config: "RunConfig") -> "RunConfig":
@@ -144,6 +145,7 @@ def _absolute(config: "RunConfig") -> "RunConfig":
     from dfer.models.files import files
 
     places = {"run": config.run, "data.shards": config.data.shards, "data.cache": config.data.cache}
+    places |= {"data.features": config.data.features}
     places |= {f"model.{key}": path for key, path in files(config.model).items()}
     local = {key: path for key, path in places.items() if path and "://" not in path and "::" not in path}
     return changed(config, {key: str(Path(path).absolute()) for key, path in local.items()})

@@ -1,25 +1,28 @@
 """The clips of one fold and the loaders over them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dfer.config import ConfigProblem
 from dfer.data.clips import ClipSet
+from dfer.data.features import FeatureLoader, FeatureSet, name_of
 from dfer.data.loader import Loader
+from dfer.data.plan import Plan
 from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.distributed import World, gather_objects
 from dfer.emotions import Emotions, label_set
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, UsageError, message
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import (
-    manifest_hash,
-)
+from dfer.store.format import to_json
 from dfer.store.shards import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
-    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None."""
+    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None. features: of
+    all clips, where they are read in place of frames."""
 
     store: Store
     split: Split
@@ -29,6 +32,7 @@ class FoldData:
     test: ClipSet
     select: ClipSet | None
     validation: str
+    features: FeatureSet | None = None
 
 
 def open_fold(config: RunConfig) -> FoldData:
@@ -49,6 +53,11 @@ def open_fold(config: RunConfig) -> FoldData:
     )  # fmt: skip
 
 
+def manifest_hash(store: Store) -> str:
+    """SHA-256 of the shards' manifest in its canonical form."""
+    return hashlib.sha256(to_json(store.manifest)).hexdigest()
+
+
 def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
     """Raises CheckpointError when the shards are not those of the training; they may lie elsewhere."""
     found = manifest_hash(store)
@@ -60,7 +69,25 @@ def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None)
         )
 
 
-def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader:
+FEATURES = "features"
+"""Key of a checkpoint's state: which features the run reads, empty where it reads frames."""
+
+
+def features_id(clips: FoldData) -> str:
+    """Which features a fold reads; empty where it reads frames."""
+    return name_of(clips.features.key) if clips.features is not None else ""
+
+
+def refuse_other_features(config: RunConfig, clips: FoldData, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a run that read frames, or other features, would go on with these."""
+    then, now = str(state.get(FEATURES, "")), features_id(clips)
+    if then != now:
+        was, got = (f"features {name}" if name else "frames" for name in (then, now))
+        do = "Set data.features, and all that the features depend on, as it was, or start a new run with run=FOLDER."
+        raise CheckpointError(message(config.run, expected=f"{was}, as it was started with", got=got, do=do))
+
+
+def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | FeatureLoader:
     """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
     if config.batch % world.size:
         below = config.batch // world.size * world.size
@@ -68,21 +95,36 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader:
         raise ConfigProblem(
             f"batch: expected a multiple of {world.size} ranks, got {config.batch}. Set batch to {fitting}"
         )
-    return Loader(
-        clips.train, config.data, world=world, seed=config.seed, train=True, global_batch=config.batch,
-        micro_batch=config.share(world),
-    )  # fmt: skip
+    return _loader(
+        config, clips, clips.train, world, train=True, global_batch=config.batch, micro_batch=config.share(world)
+    )
 
 
-def eval_loader(config: RunConfig, part: ClipSet, world: World) -> Loader:
-    """The loader of clips that are evaluated, each once."""
-    return Loader(
-        part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
+def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
+    """The loader of a part of the fold that is evaluated, each clip once."""
+    return _loader(
+        config, clips, part, world, train=False, global_batch=config.eval_batch * world.size,
         micro_batch=config.eval_batch,
     )  # fmt: skip
 
 
-def refuse_little_memory(loaders: Sequence[Loader]) -> None:
+def _loader(
+    config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, train: bool, global_batch: int, micro_batch: int
+) -> Loader | FeatureLoader:
+    """Over the part's features where there are some, else over its frames; the same clips in the same order."""
+    if clips.features is None:
+        return Loader(
+            part, config.data, world=world, seed=config.seed, train=train, global_batch=global_batch,
+            micro_batch=micro_batch,
+        )  # fmt: skip
+    plan = Plan(
+        shard_of=part.shard_of, world=world, seed=config.seed, train=train, global_batch=global_batch,
+        micro_batch=micro_batch, partitions=config.data.canonical_partitions,
+    )  # fmt: skip
+    return FeatureLoader(clips.features.select(part.keys, labels=part.labels), plan)
+
+
+def refuse_little_memory(loaders: Sequence[Loader | FeatureLoader]) -> None:
     """Raises UsageError on all ranks when the shared memory of any rank's host is too small for the data workers."""
     lacks = [text for texts in gather_objects([loader.lack_of_memory() for loader in loaders]) for text in texts]
     if problem := next(filter(None, lacks), ""):

@@ -51,9 +51,12 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[
 @enough_gpu_memory()
 def _recogniser(config: RunConfig, world: World) -> Callable[[ClipBatch], Recognition]:
     emotions = label_set(config.data.classes)
-    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
+    # A run on features holds no tower, which the frames of a new clip need.
+    on_features = config.data.features is not None
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=on_features)
     checkpoints = Checkpoints(Folder(config.run), world=world)
-    load_checkpoint(model, selected_checkpoint(config, checkpoints))
+    missing = model.tower_weights() if on_features else frozenset[str]()
+    load_checkpoint(model, selected_checkpoint(config, checkpoints), without=missing)
     set_tf32(config.engine.tf32)
     return inference(model, precision=config.engine.precision, device=world.device)
 

@@ -51,6 +51,14 @@ class LinearProbe(Recognizer):
         features = self.tower.encode(pictures, normalise=self.config.clip_normalisation)
         return {FEATURE: rearrange(features, "(b t) d -> b t d", b=len(batch.frames))}
 
+    def tower_weights(self) -> frozenset[str]:
+        """All of the tower's."""
+        return frozenset(name for name in self.state_dict() if name.startswith("tower."))
+
+    def class_parameters(self) -> frozenset[str]:
+        """Those of the head."""
+        return frozenset({"head.weight", "head.bias"})
+
     def loss(self, out: Recognition, batch: ClipBatch | FeatureBatch, progress: Progress) -> dict[str, Tensor]:
         """Cross entropy, averaged over the rows that are no padding."""
         return {"cross_entropy": cross_entropy(out.logits, labels_of(batch), batch.index)}

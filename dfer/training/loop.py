@@ -10,7 +10,7 @@ from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import gather_objects, highest, on_first
 from dfer.errors import CheckpointError, DataError, StoppedError, message
 from dfer.interruption import Stop
-from dfer.recognition import BadClip, ClipBatch, Progress
+from dfer.recognition import BadClip, Batch, Progress
 from dfer.run.checkpoints import BEST, Checkpoint, Checkpoints
 from dfer.training.config import ScheduleConfig
 from dfer.training.engine import Engine
@@ -37,7 +37,7 @@ class Loader(Protocol):
 
     def take_bad(self) -> list[BadClip]: ...
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]: ...
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def train(
     engine: Engine,
     *,
     loader: Loader,
-    prepare: Callable[[ClipBatch, int], ClipBatch],
+    prepare: Callable[[Batch, int], Batch],
     schedule: ScheduleConfig,
     log: RunLog,
     checkpoints: Checkpoints,
@@ -145,7 +145,7 @@ class _Training:
 
     engine: Engine
     loader: Loader
-    prepare: Callable[[ClipBatch, int], ClipBatch]
+    prepare: Callable[[Batch, int], Batch]
     schedule: ScheduleConfig
     log: RunLog
     checkpoints: Checkpoints
@@ -183,7 +183,7 @@ class _Training:
             self._step([self.prepare(batch, epoch) for batch in islice(batches, self.engine.accumulation)])
             self._after_step(epoch)
 
-    def _step(self, micro_batches: list[ClipBatch]) -> None:
+    def _step(self, micro_batches: list[Batch]) -> None:
         per_epoch, step, epoch = self.loader.steps_per_epoch, self.state.global_step, self.state.epoch
         factor = self.schedule.factor(step, steps_per_epoch=per_epoch, total_steps=self.total)
         progress = Progress(epoch=epoch, step=step, fraction=step / self.total)
