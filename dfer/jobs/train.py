@@ -75,6 +75,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__, seed=config.seed)  # fmt: skip
     with closing(engine):
+        loop.check_layout(engine, latest)
         recorded = on_first(lambda: folder.recorded(home), world)
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
         latest = checkpoints.start(latest)

@@ -15,7 +15,7 @@ from dfer.run.checkpoints import BEST, Checkpoint, Checkpoints
 from dfer.training.config import ScheduleConfig
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
-from dfer.training.state import TrainingState
+from dfer.training.state import LAYOUT, TrainingState, refuse_other_layout
 
 Split = Literal["validation", "test"]
 
@@ -80,10 +80,12 @@ def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: in
     """Take over a checkpoint's weights, optimizer state and position; the start when there is none.
 
     Raises:
-        CheckpointError: names, shapes or position that do not fit this model and data.
+        CheckpointError: names, shapes or position that do not fit this model and data; another layout where the
+            method fixes it.
     """
     if checkpoint is None:
         return TrainingState(), None
+    check_layout(engine, checkpoint)
     position = checkpoint.state.get("training")
     state = TrainingState.from_json(position, where=checkpoint.folder, steps_per_epoch=steps_per_epoch)
     engine.load_weights(checkpoint.weights())
@@ -93,6 +95,13 @@ def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: in
         return state, from_plain(Best, best) if best else None
     except ConfigProblem as problem:
         raise CheckpointError(f"{checkpoint.folder}: no best checkpoint in its state ({problem}).") from problem
+
+
+def check_layout(engine: Engine, checkpoint: Checkpoint | None) -> None:
+    """Raise CheckpointError when the steps before a checkpoint were cut otherwise, and the method does not allow it."""
+    if checkpoint is not None:
+        coupling = engine.task.learner.coupling
+        refuse_other_layout(coupling, engine.layout, checkpoint.state, where=checkpoint.folder)
 
 
 def train(
@@ -265,7 +274,10 @@ class _Training:
         best = asdict(self.best) if self.best else None
         self.checkpoints.save(
             self.state.global_step, weights=self.engine.weights(), optimizer=self.engine.optimizer_state(),
-            state={**self.extra_state, "training": self.state.to_json(), BEST: best}, before=self.log.sync,
+            state={
+                **self.extra_state, "training": self.state.to_json(), BEST: best, LAYOUT: asdict(self.engine.layout),
+            },
+            before=self.log.sync,
         )  # fmt: skip
 
     def _save_and_stop(self) -> NoReturn:
