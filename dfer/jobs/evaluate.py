@@ -157,7 +157,7 @@ def report_test(
         checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
         manifest_sha256=manifest_hash(clips.store), finished=now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
-        start=initial.start,
+        start=initial.start, variants=found.variants,
     )  # fmt: skip
 
     def write() -> None:

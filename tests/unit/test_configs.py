@@ -10,11 +10,14 @@ import pytest
 from dfer import __main__ as cli
 from dfer import config
 from dfer.jobs.config import RunConfig
+from dfer.models.config import LinearProbeConfig, TowersConfig
 from dfer.training.config import SgdConfig, StepScheduleConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in ROOT.glob("configs/**/*.yaml") if "clusters" not in path.parts)
-PAPER = [path for path in CONFIGS if path.parent.name in ("dfew", "ferv39k", "mafw")]
+SETS = [path for path in CONFIGS if path.parent.name in ("dfew", "ferv39k", "mafw")]
+PROBES = [path for path in SETS if path.stem == "linear_probe"]
+PAPER = [path for path in SETS if path not in PROBES]
 README = (ROOT / "configs" / "README.md").read_text()
 DATASETS = ("dfew", "ferv39k", "mafw")
 
@@ -32,6 +35,7 @@ ROWS = {
     (0, 8, "class_names"): ((57.37, 68.86), (40.42, 50.50), (38.01, 50.81)),
     (1, 8, "class_names"): ((58.28, 70.29), (40.60, 51.18), (39.64, 51.21)),
 }
+PROBE_ROW = ((45.46, 57.40), (32.47, 43.72), (30.74, 42.95))
 
 
 def name(path: Path) -> str:
@@ -100,7 +104,7 @@ def test_the_list_names_every_file_and_no_other() -> None:
 def test_no_two_configurations_share_a_run_folder() -> None:
     folders = [load(path).run for path in CONFIGS]
     assert len(set(folders)) == len(folders)
-    assert all(load(path).run == f"runs/{name(path).removesuffix('.yaml')}" for path in PAPER)
+    assert all(load(path).run == f"runs/{name(path).removesuffix('.yaml')}" for path in SETS)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -164,3 +168,14 @@ def test_the_data_are_shown_as_in_the_paper(path: Path) -> None:
     assert (data.augment.crop, data.augment.min_area, data.augment.flip) == (True, 0.08, 0.5)
     assert data.augment.brightness == (0.5 if dataset == "dfew" else 0.0)
     assert data.augment.rotation == (4.0 if dataset == "ferv39k" else 0.0)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str) -> None:
+    (path,) = [path for path in PROBES if path.parent.name == dataset]
+    run = load(path)
+    assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
+    assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
+    assert run.data.features and run.data.shards == f"data/{dataset}"
+    assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
+    assert {key: group.lr for key, group in run.optim.groups.items()} == {"head": 1e-2}

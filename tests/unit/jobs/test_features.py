@@ -19,7 +19,7 @@ from dfer.data.features import SHARD
 from dfer.distributed import World, process_group
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError, DataError, StoppedError
-from dfer.evaluation.results import FoldResult
+from dfer.evaluation.results import FoldResult, read_result
 from dfer.interruption import Stop
 from dfer.jobs import features as jobs_features
 from dfer.jobs.config import RunConfig
@@ -30,7 +30,11 @@ from dfer.jobs.predict import predict
 from dfer.jobs.train import train
 from dfer.models import build as models_build
 from dfer.models.config import DferClipConfig, LinearProbeConfig, TowersConfig
+from dfer.models.linear_probe import LinearProbe
 from dfer.models.towers import Towers
+from dfer.recognition import FeatureBatch, Recognition
+from dfer.report.crossval import summarise
+from dfer.storage import Folder
 from dfer.training.config import EngineConfig, GroupConfig, SgdConfig, StepScheduleConfig
 from tests.unit.data.shardkit import Clip, write_shards
 
@@ -133,6 +137,22 @@ def test_the_order_is_that_of_frames_with_canonical_partitions(tmp_path: Path, f
         train(replace(made, data=replace(made.data, canonical_partitions=2)), alone)
         both.append([record["clips"] for record in records(tmp_path / name) if record["kind"] == "clips"])
     assert both[0] == both[1] and len(both[0]) == 6
+
+
+def test_variants_reach_the_result(tmp_path: Path, faces: Path, alone: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = LinearProbe.forward
+
+    def with_variants(self: LinearProbe, batch: FeatureBatch) -> Recognition:
+        out = forward(self, batch)
+        return replace(out, variants={"turned": -out.logits, "same": out.logits})
+
+    monkeypatch.setattr(LinearProbe, "forward", with_variants)
+    result = train(config(tmp_path / "run", faces, features=tmp_path / "f"), alone)
+    assert set(result.variants) == {"same", "turned"} and result.variants["same"] == result.scores
+    assert result.variants["turned"].confusion != result.confusion
+    assert read_result(Folder(tmp_path / "run")) == result
+    report = summarise(Folder(tmp_path / "run"))
+    assert report.variants["turned"].mean.war == result.variants["turned"].war
 
 
 # --- computed once
