@@ -46,12 +46,12 @@ def bench_features(shards: str, *, arch: str = "ViT-B-32-quickgelu", batch: int 
     in a new process. The weights are random ones, in a file. batch: clips of a step.
 
     Returns:
-        `computing`, `reading`: the two epochs; `ratio` of their seconds; `clips` of a training epoch's steps.
+        `computing`, `reading`: the two epochs; `ratio` of their seconds.
     """
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         file = Path(folder, "clip.safetensors")
-        _write_weights(file, arch)
-        config = _config(shards, folder, arch=arch, batch=batch)
+        size = _write_weights(file, arch)
+        config = _config(shards, folder, arch=arch, size=size, batch=batch)
         computing = _in_a_process(config)
         file.unlink()
         reading = _in_a_process(config)
@@ -65,21 +65,28 @@ def bench_features(shards: str, *, arch: str = "ViT-B-32-quickgelu", batch: int 
     return {"computing": asdict(computing), "reading": asdict(reading), "ratio": ratio}
 
 
-def _write_weights(path: Path, arch: str) -> None:
-    """Random weights in the names of open_clip."""
+def _write_weights(path: Path, arch: str) -> int:
+    """Random weights in the names of open_clip; the pixels of a side of the tower's pictures."""
     towers = Towers(TowersConfig(arch=arch))
     named = {f"visual.{name}": value for name, value in towers.visual.state_dict().items()}
     named |= towers.text.state_dict()
     save_file({name: value.clone().contiguous() for name, value in named.items()}, path)
+    return towers.image_size
 
 
-def _config(shards: str, folder: str, *, arch: str, batch: int) -> RunConfig:
-    still = AugmentConfig(crop=False, flip=0.0)
+def _config(shards: str, folder: str, *, arch: str, size: int, batch: int) -> RunConfig:
+    data = DataConfig(
+        shards=shards,
+        size=size,
+        augment=AugmentConfig(crop=False, flip=0.0),
+        train_frames="middle",
+        features=f"{folder}/features",
+    )
     return RunConfig(
         run=f"{folder}/run",
         epochs=1,
         batch=batch,
-        data=DataConfig(shards=shards, augment=still, train_frames="middle", features=f"{folder}/features"),
+        data=data,
         model=LinearProbeConfig(towers=TowersConfig(arch=arch, pretrained=f"{folder}/clip.safetensors")),
         optim=SgdConfig(groups={"head": GroupConfig(lr=0.01)}),
         engine=EngineConfig(name="ddp"),

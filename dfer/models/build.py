@@ -12,8 +12,8 @@ from dfer.emotions import Emotions
 from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.released import load_released
-from dfer.models.linear_probe import FEATURE, LinearProbe
-from dfer.models.towers import ImageTower, Towers
+from dfer.models.linear_probe import LinearProbe
+from dfer.models.towers import FEATURE, ImageTower, Towers
 from dfer.recognition import Recognizer
 
 
