@@ -1,6 +1,7 @@
 """CLIP's two towers, out of open_clip; the only module that imports it.
 
-Letters: N pictures, T frames, C colours, H height, W width of a picture (of a token in text), D embedding, K prompts, L tokens.
+Letters: N pictures (or clips of T frames), C colours, H height, W width of a picture (of a token in text), D embedding,
+K prompts, L tokens.
 """
 
 import functools
