@@ -16,8 +16,6 @@ from dfer.training.config import SgdConfig, StepScheduleConfig
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in ROOT.glob("configs/**/*.yaml") if "clusters" not in path.parts)
 SETS = [path for path in CONFIGS if path.parent.name in ("dfew", "ferv39k", "mafw")]
-PROBES = [path for path in SETS if path.stem == "linear_probe"]
-PAPER = [path for path in SETS if path not in PROBES]
 README = (ROOT / "configs" / "README.md").read_text()
 DATASETS = ("dfew", "ferv39k", "mafw")
 
@@ -45,6 +43,11 @@ def name(path: Path) -> str:
 @cache
 def load(path: Path) -> RunConfig:
     return config.load(path, RunConfig)
+
+
+METHODS = {path: load(path).model.name for path in SETS}
+PAPER = [path for path, method in METHODS.items() if method == "dfer_clip"]
+PROBES = [path for path, method in METHODS.items() if method == "linear_probe"]
 
 
 def head(path: Path) -> dict[str, str]:
