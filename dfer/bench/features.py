@@ -41,9 +41,12 @@ class Epoch:
         return self.features + self.model + self.steps
 
 
-def bench_features(shards: str, *, arch: str = "ViT-B-32-quickgelu", batch: int = 16) -> dict[str, Any]:
+def bench_features(
+    shards: str, *, arch: str = "ViT-B-32-quickgelu", batch: int = 16, workers: int = 2
+) -> dict[str, Any]:
     """Train a linear probe for an epoch that computes the features, remove the tower's weights, and train for an epoch
     in a new process. The weights are random ones, in a file. batch: clips of a step.
+    workers: decoding processes.
 
     Returns:
         `computing`, `reading`: the two epochs; `ratio` of their seconds.
@@ -51,7 +54,7 @@ def bench_features(shards: str, *, arch: str = "ViT-B-32-quickgelu", batch: int 
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         file = Path(folder, "clip.safetensors")
         size = _write_weights(file, arch)
-        config = _config(shards, folder, arch=arch, size=size, batch=batch)
+        config = _config(shards, folder, arch=arch, size=size, batch=batch, workers=workers)
         computing = _in_a_process(config)
         file.unlink()
         reading = _in_a_process(config)
@@ -74,10 +77,11 @@ def _write_weights(path: Path, arch: str) -> int:
     return towers.image_size
 
 
-def _config(shards: str, folder: str, *, arch: str, size: int, batch: int) -> RunConfig:
+def _config(shards: str, folder: str, *, arch: str, size: int, batch: int, workers: int) -> RunConfig:
     data = DataConfig(
         shards=shards,
         size=size,
+        workers=workers,
         augment=AugmentConfig(crop=False, flip=0.0),
         train_frames="middle",
         features=f"{folder}/features",

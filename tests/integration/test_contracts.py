@@ -106,7 +106,7 @@ class Ranks:
 
     def kill_after(self, run: Path, steps: int) -> None:
         """SIGKILL to all of them once so many steps are recorded."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while steps_done(run) < steps:
             assert all(process.poll() is None for process in self._processes), self.end()
             assert time.monotonic() < deadline
@@ -117,7 +117,7 @@ class Ranks:
 
     def end(self) -> list[tuple[int, str]]:
         """Exit code and error stream of every rank."""
-        told = [process.communicate(timeout=120)[1] for process in self._processes]
+        told = [process.communicate(timeout=240)[1] for process in self._processes]
         return [(process.returncode, text) for process, text in zip(self._processes, told)]
 
 

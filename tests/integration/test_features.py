@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfer.bench.features import bench_features
 from tests.integration.commands import finish, last_weights, records, refused, result, start
 from tests.integration.jobs import Job, wait_until
 
@@ -76,6 +77,12 @@ def test_two_ranks_compute_what_one_reads_and_a_kill_costs_no_whole_shard(probe:
         ours, theirs = last_weights(run), last_weights(tmp_path / "frames")
         assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-5) for name in ("head.weight", "head.bias"))
         assert result(run)["confusion"] == result(tmp_path / "frames")["confusion"]
+
+
+def test_an_epoch_in_a_new_process_needs_no_file_of_weights(dfew: Path) -> None:
+    """The file is removed between the two processes of the bench; the same features give the same last loss."""
+    found = bench_features(str(dfew / "shards"), arch="tiny-conv-64", batch=4, workers=0)
+    assert found["computing"]["loss"] == found["reading"]["loss"] > 0
 
 
 def test_a_configuration_that_cannot_read_features_is_refused_by_launcher_and_trainer(
