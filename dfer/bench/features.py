@@ -107,7 +107,7 @@ def _epoch(config: RunConfig) -> Epoch:
     world = World()
     with process_group(world):
         began = time.perf_counter()
-        clips = with_features(config, open_fold(config), world)
+        clips = with_features(config, open_fold(config), world, begun=None)
         there = time.perf_counter()
         loader = train_loader(config, clips, world)
         model = initial_model(config, clips, world).model

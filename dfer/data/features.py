@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class FeatureManifest:
     """What is in a feature folder. key: everything the features depend on, as plain values. origin: where the tower's
     weights came from, in words."""
 
-    version: int = 1
+    version: Literal[1] = 1
     key: dict[str, Any]
     origin: str = ""
     shards: tuple[FeatureShard, ...]

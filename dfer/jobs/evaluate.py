@@ -32,7 +32,6 @@ from dfer.jobs.fold_data import (
     manifest_hash,
     open_fold,
     refuse_little_memory,
-    refuse_other_features,
     refuse_other_shards,
 )
 from dfer.jobs.initial import Initial, initial_model
@@ -79,7 +78,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     on_first(lambda: folder.check(home, config), world)
     if trained:
         on_first(lambda: _check_target(home, out), world)
-    clips = with_features(config, open_fold(config), world)
+    clips = open_fold(config)
     training, chosen = Training(epochs=0, complete=True), None
     if trained:
         checkpoints = Checkpoints(home, world=world)
@@ -87,7 +86,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         chosen = selected_checkpoint(config, checkpoints, newest)
         training = Training.at(newest or chosen, epochs=config.epochs)
         refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
-        refuse_other_features(config, clips, chosen.state)
+    clips = with_features(config, clips, world, begun=chosen)
     initial = initial_of(config, clips, world, resumed=chosen)
     recognizer = initial.model
     if chosen:

@@ -29,31 +29,37 @@ from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import encoder, set_tf32
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
-from dfer.jobs.fold_data import FoldData, manifest_hash, refuse_little_memory
+from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
 from dfer.models.build import build
 from dfer.models.files import files, is_tag
 from dfer.recognition import PADDING
+from dfer.run.checkpoints import Checkpoint
 from dfer.storage import Folder
 from dfer.training.loop import stopped
 
+SHA256 = "sha256"
 MAX_ROWS, MIN_SHARDS = 256, 16
 """Clips of a feature shard at most; shards of a small data set at least, so that all ranks have some."""
 TELL_S = 10.0
 
 
-def with_features(config: RunConfig, clips: FoldData, world: World, stop: Stop | None = None) -> FoldData:
+def with_features(
+    config: RunConfig, clips: FoldData, world: World, *, begun: Checkpoint | None, stop: Stop | None = None
+) -> FoldData:
     """The fold with the features that take the place of its frames, where the configuration wants them; computes what
-    is not stored yet. A collective call.
+    is not stored yet. A collective call. begun: of the run, if it goes on.
 
     Raises:
-        CheckpointError: neither the features nor the tower's weights are there.
+        CheckpointError: neither the features nor the tower's weights are there, or the run was begun on others.
         DataError: a clip cannot be read, or the features are damaged.
         StoppedError: on all ranks; whole shards stand and are not computed again.
     """
     if config.data.features is None:
+        _refuse_other_features(config, begun, now="")
         return clips
     key = on_first(lambda: key_of(config, manifest_hash(clips.store)), world)
     home = on_first(lambda: find(config, key), world)
+    _refuse_other_features(config, begun, now=home.name if home is not None else name_of(key))
     if home is None:
         home = _compute(config, clips, key, world, stop or Stop())
     found = FeatureSet.open(home)
@@ -101,7 +107,7 @@ def _file(path: str) -> dict[str, str]:
     if not Path(path).is_file():
         return {"name": Path(path).name}
     with Path(path).open("rb") as file:
-        return {"name": Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"name": Path(path).name, SHA256: hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
@@ -116,9 +122,9 @@ def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
     home = root / name_of(key)
     if read_manifest(home) is not None:
         return home
-    if _without_hashes(key) != key:
-        return None  # every file is there, so these are other features
-    alike = [home for home, manifest in _stored(root) if _without_hashes(manifest.key) == key]
+    if not any(isinstance(value, Mapping) and SHA256 not in value for value in key.values()):
+        return None  # every file is there, so what is stored are other features
+    alike = [home for home, manifest in _stored(root) if _fits(manifest.key, key)]
     if len(alike) > 1:
         expected, got = "features of one file of weights of that name", f"{len(alike)}"
         do = "Put the file back at model.towers.pretrained."
@@ -133,8 +139,24 @@ def _stored(root: Folder) -> Iterator[tuple[Folder, FeatureManifest]]:
             yield root / name, manifest
 
 
-def _without_hashes(key: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: {"name": value.get("name")} if isinstance(value, Mapping) else value for name, value in key.items()}
+def _fits(stored: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Whether the keys are the same but for the hashes of files that are gone."""
+
+    def same(theirs: Any, ours: Any) -> bool:
+        if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+            return all(theirs.get(name) == value for name, value in ours.items())
+        return bool(theirs == ours)
+
+    return stored.keys() == key.keys() and all(same(stored[name], value) for name, value in key.items())
+
+
+def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: str) -> None:
+    """Raise CheckpointError where a run that read frames, or other features, would go on with these."""
+    then = str(begun.state.get(FEATURES, "")) if begun is not None else now
+    if then != now:
+        was, got = (f"features {name}" if name else "frames" for name in (then, now))
+        do = "Set data.features, and all that the features depend on, as it was, or start a new run with run=FOLDER."
+        raise CheckpointError(message(config.run, expected=f"{was}, as it was started with", got=got, do=do))
 
 
 # --- computing them
@@ -180,8 +202,7 @@ def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: 
             counts = batch.index != PADDING
             made = encode(batch.to(world.device))
             writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
-        stopping, _ = highest([stop.requested, 0])
-        if stopping:
+        if highest([stop.requested])[0]:
             raise stopped(stop, at=f"the features in {home}")
         progress.add(config.eval_batch * world.size)
     written = {number: shard for rank in gather_objects(writer.written) for number, shard in rank.items()}

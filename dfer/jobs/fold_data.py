@@ -1,9 +1,8 @@
 """The clips of one fold and the loaders over them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dfer.config import ConfigProblem
 from dfer.data.clips import ClipSet
@@ -13,7 +12,7 @@ from dfer.data.plan import Plan
 from dfer.data.splits import Split, folds, hold_out, split_of
 from dfer.distributed import World, gather_objects
 from dfer.emotions import Emotions, label_set
-from dfer.errors import CheckpointError, UsageError, message
+from dfer.errors import CheckpointError, UsageError
 from dfer.jobs.config import RunConfig
 from dfer.store.format import to_json
 from dfer.store.shards import Store
@@ -76,15 +75,6 @@ FEATURES = "features"
 def features_id(clips: FoldData) -> str:
     """Which features a fold reads; empty where it reads frames."""
     return name_of(clips.features.key) if clips.features is not None else ""
-
-
-def refuse_other_features(config: RunConfig, clips: FoldData, state: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where a run that read frames, or other features, would go on with these."""
-    then, now = str(state.get(FEATURES, "")), features_id(clips)
-    if then != now:
-        was, got = (f"features {name}" if name else "frames" for name in (then, now))
-        do = "Set data.features, and all that the features depend on, as it was, or start a new run with run=FOLDER."
-        raise CheckpointError(message(config.run, expected=f"{was}, as it was started with", got=got, do=do))
 
 
 def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | FeatureLoader:

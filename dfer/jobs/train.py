@@ -28,7 +28,6 @@ from dfer.jobs.fold_data import (
     eval_loader,
     open_fold,
     refuse_little_memory,
-    refuse_other_features,
     refuse_other_shards,
     train_loader,
 )
@@ -63,12 +62,14 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         result = _trained_result(config)
         on_first(lambda: folder.write(home, config, world, finished=True), world)
         return result
-    clips = with_features(config, open_fold(config), world, stop)
+    clips = open_fold(config)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
+    train_loader(config, clips, world)  # what cannot be cut into steps is told before features are computed
+    latest = _latest(config, clips, checkpoints, world)
+    clips = with_features(config, clips, world, begun=latest, stop=stop)
     loader = train_loader(config, clips, world)
     parts = [part for part in (clips.select, clips.test) if part]
     refuse_little_memory([loader, *(eval_loader(config, clips, part, world) for part in parts)])
-    latest = _latest(config, clips, checkpoints, world)
     initial = initial_of(config, clips, world, resumed=latest)
     recognizer = initial.model
     engine = build_engine(
@@ -110,7 +111,6 @@ def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world:
     latest = checkpoints.latest()
     if latest:
         refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
-        refuse_other_features(config, clips, latest.state)
     else:
         on_first(lambda: refuse_result_alone(Folder(config.run)), world)
     return latest
