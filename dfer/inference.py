@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfer.choices import Precision
 from dfer.errors import GpuMemoryError, message
-from dfer.recognition import Batch, Learner, Progress, Recognition, Recognizer
+from dfer.recognition import Batch, ClipBatch, Learner, Progress, Recognition, Recognizer
 
 
 @contextmanager
@@ -26,19 +26,23 @@ def enough_gpu_memory() -> Iterator[None]:
         raise GpuMemoryError(message(f"host {socket.gethostname()}", expected=expected, got=got, do=do)) from error
 
 
+def autocast(precision: Precision, device: torch.device, *, cache: bool = True) -> torch.autocast:
+    """torch's autocast for a forward pass at `precision`; cache: keep the parameters' copies within it."""
+    low = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=low or torch.bfloat16, enabled=low is not None, cache_enabled=cache)
+
+
 class Task(nn.Module):
     """Learner and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
 
     def __init__(self, learner: Learner, *, precision: Precision, cache: bool = True) -> None:
         super().__init__()
         self.learner = learner
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        self._cache = cache
+        self._precision, self._cache = precision, cache
 
     def forward(self, batch: Batch, progress: Progress | None) -> Any:
         """Loss terms in fp32, or the learner's answer (logits in fp32) when `progress` is None."""
-        low, kind = self._dtype, batch.index.device.type
-        with torch.autocast(kind, dtype=low or torch.bfloat16, enabled=low is not None, cache_enabled=self._cache):
+        with autocast(self._precision, batch.index.device, cache=self._cache):
             out = self.learner(batch)
             if progress is not None:
                 return {name: term.float() for name, term in self.learner.loss(out, batch, progress).items()}
@@ -59,6 +63,20 @@ def inference(recognizer: Recognizer, *, precision: Precision, device: torch.dev
         return out
 
     return forward
+
+
+def encoder(
+    recognizer: Recognizer, *, precision: Precision, device: torch.device
+) -> Callable[[ClipBatch], dict[str, Tensor]]:
+    """The frozen tower's pass of `inference`: features by name; moves the recognizer to `device`."""
+    recognizer.to(device).eval()
+
+    @torch.no_grad()
+    def encode(batch: ClipBatch) -> dict[str, Tensor]:
+        with autocast(precision, device):
+            return recognizer.encode(batch)
+
+    return encode
 
 
 def set_tf32(allowed: bool) -> None:

@@ -171,6 +171,15 @@ class Recognizer(Learner):
         """Names of the parameters whose first dimension is the classes, in their order."""
         return frozenset()
 
+    def encode(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """The features [B ...] of a batch by name, as its FeatureBatch holds them, of a method whose image tower is
+        frozen. Raises ValueError for other methods."""
+        raise ValueError(f"{type(self).__name__}: expected a method with a frozen image tower")
+
+    def tower_weights(self) -> frozenset[str]:
+        """Names of the frozen tower's weights, which a run that reads features does not hold; none for others."""
+        return frozenset()
+
     @abstractmethod
     def forward(self, batch: Any) -> Recognition:
         """Class logits [B K] for a ClipBatch; a method whose image tower is frozen takes a FeatureBatch as well."""

@@ -135,7 +135,8 @@ def _check_begun(job: Job, config: "RunConfig") -> None:
         if home.exists(CONFIG):
             check(home, replace(config, fold=fold, run=job.fold_url(fold)))
     begun = all(finished(home, config.epochs) or committed(home) for home in homes.values())
-    check_files(config.model, weights=not begun)
+    # Features that are stored need no tower; whether they are is found out where they are read.
+    check_files(config.model, weights=not begun and config.data.features is None)
 
 
 def _absolute(config: "RunConfig") -> "RunConfig":

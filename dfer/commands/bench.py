@@ -5,6 +5,8 @@ import argparse
 from dfer.cli import add_command, add_configs
 
 EXAMPLES = {
+    "features": """dfer bench features demo/shards
+dfer bench features data/dfew --arch ViT-B-16-quickgelu""",
     "loader": """dfer bench loader demo/shards
 dfer bench loader data/dfew --seconds 20
 dfer bench loader s3://bucket/dfew --against data/dfew""",
@@ -20,6 +22,12 @@ dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands below `bench`."""
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
+    sub = add_command(
+        bench, "features", "an epoch that computes features beside one that reads them", EXAMPLES["features"], _features
+    )
+    sub.add_argument("shards", help="shard folder of 224 px frames")
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    sub.add_argument("--batch", type=int, default=16)
     sub = add_command(
         bench, "loader", "frames/s a core, and the share of a bare decode loop", EXAMPLES["loader"], _bench_loader
     )
@@ -51,6 +59,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sub.add_argument("--steps", type=int, default=5)
     sub.add_argument("--threads", type=int)
+
+
+def _features(args: argparse.Namespace) -> None:
+    from dfer.bench.features import bench_features
+
+    bench_features(args.shards, arch=args.arch, batch=args.batch)
 
 
 def _bench_loader(args: argparse.Namespace) -> None:

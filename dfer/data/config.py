@@ -42,7 +42,8 @@ class DataConfig:
     cache: folder for shards of remote stores, none = DFER_CACHE or a folder of yours in the temporary one; cache_gib:
     most it may take. read_ahead: fetch whole shards in the background.
     train_frames: `random` draws a frame from each of T segments in every epoch, `middle` takes the middle ones as in
-    evaluation. features: folder or URL of the features of a frozen image tower, computed when a run first needs them.
+    evaluation. features: folder or URL for the features of a frozen image tower, which are computed when a run first
+    needs them and read in place of frames.
     max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
     """
 
@@ -70,6 +71,27 @@ class DataConfig:
         if not 0 <= self.max_bad_share < 1:
             got = self.max_bad_share
             raise ConfigProblem(f"max_bad_share: expected a share of the clips, 0 to 1, got {got}. 0.001 is a lot")
+
+        if self.features is not None:
+            self._refuse_changing_views()
+
+    def _refuse_changing_views(self) -> None:
+        """Features are computed once, so every clip must be there and look the same in every epoch."""
+        shown = self.augment
+        keys = {
+            "augment.crop": (shown.crop, False),
+            "augment.flip": (shown.flip, 0),
+            "augment.brightness": (shown.brightness, 0),
+            "augment.rotation": (shown.rotation, 0),
+            "train_frames": (self.train_frames, "middle"),
+            "max_bad_share": (self.max_bad_share, 0),
+        }
+        wrong = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
+        if wrong:
+            got = ", ".join(f"data.{key}={str(was).lower()}" for key, (was, _) in wrong.items())
+            do = " ".join(f"data.{key}={str(wanted).lower()}" for key, (_, wanted) in wrong.items())
+            expected = "clips that look the same in every epoch"
+            raise ConfigProblem(f"features: expected {expected}, got {got}. Set {do}, or leave data.features out")
 
     def store(self) -> Store:
         """The shards, opened. Raises DataError, StorageError, UsageError."""

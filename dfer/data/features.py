@@ -1,17 +1,21 @@
 """Feature shards: the output of frozen towers, computed once and read in the same order as frames.
 
-    FEATURES/manifest.json            written last: what the features depend on, and size and SHA-256 of every shard
-    FEATURES/00000.safetensors        rows of every feature by name, float [rows ...], in the order of the keys
-    FEATURES/00000.keys.json          the clip of each row and its label
+    FEATURES/KEY/manifest.json                        written last: what the features depend on, and every shard
+    FEATURES/KEY/00000-0123456789abcdef.safetensors   rows of every feature by name, float [rows ...]; the clips' keys
+                                                      in its header; its name ends in the beginning of its SHA-256
+
+KEY is the beginning of the SHA-256 of what the features depend on. As a shard is named by its content, processes that
+write the same features at the same time do not disturb each other, and what a killed one leaves is used by the next.
 
 Letters: N clips, B rows of a batch.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,76 +26,109 @@ from torch import Tensor
 
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.data.plan import Plan
-from dfer.distributed import World
 from dfer.errors import DataError, message
-from dfer.recognition import PADDING, BadClip, FeatureBatch
+from dfer.recognition import BadClip, FeatureBatch
 from dfer.storage import Folder
 
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 64 * 2**20
 REMAKE = "Remove the folder; the next run computes the features again."
+SHARD = re.compile(r"([0-9]{5,7})-([0-9a-f]{16})\.safetensors")
+_KEYS = "keys"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureShard:
-    """One safetensors file and its keys. sha256: of the tensors, then of the keys."""
+    """One safetensors file. rows: clips in it."""
 
     path: str
     rows: int
     sha256: str
-    keys_sha256: str
+
+    def __post_init__(self) -> None:
+        if not SHARD.fullmatch(self.path):
+            raise ConfigProblem(f"path: expected a name as 00000-0123456789abcdef.safetensors, got {self.path[:80]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureManifest:
-    """What is in a feature folder. key: everything the features depend on, as plain values."""
+    """What is in a feature folder. key: everything the features depend on, as plain values. origin: where the tower's
+    weights came from, in words."""
 
-    version: int = 1
+    version: Literal[1] = 1
     key: dict[str, Any]
+    origin: str = ""
     shards: tuple[FeatureShard, ...]
 
 
-def write_shard(
-    folder: Folder, number: int, features: Mapping[str, Tensor], *, keys: Sequence[str], labels: Sequence[int | None]
-) -> FeatureShard:
+def name_of(key: Mapping[str, Any]) -> str:
+    """The folder of these features below FEATURES."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_shard(folder: Folder, number: int, features: Mapping[str, Tensor], *, keys: Sequence[str]) -> FeatureShard:
     """Write one shard; the bytes depend on the arguments alone. features: [rows ...] by name, on the CPU.
 
     Raises:
         StorageError: it cannot be written.
     """
-    path = f"{number:05d}.safetensors"
-    tensors = save({name: value.contiguous() for name, value in sorted(features.items())})
-    names = (json.dumps({"keys": list(keys), "labels": list(labels)}) + "\n").encode()
-    folder.write(path, tensors)
-    folder.write(_keys_path(path), names)
-    return FeatureShard(path=path, rows=len(keys), sha256=_sha256(tensors), keys_sha256=_sha256(names))
+    tensors = {name: value.contiguous() for name, value in features.items()}
+    data = save(tensors, metadata={_KEYS: json.dumps(list(keys))})
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = f"{number:05d}-{sha256[:16]}.safetensors"
+    folder.write(path, data)
+    return FeatureShard(path=path, rows=len(keys), sha256=sha256)
 
 
-def write_manifest(folder: Folder, key: Mapping[str, Any], shards: Sequence[FeatureShard]) -> None:
+def standing_shards(folder: Folder, keys: Sequence[Sequence[str]]) -> dict[int, FeatureShard]:
+    """The whole shards in a folder by number, of features that are to be stored in shards of these clips."""
+    found: dict[int, FeatureShard] = {}
+    for path in folder.children():
+        match = SHARD.fullmatch(path)
+        if match is None or (number := int(match[1])) >= len(keys) or number in found:
+            continue
+        data = folder.read(path) or b""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256[:16] == match[2] and _keys_of(data) == list(keys[number]):
+            found[number] = FeatureShard(path=path, rows=len(keys[number]), sha256=sha256)
+    return found
+
+
+def write_manifest(folder: Folder, key: Mapping[str, Any], shards: Sequence[FeatureShard], *, origin: str = "") -> None:
     """Write the manifest, which makes the folder count. Raises StorageError."""
-    manifest = FeatureManifest(key=dict(key), shards=tuple(shards))
+    manifest = FeatureManifest(key=dict(key), origin=origin, shards=tuple(shards))
     folder.write(MANIFEST, (json.dumps(to_plain(manifest), indent=1, sort_keys=True) + "\n").encode())
 
 
-def _keys_path(path: str) -> str:
-    return path.removesuffix(".safetensors") + ".keys.json"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def read_manifest(folder: Folder) -> FeatureManifest | None:
+    """The manifest of a feature folder, None where none stands. Raises DataError, StorageError."""
+    data = folder.read(MANIFEST, most=MAX_JSON_BYTES)
+    if data is None:
+        return None
+    try:
+        return from_plain(FeatureManifest, json.loads(data))
+    except (ValueError, RecursionError, ConfigProblem) as error:
+        where, got = folder.where(MANIFEST), f"something else ({str(error)[:160]})"
+        raise DataError(message(where, expected="a manifest of features", got=got, do=REMAKE)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
-    """N rows of features in memory. features: by name, [N ...]; labels: int64 [N], PADDING where there is none."""
+    """N rows of features in memory. features: by name, [N ...]; labels: int64 [N], None where nobody gave any."""
 
     features: dict[str, Tensor]
     keys: list[str]
-    labels: Tensor
+    labels: Tensor | None = None
     key: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of each feature by name."""
+        return {name: value.shape[-1] for name, value in self.features.items()}
 
     @classmethod
     def open(cls, folder: Folder) -> "FeatureSet | None":
@@ -103,17 +140,14 @@ class FeatureSet:
         manifest = read_manifest(folder)
         if manifest is None:
             return None
-        features, keys, labels = [], list[str](), list[int]()
-        for shard in manifest.shards:
-            tensors, names = _read_shard(folder, shard)
-            features.append(tensors)
-            keys += names["keys"]
-            labels += [PADDING if label is None else label for label in names["labels"]]
-        joined = {name: torch.cat([part[name] for part in features]) for name in features[0]} if features else {}
-        return cls(features=joined, keys=keys, labels=torch.tensor(labels, dtype=torch.int64), key=manifest.key)
+        parts = [_read_shard(folder, shard) for shard in manifest.shards]
+        keys = [key for _, names in parts for key in names]
+        names = parts[0][0] if parts else {}
+        joined = {name: torch.cat([tensors[name] for tensors, _ in parts]) for name in names}
+        return cls(features=joined, keys=keys, key=manifest.key, origin=manifest.origin)
 
-    def select(self, keys: Sequence[str], *, labels: Sequence[int] | NDArray[np.int64] | None = None) -> "FeatureSet":
-        """The rows of these clips, in this order. labels: their class numbers, in place of those stored.
+    def select(self, keys: Sequence[str], *, labels: NDArray[np.int64] | None = None) -> "FeatureSet":
+        """The rows of these clips, in this order. labels: their class numbers.
 
         Raises:
             DataError: a clip has no features.
@@ -124,71 +158,66 @@ class FeatureSet:
             got = f"none for {len(missing)} of them ({', '.join(missing[:3])})"
             raise DataError(message("features", expected=f"features of {len(keys)} clips", got=got, do=REMAKE))
         rows = torch.tensor([place[key] for key in keys], dtype=torch.int64)
-        chosen = self.labels[rows] if labels is None else torch.as_tensor(np.asarray(labels, np.int64))
         features = {name: value[rows] for name, value in self.features.items()}
-        return FeatureSet(features=features, keys=list(keys), labels=chosen, key=self.key)
+        chosen = None if labels is None else torch.from_numpy(np.array(labels, np.int64))
+        return FeatureSet(features=features, keys=list(keys), labels=chosen, key=self.key, origin=self.origin)
 
 
-def read_manifest(folder: Folder) -> FeatureManifest | None:
-    """The manifest of a feature folder, None where none stands. Raises DataError, StorageError."""
-    data = folder.read(MANIFEST, most=MAX_JSON_BYTES)
+def _read_shard(folder: Folder, shard: FeatureShard) -> tuple[dict[str, Tensor], list[str]]:
+    where, data = folder.where(shard.path), folder.read(shard.path)
     if data is None:
-        return None
-    try:
-        manifest = from_plain(FeatureManifest, json.loads(data))
-    except (ValueError, RecursionError, ConfigProblem) as error:
-        where, got = folder.where(MANIFEST), f"something else ({str(error)[:160]})"
-        raise DataError(message(where, expected="a manifest of features", got=got, do=REMAKE)) from error
-    return manifest
-
-
-def _read_shard(folder: Folder, shard: FeatureShard) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    data, names = folder.read(shard.path), folder.read(_keys_path(shard.path), most=MAX_JSON_BYTES)
-    where = folder.where(shard.path)
-    if data is None or names is None:
         raise DataError(message(where, expected="the shard of the manifest", got="no such file", do=REMAKE))
-    if _sha256(data) != shard.sha256 or _sha256(names) != shard.keys_sha256:
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise DataError(message(where, expected="the bytes of its manifest", got="others", do=REMAKE))
+    keys = _keys_of(data)
     try:
-        return load(data), json.loads(names)
+        tensors = load(data)
     except (SafetensorError, ValueError) as error:
-        raise DataError(message(where, expected="tensors and keys", got=str(error)[:160], do=REMAKE)) from error
+        raise DataError(message(where, expected="tensors", got=str(error)[:160], do=REMAKE)) from error
+    counts = {len(value) if value.dim() else 0 for value in tensors.values()}
+    if keys is None or counts != {shard.rows} or len(keys) != shard.rows:
+        got = f"{sorted(counts)} rows with {'no' if keys is None else len(keys)} keys"
+        raise DataError(message(where, expected=f"{shard.rows} rows and their keys", got=got, do=REMAKE))
+    return tensors, keys
+
+
+def _keys_of(data: bytes) -> list[str] | None:
+    """The clips' keys in a shard's header; None where there are none."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        keys = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEYS])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return keys if isinstance(keys, list) and all(isinstance(key, str) for key in keys) else None
 
 
 class FeatureLoader:
     """Micro-batches of one rank out of a FeatureSet, in the order in which `Loader` gives the same clips."""
 
-    def __init__(
-        self, rows: FeatureSet, *, world: World, seed: int, train: bool, global_batch: int, micro_batch: int
-    ) -> None:
-        """Raises ConfigProblem when the global batch does not divide by ranks and micro-batch."""
-        self._rows = rows
-        shard_of = np.zeros(len(rows), np.int64)
-        self._plan = Plan(
-            shard_of=shard_of,
-            world=world,
-            seed=seed,
-            train=train,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-        )
-        if train:
-            self._plan.check()
-        self.steps_per_epoch, self.accumulation = self._plan.steps, self._plan.accumulation
+    def __init__(self, rows: FeatureSet, plan: Plan) -> None:
+        """plan: over the rows of the set. Raises ConfigProblem when a training cannot be cut into steps."""
+        self._rows, self._plan = rows, plan
+        if plan.train:
+            plan.check()
+        self.steps_per_epoch, self.accumulation = plan.steps, plan.accumulation
         self.wait_seconds, self.max_bad = 0.0, 0
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[FeatureBatch]:
         """This rank's micro-batches from `start_step` (a global step) to the end of the epoch."""
-        order = self._plan.order(epoch)
+        order, labels = self._plan.order(epoch), self._rows.labels
         for number in self._plan.numbers(start_step):
             index = torch.from_numpy(self._plan.ids(order, number).copy())
             rows = index.clamp(min=0)  # padding repeats the first row and never counts
             yield FeatureBatch(
                 index=index,
                 features={name: value[rows] for name, value in self._rows.features.items()},
-                labels=self._rows.labels[rows],
+                labels=None if labels is None else labels[rows],
             )
 
     def take_bad(self) -> list[BadClip]:
         """Features hold no clip that could not be read."""
         return []
+
+    def lack_of_memory(self) -> str:
+        """Nothing is handed over in shared memory."""
+        return ""

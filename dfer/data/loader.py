@@ -81,7 +81,7 @@ class Loader:
         self._clip_bytes = config.frames * 3 * side**2
         reader = Reader(
             clips, self._plan, frames=config.frames, size=side, replace_bad=self.max_bad > 0,
-            read_ahead=config.read_ahead, keys=self._keys,
+            read_ahead=config.read_ahead, keys=self._keys, draws=config.train_frames == "random",
         )  # fmt: skip
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
         _LOADERS.add(self._batches)

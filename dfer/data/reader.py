@@ -39,12 +39,12 @@ class Reader(Dataset[Parts | DferError]):
 
     def __init__(
         self, clips: ClipSet, plan: Plan, *, frames: int, size: int, replace_bad: bool = False, read_ahead: bool = True,
-        keys: str = "micro_batch",
+        keys: str = "micro_batch", draws: bool = True,
     ) -> None:  # fmt: skip
-        """keys: of the configuration that size a batch, for messages."""
+        """keys: of the configuration that size a batch, for messages. draws: whether training draws its frames."""
         self._clips, self._plan = clips, plan
         self._frames, self._size, self._keys = frames, size, keys
-        self._replace_bad, self._reads_ahead = replace_bad, read_ahead
+        self._replace_bad, self._reads_ahead, self._draws = replace_bad, read_ahead, plan.train and draws
         self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
         self._wanted: dict[int, list[_Wanted | None]] = {}
         self._ahead: ReadAhead | None = None
@@ -109,7 +109,7 @@ class Reader(Dataset[Parts | DferError]):
         return _Wanted(positions, self._clips.prefetch(index, positions))
 
     def _positions(self, num_frames: int, index: int, epoch: int) -> Ids:
-        if self._plan.train:
+        if self._draws:
             return train_frames(num_frames, self._frames, clip_rng(self._plan.seed, epoch, index))
         return test_frames(num_frames, self._frames)
 

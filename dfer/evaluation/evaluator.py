@@ -8,7 +8,6 @@ or doubled. The views of a clip are averaged before anything is counted.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from dfer.evaluation.counts import confusion
 from dfer.evaluation.scores import Scores, scores
 from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Recognition, labels_of
 
-LabelledBatch = TypeVar("LabelledBatch", ClipBatch, FeatureBatch)
+LabelledBatch = ClipBatch | FeatureBatch
 ANSWER = ""
 """Name of the method's own answer among its variants."""
 SHOWN = 3

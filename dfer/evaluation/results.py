@@ -12,7 +12,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,7 +78,8 @@ class FoldResult:
     seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix. generated: seed
     and generator when the faces are generated ones in the layout of `dataset`. excluded: clips of all partitions that
     the split files name and the shards do not hold. start: the run, step, selection and SHA-256 of the weights that the
-    run began from, empty where it began from none of ours.
+    run began from, empty where it began from none of ours. variants: scores of the method's other answers for the same
+    clips, by name.
     """
 
     version: Literal[1] = 1
@@ -111,9 +112,10 @@ class FoldResult:
     finished: str
     seconds: float
     start: str = ""
+    variants: dict[str, Scores] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problem = self._shape_problem() or self._score_problem()
+        problem = self._shape_problem() or self._score_problem() or self._variant_problem()
         if problem:
             raise ConfigProblem(f"{problem}. Evaluate this fold again.")
 
@@ -145,10 +147,32 @@ class FoldResult:
         true = self.scores
         if (self.clips, self.count) != (true.num_clips, true.count):
             return f"clips, count: expected the sums of the confusion matrix, got {self.clips} and {self.count}"
-        ours, theirs = (self.war, self.uar, *self.recall), (true.war, true.uar, *true.recall)
-        if len(ours) != len(theirs) or not all(_same(a, b) for a, b in zip(ours, theirs)):
+        if not _agree(self, true):
             return "war, uar, recall: expected what the confusion matrix gives, got something else"
         return ""
+
+    def _variant_problem(self) -> str:
+        """Every variant must have answered for the same clips."""
+        size = len(self.classes)
+        for name, found in self.variants.items():
+            matrix = found.confusion
+            if (
+                len(matrix) != size
+                or any(len(row) != size for row in matrix)
+                or any(c < 0 for row in matrix for c in row)
+            ):
+                return f"variants.{name}.confusion: expected {size} x {size} counts for the classes, got others"
+            if found.count != self.count or tuple(map(sum, matrix)) != self.count:
+                return f"variants.{name}: expected the {self.clips} clips of the result, got others"
+            if not _agree(found, scores(matrix)):
+                return f"variants.{name}: expected the scores that its confusion matrix gives, got something else"
+        return ""
+
+
+def _agree(given: FoldResult | Scores, true: Scores) -> bool:
+    """Whether the scores are those of the matrix."""
+    ours, theirs = (given.war, given.uar, *given.recall), (true.war, true.uar, *true.recall)
+    return len(ours) == len(theirs) and all(_same(a, b) for a, b in zip(ours, theirs))
 
 
 def _same(a: float | None, b: float | None) -> bool:

@@ -61,6 +61,21 @@ class RunConfig:
             raise ConfigProblem(f"seed: expected 0 or more, got {self.seed}. Correct it")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
+        if self.data.features is not None:
+            self._refuse_without_features()
+
+    def _refuse_without_features(self) -> None:
+        """A method must take features, and its tower's weights must be known before it is built."""
+        do = "Leave data.features out"
+        if self.model.frozen_tower is None:
+            expected = "a method with a frozen image tower, such as linear_probe"
+            got = f"model.name={self.model.name}"
+            raise ConfigProblem(f"data.features: expected {expected}, got {got}. {do}, or choose another method")
+        if self.model.start is not None:
+            got = f"model.start={self.model.start}"
+            raise ConfigProblem(
+                f"data.features: expected weights of model.towers, got {got}. {do}, or set model.start=null"
+            )
 
     def share(self, world: "World") -> int:
         """Clips a rank takes through the model at once in training: its whole part of a step, or that cut into as few

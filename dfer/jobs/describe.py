@@ -2,9 +2,7 @@
 
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import (
-    manifest_hash,
-)
+from dfer.jobs.features import with_stored_features
 from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.initial import initial_model
 from dfer.training.optim import group_settings
@@ -12,8 +10,8 @@ from dfer.training.optim import group_settings
 
 def describe(config: RunConfig, world: World) -> str:
     """What `train` would do: clips, parameters by group, steps. Reads manifest and indexes, trains nothing."""
-    clips = open_fold(config)
-    initial = initial_model(config, clips.emotions, World(), manifest_sha256=manifest_hash(clips.store))
+    clips, line = with_stored_features(config, open_fold(config))
+    initial = initial_model(config, clips, World())
     recognizer = initial.model
     loader = train_loader(config, clips, world)
     sizes = {name: sum(p.numel() for p in group.params) for name, group in recognizer.param_groups().items()}
@@ -31,4 +29,4 @@ def describe(config: RunConfig, world: World) -> str:
     lines.append(
         f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
     )
-    return "\n".join([*lines, *(f" weights: {note}" for note in initial.notes or ())])
+    return "\n".join([*lines, *line, *(f" weights: {note}" for note in initial.notes or ())])

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from dfer.data.clips import ClipSet
 from dfer.distributed import World, highest, on_first
-from dfer.emotions import Emotions
 from dfer.errors import DeniedError, UsageError, message
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.results import (
@@ -21,24 +20,31 @@ from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import (
     Training,
     load_checkpoint,
-    manifest_hash,
     now,
     protocol_of,
     refuse_other_texts,
     selected_checkpoint,
     source_of,
 )
-from dfer.jobs.fold_data import FoldData, eval_loader, open_fold, refuse_little_memory, refuse_other_shards
+from dfer.jobs.features import with_features
+from dfer.jobs.fold_data import (
+    FoldData,
+    eval_loader,
+    manifest_hash,
+    open_fold,
+    refuse_little_memory,
+    refuse_other_shards,
+)
 from dfer.jobs.initial import Initial, initial_model
 from dfer.models.files import is_released
-from dfer.recognition import ClipBatch, Recognition
+from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, RESULTS, is_trained
 from dfer.storage import Folder
 from dfer.training import loop
 
-Forward = Callable[[ClipBatch], Recognition]
+Forward = Callable[[Batch], Recognition]
 
 
 def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None) -> Initial:
@@ -46,8 +52,7 @@ def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Che
 
     The first rank says where the weights come from.
     """
-    sha256 = manifest_hash(clips.store)
-    initial = initial_model(config, clips.emotions, world, manifest_sha256=sha256, resumed=resumed)
+    initial = initial_model(config, clips, world, resumed=resumed)
     initial.tell(world)
     return initial
 
@@ -83,12 +88,13 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         training = Training.at(newest or chosen, epochs=config.epochs)
         refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
         refuse_other_texts(config, clips.emotions, chosen)
+    clips = with_features(config, clips, world, begun=chosen)
     initial = initial_of(config, clips, world, resumed=chosen)
     recognizer = initial.model
     if chosen:
         load_checkpoint(recognizer, chosen)
     set_tf32(config.engine.tf32)
-    refuse_little_memory([eval_loader(config, clips.test, world)])
+    refuse_little_memory([eval_loader(config, clips, clips.test, world)])
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
     if not trained:
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
@@ -107,15 +113,21 @@ def _check_target(home: Folder, out: Folder | None) -> None:
 
 
 def score(
-    config: RunConfig, part: ClipSet, emotions: Emotions, forward: Forward, world: World, *, predictions: bool = False,
+    config: RunConfig, clips: FoldData, part: ClipSet, forward: Forward, world: World, *, predictions: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a part of the fold on all ranks, every clip once; a collective call."""
-    loader = eval_loader(config, part, world)
+    loader = eval_loader(config, clips, part, world)
     return evaluate(
-        forward, loader.epoch(0), num_classes=len(emotions), expected=len(part), device=world.device, keys=part.keys,
-        predictions=predictions, between=between,
-    )  # fmt: skip
+        forward,
+        loader.epoch(0),
+        num_classes=len(clips.emotions),
+        expected=len(part),
+        device=world.device,
+        keys=part.keys,
+        predictions=predictions,
+        between=between,
+    )
 
 
 def report_test(
@@ -130,7 +142,7 @@ def report_test(
         if stop and highest([stop.requested])[0]:
             raise loop.stopped(stop, at="the evaluation of the test clips")
 
-    found = score(config, clips.test, clips.emotions, forward, world, predictions=True, between=between)
+    found = score(config, clips, clips.test, forward, world, predictions=True, between=between)
     home = out or Folder(config.run)
     position = chosen.state["training"] if chosen else {"epoch": 0}
     # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
@@ -146,7 +158,7 @@ def report_test(
         checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
         manifest_sha256=manifest_hash(clips.store), finished=now(), seconds=round(found.seconds, 2),
         generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
-        start=initial.start,
+        start=initial.start, variants=found.variants,
     )  # fmt: skip
 
     def write() -> None:

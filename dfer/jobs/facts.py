@@ -1,16 +1,15 @@
 """What a checkpoint and a result say of the run that they come from, and which checkpoint of a run is meant."""
 
-import hashlib
 import itertools
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from dfer.config import to_plain
-from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig
+from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
 from dfer.models.config import DferClipConfig
 from dfer.models.files import source
@@ -21,8 +20,6 @@ from dfer.run.changes import Change
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import RESULT
 from dfer.storage import Folder
-from dfer.store.format import to_json
-from dfer.store.shards import Store
 from dfer.training.state import TrainingState
 
 TEXTS = "texts"
@@ -73,6 +70,7 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         f"flip {augment.flip}" if augment.flip else "",
         f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
         f"rotation +- {augment.rotation} degrees, nearest pixel" if augment.rotation else "",
+        "the middle frame of every segment" if config.data.train_frames == "middle" else "",
     ]
     return Protocol(
         num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
@@ -80,14 +78,13 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
     )  # fmt: skip
 
 
-def state_facts(
-    initial: Initial, store: Store, emotions: Emotions, config: RunConfig, changed: tuple[Change, ...]
-) -> dict[str, object]:
+def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: tuple[Change, ...]) -> dict[str, object]:
     """What a checkpoint must say of itself to be used without its run folder."""
     return {
-        "model": asdict(config.model), "classes": list(emotions.names), "num_frames": config.data.frames,
+        "model": asdict(config.model), "classes": list(clips.emotions.names), "num_frames": config.data.frames,
         "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
-        "manifest_sha256": manifest_hash(store), TEXTS: _texts(config, emotions), START: initial.start,
+        "manifest_sha256": manifest_hash(clips.store), FEATURES: features_id(clips),
+        TEXTS: _texts(config, clips.emotions), START: initial.start,
         **changes.to_state(RunConfig, changed, to_plain(config)),
     }  # fmt: skip
 
@@ -117,14 +114,14 @@ def source_of(config: RunConfig) -> str:
     return config.model.start or source(config.model)
 
 
-def manifest_hash(store: Store) -> str:
-    """SHA-256 of the shards' manifest in its canonical form."""
-    return hashlib.sha256(to_json(store.manifest)).hexdigest()
+def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint, *, without: frozenset[str] = frozenset()) -> None:
+    """Put a checkpoint's weights into a recognizer, and close it. without: names that keep what they have.
 
-
-def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a recognizer, and close it. Raises CheckpointError when the names differ."""
-    weights, own = checkpoint.weights(), recognizer.state_dict()
+    Raises:
+        CheckpointError: the names or shapes differ.
+    """
+    weights = checkpoint.weights()
+    own = {name: value for name, value in recognizer.state_dict().items() if name not in without}
     checkpoint.close()
     odd = sorted(weights.keys() ^ own.keys())
     odd = odd or sorted(name for name in own if own[name].shape != weights[name].shape)
@@ -133,7 +130,7 @@ def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder}: expected the weights of this model, got others ({', '.join(odd[:4])}). "
             "Evaluate it with the configuration it was trained with."
         )
-    recognizer.load_state_dict(weights)
+    recognizer.load_state_dict(weights, strict=not without)
 
 
 def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints, newest: Checkpoint | None = None) -> Checkpoint:

@@ -1,26 +1,27 @@
 """The clips of one fold and the loaders over them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfer.config import ConfigProblem
 from dfer.data.clips import ClipSet, emotions_for, fold_clips
+from dfer.data.features import FeatureLoader, FeatureSet, name_of
 from dfer.data.loader import Loader
+from dfer.data.plan import Plan
 from dfer.data.splits import fold_of, folds, hold_out, refuse_overlap
 from dfer.distributed import World, gather_objects
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, UsageError
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import (
-    manifest_hash,
-)
-from dfer.store.format import Fold
+from dfer.store.format import Fold, to_json
 from dfer.store.shards import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
-    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None."""
+    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None. features: of
+    all clips, where they are read in place of frames."""
 
     store: Store
     fold: Fold
@@ -31,6 +32,7 @@ class FoldData:
     test: ClipSet
     select: ClipSet | None
     validation: str
+    features: FeatureSet | None = None
 
 
 def open_fold(config: RunConfig) -> FoldData:
@@ -56,6 +58,11 @@ def open_fold(config: RunConfig) -> FoldData:
     )  # fmt: skip
 
 
+def manifest_hash(store: Store) -> str:
+    """SHA-256 of the shards' manifest in its canonical form."""
+    return hashlib.sha256(to_json(store.manifest)).hexdigest()
+
+
 def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
     """Raises CheckpointError when the shards are not those of the training; they may lie elsewhere."""
     found = manifest_hash(store)
@@ -67,7 +74,16 @@ def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None)
         )
 
 
-def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader:
+FEATURES = "features"
+"""Key of a checkpoint's state: which features the run reads, empty where it reads frames."""
+
+
+def features_id(clips: FoldData) -> str:
+    """Which features a fold reads; empty where it reads frames."""
+    return name_of(clips.features.key) if clips.features is not None else ""
+
+
+def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | FeatureLoader:
     """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
     if config.batch % world.size:
         below = config.batch // world.size * world.size
@@ -75,21 +91,36 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader:
         raise ConfigProblem(
             f"batch: expected a multiple of {world.size} ranks, got {config.batch}. Set batch to {fitting}"
         )
-    return Loader(
-        clips.train, config.data, world=world, seed=config.seed, train=True, global_batch=config.batch,
-        micro_batch=config.share(world),
-    )  # fmt: skip
+    return _loader(
+        config, clips, clips.train, world, train=True, global_batch=config.batch, micro_batch=config.share(world)
+    )
 
 
-def eval_loader(config: RunConfig, part: ClipSet, world: World) -> Loader:
-    """The loader of clips that are evaluated, each once."""
-    return Loader(
-        part, config.data, world=world, seed=config.seed, train=False, global_batch=config.eval_batch * world.size,
+def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
+    """The loader of a part of the fold that is evaluated, each clip once."""
+    return _loader(
+        config, clips, part, world, train=False, global_batch=config.eval_batch * world.size,
         micro_batch=config.eval_batch,
     )  # fmt: skip
 
 
-def refuse_little_memory(loaders: Sequence[Loader]) -> None:
+def _loader(
+    config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, train: bool, global_batch: int, micro_batch: int
+) -> Loader | FeatureLoader:
+    """Over the part's features where there are some, else over its frames; the same clips in the same order."""
+    if clips.features is None:
+        return Loader(
+            part, config.data, world=world, seed=config.seed, train=train, global_batch=global_batch,
+            micro_batch=micro_batch,
+        )  # fmt: skip
+    plan = Plan(
+        shard_of=part.shard_of, world=world, seed=config.seed, train=train, global_batch=global_batch,
+        micro_batch=micro_batch, partitions=config.data.canonical_partitions,
+    )  # fmt: skip
+    return FeatureLoader(clips.features.select(part.keys, labels=part.labels), plan)
+
+
+def refuse_little_memory(loaders: Sequence[Loader | FeatureLoader]) -> None:
     """Raises UsageError on all ranks when the shared memory of any rank's host is too small for the data workers."""
     lacks = [text for texts in gather_objects([loader.lack_of_memory() for loader in loaders]) for text in texts]
     if problem := next(filter(None, lacks), ""):

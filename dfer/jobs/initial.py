@@ -12,6 +12,7 @@ from dfer.distributed import World, on_first
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
+from dfer.jobs.fold_data import FoldData, manifest_hash
 from dfer.models.build import build
 from dfer.models.start import take
 from dfer.recognition import Recognizer
@@ -42,9 +43,7 @@ class Initial:
             print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def initial_model(
-    config: RunConfig, emotions: Emotions, world: World, *, manifest_sha256: str, resumed: Checkpoint | None = None
-) -> Initial:
+def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None = None) -> Initial:
     """Build the model of a run; all ranks call it. resumed: the checkpoint that will be loaded into it, if any.
 
     Raises:
@@ -53,14 +52,17 @@ def initial_model(
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
     """
     begins = config.model.start is not None
+    found = clips.features
     model = build(
-        config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=resumed is None and not begins
-    )
+        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed,
+        weights=resumed is None and not begins, dims=found.dims if found is not None else None,
+    )  # fmt: skip
     if resumed is not None:
         return Initial(model=model, start=str(resumed.state.get(START, "")))
     if not begins:
-        return Initial(model=model, notes=(model.origin,) if model.origin else ())
-    return _begun(config, emotions, world, model, manifest_sha256)
+        origin = found.origin if found is not None else model.origin
+        return Initial(model=model, notes=(origin,) if origin else ())
+    return _begun(config, clips.emotions, world, model, manifest_hash(clips.store))
 
 
 def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, manifest_sha256: str) -> Initial:

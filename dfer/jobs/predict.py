@@ -54,8 +54,10 @@ def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], 
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen)
-    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
-    load_checkpoint(model, chosen)
+    # A run on features holds no tower, which the frames of a new clip need.
+    on_features = config.data.features is not None
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=on_features)
+    load_checkpoint(model, chosen, without=model.tower_weights() if on_features else frozenset[str]())
     set_tf32(config.engine.tf32)
     return inference(model, precision=config.engine.precision, device=world.device), emotions.names
 

@@ -23,6 +23,7 @@ from dfer.jobs.facts import (
     selected_checkpoint,
     state_facts,
 )
+from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import (
     FoldData,
     eval_loader,
@@ -31,6 +32,7 @@ from dfer.jobs.fold_data import (
     refuse_other_shards,
     train_loader,
 )
+from dfer.recognition import Batch, ClipBatch
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import finished
@@ -63,15 +65,19 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         return result
     clips = open_fold(config)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
-    loader = train_loader(config, clips, world)
-    refuse_little_memory([loader, *(eval_loader(config, part, world) for part in (clips.select, clips.test) if part)])
+    train_loader(config, clips, world)  # what cannot be cut into steps is told before features are computed
     latest = _latest(config, clips, checkpoints, world)
+    clips = with_features(config, clips, world, begun=latest, stop=stop)
+    loader = train_loader(config, clips, world)
+    parts = [part for part in (clips.select, clips.test) if part]
+    refuse_little_memory([loader, *(eval_loader(config, clips, part, world) for part in parts)])
     initial = initial_of(config, clips, world, resumed=latest)
     recognizer = initial.model
     engine = build_engine(
         config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
         micro_batch=config.share(world), key_of=clips.train.keys.__getitem__, seed=config.seed)  # fmt: skip
     with closing(engine):
+        loop.check_layout(engine, latest)
         recorded = on_first(lambda: folder.recorded(home), world)
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
         latest = checkpoints.start(latest)
@@ -80,16 +86,15 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         if latest:
             latest.close()
         total = loader.steps_per_epoch * config.epochs
-        augment = Augment(config.data.augment, config.seed)
         with RunLog(
             home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every,
             check=checkpoints.may_write,
         ) as log:  # fmt: skip
             loop.train(
-                engine, loader=loader, prepare=lambda batch, epoch: augment(batch.to(world.device), epoch),
+                engine, loader=loader, prepare=_prepare(config, world),
                 schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
                 evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state=state_facts(initial, clips.store, clips.emotions, config, changed), stop=stop,
+                extra_state=state_facts(initial, clips, config, changed), stop=stop,
                 record_clips=config.record_clips,
             )  # fmt: skip
         chosen = selected_checkpoint(config, checkpoints)
@@ -117,6 +122,17 @@ def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world:
     return latest
 
 
+def _prepare(config: RunConfig, world: World) -> Callable[[Batch, int], Batch]:
+    """Moves a batch to the device and augments frames there; features were made of frames as they are."""
+    augment = Augment(config.data.augment, config.seed)
+
+    def prepare(batch: Batch, epoch: int) -> Batch:
+        moved = batch.to(world.device)
+        return augment(moved, epoch) if isinstance(moved, ClipBatch) else moved
+
+    return prepare
+
+
 def _trained_result(config: RunConfig) -> FoldResult:
     home = Folder(config.run)
     result = read_result(home)
@@ -133,7 +149,7 @@ def _evaluation(config: RunConfig, clips: FoldData, engine: Engine, world: World
     part = clips.select or (clips.test if config.eval_every else None)
     if part is None:
         return None
-    run = partial(score, config, part, clips.emotions, engine.forward, world)
+    run = partial(score, config, clips, part, engine.forward, world)
 
     def metrics(between: Callable[[], None]) -> dict[str, float]:
         found = run(between=between).scores

@@ -8,18 +8,24 @@ from pathlib import Path
 
 import torch
 
-from dfer.config import ConfigProblem
 from dfer.emotions import Emotions
-from dfer.errors import message
 from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.released import load_released
-from dfer.models.linear_probe import FEATURE, LinearProbe
-from dfer.models.towers import ImageTower, Towers
+from dfer.models.linear_probe import LinearProbe
+from dfer.models.towers import FEATURE, ImageTower, Towers
 from dfer.recognition import Recognizer
 
 
-def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool = True) -> Recognizer:
+def build(
+    config: ModelConfig,
+    emotions: Emotions,
+    *,
+    num_frames: int,
+    seed: int,
+    weights: bool = True,
+    dims: Mapping[str, int] | None = None,
+) -> Recognizer:
     """The recognizer with its initial weights, on the CPU in fp32.
 
     The weights depend on config, emotions, num_frames and seed alone: the caller's random state is neither read nor
@@ -27,35 +33,28 @@ def build(config: ModelConfig, emotions: Emotions, *, num_frames: int, seed: int
 
     weights: False for a caller who loads a checkpoint of this project next, which holds all weights; no other file of
     weights is read then, and a trained run does not need them any more.
+    dims: width of each feature by name, for a method that is fed with features: its frozen image tower is neither
+    built nor read, its other weights are the same.
 
     Raises:
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
         CheckpointError: a checkpoint that is missing, damaged or does not fit.
+        ValueError: features for a method that takes none.
     """
+    if dims is not None and config.frozen_tower is None:
+        raise ValueError(f"{config.name}: expected a method that takes features")
     match config:
         case DferClipConfig():
             return _dfer_clip(config, emotions, num_frames=num_frames, seed=seed, weights=weights)
         case LinearProbeConfig():
-            tower = image_tower(config.towers, seed=seed, weights=weights)
+            tower = image_tower(config.towers, seed=seed, weights=weights) if dims is None else None
             with _stream(seed, config.name):
-                return LinearProbe(config, tower=tower, dim=tower.embed_dim, emotions=emotions)
+                return LinearProbe(config, tower=tower, dim=_dim(tower, dims), emotions=emotions)
 
 
-def build_on_features(config: ModelConfig, emotions: Emotions, *, dims: Mapping[str, int], seed: int) -> Recognizer:
-    """The recognizer without its frozen tower, for features of these widths; its other weights are those of `build`.
-
-    Raises:
-        ConfigProblem: a method whose image tower is trained.
-    """
-    match config:
-        case LinearProbeConfig():
-            with _stream(seed, config.name):
-                return LinearProbe(config, tower=None, dim=dims[FEATURE], emotions=emotions)
-        case _:
-            raise ConfigProblem(
-                message("data.features", expected="a method with a frozen image tower (linear_probe)", got=config.name,
-                        do="Leave data.features out.")
-            )  # fmt: skip
+def _dim(tower: ImageTower | None, dims: Mapping[str, int] | None) -> int:
+    """Width of a frame's feature: the tower's, or that of the features in its place."""
+    return (dims or {})[FEATURE] if tower is None else tower.embed_dim
 
 
 def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> ImageTower:

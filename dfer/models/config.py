@@ -54,6 +54,14 @@ class TemporalConfig:
             raise ConfigProblem(f"temporal.init_std: expected more than 0, got {self.init_std}. The paper's is 1.0.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrozenTower:
+    """An image tower that is not trained: what its features of given frames depend on."""
+
+    towers: TowersConfig
+    clip_normalisation: bool
+
+
 ContextPosition = Literal["end", "middle", "front"]
 
 
@@ -100,6 +108,11 @@ class DferClipConfig:
                 "Turn one of them on."
             )
 
+    @property
+    def frozen_tower(self) -> FrozenTower | None:
+        """None: this method reads frames alone."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbeConfig:
@@ -113,6 +126,11 @@ class LinearProbeConfig:
     towers: TowersConfig = field(default_factory=TowersConfig)
     start: str | None = key(None, path=True)
     clip_normalisation: bool = True
+
+    @property
+    def frozen_tower(self) -> FrozenTower | None:
+        """The tower whose features may take the place of frames (`data.features`)."""
+        return FrozenTower(towers=self.towers, clip_normalisation=self.clip_normalisation)
 
 
 @dataclass(frozen=True, kw_only=True)

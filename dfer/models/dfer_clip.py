@@ -11,13 +11,12 @@ from torch.nn import functional as F
 from dfer.emotions import Emotions
 from dfer.errors import UsageError, message
 from dfer.models.config import DferClipConfig
+from dfer.models.losses import cross_entropy
 from dfer.models.prompts import PromptLearner, layout
 from dfer.models.temporal import temporal_model
 from dfer.models.texts import class_texts
 from dfer.models.towers import Towers
-from dfer.recognition import PADDING, ClipBatch, Group, Progress, Recognition, Recognizer, labels_of
-
-IGNORED = -100
+from dfer.recognition import ClipBatch, Group, Progress, Recognition, Recognizer
 
 
 class DferClip(Recognizer):
@@ -76,9 +75,7 @@ class DferClip(Recognizer):
 
     def loss(self, out: Recognition, batch: ClipBatch, progress: Progress) -> dict[str, Tensor]:
         """Cross entropy, averaged over the rows that are no padding."""
-        labels = labels_of(batch).masked_fill(batch.index == PADDING, IGNORED)
-        total = F.cross_entropy(out.logits, labels, ignore_index=IGNORED, reduction="sum")
-        return {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
+        return {"cross_entropy": cross_entropy(out.logits, batch)}
 
     def param_groups(self) -> dict[str, Group]:
         """`temporal`, `image`, `prompts`, as far as they are trained."""

@@ -3,17 +3,13 @@
 Letters: B clips, T frames, C colours, H height, W width, K classes, D embedding.
 """
 
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dfer.emotions import Emotions
 from dfer.models.config import LinearProbeConfig
-from dfer.models.towers import ImageTower
-from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Group, Progress, Recognition, Recognizer, labels_of
-
-FEATURE = "frames"
-"""Name of the tower's output, float [B T D]."""
+from dfer.models.losses import cross_entropy
+from dfer.models.towers import FEATURE, ImageTower
+from dfer.recognition import ClipBatch, FeatureBatch, Group, Progress, Recognition, Recognizer
 
 
 class LinearProbe(Recognizer):
@@ -24,8 +20,6 @@ class LinearProbe(Recognizer):
         super().__init__()
         self.config = config
         self.tower = tower
-        if tower is not None:
-            tower.requires_grad_(False)
         self.head = nn.Linear(dim, len(emotions))
 
     @property
@@ -46,22 +40,20 @@ class LinearProbe(Recognizer):
     def encode(self, batch: ClipBatch) -> dict[str, Tensor]:
         """What the frozen tower makes of a batch: `frames`, float [B T D], not normalised."""
         assert self.tower is not None, "a probe without a tower takes features"
-        pictures = rearrange(batch.frames, "b t c h w -> (b t) c h w")
-        # Computed without gradients: the tower is frozen.
-        features = self.tower.encode(pictures, normalise=self.config.clip_normalisation)
-        return {FEATURE: rearrange(features, "(b t) d -> b t d", b=len(batch.frames))}
+        return self.tower.features(batch, normalise=self.config.clip_normalisation)
+
+    def tower_weights(self) -> frozenset[str]:
+        """All of the tower's."""
+        return frozenset(name for name in self.state_dict() if name.startswith("tower."))
+
+    def class_parameters(self) -> frozenset[str]:
+        """Those of the head."""
+        return frozenset({"head.weight", "head.bias"})
 
     def loss(self, out: Recognition, batch: ClipBatch | FeatureBatch, progress: Progress) -> dict[str, Tensor]:
         """Cross entropy, averaged over the rows that are no padding."""
-        return {"cross_entropy": cross_entropy(out.logits, labels_of(batch), batch.index)}
+        return {"cross_entropy": cross_entropy(out.logits, batch)}
 
     def param_groups(self) -> dict[str, Group]:
         """`head`."""
         return {"head": Group(params=list(self.head.parameters()))}
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-    """Mean cross entropy of logits [B K] and labels int64 [B] over the rows whose index [B] is not PADDING."""
-    counts = index != PADDING
-    each = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-    return (each * counts).sum() / counts.sum().clamp(min=1)

@@ -1,6 +1,7 @@
 """CLIP's two towers, out of open_clip; the only module that imports it.
 
-Letters: N pictures, C colours, H height, W width of a picture (of a token in text), D embedding, K prompts, L tokens.
+Letters: N pictures (or clips of T frames), C colours, H height, W width of a picture (of a token in text), D embedding,
+K prompts, L tokens.
 """
 
 import functools
@@ -15,6 +16,7 @@ from typing import Any
 
 import open_clip
 import torch
+from einops import rearrange
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
@@ -30,6 +32,7 @@ from dfer.models.foreign.architecture import activation_beside, read_architectur
 from dfer.models.foreign.layouts import foreign_names
 from dfer.models.foreign.weights import Weights, read_weights
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
+from dfer.recognition import ClipBatch
 
 VOCABULARY = 49408
 """Tokens of CLIP's byte-pair encoding; the only one the text side knows."""
@@ -80,6 +83,10 @@ def _clip(config: TowersConfig) -> tuple[CLIP, dict[str, Any], str | None]:
     return clip, settings, origin
 
 
+FEATURE = "frames"
+"""Name of the frozen tower's output."""
+
+
 class ImageTower(nn.Module):
     """A frozen image tower. Always in evaluation mode, computed without gradients."""
 
@@ -105,6 +112,12 @@ class ImageTower(nn.Module):
         """Features [N D], not normalised, of pictures uint8 [N C H W]. normalise: by CLIP's mean and deviation."""
         x = pictures.to(next(self.visual.parameters()).dtype) / 255
         return typing.cast(Tensor, self.visual((x - self.mean) / self.std if normalise else x))
+
+    def features(self, batch: ClipBatch, *, normalise: bool) -> dict[str, Tensor]:
+        """The features of a batch's frames, float [N T D], by name, for N clips of T frames."""
+        pictures = rearrange(batch.frames, "n t c h w -> (n t) c h w")
+        found = self.encode(pictures, normalise=normalise)
+        return {FEATURE: rearrange(found, "(n t) d -> n t d", n=len(batch.frames))}
 
 
 class Towers(nn.Module):

@@ -42,10 +42,20 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Several folds in one: mean and deviation over them (None with fewer than two), and the sum of their counts."""
+
+    mean: Row
+    std: Row | None
+    pooled: Scores
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything the tables and pages show. std is None with fewer than two folds; curves by metric, then fold.
 
     missing: folds without a result; incomplete: those of them whose training has been evaluated before its end.
+    variants: of the method's other answers, by name.
     """
 
     name: str
@@ -55,6 +65,7 @@ class Report:
     mean: Row
     std: Row | None
     pooled: Scores
+    variants: dict[str, Summary]
     published: Published | None
     notes: tuple[str, ...]
     config: str
@@ -124,6 +135,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         mean=average(folds),
         std=deviation(folds),
         pooled=total([fold.scores for fold in folds]),
+        variants={name: _summary([fold.variants[name] for fold in folds]) for name in folds[0].variants},
         published=None if folds[0].generated else published,
         notes=(*_incomplete_notes(between), *_notes(done, missing, published), *_change_notes(done)),
         config=done[0].config_text,
@@ -138,17 +150,21 @@ def fold_folders(run_folder: Folder) -> list[Folder]:
     return [run_folder / match[0] for match in sorted((m for m in found if m), key=lambda m: int(m[1]))]
 
 
-def average(folds: Sequence[FoldResult]) -> Row:
+def _summary(folds: Sequence[Scores]) -> Summary:
+    return Summary(mean=average(folds), std=deviation(folds), pooled=total(folds))
+
+
+def average(folds: Sequence[FoldResult | Scores]) -> Row:
     """Mean over folds; a class's mean runs over the folds that have test clips of it."""
     return _over(folds, statistics.fmean, at_least=1)
 
 
-def deviation(folds: Sequence[FoldResult]) -> Row | None:
+def deviation(folds: Sequence[FoldResult | Scores]) -> Row | None:
     """Sample standard deviation (n - 1) over folds; None with fewer than two."""
     return _over(folds, statistics.stdev, at_least=2) if len(folds) > 1 else None
 
 
-def _over(folds: Sequence[FoldResult], function: Any, *, at_least: int) -> Row:
+def _over(folds: Sequence[FoldResult | Scores], function: Any, *, at_least: int) -> Row:
     def of(values: Sequence[float | None]) -> float | None:
         there = [value for value in values if value is not None]
         return function(there) if len(there) >= at_least else None
@@ -253,6 +269,7 @@ def _refuse_mixture(run_folder: Folder, done: Sequence[_Fold]) -> None:
         "selection rule": lambda fold: fold.result.selection,
         "number of folds": lambda fold: str(fold.result.num_folds),
         "test protocol": lambda fold: json.dumps(to_plain(fold.result.protocol), sort_keys=True),
+        "set of variants": lambda fold: ", ".join(sorted(fold.result.variants)) or "none",
         "shard manifest": lambda fold: fold.result.manifest_sha256,
     }
     for what, fact in facts.items():

@@ -13,8 +13,9 @@ from dfer.config import to_plain
 from dfer.evaluation.scores import Scores, percent
 from dfer.report.crossval import Report, Row
 
-RowKind = Literal["fold", "absent", "mean", "std", "pooled", "theirs"]
+RowKind = Literal["fold", "absent", "mean", "std", "pooled", "variant", "theirs"]
 STD_TEXT = "sample standard deviation (n - 1) over folds"
+VARIANT_TEXT = "another answer of the same weights for the same clips"
 POOLED_TEXT = "from the sum of the folds' confusion matrices"
 
 
@@ -40,21 +41,38 @@ def short_names(classes: Sequence[str]) -> list[str]:
 
 
 def table_rows(report: Report) -> list[TableRow]:
-    """The result table, line by line: folds, mean, standard deviation, pooled counts, published numbers."""
+    """The result table, line by line: folds, mean, standard deviation, pooled counts, variants, published numbers."""
     rows = [fold_row(report, number) for number in _fold_numbers(report)]
     if report.num_folds > 1:
-        std = report.std or Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
         rows += [
             TableRow(kind="mean", label="mean", detail=ours(report), cells=_cells(report.mean)),
-            TableRow(kind="std", label="std", detail=STD_TEXT, cells=_cells(std)),
+            TableRow(kind="std", label="std", detail=STD_TEXT, cells=_cells(_shown(report, report.std))),
             TableRow(kind="pooled", label="pooled", detail=POOLED_TEXT, cells=_cells(report.pooled)),
         ]
+    rows += _variant_rows(report)
     if theirs := report.published:
         detail = f"{theirs.source}; selection: {theirs.selection}"
         blank = ("–",) * len(report.first.classes)
         cells = (*blank, f"{theirs.uar:.2f}", f"{theirs.war:.2f}")
         rows.append(TableRow(kind="theirs", label="published", detail=detail, cells=cells))
     return rows
+
+
+def _variant_rows(report: Report) -> list[TableRow]:
+    """Each variant under its name: its mean and deviation over folds, or what it has on the test split."""
+    rows = []
+    for name, found in report.variants.items():
+        several = report.num_folds > 1
+        label = f"{name}: mean" if several else name
+        rows.append(TableRow(kind="variant", label=label, detail=VARIANT_TEXT, cells=_cells(found.mean)))
+        if several:
+            rows.append(TableRow(kind="variant", label=f"{name}: std", cells=_cells(_shown(report, found.std))))
+    return rows
+
+
+def _shown(report: Report, std: Row | None) -> Row:
+    """A deviation, or what stands where there is none."""
+    return std or Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
 
 
 def _fold_numbers(report: Report) -> list[int]:
@@ -203,6 +221,7 @@ def plain(report: Report) -> dict[str, Any]:
         "std": to_plain(report.std) if report.std else None,
         "std_kind": STD_TEXT,
         "pooled": to_plain(report.pooled),
+        "variants": {name: to_plain(found) for name, found in report.variants.items()},
         "published": to_plain(report.published) if report.published else None,
         "notes": list(report.notes),
         "results": [to_plain(fold) for fold in report.folds],

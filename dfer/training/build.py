@@ -14,6 +14,7 @@ from dfer.recognition import Learner
 from dfer.training.config import EngineConfig, OptimConfig
 from dfer.training.engine import Engine
 from dfer.training.optim import build_optimizer, group_settings
+from dfer.training.state import Layout
 
 
 def build_engine(
@@ -59,6 +60,7 @@ def build_engine(
         "config": config,
         "settings": settings,
         "world": world,
+        "layout": Layout(ranks=world.size, micro_batch=micro_batch),
         "accumulation": accumulation,
         "key_of": key_of,
         "seed": seed,
@@ -70,7 +72,7 @@ def build_engine(
     # Imported here: it takes seconds and is not needed with ddp.
     from dfer.training.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(task, optimizer, micro_batch=micro_batch, **shared)
+    return DeepSpeedEngine(task, optimizer, **shared)
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

@@ -35,9 +35,9 @@ _HARMLESS = ("ZeRO with an untested optimizer", "unknown inputs or outputs type"
 class DeepSpeedEngine(Engine):
     """Steps through `deepspeed.initialize`'s engine; the accumulation boundary is set by hand before each backward."""
 
-    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, *, micro_batch: int, **shared: Any) -> None:
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, **shared: Any) -> None:
         super().__init__(task, **shared)
-        self._ds = _initialize(task, optimizer, self._plain_config(micro_batch), self.world)
+        self._ds = _initialize(task, optimizer, self._plain_config(), self.world)
         if self.config.zero == 3:
             _keep_during_backward(task)
         # ZeRO's wrapper, or the torch optimizer itself at stage 0.
@@ -53,7 +53,7 @@ class DeepSpeedEngine(Engine):
     def _optimizer(self) -> torch.optim.Optimizer:
         return self._torch_optimizer
 
-    def _plain_config(self, micro_batch: int) -> dict[str, Any]:
+    def _plain_config(self) -> dict[str, Any]:
         zero = {
             "stage": self.config.zero,
             "reduce_bucket_size": BUCKET,
@@ -63,8 +63,8 @@ class DeepSpeedEngine(Engine):
         }
         return {
             # Nominal: the last micro-batch may be smaller. Each is weighted by its clips, so DeepSpeed scales nothing.
-            "train_batch_size": micro_batch * self.accumulation * self.world.size,
-            "train_micro_batch_size_per_gpu": micro_batch,
+            "train_batch_size": self.layout.micro_batch * self.accumulation * self.world.size,
+            "train_micro_batch_size_per_gpu": self.layout.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
             # At stage 0 the clipping is ours: DeepSpeed's does not tell the norm.
             "gradient_clipping": (self.config.clip_norm or 0.0) if self.config.zero else 0.0,

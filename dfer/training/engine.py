@@ -24,7 +24,7 @@ from dfer.training import gradients
 from dfer.training.config import EngineConfig
 from dfer.training.gradients import Gradients
 from dfer.training.optim import GroupSetting
-from dfer.training.state import check_names, check_shapes, expected_state, with_fresh
+from dfer.training.state import Layout, check_names, check_shapes, expected_state, with_fresh
 
 LOSS_SCALE = "loss_scale"
 MAX_KEYS = 8
@@ -77,12 +77,13 @@ class Engine(ABC):
         config: EngineConfig,
         settings: Sequence[GroupSetting],
         world: World,
+        layout: Layout,
         accumulation: int,
         key_of: Callable[[int], str],
         seed: int,
     ) -> None:
         self.task, self.config, self.settings, self.world = task, config, tuple(settings), world
-        self.accumulation = accumulation
+        self.layout, self.accumulation = layout, accumulation
         self._key_of, self._seed = key_of, seed
         self._scale = LossScale(enabled=config.precision == "fp16")
         self._names = {id(p): name for name, p in task.learner.named_parameters()}

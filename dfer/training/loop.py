@@ -10,12 +10,12 @@ from dfer.config import ConfigProblem, from_plain
 from dfer.distributed import gather_objects, highest, on_first
 from dfer.errors import CheckpointError, DataError, StoppedError, message
 from dfer.interruption import Stop
-from dfer.recognition import BadClip, ClipBatch, Progress
+from dfer.recognition import BadClip, Batch, Progress
 from dfer.run.checkpoints import BEST, Checkpoint, Checkpoints
 from dfer.training.config import ScheduleConfig
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
-from dfer.training.state import TrainingState
+from dfer.training.state import LAYOUT, TrainingState, refuse_other_layout
 
 Split = Literal["validation", "test"]
 
@@ -37,7 +37,7 @@ class Loader(Protocol):
 
     def take_bad(self) -> list[BadClip]: ...
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]: ...
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,12 @@ def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: in
     """Take over a checkpoint's weights, optimizer state and position; the start when there is none.
 
     Raises:
-        CheckpointError: names, shapes or position that do not fit this model and data.
+        CheckpointError: names, shapes or position that do not fit this model and data; another layout where the
+            method fixes it.
     """
     if checkpoint is None:
         return TrainingState(), None
+    check_layout(engine, checkpoint)
     position = checkpoint.state.get("training")
     state = TrainingState.from_json(position, where=checkpoint.folder, steps_per_epoch=steps_per_epoch)
     engine.load_weights(checkpoint.weights())
@@ -95,11 +97,18 @@ def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: in
         raise CheckpointError(f"{checkpoint.folder}: no best checkpoint in its state ({problem}).") from problem
 
 
+def check_layout(engine: Engine, checkpoint: Checkpoint | None) -> None:
+    """Raise CheckpointError when the steps before a checkpoint were cut otherwise, and the method does not allow it."""
+    if checkpoint is not None:
+        coupling = engine.task.learner.coupling
+        refuse_other_layout(coupling, engine.layout, checkpoint.state, where=checkpoint.folder)
+
+
 def train(
     engine: Engine,
     *,
     loader: Loader,
-    prepare: Callable[[ClipBatch, int], ClipBatch],
+    prepare: Callable[[Batch, int], Batch],
     schedule: ScheduleConfig,
     log: RunLog,
     checkpoints: Checkpoints,
@@ -145,7 +154,7 @@ class _Training:
 
     engine: Engine
     loader: Loader
-    prepare: Callable[[ClipBatch, int], ClipBatch]
+    prepare: Callable[[Batch, int], Batch]
     schedule: ScheduleConfig
     log: RunLog
     checkpoints: Checkpoints
@@ -183,7 +192,7 @@ class _Training:
             self._step([self.prepare(batch, epoch) for batch in islice(batches, self.engine.accumulation)])
             self._after_step(epoch)
 
-    def _step(self, micro_batches: list[ClipBatch]) -> None:
+    def _step(self, micro_batches: list[Batch]) -> None:
         per_epoch, step, epoch = self.loader.steps_per_epoch, self.state.global_step, self.state.epoch
         factor = self.schedule.factor(step, steps_per_epoch=per_epoch, total_steps=self.total)
         progress = Progress(epoch=epoch, step=step, fraction=step / self.total)
@@ -265,7 +274,10 @@ class _Training:
         best = asdict(self.best) if self.best else None
         self.checkpoints.save(
             self.state.global_step, weights=self.engine.weights(), optimizer=self.engine.optimizer_state(),
-            state={**self.extra_state, "training": self.state.to_json(), BEST: best}, before=self.log.sync,
+            state={
+                **self.extra_state, "training": self.state.to_json(), BEST: best, LAYOUT: asdict(self.engine.layout),
+            },
+            before=self.log.sync,
         )  # fmt: skip
 
     def _save_and_stop(self) -> NoReturn:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import CheckpointError, message
+from dfer.recognition import Coupling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,41 @@ class TrainingState:
             )
             raise CheckpointError(message(where, expected=expected, got=got, do=do))
         return state
+
+
+LAYOUT = "layout"
+"""Key of a checkpoint's state: how the steps up to it were cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a step is cut. ranks: processes that share it; micro_batch: clips that a rank takes at once."""
+
+    ranks: int
+    micro_batch: int
+
+    def __str__(self) -> str:
+        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
+        return f"{ranks} with micro-batches of {self.micro_batch}"
+
+
+def refuse_other_layout(coupling: Coupling, layout: Layout, state: Mapping[str, Any], *, where: object) -> None:
+    """Raise CheckpointError where a method whose micro-batches are coupled would go on with steps cut otherwise.
+
+    state: of the checkpoint to go on from; those of older versions tell no layout.
+    """
+    if coupling != "micro_batch" or LAYOUT not in state:
+        return
+    try:
+        before = from_plain(Layout, state[LAYOUT])
+    except ConfigProblem as problem:
+        raise CheckpointError(f"{where}: no layout of a step in its state ({problem}).") from problem
+    if before != layout:
+        why = (
+            "The clips of a micro-batch share statistics or partners in this method, so others compute something else."
+        )
+        do = f"{why} Start it on {before}, or a new run with run=FOLDER."
+        raise CheckpointError(message(where, expected=f"{before}, as it was started on", got=str(layout), do=do))
 
 
 def state_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

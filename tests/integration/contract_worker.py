@@ -1,25 +1,37 @@
 """One rank of tests/integration/test_contracts.py: learners that are not a mean over independent clips.
 
 Usage: torchrun contract_worker.py CASE OUT. The first rank writes what it measured to OUT as JSON.
+       contract_worker.py train-LEARNER RUN: a training that continues what stands in RUN, for tests that kill it.
 """
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfer.data.features import FeatureLoader, FeatureSet
+from dfer.data.plan import Plan
 from dfer.distributed import World, from_environment, gather_objects, gather_rows, process_group
+from dfer.errors import DferError
 from dfer.models.config import ProjectionConfig
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
-from dfer.recognition import FeatureBatch, Group, Learner, Progress
+from dfer.recognition import Batch, FeatureBatch, Group, Learner, Progress
+from dfer.run.checkpoints import Checkpoints
+from dfer.run.config import CheckpointConfig
+from dfer.storage import Folder
+from dfer.training import loop
 from dfer.training.build import build_engine
-from dfer.training.config import EngineConfig, GroupConfig, SgdConfig
+from dfer.training.config import ConstantScheduleConfig, EngineConfig, GroupConfig, SgdConfig
 from dfer.training.engine import Engine
+from dfer.training.log import RunLog
 
-BATCH, STEPS = 12, 6
+BATCH, STEPS, EPOCHS = 12, 6, 10
 ENGINES = {"ddp": EngineConfig(name="ddp"), "zero1": EngineConfig(zero=1)}
 OPTIM = SgdConfig(groups={"head": GroupConfig(lr=0.5)})
 
@@ -112,11 +124,60 @@ def case_noise(name: str, world: World) -> dict[str, Any]:
     }
 
 
+def learner_of(name: str) -> Learner:
+    torch.manual_seed(1)
+    if name == "noisy":
+        return Noisy()
+    return ProjectionHead(ProjectionConfig(temperature=0.1), student=8, teacher=16, gather=gather_rows)
+
+
+def train_in(run_folder: Path, name: str, world: World) -> None:
+    """Train on features of 36 clips, three steps an epoch, a checkpoint a step, as `dfer.jobs.train` does it."""
+    draw = torch.Generator().manual_seed(2)
+    made = {STUDENT: torch.randn(36, 8, generator=draw), TEACHER: torch.randn(36, 16, generator=draw)}
+    rows = FeatureSet(features=made, keys=[str(row) for row in range(36)])
+    micro_batch = 2 if name == "noisy" else BATCH // world.size
+    plan = Plan(
+        shard_of=np.zeros(36, np.int64), world=world, seed=3, train=True, global_batch=BATCH, micro_batch=micro_batch
+    )
+    loader = FeatureLoader(rows, plan)
+    engine = engine_of(learner_of(name), "ddp", world, micro_batch)
+    home = Folder(run_folder)
+    checkpoints = Checkpoints(home, world=world, config=CheckpointConfig(every_steps=1, keep_last=2))
+    start, best = loop.resume(engine, checkpoints.start(checkpoints.latest()), steps_per_epoch=loader.steps_per_epoch)
+    total = EPOCHS * loader.steps_per_epoch
+
+    def prepare(batch: Batch, epoch: int) -> Batch:
+        time.sleep(0.01)  # a run that can be killed in its midst
+        return batch
+
+    with RunLog(home, world=world, total_steps=total, start_step=start.global_step, check=checkpoints.may_write) as log:
+        loop.train(
+            engine,
+            loader=loader,
+            prepare=prepare,
+            schedule=ConstantScheduleConfig(),
+            log=log,
+            checkpoints=checkpoints,
+            epochs=EPOCHS,
+            start=start,
+            best=best,
+        )
+
+
 CASES = {"projection": case_projection, "noise": case_noise}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     this = from_environment()
+    if sys.argv[1].startswith("train-"):
+        try:
+            with process_group(this, timeout_s=120):
+                train_in(Path(sys.argv[2]), sys.argv[1].removeprefix("train-"), this)
+        except DferError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
+        sys.exit(0)
     with process_group(this, timeout_s=120):
         found = {name: CASES[sys.argv[1]](name, this) for name in ENGINES}
     if this.is_first:

@@ -1,16 +1,24 @@
-"""What learners may be besides a mean over clips: contrastive negatives over all ranks, batch statistics, dropout.
+"""What learners may be besides a mean over clips: contrastive negatives over all ranks, batch statistics, dropout;
+also where a run is killed and continued.
 
 A worker process per rank (tests/integration/contract_worker.py), on one and on three real gloo ranks.
 """
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from tests.integration.commands import environment, last_weights, records
+from tests.integration.jobs import steps_done
 
 pytestmark = pytest.mark.integration
 
@@ -72,3 +80,82 @@ def test_ranks_and_micro_batches_share_no_mask(noise: dict[str, Any], name: str)
 @every
 def test_buffers_are_the_same_on_every_rank(noise: dict[str, Any], name: str) -> None:
     assert noise[name]["buffers"] and noise[name]["moved"]
+
+
+# --- killed and continued
+
+
+class Ranks:
+    """The ranks of one training in RUN."""
+
+    def __init__(self, learner: str, run: Path, ranks: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, str(WORKER), f"train-{learner}", str(run)]
+        self._processes = [
+            subprocess.Popen(
+                command,
+                env=environment(**shared, MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank)),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+
+    def kill_after(self, run: Path, steps: int) -> None:
+        """SIGKILL to all of them once so many steps are recorded."""
+        deadline = time.monotonic() + 240
+        while steps_done(run) < steps:
+            assert all(process.poll() is None for process in self._processes), self.end()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        for process in self._processes:
+            process.send_signal(signal.SIGKILL)
+        self.end()
+
+    def end(self) -> list[tuple[int, str]]:
+        """Exit code and error stream of every rank."""
+        told = [process.communicate(timeout=240)[1] for process in self._processes]
+        return [(process.returncode, text) for process, text in zip(self._processes, told)]
+
+
+def finished(learner: str, run: Path, ranks: int) -> Path:
+    ended = Ranks(learner, run, ranks).end()
+    assert all(code == 0 for code, _ in ended), ended
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in records(run, "train")]
+
+
+def test_a_killed_run_with_dropout_ends_the_same_and_only_at_its_layout(tmp_path: Path) -> None:
+    """Batch norm and dropout on two ranks, three micro-batches a step; SIGKILL twice."""
+    undisturbed, run = finished("noisy", tmp_path / "undisturbed", 2), tmp_path / "run"
+    Ranks("noisy", run, 2).kill_after(run, 4)
+    ((code, told),) = Ranks("noisy", run, 1).end()
+    assert (
+        code == 5
+        and (
+            ": expected 2 ranks with micro-batches of 2, as it was started on, got 1 rank with micro-batches of 2. "
+            "The clips of a micro-batch share statistics or partners in this method, so others compute something else. "
+            "Start it on 2 ranks with micro-batches of 2, or a new run with run=FOLDER."
+        )
+        in told.splitlines()[-1]
+    )
+    Ranks("noisy", run, 2).kill_after(run, 14)
+    finished("noisy", run, 2)
+    ours, theirs = last_weights(run), last_weights(undisturbed)
+    assert len(losses(run)) == 30 and losses(run) == losses(undisturbed)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_killed_contrastive_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    alone, run = finished("projection", tmp_path / "alone", 1), tmp_path / "run"
+    Ranks("projection", run, 2).kill_after(run, 10)
+    finished("projection", run, 3)
+    assert len(losses(run)) == 30 and losses(run) == pytest.approx(losses(alone), abs=1e-5)
+    ours, theirs = last_weights(run), last_weights(alone)
+    assert torch.allclose(ours["mlp.weight"], theirs["mlp.weight"], rtol=0, atol=1e-5)

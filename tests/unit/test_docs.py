@@ -7,21 +7,28 @@ import shlex
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import dfer.__main__ as cli
 import launch.__main__ as launch_cli
 import shards.__main__ as shards_cli
-from dfer import errors
+from dfer import config_files, errors
 from dfer.cli import INTERRUPTED, parse
 from dfer.data.clips import keys_of
 from dfer.data.splits import folds
-from dfer.emotions import Emotions
-from dfer.jobs.config import load_run
+from dfer.emotions import Emotions, label_set
+from dfer.jobs.config import RunConfig, load_run
+from dfer.models import build as model_build
+from dfer.models import config as model_config
 from dfer.models.texts import class_texts
+from dfer.recognition import ClipBatch, FeatureBatch, Progress
 from dfer.store.format import KEY, PARTITION
 from dfer.store.shards import Store
+from dfer.training.config import GroupConfig, SgdConfig
+from dfer.training.optim import group_settings
 from launch import cluster
 from shards.build import build
 from shards.shard import BuildOptions
@@ -312,6 +319,46 @@ def test_the_builder_refuses_a_clip_that_the_tutorials_table_has_twice(movies: P
     table.write_text(table.read_text().replace("m0001,", "m0000,"))
     with pytest.raises(errors.DataError, match="raw set movies: expected every clip once, got m0000 2 times"):
         build(tutorial_source().read(movies), str(tmp_path / "out"), BuildOptions(), progress=False)
+
+
+def test_the_tutorials_method_trains_on_frames_and_on_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = fenced((DOCS / "adding_a_method.md").read_text(), "python")
+    dataclass_text, _, method_text, arm, *_ = blocks
+    configs = dict(vars(model_config))
+    exec(compile(dataclass_text, "adding_a_method.md", "exec"), configs)
+    kind = configs["CosineProbeConfig"]
+    monkeypatch.setattr(model_config, "CosineProbeConfig", kind, raising=False)
+    space: dict[str, Any] = {}
+    exec(compile(method_text, "adding_a_method.md", "exec"), space)
+    # The arm as it stands on the page, in a function of its own.
+    function = "def arm(config, emotions, seed, weights, dims):\n    match config:\n" + arm
+    build_space = {**vars(model_build), "CosineProbeConfig": kind, "CosineProbe": space["CosineProbe"]}
+    exec(compile(function, "adding_a_method.md", "exec"), build_space)
+    config_of = kind(towers=model_config.TowersConfig(arch="tiny-conv-64"))
+    whole = build_space["arm"](config_of, label_set("basic7"), 1, True, None)
+    frames = torch.randint(0, 256, (4, 2, 3, 64, 64), dtype=torch.uint8)
+    clips = ClipBatch(frames=frames, labels=torch.tensor([0, 1, 2, 6]), index=torch.arange(4))
+    features = FeatureBatch(features=whole.encode(clips), labels=clips.labels, index=clips.index)
+    fed = build_space["arm"](config_of, label_set("basic7"), 1, True, {"frames": features.features["frames"].shape[-1]})
+    assert whole.tower_weights() == whole.state_dict().keys() - {"vectors"} and fed.tower is None
+    for model, batch in ((whole, clips), (fed, features)):
+        out = model(batch)
+        (loss,) = model.loss(out, batch, Progress(epoch=0, step=0, fraction=0.0)).values()
+        loss.backward()
+        settings = group_settings(SgdConfig(groups={"vectors": GroupConfig(lr=0.1)}), model)
+        assert out.logits.shape == (4, 7) and [setting.params for setting in settings] == [("vectors",)]
+        assert model.vectors.grad.abs().min() > 0
+    assert torch.allclose(whole.vectors.grad, fed.vectors.grad, atol=1e-5)
+
+
+def test_the_tutorials_yaml_configures_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = (DOCS / "adding_a_method.md").read_text()
+    (text,) = fenced(page, "yaml")
+    path = tmp_path / "cosine_probe.yaml"
+    path.write_text(text.replace("base: ", f"base: {ROOT}/configs/methods/"))
+    plain = config_files.read([path], RunConfig)
+    assert plain["model"]["name"] == "cosine_probe" and plain["data"]["train_frames"] == "middle"
+    assert {name for name, group in plain["optim"]["groups"].items() if group is not None} == {"vectors"}
 
 
 def test_python_on_the_data_page_reads_a_shard(movies: Path, tmp_path: Path) -> None:

@@ -66,6 +66,32 @@ def test_negative_counts_and_no_counts_are_refused():
             from_plain(FoldResult, {**plain, "confusion": matrix})
 
 
+def test_variants_are_read_back_and_older_results_have_none(tmp_path):
+    other = scores([row[::-1] for row in fake_runs.result().confusion])
+    found = fake_runs.result(variants={"local": other, "global": fake_runs.result().scores})
+    save_result(found, Folder(tmp_path))
+    assert read_result(Folder(tmp_path)) == found and list(read_result(Folder(tmp_path)).variants) == [
+        "local",
+        "global",
+    ]
+    plain = to_plain(fake_runs.result())
+    del plain["variants"]
+    assert from_plain(FoldResult, plain) == fake_runs.result()
+
+
+def test_variants_of_other_clips_or_with_other_scores_are_refused():
+    found = to_plain(fake_runs.result(variants={"local": fake_runs.result().scores}))
+    local = found["variants"]["local"]
+    for change, text in (
+        ({"war": 0.99}, "variants.local: expected the scores that its confusion matrix gives"),
+        ({"count": [1] * 7}, "variants.local: expected the 2"),
+        ({"confusion": local["confusion"][1:]}, "variants.local.confusion: expected 7 x 7 counts"),
+        ({"confusion": [[-1] * 7] * 7}, "variants.local.confusion: expected 7 x 7 counts"),
+    ):
+        with pytest.raises(ConfigProblem, match=text):
+            from_plain(FoldResult, {**found, "variants": {"local": {**local, **change}}})
+
+
 @pytest.mark.parametrize("content", ["{", "", "[" * 100_000, "\udcff"])
 def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     Folder(tmp_path).write("results/test.json", content.encode(errors="surrogateescape"))

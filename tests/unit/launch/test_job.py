@@ -35,6 +35,13 @@ def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfer.jobs.parts.known_folds", lambda _: [1, 2, 3, 4, 5])
 
 
+PROBE = (
+    "model={name: linear_probe, towers: {arch: tiny-conv-64}}", "data.train_frames=middle",
+    "data.augment={crop: false, flip: 0.0, brightness: 0.0, rotation: 0.0}",
+    "optim.groups={image: null, temporal: null, prompts: null, head: {lr: 0.1}}",
+)  # fmt: skip
+
+
 def made(*overrides: str, folds: tuple[int, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:
     return make_job([CONFIG], overrides, folds, worlds=worlds)
 
@@ -44,6 +51,8 @@ def test_a_job_is_resolved_text_with_absolute_places(monkeypatch: pytest.MonkeyP
     job = made("run=runs/x", "data.shards=shards", "seed=7", folds=(3, 1))
     config = load_text(job.config.encode(), RunConfig, where="job")
     assert (config.seed, config.run, config.data.shards) == (7, f"{tmp_path}/runs/x", f"{tmp_path}/shards")
+    probe = (*PROBE, "data.features=f", "model.towers.pretrained=gone.pt")  # stored features need no tower
+    assert load_text(made(*probe).config.encode(), RunConfig, where="job").data.features == f"{tmp_path}/f"
     assert (job.folds, job.known, job.fold_url(2)) == ((1, 3), (1, 2, 3, 4, 5), f"{tmp_path}/runs/x/fold_2")
     assert pickle.loads(pickle.dumps(job)) == job and "seed" not in repr(job)
 

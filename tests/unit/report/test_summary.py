@@ -12,10 +12,10 @@ import yaml
 from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError
 from dfer.evaluation.results import Protocol, save_result
-from dfer.evaluation.scores import percent
+from dfer.evaluation.scores import percent, scores
 from dfer.jobs.config import RunConfig
 from dfer.report.crossval import average, deviation, fold_folders, summarise
-from dfer.report.tables import text_table
+from dfer.report.tables import table_rows, text_table
 from dfer.report.write import write_report
 from dfer.run.changes import Change
 from dfer.run.layout import RESULT
@@ -59,6 +59,51 @@ def test_missing_folds_are_named_and_the_mean_says_how_many(tmp_path):
     assert report.missing == (2, 4, 5)
     assert report.coverage == "2 of 5 folds"
     assert "No result yet for fold 2, fold 4, fold 5: means cover 2 of 5 folds." in report.notes
+
+
+def with_variants(run, *names):
+    """Every fold's result with other answers that took the classes in another order."""
+    for fold in range(1, 6):
+        found = fake_runs.result(fold=fold)
+        turned = scores([[*row[at:], *row[:at]] for at, row in enumerate(found.confusion)])
+        save_result(replace(found, variants=dict.fromkeys(names, turned)), Folder(run / f"fold_{fold}"))
+
+
+def test_variants_stand_beside_the_answer_under_their_names(run):
+    with_variants(run, "local", "global")
+    report = summarise(Folder(run))
+    wars = [fold.variants["local"].war for fold in report.folds]
+    found = report.variants["local"]
+    assert found.mean.war == pytest.approx(np.mean(wars)) and found.std.war == pytest.approx(np.std(wars, ddof=1))
+    assert found.pooled.num_clips == report.pooled.num_clips and found.mean.war != report.mean.war
+    paths = write_report(Folder(run))
+    rows = [row.label for row in table_rows(report)]
+    assert rows[6:] == ["std", "pooled", "local: mean", "local: std", "global: mean", "global: std", "published"]
+    cell = f"{100 * found.mean.war:.2f}"
+    plain = json.loads(Path(paths.json).read_text())
+    assert plain["variants"]["local"]["mean"]["war"] == found.mean.war
+    assert plain["results"][0]["variants"]["local"]["confusion"] == [
+        list(r) for r in report.folds[0].variants["local"].confusion
+    ]
+    assert "| local: mean |" in Path(paths.markdown).read_text() and f"{cell} |" in Path(paths.markdown).read_text()
+    assert '<tr class="variant"><th scope="row">local: mean' in Path(paths.html).read_text()
+
+
+def test_a_single_split_has_one_row_a_variant_and_unlike_variants_are_refused(run, tmp_path):
+    single = fake_runs.result(num_folds=1)
+    save_result(replace(single, variants={"local": single.scores}), Folder(tmp_path / "one"))
+    (tmp_path / "one" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config()))
+    assert [row.label for row in table_rows(summarise(Folder(tmp_path / "one")))] == [
+        "test split",
+        "local",
+        "published",
+    ]
+    with_variants(run, "local")
+    change(run, 3)
+    with pytest.raises(
+        CheckpointError, match=r"one set of variants for all folds, got local \(fold_1.*; none \(fold_3"
+    ):
+        summarise(Folder(run))
 
 
 def test_one_fold_has_no_deviation(tmp_path):

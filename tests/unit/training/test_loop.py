@@ -4,18 +4,20 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dfer.config import ConfigProblem
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, DataError, FencedError, NonFiniteLossError, StoppedError
 from dfer.interruption import Stop
-from dfer.recognition import BadClip, ClipBatch
-from dfer.run.checkpoints import Checkpoints
+from dfer.recognition import BadClip, ClipBatch, Group, Learner, Progress, Recognition
+from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.config import CheckpointConfig
 from dfer.run.lease import Fence
 from dfer.storage import Folder
@@ -24,6 +26,7 @@ from dfer.training.config import EngineConfig, GroupConfig, SgdConfig, StepSched
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 from dfer.training.loop import Evaluation, Summary, resume, train
+from dfer.training.state import TrainingState, refuse_other_layout
 from tests.unit.training.stubs import TinyRecognizer, clips, part
 
 PER_EPOCH, EPOCHS, MICRO = 5, 3, 2
@@ -125,7 +128,9 @@ def test_rates_follow_the_schedule_and_state_the_position(tmp_path: Path) -> Non
     assert rates == pytest.approx([0.3] * 5 + [0.15] * 5 + [0.075] * 5)
     (last,) = tmp_path.glob("checkpoints/step_00000015-*")
     position = {"epoch": 3, "step": 0, "global_step": 15, "evaluate": False, "bad_clips": []}
-    assert json.loads((last / "state.json").read_text()) == {"seed": 7, "training": position, "best": None}
+    assert json.loads((last / "state.json").read_text()) == {
+        "seed": 7, "training": position, "best": None, "layout": {"ranks": 1, "micro_batch": 2},
+    }  # fmt: skip
 
 
 def test_a_finished_run_takes_no_step(tmp_path: Path) -> None:
@@ -181,6 +186,101 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoints(Folder(tmp_path), world=World()).latest()
     with pytest.raises(CheckpointError, match="expected a position in epochs of 4 steps, got epoch 1, step 0"):
         resume(engine(), checkpoint, steps_per_epoch=4)
+
+
+# What ties the clips of a batch together
+
+
+class Coupled(TinyRecognizer):
+    """Batch norm over a micro-batch's clips."""
+
+    coupling = "micro_batch"
+
+    def __init__(self) -> None:
+        super().__init__(wide=8)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, batch: ClipBatch) -> Recognition:
+        x = self.norm(self.frozen(batch.frames.float().div(255).mean(1).flatten(1)))
+        return Recognition(logits=self.head(self.trunk(x)) * self.temperature, aux={"spread": x.std(1)})
+
+    def param_groups(self) -> dict[str, Group]:
+        groups = super().param_groups()
+        groups["trunk"].params.extend(self.norm.parameters())
+        return groups
+
+
+class Contrastive(TinyRecognizer):
+    """Every clip of a step meets all others."""
+
+    coupling = "step"
+
+
+def coupled(learner: Learner, *, micro_batch: int = MICRO) -> Engine:
+    return build_engine(
+        EngineConfig(name="ddp"), learner, optim=SGD, world=World(), global_batch=2 * MICRO, micro_batch=micro_batch,
+        seed=1,
+    )  # fmt: skip
+
+
+def steps(built: Engine, count: int, start: int = 0) -> None:
+    size = built.layout.micro_batch
+    for number in range(start, start + count):
+        batch = clips(2 * MICRO, seed=number)
+        parts = [part(batch, at, at + size) for at in range(0, 2 * MICRO, size)]
+        built.step(parts, progress=Progress(epoch=0, step=number, fraction=0.0), lr_factor=1.0)
+
+
+def saved_by(built: Engine, folder: Path, **changes: Any) -> Checkpoint:
+    """What the loop writes of an engine after one step."""
+    checkpoints = Checkpoints(Folder(folder), world=World(), config=CheckpointConfig())
+    checkpoints.start(None)
+    position = TrainingState(step=1, global_step=1).to_json()
+    state = {"training": position, "layout": asdict(built.layout), **changes}
+    checkpoints.save(1, weights=built.weights(), optimizer=built.optimizer_state(), state=state)
+    checkpoints.finish()
+    found = checkpoints.latest()
+    assert found is not None
+    return found
+
+
+def test_coupled_micro_batches_are_fixed_and_the_refusal_says_why(tmp_path: Path) -> None:
+    first = coupled(Coupled())
+    steps(first, 1)
+    checkpoint = saved_by(first, tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        resume(coupled(Coupled(), micro_batch=2 * MICRO), checkpoint, steps_per_epoch=PER_EPOCH)
+    assert str(caught.value) == (
+        f"{checkpoint.folder}: expected 1 rank with micro-batches of 2, as it was started on, got 1 rank with "
+        "micro-batches of 4. The clips of a micro-batch share statistics or partners in this method, so others "
+        "compute something else. Start it on 1 rank with micro-batches of 2, or a new run with run=FOLDER."
+    )
+    state = {"layout": {"ranks": 2, "micro_batch": MICRO}}
+    with pytest.raises(CheckpointError, match="expected 2 ranks with micro-batches of 2, as it was started on, got 1"):
+        refuse_other_layout("micro_batch", first.layout, state, where="run")
+    with pytest.raises(CheckpointError, match=r"run: no layout of a step in its state \(.*micro_batch"):
+        refuse_other_layout("micro_batch", first.layout, {"layout": {"ranks": 2}}, where="run")
+    resumed = coupled(Coupled())
+    resume(resumed, checkpoint, steps_per_epoch=PER_EPOCH)
+    for built in (first, resumed):
+        steps(built, 3, start=1)
+    assert same(first.weights(), resumed.weights())
+
+
+@pytest.mark.parametrize("learner", [TinyRecognizer, Contrastive])
+def test_others_go_on_with_another_layout(tmp_path: Path, learner: type[TinyRecognizer]) -> None:
+    checkpoint = saved_by(coupled(learner(), micro_batch=2 * MICRO), tmp_path, layout={"ranks": 4, "micro_batch": 1})
+    state, _ = resume(coupled(learner(), micro_batch=2 * MICRO), checkpoint, steps_per_epoch=PER_EPOCH)
+    assert state.global_step == 1
+
+
+def test_a_step_whose_clips_all_meet_is_not_cut(tmp_path: Path) -> None:
+    with pytest.raises(ConfigProblem) as caught:
+        coupled(Contrastive(), micro_batch=MICRO)
+    assert str(caught.value) == (
+        "micro_batch: expected none or 4, a rank's whole part of a step, got 2. Leave it out: this method contrasts "
+        "every clip of a step with all others."
+    )
 
 
 # Stopped on request

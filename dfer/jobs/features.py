@@ -1,0 +1,284 @@
+"""Features of a frozen image tower: computed once by all ranks of the first run that needs them, read by all later runs
+and folds."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfer.data.clips import ClipSet
+from dfer.data.features import (
+    FeatureManifest,
+    FeatureSet,
+    FeatureShard,
+    name_of,
+    read_manifest,
+    standing_shards,
+    write_manifest,
+    write_shard,
+)
+from dfer.data.loader import Loader
+from dfer.distributed import World, gather_objects, highest, on_first
+from dfer.errors import CheckpointError, DataError, message
+from dfer.inference import encoder, set_tf32
+from dfer.interruption import Stop
+from dfer.jobs.config import RunConfig
+from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
+from dfer.models.build import build
+from dfer.models.files import files, is_tag
+from dfer.recognition import PADDING
+from dfer.run.checkpoints import Checkpoint
+from dfer.storage import Folder
+from dfer.training.loop import stopped
+
+SHA256 = "sha256"
+MAX_ROWS, MIN_SHARDS = 256, 16
+"""Clips of a feature shard at most; shards of a small data set at least, so that all ranks have some."""
+TELL_S = 10.0
+
+
+def with_features(
+    config: RunConfig, clips: FoldData, world: World, *, begun: Checkpoint | None, stop: Stop | None = None
+) -> FoldData:
+    """The fold with the features that take the place of its frames, where the configuration wants them; computes what
+    is not stored yet. A collective call. begun: of the run, if it goes on.
+
+    Raises:
+        CheckpointError: neither the features nor the tower's weights are there, or the run was begun on others.
+        DataError: a clip cannot be read, or the features are damaged.
+        StoppedError: on all ranks; whole shards stand and are not computed again.
+    """
+    if config.data.features is None:
+        _refuse_other_features(config, begun, now="")
+        return clips
+    key = on_first(lambda: key_of(config, manifest_hash(clips.store)), world)
+    home = on_first(lambda: find(config, key), world)
+    _refuse_other_features(config, begun, now=home.name if home is not None else name_of(key))
+    if home is None:
+        home = _compute(config, clips, key, world, stop or Stop())
+    found = FeatureSet.open(home)
+    if found is None:
+        raise DataError(message(home, expected="features", got="none any more", do="Start again."))
+    return replace(clips, features=found)
+
+
+def with_stored_features(config: RunConfig, clips: FoldData) -> tuple[FoldData, list[str]]:
+    """The fold with its features where they are stored, and a line that says whether they are; computes none."""
+    if config.data.features is None:
+        return clips, []
+    home = find(config, key_of(config, manifest_hash(clips.store)))
+    if home is None:
+        return clips, [f"features: computed first, into {config.data.features}"]
+    return replace(clips, features=FeatureSet.open(home)), [f"features: read from {home}"]
+
+
+def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
+    """Everything the features depend on, as plain values without nulls."""
+    data, frozen = config.data, config.model.frozen_tower
+    assert frozen is not None, "refused by RunConfig"
+    named, towers = files(config.model), frozen.towers
+    key: dict[str, Any] = {
+        "manifest_sha256": manifest_sha256,
+        "arch": _file(towers.arch) if "towers.arch" in named else towers.arch,
+        "image_size": towers.image_size,
+        "frames": data.frames,
+        "sampling": data.train_frames,
+        "size": data.size,
+        "view": "whole frame",
+        "normalisation": "clip" if frozen.clip_normalisation else "none",
+        "precision": config.engine.precision + (", tf32" if config.engine.tf32 else ""),
+    }
+    if towers.pretrained is None:
+        key["weights"] = f"drawn from seed {config.seed}"
+    else:
+        tag = is_tag(towers.arch, towers.pretrained)
+        key["weights"] = f"tag {towers.pretrained}" if tag else _file(towers.pretrained)
+    return {name: value for name, value in key.items() if value is not None}
+
+
+def _file(path: str) -> dict[str, str]:
+    """A file by name and SHA-256; by its name alone where it is gone."""
+    if not Path(path).is_file():
+        return {"name": Path(path).name}
+    with Path(path).open("rb") as file:
+        return {"name": Path(path).name, SHA256: hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
+    """The folder of these features, None where none are stored.
+
+    Where the weights' file is gone, its name stands for it, unless there are features of several files of that name.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    root = Folder(str(config.data.features), what="data.features")
+    home = root / name_of(key)
+    if read_manifest(home) is not None:
+        return home
+    if not any(isinstance(value, Mapping) and SHA256 not in value for value in key.values()):
+        return None  # every file is there, so what is stored are other features
+    alike = [home for home, manifest in _stored(root) if _fits(manifest.key, key)]
+    if len(alike) > 1:
+        expected, got = "features of one file of weights of that name", f"{len(alike)}"
+        do = "Put the file back at model.towers.pretrained."
+        raise CheckpointError(message(root, expected=expected, got=got, do=do))
+    return alike[0] if alike else None
+
+
+def _stored(root: Folder) -> Iterator[tuple[Folder, FeatureManifest]]:
+    for name in root.folders():
+        manifest = read_manifest(root / name)
+        if manifest is not None:
+            yield root / name, manifest
+
+
+def _fits(stored: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Whether the keys are the same but for the hashes of files that are gone."""
+
+    def same(theirs: Any, ours: Any) -> bool:
+        if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+            return all(theirs.get(name) == value for name, value in ours.items())
+        return bool(theirs == ours)
+
+    return stored.keys() == key.keys() and all(same(stored[name], value) for name, value in key.items())
+
+
+def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: str) -> None:
+    """Raise CheckpointError where a run that read frames, or other features, would go on with these."""
+    then = str(begun.state.get(FEATURES, "")) if begun is not None else now
+    if then != now:
+        was, got = (f"features {name}" if name else "frames" for name in (then, now))
+        do = "Set data.features, and all that the features depend on, as it was, or start a new run with run=FOLDER."
+        raise CheckpointError(message(config.run, expected=f"{was}, as it was started with", got=got, do=do))
+
+
+# --- computing them
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is to be stored. parts: positions of the clips of each shard among all clips, shard by shard."""
+
+    clips: ClipSet
+    parts: list[range]
+
+    @classmethod
+    def of(cls, clips: ClipSet) -> "_Work":
+        rows = min(MAX_ROWS, max(1, -(-len(clips) // MIN_SHARDS)))
+        return cls(clips=clips, parts=[range(at, min(at + rows, len(clips))) for at in range(0, len(clips), rows)])
+
+    def keys(self) -> list[list[str]]:
+        """The clips' keys, shard by shard."""
+        keys = self.clips.keys
+        return [keys[part.start : part.stop] for part in self.parts]
+
+
+def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: World, stop: Stop) -> Folder:
+    """Compute and store the features of all clips of the shards, which serve every fold; a collective call."""
+    root = Folder(str(config.data.features), what="data.features")
+    home = root / name_of(key)
+    on_first(lambda: _refuse_missing_files(config, root), world)
+    on_first(home.check_writable, world)
+    partitions = clips.store.manifest.partitions()
+    work = _Work.of(ClipSet.open(clips.store, partitions, emotions=clips.emotions))
+    standing = on_first(lambda: standing_shards(home, work.keys()), world)
+    todo = [number for number in range(len(work.parts)) if number not in standing]
+    mine = todo[world.rank :: world.size]
+    set_tf32(config.engine.tf32)
+    model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    encode = encoder(model, precision=config.engine.precision, device=world.device)
+    writer = _Writer(home, [(number, work.keys()[number]) for number in mine])
+    batches = _batches(config, work.clips.select([at for number in mine for at in work.parts[number]]), world)
+    progress = _Progress(home, total=len(work.clips), done=sum(shard.rows for shard in standing.values()), world=world)
+    for batch in batches:
+        if batch is not None:
+            counts = batch.index != PADDING
+            made = encode(batch.to(world.device))
+            writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
+        if highest([stop.requested])[0]:
+            raise stopped(stop, at=f"the features in {home}")
+        progress.add(config.eval_batch * world.size)
+    written = {number: shard for rank in gather_objects(writer.written) for number, shard in rank.items()}
+    shards = [shard for _, shard in sorted({**standing, **written}.items())]
+    on_first(lambda: _commit(home, key, shards, origin=model.origin or ""), world)
+    progress.end()
+    return home
+
+
+def _commit(home: Folder, key: Mapping[str, Any], shards: Sequence[FeatureShard], *, origin: str) -> None:
+    """Write the manifest, unless another run was quicker; its shards then have other names, or are the same."""
+    if read_manifest(home) is None:
+        write_manifest(home, key, shards, origin=origin)
+
+
+def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
+    for name, path in files(config.model).items():
+        if not Path(path).is_file():
+            expected, do = f"this file, or features made with it in {root}", "Put it back, or correct data.features."
+            raise CheckpointError(message(f"model.{name}={path}", expected=expected, got="neither", do=do))
+
+
+def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
+    """This rank's clips in batches, then None until every rank has had all of its own; a collective call."""
+    alone = World(local_rank=world.local_rank, local_size=world.local_size)
+    loader = Loader(
+        clips, config.data, world=alone, seed=config.seed, train=False, global_batch=config.eval_batch,
+        micro_batch=config.eval_batch,
+    )  # fmt: skip
+    refuse_little_memory([loader] if len(clips) else [])
+    count = -(-len(clips) // config.eval_batch)
+    rounds = highest([count])[0]
+    batches = loader.epoch(0) if count else iter(())
+    return (next(batches, None) for _ in range(rounds))
+
+
+class _Writer:
+    """Cuts the features of clips, which come in any batches, into shards."""
+
+    def __init__(self, home: Folder, wanted: list[tuple[int, list[str]]]) -> None:
+        self._home, self._wanted = home, wanted[::-1]
+        self._rows: dict[str, Tensor] = {}
+        self.written: dict[int, FeatureShard] = {}
+
+    def add(self, rows: Mapping[str, Tensor]) -> None:
+        """Take rows [B ...] by name and write the shards that are full with them."""
+        before = self._rows
+        self._rows = {name: torch.cat([before[name], value]) if before else value for name, value in rows.items()}
+        while self._wanted and len(next(iter(self._rows.values()))) >= len(self._wanted[-1][1]):
+            number, keys = self._wanted.pop()
+            full = {name: value[: len(keys)].clone() for name, value in self._rows.items()}
+            self._rows = {name: value[len(keys) :] for name, value in self._rows.items()}
+            self.written[number] = write_shard(self._home, number, full, keys=keys)
+
+
+class _Progress:
+    """Lines on the error stream of the first rank."""
+
+    def __init__(self, home: Folder, *, total: int, done: int, world: World) -> None:
+        self._total, self._done, self._first, self._tells = total, done, done, world.is_first
+        self._began = self._told = time.monotonic()
+        self._say(f"{total:,} clips into {home}" + (f", of which {done:,} stand" if done else ""))
+
+    def add(self, clips: int) -> None:
+        """Take note of clips done by all ranks together; says so every TELL_S seconds."""
+        self._done = min(self._total, self._done + clips)
+        now = time.monotonic()
+        if now - self._told >= TELL_S:
+            self._told, rate = now, (self._done - self._first) / (now - self._began)
+            left = (self._total - self._done) / rate
+            self._say(f"{self._done:,} of {self._total:,} clips, {rate:.1f} clips/s, {left:.0f} s left")
+
+    def end(self) -> None:
+        """Say how long it took."""
+        self._say(f"{self._total:,} clips stored, {time.monotonic() - self._began:.1f} s")
+
+    def _say(self, text: str) -> None:
+        if self._tells:
+            print(f"features: {text}", file=sys.stderr, flush=True)
