@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dfer.config import to_plain
+from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig

@@ -197,14 +197,3 @@ def test_the_data_are_shown_as_in_the_paper(row: Row) -> None:
     assert (data.augment.crop, data.augment.min_area, data.augment.flip) == (True, 0.08, 0.5)
     assert data.augment.brightness == (0.5 if dataset == "dfew" else 0.0)
     assert data.augment.rotation == (4.0 if dataset == "ferv39k" else 0.0)
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str) -> None:
-    (path,) = [path for path in PROBES if path.parent.name == dataset]
-    run = load(path)
-    assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
-    assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
-    assert run.data.features and run.data.shards == f"data/{dataset}"
-    assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
-    assert {key: group.lr for key, group in run.optim.groups.items()} == {"head": 1e-2}
