@@ -186,7 +186,7 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
     if page == "docs/adding_a_data_set.md":
         monkeypatch.chdir(tmp_path)
         Path("sets").mkdir()
-        Path("sets/movies.yaml").write_text(fenced((ROOT / page).read_text(), "yaml")[0])
+        Path("sets/movies.yaml").write_text(fenced((ROOT / page).read_text(), "yaml")[-1])
     args = parse({"dfer": cli, "dfer-launch": launch_cli}[words[0]].parser(), words[1:])
     overrides, resources = cluster.split(getattr(args, "overrides", []))
     if kind := {"slurm": cluster.SlurmCluster, "ray": cluster.RayCluster}.get(words[1]):

@@ -151,7 +151,7 @@ def test_variants_reach_the_result(tmp_path: Path, faces: Path, alone: World, mo
     assert set(result.variants) == {"same", "turned"} and result.variants["same"] == result.scores
     assert result.variants["turned"].confusion != result.confusion
     assert read_result(Folder(tmp_path / "run")) == result
-    report = summarise(Folder(tmp_path / "run"))
+    report = summarise(Folder(tmp_path / "run"), RunConfig)
     assert report.variants["turned"].mean.war == result.variants["turned"].war
 
 

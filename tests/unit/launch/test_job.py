@@ -101,7 +101,7 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
     job = made("run=x", "model.start=s3://bucket/runs/x")
     assert load_text(job.config.encode(), RunConfig, where="job").model.start == "s3://bucket/runs/x"
     config = load([CONFIG], RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
-    others = (replace(config, released="dfer.pth"), replace(config, start="runs/x"))
+    others = (replace(config, released="dfer.pth"), replace(config, start="runs/x"), replace(config, text="own.yaml"))
     named = {f"model.{key}" for each in (config, *others) for key in files(each)}
     facts = keys(RunConfig, to_plain(replace(load([CONFIG], RunConfig), model=replace(config, start="runs/x"))))
     assert named == {name for name, key in facts.items() if key.file} | {"model.start"}

@@ -71,12 +71,12 @@ def with_variants(run, *names):
 
 def test_variants_stand_beside_the_answer_under_their_names(run):
     with_variants(run, "local", "global")
-    report = summarise(Folder(run))
+    report = summarise(Folder(run), RunConfig)
     wars = [fold.variants["local"].war for fold in report.folds]
     found = report.variants["local"]
     assert found.mean.war == pytest.approx(np.mean(wars)) and found.std.war == pytest.approx(np.std(wars, ddof=1))
     assert found.pooled.num_clips == report.pooled.num_clips and found.mean.war != report.mean.war
-    paths = write_report(Folder(run))
+    paths = write_report(Folder(run), RunConfig)
     rows = [row.label for row in table_rows(report)]
     assert rows[6:] == ["std", "pooled", "local: mean", "local: std", "global: mean", "global: std", "published"]
     cell = f"{100 * found.mean.war:.2f}"
@@ -93,7 +93,7 @@ def test_a_single_split_has_one_row_a_variant_and_unlike_variants_are_refused(ru
     single = fake_runs.result(num_folds=1)
     save_result(replace(single, variants={"local": single.scores}), Folder(tmp_path / "one"))
     (tmp_path / "one" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config()))
-    assert [row.label for row in table_rows(summarise(Folder(tmp_path / "one")))] == [
+    assert [row.label for row in table_rows(summarise(Folder(tmp_path / "one"), RunConfig))] == [
         "test split",
         "local",
         "published",
@@ -103,7 +103,7 @@ def test_a_single_split_has_one_row_a_variant_and_unlike_variants_are_refused(ru
     with pytest.raises(
         CheckpointError, match=r"one set of variants for all folds, got local \(fold_1.*; none \(fold_3"
     ):
-        summarise(Folder(run))
+        summarise(Folder(run), RunConfig)
 
 
 def test_one_fold_has_no_deviation(tmp_path):
