@@ -6,6 +6,8 @@ from pathlib import Path
 from dfer.cli import add_command
 
 EXAMPLES = {
+    "index": """dfer bench index
+dfer bench index --rows 1000000 --per-shard 128 --facts""",
     "loader": """dfer bench loader demo/shards
 dfer bench loader data/dfew --seconds 20
 dfer bench loader s3://bucket/dfew --against data/dfew""",
@@ -21,6 +23,11 @@ dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands below `bench`."""
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
+    sub = add_command(bench, "index", "seconds to open the index of many stills", EXAMPLES["index"], _bench_index)
+    sub.add_argument("--rows", type=int, default=283_000, help="stills (default 283,000: AffectNet's)")
+    sub.add_argument("--per-shard", type=int, default=1000)
+    sub.add_argument("--facts", action="store_true", help="with subjects, votes and face boxes")
+    sub.add_argument("--rounds", type=int, default=5)
     sub = add_command(
         bench, "loader", "frames/s a core, and the share of a bare decode loop", EXAMPLES["loader"], _bench_loader
     )
@@ -53,6 +60,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sub.add_argument("--steps", type=int, default=5)
     sub.add_argument("--threads", type=int)
+
+
+def _bench_index(args: argparse.Namespace) -> None:
+    from dfer.bench.index import bench_index
+
+    bench_index(args.rows, per_shard=args.per_shard, facts=args.facts, rounds=args.rounds)
 
 
 def _bench_loader(args: argparse.Namespace) -> None:
