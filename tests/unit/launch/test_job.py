@@ -83,6 +83,8 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
         made("run=x", "model.released=dfer.pth", "model.towers.pretrained=not_read.pt")
     with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a local file"):
         made("run=x", "model.towers.arch=own.json")
+    with pytest.raises(CheckpointError, match=rf"model.text={tmp_path}/own.yaml: .*no such file\. Correct the path\.$"):
+        made("run=x", "model.text=own.yaml")
     with pytest.raises(
         CheckpointError, match=rf"model.start={tmp_path}/runs/x: expected the run folder of a fold, got"
     ):
@@ -90,7 +92,7 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
     job = made("run=x", "model.start=s3://bucket/runs/x")
     assert load_text(job.config.encode(), RunConfig, where="job").model.start == "s3://bucket/runs/x"
     config = load(CONFIG, RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
-    others = (replace(config, released="dfer.pth"), replace(config, start="runs/x"))
+    others = (replace(config, released="dfer.pth"), replace(config, start="runs/x"), replace(config, text="own.yaml"))
     keys = {f"model.{key}" for each in (config, *others) for key in files(each)}
     assert keys == {*FILE_KEYS} and files(config, weights=False) == {"towers.arch": "own.json"}
 
