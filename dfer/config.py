@@ -7,6 +7,7 @@ from the defaults. A field typed as a union of dataclasses is chosen by `name:`.
 On the command line a value for a text key is that text, letter by letter; a value for any other key is read as YAML.
 """
 
+import functools
 import math
 import reprlib
 import types
@@ -226,10 +227,14 @@ def _tuple(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     return tuple(built)
 
 
+_hints = functools.cache(typing.get_type_hints)
+"""Types of a dataclass's fields; a manifest has thousands of the same."""
+
+
 def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(plain, Mapping):
         return _checked(plain, False, where, problems, expected=f"a mapping ({kind.__name__})")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name: f for f in fields(kind) if f.init}
     for key in plain:
         if key not in known and len(problems) <= MAX_PROBLEMS:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from dfer.errors import DataError, message
 from dfer.store.format import KEY, MAX_CLASSES, MAX_TEXT, PARTITION
+from dfer.store.index import MAX_NUMBER, WORDS
 from shards.sources.clips import RawClip, RawSet, RawSubset
 
 
@@ -43,9 +44,11 @@ def _clip_faults(clip: RawClip, classes: int) -> Iterator[tuple[str, str]]:
         yield "plain names of partitions", repr(clip.partition)
     if clip.label is not None and not 0 <= clip.label < classes:
         yield f"a label in 0..{classes - 1}", str(clip.label)
-    if clip.votes is not None and (len(clip.votes) != classes or min(clip.votes, default=0) < 0):
+    if clip.votes is not None and (len(clip.votes) != classes or not all(0 <= n <= MAX_NUMBER for n in clip.votes)):
         yield f"a number of votes for each of {classes} classes", str(clip.votes)[:80]
-    for name in ("subject", "source", "text"):
+    if clip.faces is not None and not all(abs(number) <= MAX_NUMBER for box in clip.faces for number in box):
+        yield "face boxes in pixels", str(clip.faces)[:80]
+    for name in WORDS:
         value = getattr(clip, name)
         if value is not None and len(value) > MAX_TEXT:
             yield f"a {name} of at most {MAX_TEXT:,} letters", str(len(value))

@@ -29,7 +29,7 @@ def write_protocols(
 def _fold(raw: RawFold, out: Folder, name: str, partitions: Collection[str], keys: Collection[str]) -> Fold | None:
     train = _subset(raw.train, out, f"{name}.train", partitions, keys)
     test = _subset(raw.test, out, f"{name}.test", partitions, keys)
-    validation = raw.validation and _subset(raw.validation, out, f"{name}.validation", partitions, keys)
+    validation = _subset(raw.validation, out, f"{name}.validation", partitions, keys) if raw.validation else None
     return Fold(train=train, test=test, validation=validation) if train and test else None
 
 

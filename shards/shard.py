@@ -138,7 +138,7 @@ def make(task: ShardTask) -> ShardState:
     if info is None:
         out.remove(f"{plan.name}.tar")
     else:
-        index = index_json(info.path, tar.chunks, tar.entries)
+        index = index_json(info.path, tar.chunks, tar.entries, num_classes=len(plan.classes))
         if len(index) > MAX_JSON_BYTES:
             got = f"{len(index):,} bytes of index for {plan.name}, more than {MAX_JSON_BYTES:,}"
             raise UsageError(f"--clips-per-shard: expected fewer clips, got {got}. Halve the number.")

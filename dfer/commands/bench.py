@@ -7,6 +7,8 @@ from dfer.cli import add_command, add_configs
 EXAMPLES = {
     "features": """dfer bench features demo/shards
 dfer bench features data/dfew --arch ViT-B-16-quickgelu""",
+    "index": """dfer bench index
+dfer bench index --rows 1000000 --per-shard 128 --facts""",
     "loader": """dfer bench loader demo/shards
 dfer bench loader data/dfew --seconds 20
 dfer bench loader s3://bucket/dfew --against data/dfew""",
@@ -22,6 +24,11 @@ dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands below `bench`."""
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
+    sub = add_command(bench, "index", "seconds to open the index of many stills", EXAMPLES["index"], _bench_index)
+    sub.add_argument("--rows", type=int, default=283_000, help="stills (default 283,000: AffectNet's)")
+    sub.add_argument("--per-shard", type=int, default=1000)
+    sub.add_argument("--facts", action="store_true", help="with subjects, votes and face boxes")
+    sub.add_argument("--rounds", type=int, default=5)
     sub = add_command(
         bench, "features", "an epoch that computes features beside one that reads them", EXAMPLES["features"], _features
     )
@@ -65,6 +72,12 @@ def _features(args: argparse.Namespace) -> None:
     from dfer.bench.features import bench_features
 
     bench_features(args.shards, arch=args.arch, batch=args.batch)
+
+
+def _bench_index(args: argparse.Namespace) -> None:
+    from dfer.bench.index import bench_index
+
+    bench_index(args.rows, per_shard=args.per_shard, facts=args.facts, rounds=args.rounds)
 
 
 def _bench_loader(args: argparse.Namespace) -> None:

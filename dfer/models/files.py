@@ -44,7 +44,8 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
 
             check_file(Path(path), f"model.{key}={path}")
         elif not Path(path).is_file():
-            expected, do = "a local file", "Correct the path, or give one of open_clip's names for towers."
+            do = "Correct the path" + ("." if key == "text" else ", or give one of open_clip's names for towers.")
+            expected = "a local file"
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
 
 

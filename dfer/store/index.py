@@ -3,14 +3,13 @@
 A clip's members are consecutive and every header is one 512-byte USTAR block, so the first frame's offset and the frame
 sizes give every other offset. Needs no torch.
 
-Letters: N clips of the tar, F frames of them all.
+Letters: N clips of the tar, F frames of them all, K classes.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +31,14 @@ from dfer.store.format import (
 )
 
 Ids = NDArray[np.int64]
+Numbers = NDArray[np.float64]
 Box = tuple[float, float, float, float]
 
 NO_LABEL = -1
-OPTIONAL = ("subject", "source", "text", "votes", "faces")
+MAX_NUMBER = 2**31
+"""Largest number of votes, and of a box in pixels."""
+WORDS = ("subject", "source", "text")
+OPTIONAL = (*WORDS, "votes", "faces")
 """Columns of facts that few data sets know; an index leaves one out where no clip of it has a value."""
 
 
@@ -68,7 +71,12 @@ class ClipEntry:
 
     def facts(self) -> dict[str, object]:
         """The optional values that are known, as JSON has them, by name."""
-        return {name: listed(value) for name in OPTIONAL if (value := getattr(self, name)) is not None}
+        found: dict[str, object] = {name: getattr(self, name) for name in OPTIONAL if getattr(self, name) is not None}
+        if self.votes is not None:
+            found["votes"] = list(self.votes)
+        if self.faces is not None:
+            found["faces"] = [list(box) for box in self.faces]
+        return found
 
 
 def frame_spans(offset: int, sizes: Iterable[int]) -> list[tuple[int, int]]:
@@ -80,22 +88,14 @@ def frame_spans(offset: int, sizes: Iterable[int]) -> list[tuple[int, int]]:
     return spans
 
 
-def listed(value: Any) -> Any:
-    """Lists in place of tuples."""
-    return [listed(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """Contents of one `*.index.json`: the clips of one tar in order.
 
     chunks: SHA-256 of every CHUNK bytes of the tar, the last one shorter, in hexadecimal digits. labels: int64 [N],
     NO_LABEL where there is none. offsets: int64 [N]. first: int64 [N + 1]; `sizes` int32 [F] holds those of clip i from
-    first[i] to first[i + 1]. optional: columns out of OPTIONAL by name, None where a clip has no value.
+    first[i] to first[i + 1]. words: columns of text by name, None where a clip has no value. votes: float [N K], faces:
+    float [F 4], NaN where there are none. Columns that are left out are not in `words`, or None.
     """
 
     shard: str
@@ -105,28 +105,34 @@ class ShardIndex:
     offsets: Ids
     first: Ids
     sizes: NDArray[np.int32]
-    optional: dict[str, list[Any]] = field(default_factory=dict)
+    words: dict[str, list[str | None]] = field(default_factory=dict)
+    votes: Numbers | None = None
+    faces: Numbers | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def entry(self, row: int) -> ClipEntry:
         """One clip of the tar."""
-        label = int(self.labels[row])
+        label, frames = int(self.labels[row]), slice(self.first[row], self.first[row + 1])
+        votes = None if self.votes is None or np.isnan(self.votes[row]).any() else self.votes[row]
+        boxes = None if self.faces is None or np.isnan(self.faces[frames]).any() else self.faces[frames]
         return ClipEntry(
             key=self.keys[row],
             label=None if label == NO_LABEL else label,
             offset=int(self.offsets[row]),
-            sizes=tuple(self.sizes[self.first[row] : self.first[row + 1]].tolist()),
-            **{name: _tuples(column[row]) for name, column in self.optional.items()},
+            sizes=tuple(self.sizes[frames].tolist()),
+            votes=None if votes is None else tuple(votes.astype(np.int64).tolist()),
+            faces=None if boxes is None else tuple(map(tuple, boxes.tolist())),
+            **{name: column[row] for name, column in self.words.items()},
         )
 
-    def column(self, name: str) -> list[Any]:
-        """An optional column, None for every clip where it is left out."""
-        return self.optional.get(name, [None] * len(self))
+    def column(self, name: str) -> list[str | None]:
+        """A column of text, None for every clip where it is left out."""
+        return self.words.get(name, [None] * len(self))
 
 
-def index_json(shard: str, chunks: Sequence[str], clips: Sequence[ClipEntry]) -> bytes:
+def index_json(shard: str, chunks: Sequence[str], clips: Sequence[ClipEntry], *, num_classes: int) -> bytes:
     """The bytes of a shard's index: the same clips, the same text."""
     plain: dict[str, Any] = {
         "version": FORMAT_VERSION,
@@ -137,10 +143,11 @@ def index_json(shard: str, chunks: Sequence[str], clips: Sequence[ClipEntry]) ->
         "frames": [clip.num_frames for clip in clips],
         "sizes": [size for clip in clips for size in clip.sizes],
     }
-    for name in ("label", *OPTIONAL):
-        column = [listed(getattr(clip, name)) for clip in clips]
-        if any(value is not None for value in column):
-            plain[name] = column
+    columns: dict[str, list[Any]] = {name: [getattr(clip, name) for clip in clips] for name in ("label", *WORDS)}
+    columns["votes"] = [count for clip in clips for count in clip.votes or (None,) * num_classes]
+    boxes = (box for clip in clips for box in clip.faces or ((None,) * 4,) * clip.num_frames)
+    columns["faces"] = [number for box in boxes for number in box]
+    plain |= {name: column for name, column in columns.items() if any(value is not None for value in column)}
     return (json.dumps(plain, sort_keys=True) + "\n").encode()
 
 
@@ -184,7 +191,9 @@ def _columns(plain: dict[str, Any], num_classes: int) -> ShardIndex:
         offsets=offsets,
         first=np.concatenate([np.zeros(1, np.int64), np.cumsum(frames)]),
         sizes=sizes.astype(np.int32),
-        optional=_optional(plain, frames.tolist(), num_classes),
+        words={name: _words(plain[name], name, len(keys)) for name in WORDS if name in plain},
+        votes=_table(plain, "votes", len(keys), num_classes) if "votes" in plain else None,
+        faces=_table(plain, "faces", len(sizes), 4) if "faces" in plain else None,
     )
 
 
@@ -220,44 +229,27 @@ def _labels(column: Any, num_classes: int) -> Ids:
     return labels
 
 
-def _optional(plain: dict[str, Any], frames: list[int], num_classes: int) -> dict[str, list[Any]]:
-    """The optional columns, whose values fit their clip."""
-    found = {name: plain[name] for name in OPTIONAL if name in plain}
-    for name, column in found.items():
-        if not isinstance(column, list) or len(column) != len(frames):
-            raise ValueError(f"a column {name} of another length")
-        fits: Callable[[Any, int], bool] = _is_text
-        if name == "votes":
-            fits = _votes_of(num_classes)
-        elif name == "faces":
-            fits = _is_boxes
-        if not all(value is None or fits(value, count) for value, count in zip(column, frames, strict=True)):
-            raise ValueError(f"a column {name} with a value of another kind or length")
-    return found
+def _words(column: Any, name: str, count: int) -> list[str | None]:
+    if not isinstance(column, list) or len(column) != count or not set(map(type, column)) <= {str, type(None)}:
+        raise ValueError(f"a column {name} of something else than {count} texts or null")
+    if max(map(len, filter(None, column)), default=0) > MAX_TEXT:
+        raise ValueError(f"a {name} of more than {MAX_TEXT:,} letters")
+    return column
 
 
-def _is_text(value: Any, _: int) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_TEXT
-
-
-def _votes_of(num_classes: int) -> Callable[[Any, int], bool]:
-    """Whether a value is a number of votes for every class."""
-
-    def fits(value: Any, _: int) -> bool:
-        votes = isinstance(value, list) and len(value) == num_classes and _all_of(int, value)
-        return votes and all(0 <= count < 2**31 for count in value)
-
-    return fits
-
-
-def _is_boxes(value: Any, frames: int) -> bool:
-    return isinstance(value, list) and len(value) == frames and all(map(_is_box, value))
-
-
-def _is_box(box: Any) -> TypeGuard[list[float]]:
-    if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= {int, float}:
-        return False
-    return all(abs(number) < 2**31 and math.isfinite(number) for number in box)
+def _table(plain: dict[str, Any], name: str, rows: int, width: int) -> Numbers:
+    """float [rows width] of a flat column, whose rows are numbers or null throughout; votes are counts."""
+    column, kinds = plain[name], {int, type(None)} if name == "votes" else {int, float, type(None)}
+    if not isinstance(column, list) or len(column) != rows * width or not set(map(type, column)) <= kinds:
+        raise ValueError(f"a column {name} of something else than {rows} x {width} numbers or null")
+    table = np.array(column, np.float64).reshape(rows, width)  # null becomes NaN
+    missing = np.isnan(table)
+    low = 0 if name == "votes" else -MAX_NUMBER
+    if (missing.any(axis=1) != missing.all(axis=1)).any() or not (
+        (low <= table) & (table <= MAX_NUMBER) | missing
+    ).all():
+        raise ValueError(f"a row of {name} that is not whole, or a number outside {low} to {MAX_NUMBER}")
+    return table
 
 
 def _check_places(index: ShardIndex, *, where: str, shard_bytes: int) -> None:

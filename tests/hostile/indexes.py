@@ -31,9 +31,11 @@ LIES: dict[str, dict[str, Any]] = {
     "labels below none": {"label": [-2, 0]},
     "labels of truth": {"label": [True, 0]},
     "a text of a megabyte": {"text": ["x" * 2**20, None]},
-    "votes of another number of classes": {"votes": [[1] * 100_000, None]},
-    "boxes of another number of frames": {"faces": [[[0, 0, 1, 1]] * 100_000, None]},
-    "boxes without end": {"faces": [[[0, 0, 1, float("inf")]] * 2, None]},
+    "votes of another number of classes": {"votes": [1] * 100_000},
+    "votes of half a clip": {"votes": [1] * 13 + [None]},
+    "boxes of another number of frames": {"faces": [1] * 100_000},
+    "boxes without end": {"faces": [float("inf")] * 16},
+    "boxes of many digits": {"faces": [10**4000] * 16},
     "an unknown column": {"__reduce__": ["os.system", "true"]},
 }
 """Columns that a careless reader would believe; the first shard has two clips of two frames."""

@@ -1,5 +1,6 @@
 """Training data from a real S3 server through a proxy with the faults such stores have: batches as from a disk."""
 
+import itertools
 import json
 import os
 import random
@@ -146,9 +147,14 @@ def test_a_cache_of_a_third_is_never_exceeded(local: Path, server: FaultProxy, t
 
 def chunks_of_clips(folder: Path) -> list[int]:
     """Chunks that each clip lies in."""
-    entries = [clip for path in folder.rglob("*.index.json") for clip in json.loads(path.read_text())["clips"]]
-    ends = [e["offset"] + sum(-(-size // 512) * 512 + 512 for size in e["sizes"]) for e in entries]
-    return [end // 262_144 - entry["offset"] // 262_144 + 1 for entry, end in zip(entries, ends)]
+    counts = []
+    for path in folder.rglob("*.index.json"):
+        columns = json.loads(path.read_text())
+        sizes = iter(columns["sizes"])
+        for begin, frames in zip(columns["offset"], columns["frames"], strict=True):
+            end = begin + sum(-(-size // 512) * 512 + 512 for size in itertools.islice(sizes, frames))
+            counts.append(end // 262_144 - begin // 262_144 + 1)
+    return counts
 
 
 def test_few_shards_at_a_time_stream_through_a_cache_without_room_for_all(

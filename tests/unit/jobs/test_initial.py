@@ -34,7 +34,7 @@ from dfer.storage import Folder
 from dfer.store.format import to_json
 from dfer.store.shards import Store
 from dfer.training.config import GroupConfig, SgdConfig
-from tests.unit.data.shardkit import Clip, write_shards
+from tests.unit.data.shardkit import Clip, key_list, write_shards
 
 RATES = {"image": GroupConfig(lr=0.01), "temporal": GroupConfig(lr=0.01), "prompts": GroupConfig(lr=0.01)}
 
@@ -214,6 +214,22 @@ def refusal(config: RunConfig, world: World) -> str:
         train(config, world)
     assert caught.value.exit_code == 5 and not Path(config.run).exists()
     return str(caught.value)
+
+
+def test_another_protocol_over_the_same_shards_may_have_seen_the_test_clips(tmp_path: Path, alone: World) -> None:
+    """Fold 1 of both protocols; told by the clips, since one names partitions and the other lists of keys."""
+    folder = tmp_path / "a"
+    other = {"train": key_list(folder, "other.1.train.txt", ["1"]), "test": key_list(folder, "other.1.test.txt", ["2"])}
+    partitions = {f"fold_{k}": [[Clip(key=str(k))]] for k in (1, 2)}
+    write_shards(folder, partitions, protocols={"other": {"source": "here", "folds": {"1": other, "2": other}}})
+    data = DataConfig(shards=str(folder), workers=0, frames=2, size=64)
+    other_run(tmp_path / "dfew", run_config(tmp_path / "dfew", replace(data, protocol="other")))
+    said = refusal(frozen(tmp_path / "run", data, str(tmp_path / "dfew")), alone)
+    assert "of fold 1, got one trained on protocols/other.1.train.txt. Begin from a run with data.protocol=pub" in said
+    # The same protocol and fold, and another fold of it that trains on the same clips, have seen none.
+    for fold in (1, 2):
+        config = frozen(tmp_path / f"run_{fold}", replace(data, protocol="other"), str(tmp_path / "dfew"))
+        assert train(replace(config, fold=fold), alone).start.startswith(f"{tmp_path / 'dfew'}, step 7, last, ")
 
 
 def test_another_fold_of_the_same_shards_has_seen_the_test_clips(tmp_path: Path, alone: World) -> None:

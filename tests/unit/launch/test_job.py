@@ -94,6 +94,8 @@ def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pyte
         made("run=x", "model.released=dfer.pth", "model.towers.pretrained=not_read.pt")
     with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a local file"):
         made("run=x", "model.towers.arch=own.json")
+    with pytest.raises(CheckpointError, match=rf"model.text={tmp_path}/own.yaml: .*no such file\. Correct the path\.$"):
+        made("run=x", "model.text=own.yaml")
     with pytest.raises(
         CheckpointError, match=rf"model.start={tmp_path}/runs/x: expected the run folder of a fold, got"
     ):

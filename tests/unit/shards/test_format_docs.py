@@ -40,7 +40,7 @@ def test_the_columns_on_the_page_are_those_of_an_index() -> None:
     facts = {"subject": "a", "source": "b", "text": "c", "votes": (1,), "faces": ((0.0, 0.0, 1.0, 1.0),)}
     clip = ClipEntry(key="a", label=0, offset=512, sizes=(1,), **facts)  # type: ignore[arg-type]
     table = PAGE.split("\nColumns:\n\n", 1)[1].split("\n\n", 1)[0]
-    written = set(json.loads(index_json("train/00000.tar", (), [clip])))
+    written = set(json.loads(index_json("train/00000.tar", (), [clip], num_classes=1)))
     assert set(re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE)) == written
     assert (
         f"| `version` | {shard_format.FORMAT_VERSION}" in table

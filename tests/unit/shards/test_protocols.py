@@ -236,6 +236,7 @@ def with_fold(test: RawSubset) -> dict[str, Any]:
         ({"label": 2}, r"expected a label in 0\.\.1, got 2 for 00001"),
         ({"votes": (1,)}, "expected a number of votes for each of 2 classes"),
         ({"votes": (1, -1)}, "expected a number of votes for each of 2 classes"),
+        ({"faces": ((0.0, 0.0, 1.0, float("nan")),)}, "expected face boxes in pixels, got"),
         ({"text": "x" * 5000}, "expected a text of at most 4,096 letters, got 5000 for 00001"),
         ({"protocols": {}, "clips": ()}, "expected at least one clip, got none"),
         (with_fold(RawSubset()), "expected known partitions or keys in fold 1 of subjects, got neither"),

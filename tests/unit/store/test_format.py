@@ -152,15 +152,15 @@ def opened(data: bytes, *, clips: int, num_classes: int = 2) -> ShardIndex:
 
 @pytest.mark.parametrize("clips", [(), (BARE,), (FULL,), (BARE, FULL), (FULL, replace(BARE, offset=8192, key="c"))])
 def test_an_index_is_read_back_as_it_was(clips: tuple[ClipEntry, ...]) -> None:
-    index = opened(index_json("train/00000.tar", ("0" * 64,), clips), clips=len(clips))
+    index = opened(index_json("train/00000.tar", ("0" * 64,), clips, num_classes=2), clips=len(clips))
     assert tuple(map(index.entry, range(len(index)))) == clips
     assert index.column("subject") == [clip.subject for clip in clips]
 
 
 def test_columns_that_no_clip_has_are_left_out() -> None:
-    plain = json.loads(index_json("train/00000.tar", (), (BARE,)))
+    plain = json.loads(index_json("train/00000.tar", (), (BARE,), num_classes=2))
     assert sorted(plain) == ["chunks", "frames", "key", "offset", "shard", "sizes", "version"]
-    assert sorted(json.loads(index_json("t", (), (BARE, FULL)))) == sorted(
+    assert sorted(json.loads(index_json("t", (), (BARE, FULL), num_classes=2))) == sorted(
         [*plain, "label", "subject", "source", "text", "votes", "faces"]
     )
 
@@ -189,17 +189,21 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("label", [None, 7]), "label: 7, not 0 to 1"),
         (changed("label", [-1, 0]), "label: -1, not 0 to 1"),
         (changed("label", ["0", 0]), "a column label of something else"),
-        (changed("subject", ["anna"]), "a column subject of another length"),
-        (changed("text", ["x" * 4097, None]), "a column text with a value of another kind or length"),
-        (changed("source", [1, None]), "a column source with a value"),
-        (changed("votes", [None, [1]]), "a column votes with a value"),
-        (changed("votes", [None, [1, -1]]), "a column votes with a value"),
-        (changed("votes", [None, [1, 2**40]]), "a column votes with a value"),
-        (changed("faces", [None, []]), "a column faces with a value"),
-        (changed("faces", [[[0, 0, 1, 1]], None]), "a column faces with a value"),
-        (changed("faces", [None, [[0, 0, 1]]]), "a column faces with a value"),
-        (changed("faces", [None, [[0, 0, 1, float("nan")]]]), "a column faces with a value"),
-        (changed("faces", [None, [[0, 0, 1, 10**30]]]), "a column faces with a value"),
+        (changed("subject", ["anna"]), "a column subject of something else than 2 texts or null"),
+        (changed("source", [1, None]), "a column source of something else"),
+        (changed("text", ["x" * 4097, None]), "a text of more than 4,096 letters"),
+        (changed("votes", [None, None, 1]), "a column votes of something else than 2 x 2 numbers or null"),
+        (changed("votes", [None, None, 1, 0.5]), "a column votes of something else"),
+        (changed("votes", [None, None, 1, True]), "a column votes of something else"),
+        (changed("votes", [None, 3, 1, 1]), "a row of votes that is not whole"),
+        (changed("votes", [None, None, 1, -1]), "a number outside 0 to 2147483648"),
+        (changed("votes", [None, None, 1, 2**40]), "a number outside 0"),
+        (changed("votes", [None, None, 1, 10**400]), "got "),
+        (changed("faces", [0, 0, 1, 1]), "a column faces of something else than 3 x 4 numbers or null"),
+        (changed("faces", [None] * 11 + ["1"]), "a column faces of something else"),
+        (changed("faces", [None] * 11 + [1]), "a row of faces that is not whole"),
+        (changed("faces", [None] * 8 + [0, 0, 1, float("inf")]), "a number outside -2147483648"),
+        (changed("faces", [None] * 8 + [0, 0, 1, 10**30]), "a number outside"),
         (changed("pickle", []), "an unknown column 'pickle'"),
         (changed("version", 2), "expected format version 3, got 2. An earlier dfer"),
         (changed("chunks", []), "expected the SHA-256 of each of 1 chunks, got 0 entries"),
@@ -208,7 +212,7 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_an_index_that_cannot_be_used(change: Callable[[dict[str, Any]], None], says: str) -> None:
-    plain = json.loads(index_json("train/00000.tar", ("0" * 64,), (BARE, FULL)))
+    plain = json.loads(index_json("train/00000.tar", ("0" * 64,), (BARE, FULL), num_classes=2))
     change(plain)
     with pytest.raises(DataError, match=r"^i") as caught:
         opened(json.dumps(plain).encode(), clips=2)
@@ -216,13 +220,13 @@ def test_an_index_that_cannot_be_used(change: Callable[[dict[str, Any]], None], 
 
 
 def test_an_index_of_other_clips_than_the_manifest_counts() -> None:
-    data = index_json("train/00000.tar", ("0" * 64,), (BARE,))
+    data = index_json("train/00000.tar", ("0" * 64,), (BARE,), num_classes=2)
     with pytest.raises(DataError, match="i: expected 3 clips, got 1"):
         opened(data, clips=3)
     with pytest.raises(DataError, match="i: expected sha256 0000"):
         read_index(data, where="i", shard=manifest().shards[0], num_classes=2)
     with pytest.raises(DataError, match=r"label: 1, not 0 to -1"):
-        opened(index_json("t", ("0" * 64,), (FULL,)), clips=1, num_classes=0)
+        opened(index_json("t", ("0" * 64,), (FULL,), num_classes=2), clips=1, num_classes=0)
 
 
 def test_hundreds_of_thousands_of_stills_are_opened_as_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +234,7 @@ def test_hundreds_of_thousands_of_stills_are_opened_as_columns(monkeypatch: pyte
     many = 20_000
     clips = [ClipEntry(key=f"{i:06d}", label=i % 2, offset=512 + 2048 * i, sizes=(700,)) for i in range(many)]
     size = 2048 * many + 1024
-    data = index_json("train/00000.tar", ["0" * 64] * fmt.num_chunks(size), clips)
+    data = index_json("train/00000.tar", ["0" * 64] * fmt.num_chunks(size), clips, num_classes=2)
     monkeypatch.setattr("dfer.store.index.ClipEntry", None)
     events = Counter[str]()
     sys.setprofile(lambda frame, event, _: events.update([event]))
