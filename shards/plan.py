@@ -43,7 +43,7 @@ def plan(raw: RawSet, options: BuildOptions, shards: Sequence[ShardPlan]) -> Pla
     for shard in shards:
         # Each host may have the raw files in a folder of its own.
         clips = [{name: value for name, value in vars(clip).items() if name != "folder"} for clip in shard.clips]
-        digest.update(json.dumps([shard.name, clips], sort_keys=True).encode())
+        digest.update(json.dumps([shard.name, clips], sort_keys=True, default=asdict).encode())
     return Plan(digest=digest.hexdigest(), dataset=raw.dataset, clips=len(raw.clips), shards=len(shards))
 
 
