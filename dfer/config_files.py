@@ -21,8 +21,8 @@ T = TypeVar("T")
 CONFIGS = Path(__file__).with_name("configs").resolve()
 """The configurations that come with the package; in a checkout a link to `configs/`."""
 SUFFIX = ".yaml"
-MAX_BASES = 8
-"""Files of a join, and files that name each other as base one after another."""
+MAX_FILES = 32
+"""Files that make up one configuration, with all their bases: anybody's may name each other in circles."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def load(
 
 def read(files: Sequence[str | Path], kind: Any = None) -> dict[str, Any]:
     """The values of some files joined, each over its bases; a Conflict where they differ."""
-    return _joined_files([find(name) for name in files], kind, MAX_BASES)
+    return _joined_files([find(name) for name in files], kind, [])
 
 
 def find(name: str | Path, beside: Path = Path()) -> Path:
@@ -67,7 +67,8 @@ def find(name: str | Path, beside: Path = Path()) -> Path:
     """
     found = locate(name, beside)
     if found is None:
-        expected, near = "a YAML file or the name of a configuration", did_you_mean(_short(name), names())
+        near = did_you_mean(_short(name).removeprefix(f"{CONFIGS.name}/"), names())
+        expected = "a YAML file or the name of a configuration"
         raise ConfigProblem(message(name, expected=expected, got="neither", do=f"Correct it. {near}"))
     return found
 
@@ -109,24 +110,27 @@ def shown(path: Path) -> str:
     return whole.relative_to(CONFIGS).with_suffix("").as_posix() if whole.is_relative_to(CONFIGS) else str(path)
 
 
-def _joined_files(paths: Sequence[Path], kind: Any, left: int) -> dict[str, Any]:
-    return joined({shown(path): _over_its_bases(path, kind, left) for path in paths})
+def _joined_files(paths: Sequence[Path], kind: Any, seen: list[Path]) -> dict[str, Any]:
+    return joined({shown(path): _over_its_bases(path, kind, seen) for path in paths})
 
 
-def _over_its_bases(path: Path, kind: Any, left: int) -> dict[str, Any]:
-    if left < 0:
-        raise ConfigProblem(f"{path}: more than {MAX_BASES} files name each other as `base:`. Break the circle.")
+def _over_its_bases(path: Path, kind: Any, seen: list[Path]) -> dict[str, Any]:
+    """seen: the files read so far, to which this one is added."""
+    seen.append(path)
+    if len(seen) > MAX_FILES:
+        expected, do = f"at most {MAX_FILES} files in one configuration", "Break the circle of `base:`."
+        raise ConfigProblem(message(path, expected=expected, got="one more", do=do))
     plain = mapping(_bytes(path), path)
     bases = _bases(plain.pop("base", None), path)
     if not bases:
         return plain
-    return merged(_joined_files([find(name, path.parent) for name in bases], kind, left - 1), plain, kind)
+    return merged(_joined_files([find(name, path.parent) for name in bases], kind, seen), plain, kind)
 
 
 def _bases(named: Any, path: Path) -> list[str]:
     bases = [] if named is None else named if isinstance(named, list) else [named]
-    if len(bases) > MAX_BASES or not all(isinstance(name, str) for name in bases):
-        expected, do = f"a file or a list of at most {MAX_BASES} files", "Write it as base: [methods/x, sets/y]."
+    if not all(isinstance(name, str) for name in bases):
+        expected, do = "a file or a list of files", "Write it as base: [methods/x, sets/y]."
         raise ConfigProblem(f"{path}: {message('base', expected=expected, got=repr(named)[:80], do=do)}")
     return bases
 
