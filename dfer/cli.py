@@ -50,12 +50,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, into: 
     return args
 
 
-def numbers(text: str) -> list[int]:
-    """The type of an argument such as `1,2`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, got {text!r}") from None
+def names(text: str) -> list[str]:
+    """The type of an argument such as `fold_1,fold_2`."""
+    found = text.split(",")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected names such as fold_1,fold_2, got {text!r}")
+    return found
 
 
 def positive(text: str) -> int:

@@ -29,7 +29,7 @@ MAX_PROBLEMS = 20
 """Problems that one message tells of; the search ends with them."""
 
 FREE_KEYS = (
-    "run", "data.shards", "data.workers", "data.cache", "data.cache_gib", "data.read_ahead", "micro_batch",
+    "run", "seeds", "data.shards", "data.workers", "data.cache", "data.cache_gib", "data.read_ahead", "micro_batch",
     "eval_batch", "engine.name", "engine.zero", "checkpoint", "published", "log_every", "record_clips",
 )  # fmt: skip
 """Keys that may change between two stretches, and differ between the folds, of one run: they say where and how fast,

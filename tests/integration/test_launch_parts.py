@@ -15,22 +15,23 @@ from tests.integration.commands import environment, finish, result
 pytestmark = pytest.mark.integration
 
 FOLDS = ["fold_1", "fold_2", "fold_3"]
+ONLY = ",".join(FOLDS)
 
 
 def test_folds_in_parallel_give_the_results_of_a_cross_validation(
     tiny: Path, tmp_path: Path, crossval: tuple[Path, str]
 ) -> None:
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "launch", "local", str(tiny), "--parallel", "2", "--folds", "1,2,3", f"run={run}"]
+    words = [sys.executable, "-m", "launch", "local", str(tiny), "--parallel", "2", "--only", ONLY, f"run={run}"]
     launcher = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for_file(run / "fold_2" / "metrics.jsonl")
     os.kill(launcher.pid, signal.SIGTERM)
     launcher.communicate(timeout=120)
     assert launcher.returncode == 9 and not (run / "report").exists() and not (run / "fold_3").exists()
-    finish("local", tiny, "--parallel", 2, "--folds", "1,2,3", f"run={run}", module="launch")
+    finish("local", tiny, "--parallel", 2, "--only", ONLY, f"run={run}", module="launch")
     undisturbed, _ = crossval
     assert [result(run / fold) for fold in FOLDS] == [result(undisturbed / fold) for fold in FOLDS]
-    assert json.loads((run / "report" / "report.json").read_text())["missing_folds"] == [4, 5]
+    assert json.loads((run / "report" / "report.json").read_text())["missing_parts"] == ["fold_4", "fold_5"]
     status = json.loads(finish("status", run, "--json", module="launch").stdout)
     assert [row["state"] for row in status] == ["finished"] * 3 and status[1]["restarts"] == 1
 
