@@ -125,5 +125,5 @@ def parts_in(home: Folder) -> list[Part]:
 
 def in_order(name: str) -> list[tuple[str, int]]:
     """A key that sorts names of parts by their numbers: fold_2 before fold_10."""
-    pieces = [piece.rpartition("_") for piece in name.split("/")]
-    return [(word, int(number)) if number.isdigit() else (f"{word}_{number}", 0) for word, _, number in pieces]
+    pieces = [(piece, *piece.rpartition("_")[::2]) for piece in name.split("/")]
+    return [(word, int(number)) if number.isdigit() else (piece, 0) for piece, word, number in pieces]

@@ -15,6 +15,7 @@ from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import control, status
 from launch.records import Record, keep, tag
+from launch.slurm.tools import comment_of
 from launch.status import PartStatus
 from tests import fake_runs
 from tests.servers import S3, use
@@ -123,6 +124,35 @@ def test_a_damaged_record_is_named(run: Path, capsys: pytest.CaptureFixture[str]
     (run / "launch" / "slurm-30.json").write_text("{")
     assert cli.main(["status", str(run)]) == 2
     assert "slurm-30.json: expected the record of a submission" in capsys.readouterr().err
+
+
+def test_a_record_that_counts_folds_is_refused_with_what_to_do(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {"version": 1, "launcher": "slurm", "job": "7", "submitted": "2025", "revision": "abc", "tasks": {"1": "7_0"}}
+    (run / "launch" / "slurm-7.json").write_text(json.dumps(old))
+    assert cli.main(["status", str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}/launch/slurm-7.json: expected a record of version 2, got version 1, of an earlier dfer. "
+        "Jobs of that version cannot go on: cancel those that wait or run, delete the file, submit again.\n"
+    )
+
+
+def test_parts_of_several_seeds_are_told_in_order(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    names = ["seed_10/fold_1", "seed_2/fold_1", "seed_2/fold_2"]
+    for name in names[:2]:
+        train(tmp_path / name, step=3, checkpoint=2, starts=1)
+    submitted(tmp_path, tasks={name: f"30_{index}" for index, name in enumerate(names)})
+    job = {"id": "30", "job-name": f"dfer-{tag(str(tmp_path))}-parts", "array": "0-2", "comment": comment_of(names)}
+    fake_slurm.change(jobs=[job], states={"30_0": "RUNNING"}, gone=["30_1"], sacct="30_1|FAILED\n")
+    rows = status.status(str(tmp_path), now=NOW)
+    assert [(row.part, row.state, row.step) for row in rows] == [
+        ("seed_2/fold_1", "failed", 3), ("seed_2/fold_2", "waiting", None), ("seed_10/fold_1", "running", 3),
+    ]  # fmt: skip
+
+
+def test_a_part_that_is_no_training_is_finished_when_slurm_says_so(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    submitted(tmp_path, tasks={"worker_0": "30_0", "worker_1": "30_1"})
+    fake_slurm.change(sacct="30_0|COMPLETED\n30_1|FAILED\n")
+    assert [row.state for row in status.status(str(tmp_path), now=NOW)] == ["finished", "failed"]
 
 
 def test_logs_are_the_ends_of_what_each_process_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
