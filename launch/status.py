@@ -9,7 +9,7 @@ from typing import Any
 
 from dfer.errors import CheckpointError, UsageError, message
 from dfer.jobs.parts import in_order, parts_in
-from dfer.run.layout import RESULT, committed, finished, result_values
+from dfer.run.layout import RESULT, committed, finished, is_trained, result_values
 from dfer.run.lease import Leases
 from dfer.storage import Folder
 from launch.records import Record, records, tag
@@ -91,7 +91,7 @@ def _part(
         state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
         why = "" if task.reason in ("None", "") else task.reason
         return PartStatus(part=name, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
-    state, why = _without_task(record, name, past, now, unknown)
+    state, why = _without_task(home, record, name, past, now, unknown)
     return PartStatus(part=name, state=state, why=why, job=job, **{**facts, "eta_s": None})
 
 
@@ -101,7 +101,7 @@ def _uar(folder: Folder) -> float | None:
 
 
 def _without_task(
-    record: Record | None, name: str, past: Mapping[str, str], now: float, unknown: str
+    home: Folder, record: Record | None, name: str, past: Mapping[str, str], now: float, unknown: str
 ) -> tuple[str, str]:
     """State of a part that is neither finished nor in a queue, and why."""
     if record is None:
@@ -116,7 +116,7 @@ def _without_task(
     if failure.exists():
         return "failed", str(json.loads(failure.read_text())["text"])
     was = past.get(job, "")
-    if was == "COMPLETED":
+    if was == "COMPLETED" and not is_trained(home / name):  # of a training its result says so
         return "finished", ""
     if was.startswith("CANCELLED"):
         return "stopped", "cancelled; the same command continues"

@@ -54,7 +54,8 @@ def table_rows(report: Report) -> list[TableRow]:
     if several or report.repeated:
         rows.append(TableRow(kind="mean", label="mean", detail=ours(report), cells=_cells(report.mean)))
     if several:
-        rows.append(TableRow(kind="std", label="std", detail=STD_TEXT, cells=_cells(report.std or nothing)))
+        detail = f"{STD_TEXT}, of their means over seeds" if report.repeated else STD_TEXT
+        rows.append(TableRow(kind="std", label="std", detail=detail, cells=_cells(report.std or nothing)))
     if report.repeated:
         cells = _cells(report.means.seed_std or nothing)
         rows.append(TableRow(kind="std", label="std of seeds", detail=SEED_STD_TEXT, cells=cells))

@@ -39,11 +39,13 @@ def main() -> NoReturn:
 
 def _part(file: Path, name: str) -> int:
     """Do a part of the job in a file; the exit code."""
-    from dfer.cli import exit_code
+    from dfer.cli import exit_code, hide_notices
     from dfer.interruption import Stop
     from launch.job import Job, run_job
 
     job, stop, place = Job.from_json(file.read_text(encoding="utf-8")), Stop(), _place()
+
+    hide_notices()
 
     def work() -> None:
         with stop.on_signals():

@@ -150,9 +150,10 @@ def test_parts_of_several_seeds_are_told_in_order(tmp_path: Path, fake_slurm: Fa
 
 
 def test_a_part_that_is_no_training_is_finished_when_slurm_says_so(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
-    submitted(tmp_path, tasks={"worker_0": "30_0", "worker_1": "30_1"})
-    fake_slurm.change(sacct="30_0|COMPLETED\n30_1|FAILED\n")
-    assert [row.state for row in status.status(str(tmp_path), now=NOW)] == ["finished", "failed"]
+    submitted(tmp_path, tasks={"fold_1": "30_2", "worker_0": "30_0", "worker_1": "30_1"})
+    train(tmp_path / "fold_1", step=3, checkpoint=2, starts=1)
+    fake_slurm.change(sacct="30_0|COMPLETED\n30_1|FAILED\n30_2|COMPLETED\n")
+    assert [row.state for row in status.status(str(tmp_path), now=NOW)] == ["failed", "finished", "failed"]
 
 
 def test_logs_are_the_ends_of_what_each_process_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
