@@ -179,6 +179,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("tiny")  # it puts the shards into the bucket
 def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, shards: Path, tmp_path: Path) -> None:
     """`launch/slurm_dfew.sh`, given twice; all folds are preempted at once and a process of the last is killed: the
     dependent job's table is that of the same seeds on this machine. Keys reach the hosts by inheritance and stand in no
