@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -18,9 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a DferError becomes one line on stderr and its exit code."""
     with redirect_stderr(sys.stderr if _speaks() else StringIO()):
         args = parse(argv)
-    # Libraries' notices to their own developers; ours are printed as messages.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    cli.hide_notices()
     said = "the same command continues from the last checkpoint"
     return cli.exit_code(lambda: args.command(args), interrupted=said, speaks=_speaks)
 

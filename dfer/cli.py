@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,12 +70,12 @@ def is_override(word: str) -> bool:
     return bool(equals) and "/" not in key
 
 
-def numbers(text: str) -> list[int]:
-    """The type of an argument such as `1,2`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2, got {text!r}") from None
+def names(text: str) -> list[str]:
+    """The type of an argument such as `fold_1,fold_2`."""
+    found = text.split(",")
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected names such as fold_1,fold_2, got {text!r}")
+    return found
 
 
 def positive(text: str) -> int:
@@ -90,6 +91,12 @@ def not_negative(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
     return int(text)
+
+
+def hide_notices() -> None:
+    """Hide what libraries tell their own developers; ours are printed as messages."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def exit_code(work: Callable[[], int | None], *, interrupted: str, speaks: Callable[[], bool] = lambda: True) -> int:

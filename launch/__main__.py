@@ -19,7 +19,7 @@ EXAMPLES = {
   dfer-launch local runs/dfew/dfer_clip/fold_1 --verb evaluate --processes 2""",
     "slurm": """
   dfer-launch slurm methods/dfer_clip sets/dfew cluster.partition=gpu cluster.account=vision
-  dfer-launch slurm methods/dfer_clip sets/dfew --folds 1,2 --dry-run
+  dfer-launch slurm methods/dfer_clip sets/dfew --only fold_1,fold_2 --dry-run
   dfer-launch slurm configs/demo.yaml --cluster clusters/slurm_cpu run=s3://b/run cluster.folder=logs""",
     "ray": """
   dfer-launch ray methods/dfer_clip sets/dfew cluster.workers=8 run=s3://bucket/run data.shards=s3://bucket/dfew
@@ -29,7 +29,7 @@ EXAMPLES = {
   dfer-launch status runs/dfew/dfer_clip
   dfer-launch status s3://bucket/run --json""",
     "logs": """
-  dfer-launch logs runs/dfew/dfer_clip 2
+  dfer-launch logs runs/dfew/dfer_clip fold_2
   dfer-launch logs runs/dfew/dfer_clip""",
     "cancel": """
   dfer-launch cancel runs/dfew/dfer_clip""",
@@ -43,13 +43,13 @@ def parser() -> argparse.ArgumentParser:
     sub = cli.add_command(places, "local", "run on this machine, in several processes", EXAMPLES["local"], _local)
     cli.add_configs(sub, "; or the folder of a run for --verb evaluate")
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks; one a GPU")
-    sub.add_argument("--parallel", type=int, default=1, metavar="K", help="folds at a time, each in N processes")
+    sub.add_argument("--parallel", type=int, default=1, metavar="K", help="parts at a time, each in N processes")
     sub.add_argument("--verb", choices=["train", "crossval", "evaluate"], default="crossval", help="what dfer does")
     _job_options(sub, "print the command of a process instead of running it")
     sub = cli.add_command(
         places,
         "slurm",
-        "submit to SLURM: folds as an array, then the report; safe to repeat",
+        "submit to SLURM: parts as an array, then the report; safe to repeat",
         EXAMPLES["slurm"],
         _slurm,
     )
@@ -63,21 +63,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--cluster", type=Path, default=CLUSTERS / "ray.yaml", help=CLUSTER)
     _job_options(sub, "print what Ray would be asked for instead of running")
     sub = cli.add_command(
-        places, "status", "folds, states, steps, speed, last checkpoints, restarts", EXAMPLES["status"], _status
+        places, "status", "parts, states, steps, speed, last checkpoints, restarts", EXAMPLES["status"], _status
     )
-    sub.add_argument("run", help="run folder over the folds (also s3://...)")
+    sub.add_argument("run", help="run folder over the parts (also s3://...)")
     sub.add_argument("--json", action="store_true", help="for programs")
-    sub = cli.add_command(places, "logs", "the ends of a fold's logs, or of the report's", EXAMPLES["logs"], _logs)
-    sub.add_argument("run", help="run folder over the folds (also s3://...)")
-    sub.add_argument("fold", nargs="?", type=int)
+    sub = cli.add_command(places, "logs", "the ends of a part's logs, or of the report's", EXAMPLES["logs"], _logs)
+    sub.add_argument("run", help="run folder over the parts (also s3://...)")
+    sub.add_argument("part", nargs="?", help="its name, such as fold_2 or seed_2/fold_3")
     sub.add_argument("--lines", type=int, default=40, metavar="N")
     sub = cli.add_command(places, "cancel", "stop all jobs of a run; what is saved stays", EXAMPLES["cancel"], _cancel)
-    sub.add_argument("run", help="run folder over the folds (also s3://...)")
+    sub.add_argument("run", help="run folder over the parts (also s3://...)")
     return top
 
 
 def _job_options(sub: argparse.ArgumentParser, dry_run: str) -> None:
-    sub.add_argument("--folds", type=cli.numbers, default=[], metavar="1,2", help="only these folds")
+    sub.add_argument("--only", type=cli.names, default=[], metavar="fold_1,fold_2", help="only these parts")
     sub.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
@@ -100,7 +100,7 @@ def _local(args: argparse.Namespace) -> int:
         overrides=args.overrides,
         processes=args.processes,
         parallel=args.parallel,
-        folds=args.folds,
+        only=args.only,
     )
     if args.dry_run:
         print(shlex.join(local.command(job)))
@@ -115,7 +115,8 @@ def _slurm(args: argparse.Namespace) -> int:
 
     mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, SlurmCluster, theirs)
-    submission = Submission(job=make_job(args.configs, mine, args.folds, worlds=cluster.worlds), cluster=cluster)
+    job = make_job(args.configs, mine, args.only, worlds=cluster.worlds)
+    submission = Submission(job=job, cluster=cluster.of(grouped=job.module.grouped))
     if args.dry_run:
         print(submission.dry_run())
         return 0
@@ -130,8 +131,8 @@ def _ray(args: argparse.Namespace) -> int:
 
     mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)
-    job = make_job(args.configs, mine, args.folds, worlds=cluster.worlds, check=refuse_working_folder)
-    submission = Submission(job=job, cluster=cluster)
+    job = make_job(args.configs, mine, args.only, worlds=cluster.worlds, check=refuse_working_folder)
+    submission = Submission(job=job, cluster=cluster.of(grouped=job.module.grouped))
     if args.dry_run:
         print(submission.dry_run())
         return 0
@@ -149,7 +150,7 @@ def _status(args: argparse.Namespace) -> int:
 def _logs(args: argparse.Namespace) -> int:
     from launch.control import logs
 
-    print(logs(args.run, args.fold, lines=args.lines))
+    print(logs(args.run, args.part, lines=args.lines))
     return 0
 
 

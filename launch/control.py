@@ -16,30 +16,30 @@ from launch.slurm.tools import followed, queued, slurm
 T = TypeVar("T")
 
 
-def logs(run: str, fold: int | None, *, lines: int) -> str:
-    """The ends of the newest logs of a fold, or of the report (fold None).
+def logs(run: str, part: str | None, *, lines: int) -> str:
+    """The ends of the newest logs of a part, or of the report (part None).
 
     Raises:
         UsageError: nothing was submitted there, or Ray's job server does not tell.
     """
     home = Folder(run, what="the run folder")
-    kept = [record for record in records(home) if fold is None or str(fold) in record.tasks]
+    kept = [record for record in records(home) if part is None or part in record.tasks]
     if not kept:
-        what = "the report" if fold is None else f"fold {fold}"
+        what = "the report" if part is None else part
         do = "See what there is: dfer-launch status RUN."
         raise UsageError(message(home, expected=f"a submission of {what}", got="none", do=do))
     record = kept[-1]
     if record.launcher == "ray":
         return _ray_logs(record, lines)
-    return _slurm_logs(record, record.report if fold is None else record.tasks[str(fold)], lines)
+    return _slurm_logs(record, record.report if part is None else record.tasks[part], lines)
 
 
 def _slurm_logs(record: Record, job: str, lines: int) -> str:
     """Of all processes, errors first told by which."""
     folder = Path(record.folder)
     files = sorted(folder.glob(f"{job}_[0-9]*_log.*")) or sorted(folder.glob(f"{job}_log.*"))
-    parts = [f"==> {file}\n{end_of(file, lines)}" for file in files if file.stat().st_size]
-    return "\n".join(parts) or f"{folder}: job {job} has written nothing yet"
+    ends = [f"==> {file}\n{end_of(file, lines)}" for file in files if file.stat().st_size]
+    return "\n".join(ends) or f"{folder}: job {job} has written nothing yet"
 
 
 def end_of(file: Path, lines: int) -> str:
@@ -98,13 +98,13 @@ def cancel(run: str) -> list[str]:
 
 
 def ended(record: Record) -> bool:
-    """Whether a Ray job says that it is through with all of its folds."""
+    """Whether a Ray job says that it is through with all of its parts."""
     return not {state.partition(":")[0] for state in record.states.values()} & {"waiting", "running"}
 
 
 def _cancel_slurm(run: str, *, sure: bool) -> list[str]:
     """sure: whether something was submitted there, so that SLURM has to answer."""
-    names = [f"dfer-{tag(run)}-{what}" for what in ("report", "folds")]
+    names = [f"dfer-{tag(run)}-{what}" for what in ("report", "parts")]
     found = [queued(name) if sure else followed(name) for name in names]
     jobs = sorted({task.job.partition("_")[0] for tasks in found if not isinstance(tasks, str) for task in tasks})
     if jobs:

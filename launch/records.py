@@ -22,14 +22,14 @@ Launcher = Literal["slurm", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One submission. job: SLURM's number of the folds' job, or Ray's submission; report: SLURM's number of the report.
+    """One submission. job: SLURM's number of the parts' job, or Ray's submission; report: SLURM's number of the report.
 
-    tasks: what the scheduler calls each fold's job, by the fold's number. folder: of scripts and logs. states, beat: of
-    the folds and when they were written, where the launcher is no scheduler that could be asked (Ray). address: of
-    Ray's job server. host, pid: of the process that looks after the folds (Ray).
+    version: 2; 1 counted folds by number. tasks: what the scheduler calls each part's job, by the part's name. folder:
+    of scripts and logs. states, beat: of the parts and when they were written, where the launcher is no scheduler that
+    could be asked (Ray). address: of Ray's job server. host, pid: of the process that looks after the parts (Ray).
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     launcher: Launcher
     job: str
     submitted: str
@@ -68,12 +68,21 @@ def records(home: Folder) -> list[Record]:
 def _read(folder: Folder, name: str) -> Record:
     data = folder.read(name, most=MAX_BYTES)
     try:
-        return from_plain(Record, json.loads(data or b""))
+        plain = json.loads(data or b"")
+        if isinstance(plain, dict) and plain.get("version") == 1:
+            raise _older(folder, name)
+        return from_plain(Record, plain)
     except (ValueError, RecursionError, ConfigProblem) as error:
         do = "Delete the file; its jobs are then found by their names."
         raise UsageError(
             message(folder.where(name), expected="the record of a submission", got=str(error)[:200], do=do)
         ) from error
+
+
+def _older(folder: Folder, name: str) -> UsageError:
+    do = "Jobs of that version cannot go on: cancel those that wait or run, delete the file, submit again."
+    got = "version 1, of an earlier dfer"
+    return UsageError(message(folder.where(name), expected="a record of version 2", got=got, do=do))
 
 
 def tag(run: str) -> str:

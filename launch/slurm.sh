@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What slurm_dfew.sh, slurm_ferv39k.sh and slurm_mafw.sh share: a method of a data set to SLURM, all folds and the table.
-# usage: slurm.sh DATASET [-m METHOD] [-c CLUSTER.yaml] [-f FOLDS] [-n] [a.b=c ...]
+# usage: slurm.sh DATASET [-m METHOD] [-c CLUSTER.yaml] [-o PARTS] [-n] [a.b=c ...]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
@@ -9,11 +9,11 @@ shift
 
 usage() {
     cat <<TEXT
-usage: launch/slurm_$set_name.sh [-m METHOD] [-c CLUSTER.yaml] [-f FOLDS] [-n] [a.b=c ...]
+usage: launch/slurm_$set_name.sh [-m METHOD] [-c CLUSTER.yaml] [-o PARTS] [-n] [a.b=c ...]
 
   -m METHOD   a file of configs/methods without .yaml     [\$METHOD, now ${METHOD:-dfer_clip}]
   -c FILE     resources, see configs/clusters/            [\$CLUSTER, now ${CLUSTER:-configs/clusters/slurm.yaml}]
-  -f 1,2      only these folds                            [\$FOLDS, now ${FOLDS:-all}]
+  -o PARTS    only these, such as fold_1,fold_2           [\$ONLY, now ${ONLY:-all}]
   -n          show what would be submitted
   a.b=c       values of the configuration; cluster.a=c of the resources
 
@@ -21,17 +21,17 @@ Safe to run again: it submits only what is neither finished nor in the queue.
 TEXT
 }
 
-method=${METHOD:-dfer_clip} cluster=${CLUSTER:-$root/configs/clusters/slurm.yaml} folds=${FOLDS:-}
+method=${METHOD:-dfer_clip} cluster=${CLUSTER:-$root/configs/clusters/slurm.yaml} only=${ONLY:-}
 words=()
 while [ $# -gt 0 ]; do
     case $1 in
     -m) method=${2:?"-m needs a METHOD"} && shift ;;
     -c) cluster=${2:?"-c needs a FILE"} && shift ;;
-    -f) folds=${2:?"-f needs FOLDS"} && shift ;;
+    -o) only=${2:?"-o needs PARTS"} && shift ;;
     -n) words+=(--dry-run) ;;
     -h | --help) usage && exit 0 ;;
     *=*) words+=("$1") ;;
-    *) echo "error: $1: expected -m, -c, -f, -n or a.b=c. See $0 --help" >&2 && exit 2 ;;
+    *) echo "error: $1: expected -m, -c, -o, -n or a.b=c. See $0 --help" >&2 && exit 2 ;;
     esac
     shift
 done
@@ -41,7 +41,7 @@ if [ ! -f "$config" ]; then
     echo "error: $method: expected one of ${known//.yaml/}- see configs/methods" >&2
     exit 2
 fi
-[ -z "$folds" ] || words+=(--folds "$folds")
+[ -z "$only" ] || words+=(--only "$only")
 # This checkout's code, here and on the hosts, whatever is installed.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 launcher=$root/.venv/bin/dfer-launch

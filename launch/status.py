@@ -1,7 +1,6 @@
-"""How far a run is: every fold's state, step, speed, checkpoint and restarts, from its folder and its scheduler."""
+"""How far a run is: every part's state, step, speed, checkpoint and restarts, from its folder and its scheduler."""
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dfer.errors import CheckpointError, UsageError, message
-from dfer.run.layout import RESULT, committed, finished, result_values
+from dfer.jobs.parts import in_order, parts_in
+from dfer.run.layout import RESULT, committed, finished, is_trained, result_values
 from dfer.run.lease import Leases
 from dfer.storage import Folder
 from launch.records import Record, records, tag
@@ -20,14 +20,14 @@ BEAT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldStatus:
-    """One fold.
+class PartStatus:
+    """One part. part: its name.
 
     state: waiting, running, finished, failed, stopped, lost, begun, unknown. why: the scheduler's, or an error. step,
     clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since. checkpoint: step of the last one.
     """
 
-    fold: int
+    part: str
     state: str
     why: str = ""
     step: int | None = None
@@ -42,57 +42,57 @@ class FoldStatus:
     job: str = ""
 
 
-def status(run: str, *, now: float | None = None) -> list[FoldStatus]:
-    """All folds that have begun or were submitted.
+def status(run: str, *, now: float | None = None) -> list[PartStatus]:
+    """All parts that have begun or were submitted.
 
     Raises:
         UsageError: nothing was ever started there.
     """
     home = Folder(run, what="the run folder")
     kept = records(home)
-    there = {int(name.removeprefix("fold_")) for name in home.children() if re.fullmatch(r"fold_\d+", name)}
-    queue = followed(f"dfer-{tag(run)}-folds")
+    there = {part.name for part in parts_in(home)}
+    queue = followed(f"dfer-{tag(run)}-parts")
     unknown, tasks = (queue, []) if isinstance(queue, str) else ("", queue)
-    live = {task.fold: task for task in tasks if task.fold is not None}
-    folds = sorted(there | {int(fold) for record in kept for fold in record.tasks} | {*live})
-    if not folds:
+    live = {task.part: task for task in tasks if task.part is not None}
+    names = sorted(there | {name for record in kept for name in record.tasks} | {*live}, key=in_order)
+    if not names:
         do = "Correct the address, or start it: dfer-launch local, slurm or ray CONFIG."
-        raise UsageError(message(home, expected="the run folder of a cross-validation", got="no fold in it", do=do))
+        raise UsageError(message(home, expected="the run folder of a job", got="no part in it", do=do))
     past = _past(kept, live)
-    return [_fold(home, fold, kept, live.get(fold), past, now or time.time(), unknown) for fold in folds]
+    return [_part(home, name, kept, live.get(name), past, now or time.time(), unknown) for name in names]
 
 
-def _past(kept: Sequence[Record], live: Mapping[int, Queued]) -> dict[str, str]:
+def _past(kept: Sequence[Record], live: Mapping[str, Queued]) -> dict[str, str]:
     tasks = {job for record in kept if record.launcher == "slurm" for job in record.tasks.values()}
     return ended(sorted(tasks - {task.job for task in live.values()}))
 
 
-def _fold(
+def _part(
     home: Folder,
-    fold: int,
+    name: str,
     kept: Sequence[Record],
     task: Queued | None,
     past: Mapping[str, str],
     now: float,
     unknown: str,
-) -> FoldStatus:
+) -> PartStatus:
     """unknown: why SLURM's queue is not known, else empty."""
-    folder = home / f"fold_{fold}"
-    record = next((record for record in reversed(kept) if str(fold) in record.tasks), None)
-    job = record.tasks[str(fold)] if record else ""
+    folder = home / name
+    record = next((record for record in reversed(kept) if name in record.tasks), None)
+    job = record.tasks[name] if record else ""
     facts = _facts(folder, now)
     try:
         done = finished(folder)
     except CheckpointError as problem:
-        return FoldStatus(fold=fold, state="unknown", why=str(problem), job=job, **{**facts, "eta_s": None})
+        return PartStatus(part=name, state="unknown", why=str(problem), job=job, **{**facts, "eta_s": None})
     if done:
-        return FoldStatus(fold=fold, state="finished", uar=_uar(folder), job=job, **{**facts, "eta_s": None})
+        return PartStatus(part=name, state="finished", uar=_uar(folder), job=job, **{**facts, "eta_s": None})
     if task is not None:
         state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
         why = "" if task.reason in ("None", "") else task.reason
-        return FoldStatus(fold=fold, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
-    state, why = _without_task(record, fold, past, now, unknown)
-    return FoldStatus(fold=fold, state=state, why=why, job=job, **{**facts, "eta_s": None})
+        return PartStatus(part=name, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
+    state, why = _without_task(home, record, name, past, now, unknown)
+    return PartStatus(part=name, state=state, why=why, job=job, **{**facts, "eta_s": None})
 
 
 def _uar(folder: Folder) -> float | None:
@@ -101,14 +101,14 @@ def _uar(folder: Folder) -> float | None:
 
 
 def _without_task(
-    record: Record | None, fold: int, past: Mapping[str, str], now: float, unknown: str
+    home: Folder, record: Record | None, name: str, past: Mapping[str, str], now: float, unknown: str
 ) -> tuple[str, str]:
-    """State of a fold that is neither finished nor in a queue, and why."""
+    """State of a part that is neither finished nor in a queue, and why."""
     if record is None:
         return "begun", "started without a scheduler; its process knows more"
-    job = record.tasks[str(fold)]
+    job = record.tasks[name]
     if record.launcher == "ray":
-        state, _, why = record.states.get(str(fold), "waiting").partition(": ")
+        state, _, why = record.states.get(name, "waiting").partition(": ")
         if state in ("waiting", "running") and now - record.beat > BEAT_S:
             return "lost", "its Ray job is gone; the same command continues"
         return state, why
@@ -116,6 +116,8 @@ def _without_task(
     if failure.exists():
         return "failed", str(json.loads(failure.read_text())["text"])
     was = past.get(job, "")
+    if was == "COMPLETED" and not is_trained(home / name):  # of a training its result says so
+        return "finished", ""
     if was.startswith("CANCELLED"):
         return "stopped", "cancelled; the same command continues"
     if not was and unknown:
@@ -124,7 +126,7 @@ def _without_task(
 
 
 def _facts(folder: Folder, now: float) -> dict[str, Any]:
-    """What the fold's folder tells."""
+    """What the part's folder tells."""
     last = _last_step(folder)
     return {
         **{key: last.get(key) for key in ("step", "loss", "clips_per_s", "eta_s")},
@@ -149,18 +151,18 @@ def _last_step(folder: Folder) -> dict[str, Any]:
 # --- for people
 
 
-def table(rows: Sequence[FoldStatus]) -> str:
-    """The folds as a table, and below it why those are not well that are not."""
-    head = ("fold", "state", "step", "loss", "clips/s", "ETA", "checkpoint", "restarts", "UAR", "job", "hosts")
+def table(rows: Sequence[PartStatus]) -> str:
+    """The parts as a table, and below it why those are not well that are not."""
+    head = ("part", "state", "step", "loss", "clips/s", "ETA", "checkpoint", "restarts", "UAR", "job", "hosts")
     lines = [head, *(_cells(row) for row in rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join([*text, *(f"fold {row.fold}: {row.why}" for row in rows if row.why)])
+    return "\n".join([*text, *(f"{row.part}: {row.why}" for row in rows if row.why)])
 
 
-def _cells(row: FoldStatus) -> tuple[str, ...]:
+def _cells(row: PartStatus) -> tuple[str, ...]:
     return (
-        str(row.fold), row.state, _or(row.step, "{}"), _or(row.loss, "{:.3f}"), _or(row.clips_per_s, "{:.1f}"),
+        row.part, row.state, _or(row.step, "{}"), _or(row.loss, "{:.3f}"), _or(row.clips_per_s, "{:.1f}"),
         "-" if row.eta_s is None else duration(row.eta_s), _or(row.checkpoint, "{}"), str(row.restarts),
         _or(None if row.uar is None else 100 * row.uar, "{:.2f}"), row.job or "-", row.hosts or "-",
     )  # fmt: skip
@@ -176,6 +178,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def as_json(rows: Sequence[FoldStatus]) -> str:
+def as_json(rows: Sequence[PartStatus]) -> str:
     """The same for programs."""
     return json.dumps([asdict(row) for row in rows], indent=1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ def write_crossval(
         begun = run / f"fold_{max(done) + 1}"
         begun.mkdir()
         (begun / "config.yaml").write_text(yaml.safe_dump(config(fold=max(done) + 1)))
+    return run
+
+
+def write_seeds(run: Path, parts: Sequence[tuple[int, int]], *, curves: bool = False, **changes: Any) -> Path:
+    """A cross-validation that is repeated: a result for each of these seeds and folds."""
+    for seed, fold in parts:
+        found = result(fold=fold, seed=seed, confusion=confusion(BASIC7, clips=2341, seed=100 * seed + fold), **changes)
+        write_fold(run / f"seed_{seed}" / f"fold_{fold}", found, plain=config(fold=fold, seed=seed), curves=curves)
     return run
 
 

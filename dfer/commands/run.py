@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dfer.cli import add_command, add_configs, numbers
-from dfer.commands.report import show_report
+from dfer.cli import add_command, add_configs, names
 from dfer.errors import UsageError, message
 from dfer.interruption import Stop
 from dfer.surroundings import refuse_copies
@@ -20,7 +19,8 @@ TRAIN = """dfer train configs/demo.yaml run=runs/try fold=2
 dfer train methods/dfer_clip sets/dfew --dry-run
 torchrun --nproc_per_node 4 -m dfer train methods/dfer_clip sets/dfew engine.zero=2 engine.precision=bf16"""
 CROSSVAL = """dfer crossval methods/dfer_clip sets/dfew data.shards=s3://bucket/dfew
-dfer crossval configs/demo.yaml --folds 1,2"""
+dfer crossval configs/demo.yaml --only fold_1,fold_2
+dfer crossval configs/demo.yaml seeds=[1,2,3] --only seed_2/fold_3"""
 EVALUATE = """dfer evaluate runs/dfew/dfer_clip/fold_1
 dfer evaluate methods/dfer_clip sets/dfew run=runs/released fold=1 model.released=DFEW-set1-model.pth"""
 
@@ -29,13 +29,18 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """The three commands."""
     for name, run, text, examples in (
         ("train", _train, "train one fold and evaluate it; continues an existing run folder", TRAIN),
-        ("crossval", _crossval, "train all folds one after another, then write the report; continues", CROSSVAL),
+        (
+            "crossval",
+            _crossval,
+            "train all folds, for every seed, one after another, then write the report; continues",
+            CROSSVAL,
+        ),
     ):
         sub = add_command(commands, name, text, examples, run)
         add_configs(sub)
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
-            sub.add_argument("--folds", type=numbers, default=[], metavar="1,2", help="only these folds")
+            sub.add_argument("--only", type=names, default=[], metavar="fold_1,fold_2", help="only these parts")
     text = "evaluate a run, finished or not, or a configuration's weights"
     sub = add_command(commands, "evaluate", text, EVALUATE, _evaluate)
     add_configs(sub, "; or the folder of a run (also s3://...)")
@@ -66,25 +71,25 @@ def _train(args: argparse.Namespace) -> None:
 def _crossval(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer import config
+    from dfer.jobs import crossval as job
     from dfer.jobs.config import load_run
-    from dfer.jobs.parts import known_folds
+    from dfer.jobs.parts import chosen
 
-    chosen = load_run(args.configs, args.overrides)
+    whole = load_run(args.configs, args.overrides)
     from dfer.distributed import from_environment, process_group
-    from dfer.jobs.crossval import crossval
     from dfer.jobs.describe import describe
 
     world = from_environment()
     if args.dry_run:
-        print(config.to_yaml(chosen))
-        for fold in args.folds or known_folds(chosen):
-            print(describe(replace(chosen, fold=fold), world))
+        print(config.to_yaml(whole))
+        for part in chosen(job.parts(whole), args.only):
+            print(f"== {part.name}\n{describe(job.config_of_part(whole, part), world)}")
         return
     stop = Stop()
     with process_group(world), stop.on_signals():  # until the others have come a signal ends it
-        crossval(chosen, world, only=args.folds, stop=stop)
+        table = job.crossval(whole, world, only=args.only, stop=stop)
     if world.is_first:
-        show_report(chosen.run)
+        print(table)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -129,13 +134,14 @@ def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
     """The configuration of a run folder. Raises UsageError when it is none of a single run."""
     from dfer.config import load_text
     from dfer.jobs.config import RunConfig
+    from dfer.jobs.parts import parts_in
     from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
     from dfer.storage import Folder
 
     home = Folder(source, what="the run folder")
     text = home.read(CONFIG, most=MAX_CONFIG_BYTES)
     if text is None:
-        folds = [name for name in home.folders() if name.startswith("fold_") and (home / name).exists(CONFIG)]
-        do = f"Give one of its folds: {home / folds[0]}" if folds else "Train first: dfer train CONFIG"
+        begun = [part.run for part in parts_in(home) if Folder(part.run).exists(CONFIG)]
+        do = f"Give one of its parts: {begun[0]}" if begun else "Train first: dfer train CONFIG"
         raise UsageError(message(home, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
     return load_text(text, RunConfig, overrides, where=home.where(CONFIG))

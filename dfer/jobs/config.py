@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class RunConfig:
     """Everything one run is made of; the resolved whole is written into its folder.
 
-    run: run folder. seed: of the order, the draws and the initial weights. fold: which partition tests (1 for FERV39k).
-    epochs: passes over the training clips, may grow under constant and step schedules. batch: clips of an optimizer
-    step over all ranks; micro_batch: most clips a rank takes through the model at once, none = its whole share;
+    run: run folder. seed: of the order, the draws and the initial weights. seeds: with each of them a cross-validation
+    is repeated, none = with `seed` alone. fold: which partition tests (1 for FERV39k). epochs: passes over the training
+    clips, may grow under constant and step schedules. batch: clips of an optimizer step over all ranks; micro_batch:
+    most clips a rank takes through the model at once, none = its whole share;
     eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often as the
     selection needs. select: which checkpoint is reported; val_share: part of the training clips held out for
     `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write into metrics.jsonl which clips
@@ -34,6 +35,7 @@ class RunConfig:
 
     run: str = key(path=True, resume="free")
     seed: int = 1
+    seeds: tuple[int, ...] = key((), resume="free")
     fold: int = 1
     epochs: int = key(resume="raised")
     batch: int = 48
@@ -57,8 +59,12 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigProblem(f"{name}: expected at least 1, got {value}. Correct it")
-        if self.seed < 0:
-            raise ConfigProblem(f"seed: expected 0 or more, got {self.seed}. Correct it")
+        for name, seed in (("seed", self.seed), *(("seeds", seed) for seed in self.seeds)):
+            if seed < 0:
+                raise ConfigProblem(f"{name}: expected 0 or more, got {seed}. Correct it")
+        if len({*self.seeds}) < len(self.seeds):
+            listed = ", ".join(map(str, self.seeds))
+            raise ConfigProblem(f"seeds: expected each of them once, got {listed}. Correct it")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
         if self.data.features is not None:

@@ -1,41 +1,149 @@
-"""All folds of a configuration one after another, then the report."""
+"""Cross-validation: the parts of a training are its folds, repeated with each of `seeds`; a report concludes them.
 
+    RUN/fold_3          with one seed
+    RUN/seed_2/fold_3   with several
+
+Imports no torch before a part runs.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dfer.config import ConfigProblem
-from dfer.distributed import World, barrier, on_first
-from dfer.errors import UsageError
-from dfer.interruption import Stop
+from dfer.config import changed, to_plain
+from dfer.data.splits import folds
+from dfer.errors import UsageError, message
 from dfer.jobs.config import RunConfig
-from dfer.jobs.parts import known_folds
-from dfer.jobs.train import train
-from dfer.report.write import ReportPaths, write_report
-from dfer.run.layout import CONFIG
+from dfer.jobs.parts import Part, chosen
+from dfer.models.files import check_files, files
+from dfer.run import folder
+from dfer.run.changes import keys
+from dfer.run.layout import CONFIG, committed, finished
 from dfer.storage import Folder
+from dfer.store.shards import Store
+
+if TYPE_CHECKING:
+    from dfer.distributed import World
+    from dfer.interruption import Stop
+
+grouped = True
+Config = RunConfig
 
 
-def crossval(
-    config: RunConfig, world: World, *, only: Sequence[int] = (), stop: Stop | None = None
-) -> ReportPaths | None:
-    """All folds one after another, each in `run`/fold_k, then the report (on the first rank). Continues where it was.
+def absolute(config: RunConfig) -> RunConfig:
+    """With absolute paths, which are values: read as YAML once more, ` #` in one would cut it."""
+    facts = keys(RunConfig, to_plain(config))
+    places = {name: key.value for name, key in facts.items() if key.path and not key.file}
+    places |= {f"model.{key}": path for key, path in files(config.model).items()}
+    local = {key: path for key, path in places.items() if path and "://" not in path and "::" not in path}
+    return changed(config, {key: str(Path(path).absolute()) for key, path in local.items()})
 
-    only: train just these folds; the report then says which are missing.
+
+def shared(config: RunConfig) -> dict[str, str]:
+    """The shards."""
+    return {"data.shards": config.data.shards}
+
+
+def parts(config: RunConfig) -> list[Part]:
+    """The folds that the shards give, for every seed. Raises DataError, StorageError: the shards."""
+    home, names = config.run.rstrip("/"), [f"fold_{number}" for number in known_folds(config)]
+    if len(config.seeds) > 1:
+        names = [f"seed_{seed}/{name}" for seed in config.seeds for name in names]
+    return [Part(name=name, run=f"{home}/{name}") for name in names]
+
+
+def known_folds(config: RunConfig) -> list[int]:
+    """The folds that the shards give."""
+    return list(folds(Store(config.data.shards).manifest, config.data.protocol))
+
+
+def config_of_part(config: RunConfig, part: Part) -> RunConfig:
+    """The configuration of one fold: its own folder, fold and seed."""
+    pieces = [piece.partition("_") for piece in part.name.split("/")]
+    own = {key: int(number) for key, _, number in pieces}
+    seed = own.get("seed", config.seeds[0] if config.seeds else config.seed)
+    return replace(config, run=part.run, fold=own["fold"], seed=seed, seeds=())
+
+
+def check(config: RunConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
+    """Refuse what would stop these folds on a host.
+
+    Raises:
+        UsageError: a batch that does not divide, a folder of something else. CheckpointError: a fold was begun with
+            another configuration, or a file of weights is not there. StorageError: the run folder cannot be reached.
     """
-    known = known_folds(config)
-    wanted = sorted(set(only)) or known
-    unknown = sorted(set(wanted) - set(known))
-    if unknown:
-        raise ConfigProblem(f"folds: expected some of {', '.join(map(str, known))}, got {unknown[0]}. Correct --folds")
+    for size in worlds:
+        _check_batch(config, size)
+    refuse_other_layout(config, parts)
+    homes = {part: Folder(part.run, what="run") for part in parts}
+    for part, home in homes.items():
+        if home.exists(CONFIG):
+            folder.check(home, config_of_part(config, part))
+    begun = all(finished(home, config.epochs) or committed(home) for home in homes.values())
+    # Features that are stored need no tower; whether they are is found out where they are read.
+    check_files(config.model, weights=not begun and config.data.features is None)
+
+
+def _check_batch(config: RunConfig, size: int) -> None:
+    if config.batch % size:
+        below = max(size, config.batch // size * size)
+        do = f"Set batch={below}, or other numbers of nodes or processes."
+        raise UsageError(message("batch", expected=f"a multiple of {size} processes", got=str(config.batch), do=do))
+
+
+def refuse_other_layout(config: RunConfig, parts: Sequence[Part]) -> None:
+    """Raises UsageError where the folder holds a single run, or folds of one seed where several are wanted, or the
+    other way round: one report cannot hold both."""
     home = Folder(config.run, what="run")
-    if on_first(lambda: home.exists(CONFIG), world):
-        raise UsageError(
-            f"{config.run}: expected a folder for {len(known)} folds, got the run of a single one. "
-            "Choose another one with run=FOLDER."
-        )
-    for number in wanted:
+    if home.exists(CONFIG):
+        expected, do = "a folder for all parts", "Choose another one with run=FOLDER."
+        raise UsageError(message(home, expected=expected, got="the run of a single one", do=do))
+    foreign = re.compile("fold_[0-9]+" if "/" in parts[0].name else "seed_[0-9]+")
+    other = next(filter(foreign.fullmatch, home.folders()), None)
+    if other is not None:
+        do = "Choose another one with run=FOLDER, or move the folds of one seed into a folder seed_NUMBER."
+        raise UsageError(message(home, expected=f"folders like {parts[0].name}", got=other, do=do))
+
+
+def done(config: RunConfig, part: Part) -> bool:
+    """Whether a fold's training is complete. Raises CheckpointError, StorageError: its result cannot be read."""
+    return finished(Folder(part.run, what="run"), config.epochs)
+
+
+def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> str:
+    """Train one fold and evaluate it, on all ranks. Raises what `dfer.jobs.train.train` does."""
+    from dfer.jobs.train import train
+
+    assert world is not None, "folds are grouped"
+    result = train(config_of_part(config, part), world, stop)
+    return f"{part.name}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}"
+
+
+def conclude(config: RunConfig) -> str:
+    """Write the report over the folds that are done; its table. Raises CheckpointError, StorageError."""
+    from dfer.report.write import shown, write_report
+
+    home = Folder(config.run, what="run")
+    write_report(home, RunConfig)
+    return shown(home, RunConfig)
+
+
+def crossval(config: RunConfig, world: "World", *, only: Sequence[str] = (), stop: "Stop | None" = None) -> str:
+    """All parts one after another in these processes, then the report, whose table the first rank returns. Continues
+    where it was.
+
+    only: train just the parts of these names; the report then says which are missing.
+    """
+    from dfer.distributed import barrier, on_first
+    from dfer.interruption import Stop
+
+    wanted = chosen(parts(config), only)
+    on_first(lambda: refuse_other_layout(config, wanted), world)
+    for number, part in enumerate(wanted, start=1):
         if world.is_first:
-            print(f"== fold {number} of {len(known)}", flush=True)
-        train(replace(config, fold=number, run=str(home / f"fold_{number}")), world, stop)
+            print(f"== {part.name} ({number} of {len(wanted)})", flush=True)
+        run(config, part, world, stop or Stop())
         barrier()
-    return write_report(home, RunConfig) if world.is_first else None
+    return conclude(config) if world.is_first else ""

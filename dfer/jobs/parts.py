@@ -1,10 +1,122 @@
-"""The parts of a job, told without torch, so that launchers and status answer at once."""
+"""Parts: the named pieces of a job, and what a kind of job has to offer. Imports no torch, so that launchers, status
+and a typo in a YAML answer at once.
 
-from dfer.data.splits import folds
+A kind of job is one module with the functions of `JobModule`, one configuration dataclass, and one line in `_MODULES`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from dfer.errors import UsageError, message
 from dfer.jobs.config import RunConfig
-from dfer.store.shards import Store
+from dfer.storage import Folder
+
+if TYPE_CHECKING:
+    from dfer.distributed import World
+    from dfer.interruption import Stop
+
+_PIECE = re.compile(r"[a-z]+_[0-9]{1,9}")
 
 
-def known_folds(config: RunConfig) -> list[int]:
-    """The folds the shards give."""
-    return list(folds(Store(config.data.shards).manifest, config.data.protocol))
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of a job. name: `fold_3`, `seed_2/fold_3`, `worker_07`; run: its folder, path or URL."""
+
+    name: str
+    run: str
+
+
+class JobModule(Protocol):
+    """What the module of a kind of job offers. It imports no torch before `run`.
+
+    grouped: whether the processes of a part form one process group and share its work; else a part is one process that
+    knows of no other. Config: the dataclass of its configuration, which has a key `run`, the folder over all parts.
+    """
+
+    @property
+    def grouped(self) -> bool: ...
+    @property
+    def Config(self) -> type[Any]: ...
+
+    def absolute(self, config: Any) -> Any:
+        """The same configuration with absolute paths: hosts may start it elsewhere."""
+
+    def shared(self, config: Any) -> dict[str, str]:
+        """Paths and URLs that every host reads or writes besides `run`, by their key."""
+
+    def parts(self, config: Any) -> list[Part]:
+        """All parts of the job, in the order in which they are started."""
+
+    def check(self, config: Any, parts: Sequence[Part], worlds: Sequence[int]) -> None:
+        """Refuse now what would stop these parts later. worlds: numbers of processes that a part may run with.
+
+        Raises:
+            DferError: what stands in the way.
+        """
+
+    def done(self, config: Any, part: Part) -> bool:
+        """Whether a part has nothing left to do."""
+
+    def run(self, config: Any, part: Part, world: "World | None", stop: "Stop") -> str:
+        """Do a part, or go on with it; where it is done, leave it as it is. A line about its result.
+
+        world: of its process group, in which this is called on all ranks; None where parts are not grouped.
+        """
+
+    def conclude(self, config: Any) -> str:
+        """Make one thing of the parts that are done, such as a report, and tell it. Called when all have ended.
+
+        Raises:
+            DferError: it cannot do with those that there are.
+        """
+
+
+_MODULES: dict[type[Any], str] = {RunConfig: "dfer.jobs.crossval"}
+"""The module of each kind of job, by its configuration."""
+
+
+def module_of(config: object) -> JobModule:
+    """The module that knows the parts of a job with this configuration."""
+    return module_named(_MODULES[type(config)])
+
+
+def module_named(name: str) -> JobModule:
+    """The module of a job by its dotted name."""
+    return cast(JobModule, import_module(name))
+
+
+def name_of(module: JobModule) -> str:
+    """The dotted name of a job's module."""
+    return cast(ModuleType, module).__name__
+
+
+def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:
+    """The parts of these names in the order of the job, all where none is named.
+
+    Raises:
+        UsageError: a name that no part has.
+    """
+    names = [part.name for part in parts]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        expected = f"some of {', '.join(names)}"
+        raise UsageError(message("--only", expected=expected, got=unknown[0], do="Correct --only."))
+    return [part for part in parts if not only or part.name in only]
+
+
+def parts_in(home: Folder) -> list[Part]:
+    """The parts whose folders stand in a run folder, for those who have no configuration; ordered by their numbers."""
+    names = [name for name in home.folders() if _PIECE.fullmatch(name)]
+    inside = {name: [inner for inner in (home / name).folders() if _PIECE.fullmatch(inner)] for name in names}
+    found = [f"{name}/{inner}" if inner else name for name in names for inner in inside[name] or [""]]
+    return [Part(name=name, run=str(home / name)) for name in sorted(found, key=in_order)]
+
+
+def in_order(name: str) -> list[tuple[str, int]]:
+    """A key that sorts names of parts by their numbers: fold_2 before fold_10."""
+    pieces = [(piece, *piece.rpartition("_")[::2]) for piece in name.split("/")]
+    return [(word, int(number)) if number.isdigit() else (piece, 0) for piece, word, number in pieces]

@@ -6,7 +6,6 @@ is left out and named.
 """
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,12 @@ from typing import Any
 
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.results import FoldResult, Published, read_result
+from dfer.evaluation.results import FoldResult, Published
 from dfer.evaluation.scores import Scores, total
-from dfer.report.recorded import Recorded, read_recorded
-from dfer.run.changes import computed, noted
-from dfer.run.layout import RESULT, evaluations, finished
+from dfer.report.folds import SEED_FOLDER, Fold, fold_folders, incomplete, read_fold
+from dfer.run.layout import RESULT, finished
 from dfer.storage import Folder
-from dfer.yaml_text import YamlProblem, parse
 
-FOLD_FOLDER = re.compile(r"fold_([0-9]{1,3})")
-MAX_CONFIG_BYTES = 2**20
 PER_FOLD_KEYS = ("fold", "seed")
 """Configuration keys that may differ between the folds of one table besides the free ones and those whose
 change results note; seeds are named in it, the others in a note where they differ."""
@@ -42,8 +37,8 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Several folds in one: mean and deviation over them (None with fewer than two), and the sum of their counts."""
+class Variant:
+    """Another answer of the method: mean over folds and seeds, deviation over folds, and the sum of the counts."""
 
     mean: Row
     std: Row | None
@@ -51,26 +46,42 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything the tables and pages show. std is None with fewer than two folds; curves by metric, then fold.
+class Means:
+    """What a table says of all its folds. covered: folds that every seed has, over which the rest runs.
 
-    missing: folds without a result; incomplete: those of them whose training has been evaluated before its end.
-    variants: of the method's other answers, by name.
+    mean: over folds and seeds. std: deviation over folds, of their means over seeds. by_seed: means over folds, empty
+    where the folds were not repeated; seed_std: deviation of those. A deviation is None with fewer than two values.
+    """
+
+    covered: int
+    mean: Row
+    std: Row | None
+    by_seed: dict[int, Row]
+    seed_std: Row | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything the tables and pages show.
+
+    folds: by seed and number. repeated: whether the folds were trained with several seeds, in folders of their own.
+    missing: names of the parts without a result; incomplete: those of them whose training has been evaluated before its
+    end. means: over folds and seeds. variants: by name. curves: by metric, then name of the part.
     """
 
     name: str
     folds: tuple[FoldResult, ...]
-    missing: tuple[int, ...]
-    incomplete: tuple[int, ...] = ()
-    mean: Row
-    std: Row | None
+    repeated: bool
+    missing: tuple[str, ...]
+    incomplete: tuple[str, ...] = ()
+    means: Means
     pooled: Scores
-    variants: dict[str, Summary]
+    variants: dict[str, Variant]
     published: Published | None
     notes: tuple[str, ...]
     config: str
     environments: dict[str, str]
-    curves: dict[str, dict[int, Curve]]
+    curves: dict[str, dict[str, Curve]]
 
     @property
     def first(self) -> FoldResult:
@@ -86,23 +97,32 @@ class Report:
         return sorted({fold.seed for fold in self.folds})
 
     @property
+    def mean(self) -> Row:
+        return self.means.mean
+
+    @property
+    def std(self) -> Row | None:
+        return self.means.std
+
+    @property
     def coverage(self) -> str:
-        """`5 of 5 folds`, or which kind of single split it is."""
-        return "fixed split" if self.num_folds == 1 else f"{len(self.folds)} of {self.num_folds} folds"
+        """`5 of 5 folds`, or which kind of single split it is, and how often it was repeated."""
+        covered = "fixed split" if self.num_folds == 1 else f"{self.means.covered} of {self.num_folds} folds"
+        return f"{covered}, {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}" if self.repeated else covered
+
+    def part_of(self, fold: FoldResult) -> str:
+        """The name of the part that gave a result."""
+        return part_name(fold, repeated=self.repeated)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Fold:
-    """One fold's folder as read."""
+def part_name(fold: FoldResult, *, repeated: bool) -> str:
+    """`fold_3`, or `seed_2/fold_3` of a cross-validation that is repeated."""
+    return f"seed_{fold.seed}/fold_{fold.fold}" if repeated else f"fold_{fold.fold}"
 
-    name: str
-    result: FoldResult
-    config: Mapping[str, Any]
-    config_text: str
-    environment: str
-    recorded: Recorded
-    computed: Mapping[str, Any]
-    noted: Mapping[str, Any]
+
+def label(part: str) -> str:
+    """The name of a part as readers see it: `seed 2, fold 3`."""
+    return part.replace("_", " ").replace("/", ", ")
 
 
 def summarise(run_folder: Folder, kind: type) -> Report:
@@ -113,58 +133,92 @@ def summarise(run_folder: Folder, kind: type) -> Report:
     Raises:
         CheckpointError: no results yet, a damaged file, or folds that must not stand in one table.
     """
-    folders = fold_folders(run_folder) or [run_folder]
-    complete = [finished(folder) for folder in folders]
-    done = [_read_fold(folder, kind) for folder, is_done in zip(folders, complete) if is_done]
-    between = [found for folder, is_done in zip(folders, complete) if not is_done and (found := _incomplete(folder))]
+    folders = fold_folders(run_folder) or {run_folder.name: run_folder}
+    complete = {name: finished(folder) for name, folder in folders.items()}
+    done = [read_fold(name, folder, kind) for name, folder in folders.items() if complete[name]]
+    between = [found for name, folder in folders.items() if not complete[name] and (found := incomplete(folder))]
     if not done:
         do = "Finish the run, then ask for the report."
         got = "; ".join(_progress(result) for _, result in between) or "none"
         expected = f"a {RESULT} of a complete training in the run or in fold_*/"
         raise CheckpointError(message(run_folder, expected=expected, got=got, do=do))
     _refuse_mixture(run_folder, done)
-    done.sort(key=lambda fold: fold.result.fold)
     folds = tuple(fold.result for fold in done)
-    missing = tuple(sorted(set(range(1, folds[0].num_folds + 1)) - {fold.fold for fold in folds}))
+    seeds = [
+        *dict.fromkeys(
+            int(match[1])
+            for name in folders
+            if (match := SEED_FOLDER.fullmatch(name.partition("/")[0])) and "/" in name
+        )
+    ]
+    means = means_of(folds, seeds)
+    missing = _missing(folds, seeds)
     published = _agreed_published(done)
+    evaluated = {part_name(result, repeated=bool(seeds)) for _, result in between}
     return Report(
         name=(run_folder.local.resolve() if run_folder.local else run_folder).name,
         folds=folds,
+        repeated=bool(seeds),
         missing=missing,
-        incomplete=tuple(sorted({result.fold for _, result in between} & {*missing})),
-        mean=average(folds),
-        std=deviation(folds),
+        incomplete=tuple(name for name in missing if name in evaluated),
+        means=means,
         pooled=total([fold.scores for fold in folds]),
-        variants={name: _summary([fold.variants[name] for fold in folds]) for name in folds[0].variants},
+        variants={name: _variant(name, folds, seeds) for name in folds[0].variants},
         published=None if folds[0].generated else published,
-        notes=(*_incomplete_notes(between), *_notes(done, missing, published), *_change_notes(done)),
+        notes=(*_incomplete_notes(between), *_notes(done, missing, means, published), *_change_notes(done)),
         config=done[0].config_text,
         environments=_environments(done),
-        curves=_curves(done),
+        curves=_curves(done, repeated=bool(seeds)),
     )
 
 
-def fold_folders(run_folder: Folder) -> list[Folder]:
-    """fold_1, fold_2, ... of a cross-validation run, by number."""
-    found = [FOLD_FOLDER.fullmatch(name) for name in run_folder.folders()]
-    return [run_folder / match[0] for match in sorted((m for m in found if m), key=lambda m: int(m[1]))]
+def _missing(folds: Sequence[FoldResult], seeds: Sequence[int]) -> tuple[str, ...]:
+    there = {part_name(fold, repeated=bool(seeds)) for fold in folds}
+    numbers = range(1, folds[0].num_folds + 1)
+    names = [f"seed_{seed}/fold_{k}" for seed in seeds for k in numbers] if seeds else [f"fold_{k}" for k in numbers]
+    return tuple(name for name in names if name not in there)
 
 
-def _summary(folds: Sequence[Scores]) -> Summary:
-    return Summary(mean=average(folds), std=deviation(folds), pooled=total(folds))
+def _variant(name: str, folds: Sequence[FoldResult], seeds: Sequence[int]) -> Variant:
+    means = means_of(folds, seeds, lambda fold: fold.variants[name])
+    return Variant(mean=means.mean, std=means.std, pooled=total([fold.variants[name] for fold in folds]))
 
 
-def average(folds: Sequence[FoldResult | Scores]) -> Row:
-    """Mean over folds; a class's mean runs over the folds that have test clips of it."""
+def means_of(
+    folds: Sequence[FoldResult], seeds: Sequence[int], of: Callable[[FoldResult], Scores] = lambda fold: fold.scores
+) -> Means:
+    """Means over the folds that every seed has, so that neither seeds nor folds are compared over unlike clips.
+
+    seeds: with which the folds were repeated, empty where they were not. of: the scores that are meant.
+    """
+    tables = [[fold for fold in folds if fold.seed == seed] for seed in seeds] if seeds else [[*folds]]
+    common = set.intersection(*({fold.fold for fold in table} for table in tables))
+    if not common:
+        nothing = Row(recall=(None,) * len(folds[0].classes), uar=None, war=None)
+        return Means(covered=0, mean=nothing, std=None, by_seed={}, seed_std=None)
+    rows = [[of(fold) for fold in table if fold.fold in common] for table in tables]
+    by_fold = [average(repeats) for repeats in zip(*rows, strict=True)]
+    by_seed = {seed: average(row) for seed, row in zip(seeds, rows)}
+    return Means(
+        covered=len(common),
+        mean=average(by_fold),
+        std=deviation(by_fold),
+        by_seed=by_seed,
+        seed_std=deviation([*by_seed.values()]),
+    )
+
+
+def average(folds: Sequence[Scores | Row]) -> Row:
+    """Mean over folds or seeds; a class's mean runs over those that have test clips of it."""
     return _over(folds, statistics.fmean, at_least=1)
 
 
-def deviation(folds: Sequence[FoldResult | Scores]) -> Row | None:
-    """Sample standard deviation (n - 1) over folds; None with fewer than two."""
+def deviation(folds: Sequence[Scores | Row]) -> Row | None:
+    """Sample standard deviation (n - 1) over folds or seeds; None with fewer than two."""
     return _over(folds, statistics.stdev, at_least=2) if len(folds) > 1 else None
 
 
-def _over(folds: Sequence[FoldResult | Scores], function: Any, *, at_least: int) -> Row:
+def _over(folds: Sequence[Scores | Row], function: Any, *, at_least: int) -> Row:
     def of(values: Sequence[float | None]) -> float | None:
         there = [value for value in values if value is not None]
         return function(there) if len(there) >= at_least else None
@@ -177,36 +231,9 @@ def _over(folds: Sequence[FoldResult | Scores], function: Any, *, at_least: int)
     )
 
 
-def _read_fold(folder: Folder, kind: type) -> _Fold:
-    result = read_result(folder)
-    match = FOLD_FOLDER.fullmatch(folder.name)
-    if match and int(match[1]) != result.fold:
-        do = "Put the folder back under its own name."
-        expected = f"the result of fold {int(match[1])}"
-        raise CheckpointError(message(folder.where(RESULT), expected=expected, got=f"fold {result.fold}", do=do))
-    config, text = _read_config(folder, "config.yaml")
-    recorded = read_recorded(folder, "metrics.jsonl")
-    environment = _read_environment(folder, "environment.json")
-    return _Fold(
-        name=folder.name,
-        result=result,
-        config=config,
-        config_text=text,
-        environment=environment,
-        recorded=recorded,
-        computed=computed(kind, config),
-        noted=noted(kind, config),
-    )
-
-
-def _incomplete(folder: Folder) -> tuple[str, FoldResult] | None:
-    """The latest evaluation of a training that is not complete, and its file; None when there is none.
-
-    Where the epochs of a finished run were raised, it is the result that it had before.
-    """
-    names = [*evaluations(folder), *([RESULT] if folder.size(RESULT) is not None else [])]
-    found = [(folder.where(name), read_result(folder, name)) for name in names]
-    return max(found, key=lambda each: each[1].step, default=None)
+def _name(fold: Fold) -> str:
+    """How a note begins about a fold; a single run's folder may have any name."""
+    return label(part_name(fold.result, repeated="/" in fold.name)).capitalize()
 
 
 def _progress(result: FoldResult) -> str:
@@ -220,10 +247,10 @@ def _incomplete_notes(between: Sequence[tuple[str, FoldResult]]) -> list[str]:
     return [f"Training incomplete, left out: {_progress(result)} ({where})." for where, result in between]
 
 
-def _change_notes(done: Sequence[_Fold]) -> list[str]:
+def _change_notes(done: Sequence[Fold]) -> list[str]:
     """What of the configuration was changed on the way, and in which folds it differs."""
     notes = [
-        f"Fold {fold.result.fold} went on with {', '.join(map(str, fold.result.changed))}."
+        f"{_name(fold)} went on with {', '.join(map(str, fold.result.changed))}."
         for fold in done
         if fold.result.changed
     ]
@@ -235,33 +262,8 @@ def _change_notes(done: Sequence[_Fold]) -> list[str]:
     return notes
 
 
-def _read_config(folder: Folder, name: str) -> tuple[Mapping[str, Any], str]:
-    path = folder.where(name)
-    try:
-        data = folder.read(name, most=MAX_CONFIG_BYTES)
-        if data is None:
-            raise FileNotFoundError("no such file")
-        plain, text = parse(data), data.decode()
-    except (OSError, YamlProblem) as error:
-        got = f"not valid YAML ({error})" if isinstance(error, YamlProblem) else str(error)
-        do = "A result without its configuration cannot be compared; restore the file or run again."
-        raise CheckpointError(message(path, expected="the resolved configuration", got=got, do=do)) from error
-    if not isinstance(plain, dict):
-        do = "Restore the file or run again."
-        raise CheckpointError(message(path, expected="a mapping of keys", got=type(plain).__name__, do=do))
-    return plain, text
-
-
-def _read_environment(folder: Folder, name: str) -> str:
-    text = (folder.read(name, most=MAX_CONFIG_BYTES) or b"").decode(errors="replace")
-    try:
-        return json.dumps(json.loads(text), indent=1, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _refuse_mixture(run_folder: Folder, done: Sequence[_Fold]) -> None:
-    facts: dict[str, Callable[[_Fold], str]] = {
+def _refuse_mixture(run_folder: Folder, done: Sequence[Fold]) -> None:
+    facts: dict[str, Callable[[Fold], str]] = {
         "data set": lambda fold: fold.result.data,
         "class list": lambda fold: ", ".join(fold.result.classes),
         "method": lambda fold: fold.result.method,
@@ -294,31 +296,32 @@ def _refuse_unlike(run_folder: Folder, what: str, values: Mapping[str, str]) -> 
         raise CheckpointError(message(run_folder, expected=f"one {what} for all folds", got=got, do=do))
 
 
-def _refuse_shared_partitions(run_folder: Folder, done: Sequence[_Fold]) -> None:
-    owner: dict[str, str] = {}
+def _refuse_shared_partitions(run_folder: Folder, done: Sequence[Fold]) -> None:
+    owner: dict[tuple[str, str], str] = {}
     for fold in done:
+        repeat = fold.name.rpartition("/")[0]
         for partition in fold.result.test_partitions:
-            if partition in owner:
-                got = f"partition {partition} in {owner[partition]} and {fold.name}"
+            if other := owner.get((repeat, partition)):
+                got = f"partition {partition} in {other} and {fold.name}"
                 expected = "every test partition in one fold, so that pooled counts hold each clip once"
                 raise CheckpointError(
                     message(run_folder, expected=expected, got=got, do="Check `fold` in the configurations.")
                 )
-            owner[partition] = fold.name
+            owner[repeat, partition] = fold.name
 
 
-def _shared_config(fold: _Fold) -> dict[str, Any]:
+def _shared_config(fold: Fold) -> dict[str, Any]:
     """By dotted key, what all folds of a table must have in common."""
     return {k: v for k, v in fold.computed.items() if k not in PER_FOLD_KEYS and k not in fold.noted}
 
 
-def _agreed_published(done: Sequence[_Fold]) -> Published | None:
+def _agreed_published(done: Sequence[Fold]) -> Published | None:
     """The published numbers that all folds name; a configuration may get them between two stretches."""
     first, *others = [_published(fold) for fold in done]
     return first if all(other == first for other in others) else None
 
 
-def _published(fold: _Fold) -> Published | None:
+def _published(fold: Fold) -> Published | None:
     plain = fold.config.get("published")
     if plain is None:
         return None
@@ -328,15 +331,16 @@ def _published(fold: _Fold) -> Published | None:
         raise CheckpointError(f"{fold.name}/config.yaml: {problem}") from problem
 
 
-def _notes(done: Sequence[_Fold], missing: Sequence[int], published: Published | None) -> list[str]:
+def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published: Published | None) -> list[str]:
     first, notes = done[0].result, []
     if missing:
-        names = ", ".join(f"fold {k}" for k in missing)
-        notes.append(f"No result yet for {names}: means cover {len(done)} of {first.num_folds} folds.")
+        every = ", those that every seed has" if len(means.by_seed) > 1 or not means.covered else ""
+        cover = f"means cover {means.covered} of {first.num_folds} folds{every}"
+        notes.append(f"No result yet for {', '.join(map(label, missing))}: {cover}.")
     for fold in done:
         empty = [fold.result.classes[k] for k in fold.result.scores.empty_classes]
         if empty:
-            where = f"Fold {fold.result.fold}" if first.num_folds > 1 else "The test split"
+            where = _name(fold) if first.num_folds > 1 else "The test split"
             notes.append(f"{where} has no test clips of {', '.join(empty)}: UAR averages over the other classes.")
     if first.excluded:
         clips, are = ("1 clip", "is") if first.excluded == 1 else (f"{first.excluded} clips", "are")
@@ -359,7 +363,7 @@ def _notes(done: Sequence[_Fold], missing: Sequence[int], published: Published |
     return notes
 
 
-def _environments(done: Sequence[_Fold]) -> dict[str, str]:
+def _environments(done: Sequence[Fold]) -> dict[str, str]:
     """Environment text by the folds it belongs to; equal ones once."""
     names: dict[str, list[str]] = {}
     for fold in done:
@@ -368,10 +372,10 @@ def _environments(done: Sequence[_Fold]) -> dict[str, str]:
     return {", ".join(folds): text for text, folds in names.items()}
 
 
-def _curves(done: Sequence[_Fold]) -> dict[str, dict[int, Curve]]:
-    """Numbers by metric, as `train/lr/image`, and fold."""
-    found: dict[str, dict[int, Curve]] = {}
+def _curves(done: Sequence[Fold], *, repeated: bool) -> dict[str, dict[str, Curve]]:
+    """Numbers by metric, as `train/lr/image`, and name of the part."""
+    found: dict[str, dict[str, Curve]] = {}
     for fold in done:
         for key, points in fold.recorded.points.items():
-            found.setdefault(key, {})[fold.result.fold] = sorted(points.items())
+            found.setdefault(key, {})[part_name(fold.result, repeated=repeated)] = sorted(points.items())
     return dict(sorted(found.items()))

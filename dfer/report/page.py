@@ -6,21 +6,23 @@ It loads nothing from anywhere and runs no script; whatever comes from a run fol
 from html import escape
 from importlib.resources import files
 from string import Template
+from typing import Literal
 
 from dfer.choices import SELECTION_TEXT
 from dfer.evaluation.results import FoldResult
 from dfer.evaluation.scores import percent
-from dfer.report.crossval import Report
+from dfer.report.crossval import Report, label
 from dfer.report.plots import Picture, confusion_picture, curve_pictures, recall_picture
 from dfer.report.tables import (
+    SEED_STD_TEXT,
     STD_TEXT,
     TableRow,
     facts,
-    fold_row,
     ours,
+    part_row,
     seeds_text,
     short_names,
-    std_of,
+    spread,
     table_rows,
     title,
 )
@@ -32,6 +34,7 @@ MAX_WIDE = 8
 def page(report: Report) -> str:
     """The self-contained HTML page. Everything from the run folder is escaped."""
     template = Template(files("dfer.report").joinpath("report.html").read_text(encoding="utf-8"))
+    named = {report.part_of(fold): fold for fold in report.folds}
     values = {
         "title": escape(title(report)),
         "subtitle": escape(f"{report.name} · {ours(report)}"),
@@ -41,7 +44,7 @@ def page(report: Report) -> str:
         "table": _html_table(report),
         "legend": escape(_legend(report)),
         "pair": "stack" if _many(report) else "pair",
-        "recall": _figure(recall_picture(report.folds, mean=report.mean)),
+        "recall": _figure(recall_picture(named, mean=report.mean)),
         "pooled": _pooled(report),
         "matrices": _matrices(report),
         "curves": _curves(report),
@@ -52,23 +55,24 @@ def page(report: Report) -> str:
 
 
 def _summary_text(report: Report) -> str:
-    over = f"Mean ± {STD_TEXT}, {report.coverage}. " if report.std else ""
+    stds = [text for row, text in ((report.std, STD_TEXT), (report.means.seed_std, SEED_STD_TEXT)) if row]
+    over = f"Mean ± {' ± '.join(stds)}, {report.coverage}. " if stds else ""
     return f"{over}Selection {SELECTION_TEXT[report.first.selection]}. {seeds_text(report).capitalize()}."
 
 
 def _cards(report: Report) -> str:
-    def card(name: str, value: str, spread: str, below: str, kind: str = "") -> str:
-        small = f" <small>{escape(spread)}</small>" if spread else ""
+    def card(name: str, value: str, deviation: str, below: str, kind: str = "") -> str:
+        small = f" <small>{escape(deviation)}</small>" if deviation else ""
         return (
             f'<div class="card {kind}">{escape(name)}<b>{escape(value)}{small}</b>'
             f'<span class="soft">{escape(below)}</span></div>'
         )
 
-    def card_of(name: str, value: float | None, std: float | None) -> str:
-        return card(name, percent(value), f"± {percent(std)}" if std is not None else "", f"ours, {report.coverage}")
+    def card_of(name: Literal["uar", "war"]) -> str:
+        value = percent(getattr(report.mean, name))
+        return card(f"{name.upper()} (%)", value, " ".join(spread(report, name)), f"ours, {report.coverage}")
 
-    mean = report.mean
-    cards = [card_of("UAR (%)", mean.uar, std_of(report, "uar")), card_of("WAR (%)", mean.war, std_of(report, "war"))]
+    cards = [card_of("uar"), card_of("war")]
     if theirs := report.published:
         both = f"{theirs.uar:.2f} / {theirs.war:.2f}"
         below = f"{theirs.source}; selection: {theirs.selection}"
@@ -95,8 +99,8 @@ def _many(report: Report) -> bool:
 def _legend(report: Report) -> str:
     pairs = [f"{short}: {name}" for short, name in zip(_columns(report), report.first.classes) if short != name]
     names = f" ({', '.join(pairs)})" if pairs else ""
-    spread = f" std: {STD_TEXT}; pooled: the sum of the folds' confusion matrices." if report.num_folds > 1 else ""
-    return f"Recall of every class{names}, then UAR and WAR.{spread}"
+    std = f" std: {STD_TEXT}; pooled: the sum of the folds' confusion matrices." if report.num_folds > 1 else ""
+    return f"Recall of every class{names}, then UAR and WAR.{std}"
 
 
 def _html_table(report: Report) -> str:
@@ -122,7 +126,9 @@ def _figure(picture: Picture, *, kind: str = "", caption: bool = True) -> str:
 
 def _pooled(report: Report) -> str:
     several = len(report.folds) > 1
-    name = f"Sum over {report.coverage}" if several else fold_row(report, report.first.fold).label.capitalize()
+    name = (
+        f"Sum over {report.coverage}" if several else part_row(report, report.part_of(report.first)).label.capitalize()
+    )
     picture = confusion_picture(report.pooled, classes=report.first.classes, title=name)
     say = "Rows: the truth. Upper number and colour: per cent of the row; lower number: clips; empty: none."
     return f'<p class="soft">{say}</p>{_figure(picture, kind=_breadth(report))}'
@@ -131,14 +137,14 @@ def _pooled(report: Report) -> str:
 def _matrices(report: Report) -> str:
     if len(report.folds) < 2:
         return ""
-    pictures = [_fold_matrix(fold) for fold in report.folds]
+    pictures = [_fold_matrix(fold, label(report.part_of(fold)).capitalize()) for fold in report.folds]
     kind = "many large" if _many(report) else "many"
     figures = "".join(_figure(picture, kind=_breadth(report)) for picture in pictures)
     return f'<section><h2>Confusion by fold</h2><div class="{kind}">{figures}</div></section>'
 
 
-def _fold_matrix(fold: FoldResult) -> Picture:
-    return confusion_picture(fold.scores, classes=fold.classes, title=f"Fold {fold.fold}", small=True)
+def _fold_matrix(fold: FoldResult, title: str) -> Picture:
+    return confusion_picture(fold.scores, classes=fold.classes, title=title, small=True)
 
 
 def _curves(report: Report) -> str:

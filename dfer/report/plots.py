@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from dfer.evaluation.results import FoldResult
 from dfer.evaluation.scores import Scores, percent
-from dfer.report.crossval import Curve, Report, Row
+from dfer.report.crossval import Curve, Report, Row, label
 from dfer.report.tables import short_names
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -110,20 +110,20 @@ def _cell(axes: Any, i: int, j: int, *, share: float, clips: int, large: bool) -
     axes.text(j + 0.5, i + 0.76, f"{clips}", ha="center", va="center", size=5.4 if large else 4.9, color=colour)
 
 
-def recall_picture(folds: Sequence[FoldResult], *, mean: Row) -> Picture:
-    """Recall of every class: a dot per fold and, with several folds, a tick and number for their mean."""
-    classes = folds[0].classes
+def recall_picture(folds: Mapping[str, FoldResult], *, mean: Row) -> Picture:
+    """Recall of every class: a dot per part, by its name, and, with several parts, a tick and number for their mean."""
+    classes = next(iter(folds.values())).classes
     with rc_context(STYLE):
         figure = Figure(figsize=(5.6, 0.9 + 0.3 * len(classes)), layout="constrained")
         axes = figure.add_subplot()
-        for fold in folds:
+        for part, fold in folds.items():
             there = [(100 * share, k) for k, share in enumerate(fold.recall) if share is not None]
             dots: dict[str, Any] = {
                 "ms": 5,
                 "color": _colour(fold.fold - 1),
                 "alpha": 0.85,
                 "mew": 0,
-                "label": f"fold {fold.fold}",
+                "label": label(part),
             }
             axes.plot(*zip(*there), "o", **dots)
         for k, name in enumerate(classes):
@@ -138,7 +138,7 @@ def recall_picture(folds: Sequence[FoldResult], *, mean: Row) -> Picture:
         if len(folds) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, handletextpad=0, borderpad=0,
                         columnspacing=1)  # fmt: skip
-        several = "one dot per fold; the tick and the number at the right are the mean over folds"
+        several = "one dot per fold; the tick and the number at the right are the mean"
         caption = f"Recall per class{': ' + several if len(folds) > 1 else ''}."
         return Picture(svg=_svg(figure, label=caption), caption=caption)
 
@@ -158,15 +158,17 @@ class _Line:
     points: Curve
 
 
-def _lines(panel: _Panel, curves: Mapping[str, Mapping[int, Curve]]) -> list[_Line]:
+def _lines(panel: _Panel, curves: Mapping[str, Mapping[str, Curve]]) -> list[_Line]:
+    """Lines of several seeds are told apart by their seed, others by their fold."""
     matches = [(match, folds) for key, folds in curves.items() if (match := re.fullmatch(panel.pattern, key))]
     if len(matches) < panel.least:
         return []
     lines = []
     for number, (match, folds) in enumerate(matches):
-        for fold, points in folds.items():
-            by_group = bool(match.groups())
-            name, colour = (match[1], number) if by_group else (f"fold {fold}", fold - 1)
+        for part, points in folds.items():
+            first = part.partition("/")[0]
+            colour = int(first.partition("_")[2]) - 1
+            name, colour = (match[1], number) if match.groups() else (label(first), colour)
             shown = [(step, value * panel.scale) for step, value in points if value > 0 or not panel.log]
             if shown:
                 lines.append(_Line(name=name, colour=_colour(colour), points=thinned(shown)))

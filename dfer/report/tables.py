@@ -4,6 +4,7 @@ It has the shape the field prints (DK-CLIP, Li et al., ACM MM 2024, DFEW per fol
 every class, UAR and WAR, then mean and standard deviation. Published numbers stand in a row of their own.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,10 +12,11 @@ from typing import Any, Literal
 from dfer.choices import SELECTION_TEXT
 from dfer.config import to_plain
 from dfer.evaluation.scores import Scores, percent
-from dfer.report.crossval import Report, Row
+from dfer.report.crossval import Report, Row, label
 
-RowKind = Literal["fold", "absent", "mean", "std", "pooled", "variant", "theirs"]
+RowKind = Literal["fold", "absent", "seed", "mean", "std", "pooled", "variant", "theirs"]
 STD_TEXT = "sample standard deviation (n - 1) over folds"
+SEED_STD_TEXT = "sample standard deviation (n - 1) over seeds, of their means over folds"
 VARIANT_TEXT = "another answer of the same weights for the same clips"
 POOLED_TEXT = "from the sum of the folds' confusion matrices"
 
@@ -41,14 +43,25 @@ def short_names(classes: Sequence[str]) -> list[str]:
 
 
 def table_rows(report: Report) -> list[TableRow]:
-    """The result table, line by line: folds, mean, standard deviation, pooled counts, variants, published numbers."""
-    rows = [fold_row(report, number) for number in _fold_numbers(report)]
-    if report.num_folds > 1:
+    """The result table, line by line: folds, means of seeds, mean, standard deviations, pooled counts, variants,
+    published numbers."""
+    several, nothing = report.num_folds > 1, Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
+    rows = [part_row(report, name) for name in _part_names(report)]
+    if several:
         rows += [
-            TableRow(kind="mean", label="mean", detail=ours(report), cells=_cells(report.mean)),
-            TableRow(kind="std", label="std", detail=STD_TEXT, cells=_cells(_shown(report, report.std))),
-            TableRow(kind="pooled", label="pooled", detail=POOLED_TEXT, cells=_cells(report.pooled)),
+            TableRow(kind="seed", label=f"seed {seed}", detail="mean over its folds", cells=_cells(mean))
+            for seed, mean in report.means.by_seed.items()
         ]
+    if several or report.repeated:
+        rows.append(TableRow(kind="mean", label="mean", detail=ours(report), cells=_cells(report.mean)))
+    if several:
+        detail = f"{STD_TEXT}, of their means over seeds" if report.repeated else STD_TEXT
+        rows.append(TableRow(kind="std", label="std", detail=detail, cells=_cells(report.std or nothing)))
+    if report.repeated:
+        cells = _cells(report.means.seed_std or nothing)
+        rows.append(TableRow(kind="std", label="std of seeds", detail=SEED_STD_TEXT, cells=cells))
+    if several or report.repeated:
+        rows.append(TableRow(kind="pooled", label="pooled", detail=POOLED_TEXT, cells=_cells(report.pooled)))
     rows += _variant_rows(report)
     if theirs := report.published:
         detail = f"{theirs.source}; selection: {theirs.selection}"
@@ -60,35 +73,32 @@ def table_rows(report: Report) -> list[TableRow]:
 
 def _variant_rows(report: Report) -> list[TableRow]:
     """Each variant under its name: its mean and deviation over folds, or what it has on the test split."""
+    nothing = Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
     rows = []
     for name, found in report.variants.items():
         several = report.num_folds > 1
         label = f"{name}: mean" if several else name
         rows.append(TableRow(kind="variant", label=label, detail=VARIANT_TEXT, cells=_cells(found.mean)))
         if several:
-            rows.append(TableRow(kind="variant", label=f"{name}: std", cells=_cells(_shown(report, found.std))))
+            rows.append(TableRow(kind="variant", label=f"{name}: std", cells=_cells(found.std or nothing)))
     return rows
 
 
-def _shown(report: Report, std: Row | None) -> Row:
-    """A deviation, or what stands where there is none."""
-    return std or Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
+def _part_names(report: Report) -> list[str]:
+    names = [*report.missing, *map(report.part_of, report.folds)]
+    return sorted(names, key=lambda name: [int(number) for number in re.findall("[0-9]+", name)])
 
 
-def _fold_numbers(report: Report) -> list[int]:
-    return sorted([*report.missing, *(fold.fold for fold in report.folds)])
-
-
-def fold_row(report: Report, number: int) -> TableRow:
-    """The line of one fold, with dashes where it has no result yet."""
-    label = "test split" if report.num_folds == 1 else f"fold {number}"
+def part_row(report: Report, part: str) -> TableRow:
+    """The line of one fold by the name of its part, with dashes where it has no result yet."""
+    shown = label(part).replace("fold 1", "test split") if report.num_folds == 1 else label(part)
     for fold in report.folds:
-        if fold.fold == number:
-            return TableRow(kind="fold", label=label, detail=ours(report) if report.num_folds == 1 else "",
-                            cells=_cells(fold.scores))  # fmt: skip
+        if report.part_of(fold) == part:
+            alone = report.num_folds == 1 and not report.repeated
+            return TableRow(kind="fold", label=shown, detail=ours(report) if alone else "", cells=_cells(fold.scores))
     width = len(report.first.classes) + 2
-    state = "training incomplete" if number in report.incomplete else "no result yet"
-    return TableRow(kind="absent", label=f"{label}: {state}", cells=("–",) * width)
+    state = "training incomplete" if part in report.incomplete else "no result yet"
+    return TableRow(kind="absent", label=f"{shown}: {state}", cells=("–",) * width)
 
 
 def _cells(row: Row | Scores) -> tuple[str, ...]:
@@ -112,11 +122,10 @@ def title(report: Report) -> str:
 
 
 def _headline(report: Report) -> str:
-    def one(mean: float | None, std: float | None) -> str:
-        return percent(mean) + (f" ± {percent(std)}" if std is not None else "")
+    def one(name: Literal["uar", "war"]) -> str:
+        return " ".join([percent(getattr(report.mean, name)), *spread(report, name)])
 
-    mean = report.mean
-    return f"UAR {one(mean.uar, std_of(report, 'uar'))}, WAR {one(mean.war, std_of(report, 'war'))} (%)"
+    return f"UAR {one('uar')}, WAR {one('war')} (%)"
 
 
 def text_table(report: Report) -> str:
@@ -157,9 +166,12 @@ def markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def std_of(report: Report, name: Literal["uar", "war"]) -> float | None:
-    """The standard deviation of one score, None with fewer than two folds."""
-    return getattr(report.std, name) if report.std else None
+def spread(report: Report, name: Literal["uar", "war"]) -> list[str]:
+    """The standard deviations of one score, `± 1.23`, over folds and over seeds as far as there are several; which is
+    which is said only where the folds were repeated."""
+    found = [(report.std, " over folds"), (report.means.seed_std, " over seeds")]
+    shares = [(getattr(row, name), over) for row, over in found if row is not None]
+    return [f"± {percent(share)}{over if report.repeated else ''}" for share, over in shares if share is not None]
 
 
 def _md(text: str) -> str:
@@ -181,10 +193,11 @@ def _md_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def facts(report: Report) -> list[tuple[str, str]]:
     """What a reader must know to compare: data, selection, protocol, checkpoints; name and value."""
     first, shown = report.first, report.first.protocol
+    times = ", each once for every seed" if report.repeated else ""
     found = [
         ("run", report.name),
         ("method", first.method),
-        ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}"),
+        ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}{times}"),
         ("generated with", first.generated),
         ("folds", report.coverage),
         ("epochs", str(first.epochs) if first.epochs else "none: the weights as they are"),
@@ -203,7 +216,7 @@ def plain(report: Report) -> dict[str, Any]:
     """The report as JSON values; shares from 0 to 1, except `published`, which is in percent as printed."""
     first = report.first
     return {
-        "version": 1,
+        "version": 2,
         "unit": "share from 0 to 1; published: percent",
         "run": report.name,
         "dataset": first.dataset,
@@ -215,11 +228,14 @@ def plain(report: Report) -> dict[str, Any]:
         "seeds": report.seeds,
         "protocol": to_plain(first.protocol),
         "num_folds": report.num_folds,
-        "missing_folds": list(report.missing),
-        "incomplete_folds": list(report.incomplete),
+        "missing_parts": list(report.missing),
+        "incomplete_parts": list(report.incomplete),
         "mean": to_plain(report.mean),
         "std": to_plain(report.std) if report.std else None,
         "std_kind": STD_TEXT,
+        "seed_means": {str(seed): to_plain(row) for seed, row in report.means.by_seed.items()},
+        "seed_std": to_plain(report.means.seed_std) if report.means.seed_std else None,
+        "seed_std_kind": SEED_STD_TEXT,
         "pooled": to_plain(report.pooled),
         "variants": {name: to_plain(found) for name, found in report.variants.items()},
         "published": to_plain(report.published) if report.published else None,

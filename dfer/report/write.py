@@ -11,7 +11,7 @@ from dfer.report.crossval import Report, summarise
 from dfer.report.tables import markdown, plain, text_table
 from dfer.storage import Folder
 
-__all__ = ["Report", "ReportPaths", "summarise", "text_table", "write_report"]
+__all__ = ["Report", "ReportPaths", "shown", "summarise", "text_table", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,12 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
         for name, text in texts.items():
             folder.write(name, text.encode())
     return paths
+
+
+def shown(run_folder: Folder, kind: type, *, out: Folder | None = None) -> str:
+    """The table of a run or cross-validation folder for the terminal, and where its page is. kind, out: as above."""
+    page = (out or run_folder / "report") / "index.html"
+    return f"{text_table(summarise(run_folder, kind))}\n\nReport: {page.local.resolve() if page.local else page}"
 
 
 @contextmanager

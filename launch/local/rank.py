@@ -1,4 +1,7 @@
-"""One process of a job on this machine: `python -m launch.local.rank VERB ...` is `dfer VERB ...` tied to its launcher.
+"""One process of a job on this machine, tied to its launcher.
+
+    python -m launch.local.rank VERB ...             is `dfer VERB ...`
+    python -m launch.local.rank part FILE NAME ...   is one part of the job in a file; the words of the launcher follow
 
 Without the tie, ranks of a launcher that was killed would train on, or wait for each other for ever.
 """
@@ -7,10 +10,15 @@ import ctypes
 import os
 import signal
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from dfer.exit import Leaving
 
+if TYPE_CHECKING:
+    from launch.job import Place
+
+PART = "part"
 LAUNCHER = "DFER_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 
@@ -19,10 +27,43 @@ def main() -> NoReturn:
     """Run the command and end with its exit code."""
     end_with_launcher()
     leaving = Leaving()
-    sys.argv = ["dfer", *sys.argv[1:]]  # what environment.json notes
+    words = sys.argv[1:]
+    if words[:1] == [PART]:
+        sys.argv = ["dfer-launch", *words[3:]]  # what environment.json notes
+        leaving.after(lambda: _part(Path(words[1]), words[2]))
+    sys.argv = ["dfer", *words]
     from dfer.__main__ import main as dfer  # here: from now on the process ends with its launcher
 
-    leaving.after(lambda: dfer(sys.argv[1:]))
+    leaving.after(lambda: dfer(words))
+
+
+def _part(file: Path, name: str) -> int:
+    """Do a part of the job in a file; the exit code."""
+    from dfer.cli import exit_code, hide_notices
+    from dfer.interruption import Stop
+    from launch.job import Job, run_job
+
+    job, stop, place = Job.from_json(file.read_text(encoding="utf-8")), Stop(), _place()
+
+    hide_notices()
+
+    def work() -> None:
+        with stop.on_signals():
+            said = run_job(job, job.part(name), place, stop)
+        if place.rank == 0:
+            print(said, flush=True)
+
+    said = "the same command continues from the last checkpoint"
+    return exit_code(work, interrupted=said, speaks=lambda: place.local_rank == 0)
+
+
+def _place() -> "Place":
+    """This process among those of its part, which meet where the launcher's variables say."""
+    from launch.job import Place
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    return Place(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
 
 def end_with_launcher() -> None:

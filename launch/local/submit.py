@@ -9,27 +9,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import FrameType
-from typing import TYPE_CHECKING
 
+from dfer.config_files import is_run_folder
 from dfer.errors import StoppedError, UsageError, message
+from dfer.jobs.config import load_run
 from dfer.surroundings import refuse_copies
+from launch.job import Job, conclude, make_job
 from launch.local.processes import Group, wait
-
-if TYPE_CHECKING:
-    from dfer.jobs.config import RunConfig
+from launch.local.rank import PART
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """One command in `processes` ranks; with `parallel`, so many folds at a time, each in as many ranks.
+    """One command in `processes` ranks; with `parallel`, so many parts at a time, each in as many ranks.
 
-    configs: YAML files or names, or a run folder for `evaluate`. folds: only these.
+    configs: YAML files or names, or a run folder for `evaluate`. only: names of the wanted parts, all where none is
+    given.
 
     Raises:
-        UsageError: fewer than one process or fold at a time, or `parallel` without cross-validation.
+        UsageError: fewer than one process or part at a time, or `parallel` without cross-validation.
     """
 
     verb: str
@@ -37,21 +39,21 @@ class Local:
     overrides: Sequence[str] = ()
     processes: int = 1
     parallel: int = 1
-    folds: Sequence[int] = ()
+    only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, do in (("processes", "One a GPU, or a few CPU processes."), ("parallel", "1: one after another.")):
             if getattr(self, name) < 1:
                 raise UsageError(message(f"--{name}", expected="1 or more", got=str(getattr(self, name)), do=do))
-        if self.verb != "crossval" and (self.parallel > 1 or self.folds):
-            option = "--parallel" if self.parallel > 1 else "--folds"
+        if self.verb != "crossval" and (self.parallel > 1 or self.only):
+            option = "--parallel" if self.parallel > 1 else "--only"
             do = "Leave the option out, or use crossval."
             raise UsageError(message(option, expected="--verb crossval", got=self.verb, do=do))
 
     def arguments(self) -> list[str]:
-        """What `dfer` is called with, all folds in one command."""
-        folds = ["--folds", ",".join(map(str, self.folds))] if self.folds else []
-        return [self.verb, *self.configs, *folds, *self.overrides]
+        """What `dfer` is called with, all parts in one command."""
+        only = ["--only", ",".join(self.only)] if self.only else []
+        return [self.verb, *self.configs, *only, *self.overrides]
 
 
 def command(job: Local) -> list[str]:
@@ -66,39 +68,43 @@ def run(job: Local) -> int:
         UsageError: a wrong configuration, or srun started several of these launchers; no process is started then.
     """
     refuse_copies(os.environ)
-    from dfer.config_files import is_run_folder  # here: `--help` answers at once
-    from dfer.jobs.config import load_run
-
+    if job.parallel > 1:
+        made = make_job(job.configs, job.overrides, job.only, worlds=[job.processes])
+        return run_parts(made, processes=job.processes, parallel=job.parallel)
     if job.verb != "evaluate" or not is_run_folder(job.configs):
-        config = load_run(job.configs, job.overrides)
-        if job.parallel > 1:
-            return _folds(job, config)
-    return _Jobs(job, [job.arguments()]).run()
+        load_run(job.configs, job.overrides)
+    return _Jobs([job.arguments()], processes=job.processes).run()
 
 
-def _folds(job: Local, config: "RunConfig") -> int:
-    """Every fold as a job of its own, then the report over those that ended well."""
-    from dfer.jobs.parts import known_folds
-    from dfer.storage import Folder
-    from launch.job import conclude
+def run_parts(job: Job, *, processes: int = 1, parallel: int = 1) -> int:
+    """Every part of a job in processes of its own, `parallel` at a time; then its conclusion over those that are done.
+    The exit code is that of the first that failed.
 
-    home = Folder(config.run, what="run")
-    folds = list(job.folds) or known_folds(config)
-    each = [["train", *job.configs, *job.overrides, f"fold={fold}", f"run={home / f'fold_{fold}'}"] for fold in folds]
-    jobs = _Jobs(job, each, labels=[f"fold {fold}" for fold in folds])
-    code = jobs.run()
-    return code if code and jobs.stopped else conclude(str(home), folds, code)
+    processes: of a part; one where parts are independent processes.
+    """
+    with NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(job.to_json())
+        file.flush()
+        each = [[PART, file.name, part.name, *sys.argv[1:]] for part in job.parts]
+        jobs = _Jobs(
+            each, processes=processes if job.module.grouped else 1, parallel=parallel,
+            labels=[part.name for part in job.parts],
+        )  # fmt: skip
+        code = jobs.run()
+    return code if code and jobs.stopped else conclude(job, code)
 
 
 @dataclass
 class _Jobs:
-    """Commands of `dfer`, `job.parallel` at a time. The exit code is that of the first that failed.
+    """Arguments of `launch.local.rank`, for `parallel` groups of ranks at a time. The exit code is that of the first
+    group that failed.
 
-    labels: one for each command, to stand before its lines.
+    labels: one for each group, to stand before its lines.
     """
 
-    job: Local
     waiting: Sequence[Sequence[str]]
+    processes: int = 1
+    parallel: int = 1
     labels: Sequence[str] = ()
     code: int = 0
     stopped: bool = False
@@ -106,7 +112,7 @@ class _Jobs:
 
     def run(self) -> int:
         waiting = deque(zip(self.waiting, self.labels or [""] * len(self.waiting), strict=True))
-        slots = min(self.job.parallel, len(waiting))
+        slots = min(self.parallel, len(waiting))
         with self._forwarding():
             while waiting or self.running:
                 for slot in range(slots):
@@ -119,9 +125,8 @@ class _Jobs:
         return self.code or (StoppedError.exit_code if waiting else 0)
 
     def _started(self, arguments: Sequence[str], label: str, *, slot: int, slots: int) -> Group:
-        processes = self.job.processes
-        environment = slot_environment(slot, slots=slots, processes=processes)
-        return Group(arguments, processes=processes, environment=environment, label=label)
+        environment = slot_environment(slot, slots=slots, processes=self.processes)
+        return Group(arguments, processes=self.processes, environment=environment, label=label)
 
     def _collect(self) -> None:
         for slot, group in list(self.running.items()):
@@ -132,7 +137,7 @@ class _Jobs:
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
-        """Signals to the launcher go to every rank, and no further fold is started. A closed terminal ends politely."""
+        """Signals to the launcher go to every rank, and no further part is started. A closed terminal ends politely."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
             self.stopped = True

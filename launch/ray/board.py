@@ -1,4 +1,4 @@
-"""The board between the driver of a Ray job and the processes of its folds."""
+"""The board between the driver of a Ray job and the processes of its parts."""
 
 import time
 from dataclasses import dataclass
@@ -9,36 +9,34 @@ from dfer.errors import StoppedError, message
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a fold ended for a reason that trying again does not mend."""
+    """How a part ended for a reason that trying again does not mend."""
 
     code: int
     text: str
 
 
-def silent(fold: int, reason: str) -> Ending:
-    """How a fold ends that is to stop while it has no process that could save."""
+def silent(part: str, reason: str) -> Ending:
+    """How a part ends that is to stop while it has no process that could save."""
     do = "The same command continues from the last checkpoint, if there is one."
-    text = message(
-        f"fold {fold}", expected=f"a process at work that saves before the stop ({reason})", got="none", do=do
-    )
+    text = message(part, expected=f"a process at work that saves before the stop ({reason})", got="none", do=do)
     return Ending(code=StoppedError.exit_code, text=text)
 
 
 class Board:
-    """Endings by fold, signs of life, what is worth a note, and the wish to stop. Lives beside the driver."""
+    """Endings by part, signs of life, what is worth a note, and the wish to stop. Lives beside the driver."""
 
     def __init__(self) -> None:
-        self._endings: dict[int, Ending] = {}
-        self._heard: dict[int, float] = {}
+        self._endings: dict[str, Ending] = {}
+        self._heard: dict[str, float] = {}
         self._notes: list[str] = []
         self._wish = ""
 
-    def end(self, fold: int, ending: Ending) -> None:
-        """The first ending of a fold stays."""
-        self._endings.setdefault(fold, ending)
+    def end(self, part: str, ending: Ending) -> None:
+        """The first ending of a part stays."""
+        self._endings.setdefault(part, ending)
 
-    def endings(self) -> dict[int, Ending]:
-        """Of all folds that have ended; of others another start may go on."""
+    def endings(self) -> dict[str, Ending]:
+        """Of all parts that have ended; of others another start may go on."""
         return dict(self._endings)
 
     def note(self, text: str) -> None:
@@ -51,18 +49,18 @@ class Board:
         return news
 
     def wish(self, reason: str) -> None:
-        """Ask all folds to stop."""
+        """Ask all parts to stop."""
         self._wish = self._wish or reason
 
-    def hear(self, fold: int) -> str:
-        """A process of the fold is at work; why it is to stop, empty when it is not."""
-        self._heard[fold] = time.monotonic()
+    def hear(self, part: str) -> str:
+        """A process of the part is at work; why it is to stop, empty when it is not."""
+        self._heard[part] = time.monotonic()
         return self._wish
 
-    def silence(self) -> dict[int, float]:
-        """Seconds since a process of a fold was heard last; folds of which none ever was are missing."""
+    def silence(self) -> dict[str, float]:
+        """Seconds since a process of a part was heard last; parts of which none ever was are missing."""
         now = time.monotonic()
-        return {fold: now - heard for fold, heard in self._heard.items()}
+        return {part: now - heard for part, heard in self._heard.items()}
 
 
 def make_board() -> Any:

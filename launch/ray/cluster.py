@@ -7,18 +7,15 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
 from launch.cluster import RayCluster
 
-if TYPE_CHECKING:
-    from dfer.jobs.config import RunConfig
-
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PLACES_S = 10
-"""How long an elastic fold waits for the places of its processes. After a host's death Ray still counts on it for a
+"""How long an elastic part waits for the places of its processes. After a host's death Ray still counts on it for a
 moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
 is."""
 
@@ -36,24 +33,26 @@ def submission_id() -> str:
     return str(_job_config("metadata").get("job_submission_id", ""))
 
 
-def _job_config(part: str) -> dict[str, Any]:
+def _job_config(name: str) -> dict[str, Any]:
     """What `ray job submit` told this process; nothing outside a job."""
     try:
-        return dict(json.loads(os.environ[_JOB_CONFIG])[part])
+        return dict(json.loads(os.environ[_JOB_CONFIG])[name])
     except (KeyError, TypeError, ValueError):
         return {}
 
 
-def refuse_working_folder(config: "RunConfig") -> None:
+def refuse_working_folder(places: Mapping[str, str]) -> None:
     """Refuse places below the working folder that Ray unpacked for this job: it ends with the job, each host has a copy
     of its own, and what git ignores, such as data/, is not in it.
 
+    places: paths and URLs by their keys in the configuration.
+
     Raises:
-        UsageError: the run folder or the shards lie there.
+        UsageError: one of them lies there.
     """
     if str(_job_config("runtime_env").get("working_dir") or "local://").startswith("local://"):
         return  # a folder of the hosts' own
-    for key, value in (("run", config.run), ("data.shards", config.data.shards)):
+    for key, value in places.items():
         local = Folder(value, what=key).local
         if local is not None and local.resolve().is_relative_to(Path.cwd().resolve()):
             expected, got = "a folder that outlives the job", "one in its working folder"
@@ -110,8 +109,8 @@ def _not_connected(address: str, error: Exception) -> UsageError:
     return UsageError(message(f"Ray at {address}", expected=expected, got=in_a_line(error), do=do))
 
 
-def folds_in(cluster: RayCluster) -> int:
-    """How many folds the cluster has room for, host by host, since a process does not stretch over two."""
+def room_in(cluster: RayCluster) -> int:
+    """How many parts the cluster has room for, host by host, since a process does not stretch over two."""
     import ray
 
     hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -125,7 +124,7 @@ def _processes_in(host: Mapping[str, float], need: Mapping[str, float]) -> int:
 
 
 def too_small(cluster: RayCluster) -> UsageError:
-    """What there is, against what a fold needs."""
+    """What there is, against what a part needs."""
     import ray
 
     do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
@@ -135,7 +134,7 @@ def too_small(cluster: RayCluster) -> UsageError:
 
 
 def room_needed(cluster: RayCluster) -> str:
-    """What a fold needs, against what nobody has taken at the moment."""
+    """What a part needs, against what nobody has taken at the moment."""
     import ray
 
     return f"{_processes(cluster)}, free are {_amounts(cluster, ray.available_resources())}"

@@ -1,4 +1,4 @@
-"""The driver of a Ray job: looks after its folds, a thread each, keeps the record, passes wishes to stop on."""
+"""The driver of a Ray job: looks after its parts, a thread each, keeps the record, passes wishes to stop on."""
 
 import os
 import secrets
@@ -22,63 +22,63 @@ from dfer.storage import Folder
 from launch.cluster import RayCluster
 from launch.job import LAUNCH
 from launch.ray.board import Ending, make_board, silent
-from launch.ray.cluster import folds_in, room_needed, submission_id, too_small
+from launch.ray.cluster import room_in, room_needed, submission_id, too_small
 from launch.records import Record, keep, records
 
 BEAT_S = 10.0
 POLL_S = 0.5
 SILENT_S = 30.0
-"""A fold of which no process was heard for so long has none, or none that works."""
+"""A part of which no process was heard for so long has none, or none that works."""
 NOTE_S = 20.0
 """Processes that have not started after this time are told of: they usually take half of it."""
 
 
-Fit = Callable[[int, Any, str], None]
-"""Trains a fold, given the board and the driver's mark; comes back when Ray has ended its processes for good."""
+Fit = Callable[[str, Any, str], None]
+"""Does the part of a name, given the board and the driver's mark; returns when Ray has ended its processes for good."""
 
 
 class Driver:
-    """As many folds beside each other as there is room for.
+    """As many parts beside each other as there is room for.
 
-    closed: why all folds are to stop, empty when they are not. abandoned: folds whose threads still wait in Ray.
+    closed: why all parts are to stop, empty when they are not. abandoned: parts whose threads still wait in Ray.
     """
 
     def __init__(
-        self, cluster: RayCluster, home: Folder, folds: Sequence[int], fit: Fit, *, address: str, revision: str
+        self, cluster: RayCluster, home: Folder, parts: Sequence[str], fit: Fit, *, address: str, revision: str
     ) -> None:
-        """folds: those that are to be trained. address: of the job server; revision: of the code."""
-        self._cluster, self._home, self._waiting, self._train = cluster, home, list(folds), fit
+        """parts: names of those that are to be done. address: of the job server; revision: of the code."""
+        self._cluster, self._home, self._waiting, self._do = cluster, home, list(parts), fit
         self._board: Any = make_board()
-        self._threads: dict[int, threading.Thread] = {}
-        self._codes: dict[int, int] = {}
-        self._since: dict[int, float] = {}
-        """When folds began to wait for their processes."""
-        self._told: set[int] = set()
-        """Folds whose waiting has been told."""
+        self._threads: dict[str, threading.Thread] = {}
+        self._codes: dict[str, int] = {}
+        self._since: dict[str, float] = {}
+        """When parts began to wait for their processes."""
+        self._told: set[str] = set()
+        """Parts whose waiting has been told."""
         self._free = (float("-inf"), "")
         """When the cluster was asked for its room, and its answer."""
         self._older: set[str] | None = None
         """Files of the records that were there before this job, and its own; none while they could not be listed."""
         self.closed = ""
-        self.abandoned: list[int] = []
+        self.abandoned: list[str] = []
         self._overtaken = self._unrecorded = self._unlisted = False
         self._lock = threading.Lock()
-        """Held around `_record`, `_beaten` and `_codes`, which the folds' threads change as well."""
+        """Held around `_record`, `_beaten` and `_codes`, which the parts' threads change as well."""
         self._beaten = 0.0
         self._mark = "" if home.local is None else f"{LAUNCH}/.shared-{secrets.token_hex(8)}"
         number = submission_id()
         self._record = Record(
             launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
             submitted=datetime.now(UTC).isoformat(timespec="milliseconds"), revision=revision,
-            tasks={str(fold): number or "driver" for fold in folds}, states={str(fold): "waiting" for fold in folds},
+            tasks=dict.fromkeys(parts, number or "driver"), states=dict.fromkeys(parts, "waiting"),
             address=address if number else "", host=socket.gethostname(), pid=os.getpid(),
         )  # fmt: skip
 
     def run(self) -> int:
-        """Until every fold has ended; the exit code of the first that failed.
+        """Until every part has ended; the exit code of the first that failed.
 
         Raises:
-            UsageError: there is no room for a fold. StorageError: the run folder cannot be written to.
+            UsageError: there is no room for a part. StorageError: the run folder cannot be written to.
         """
         room = self._room()
         keep(self._home, self._renewed())
@@ -99,98 +99,98 @@ class Driver:
         return next(iter(codes), 0)
 
     def _room(self) -> int:
-        """Folds at a time. Waits a little for hosts that are just joining.
+        """Parts at a time. Waits a little for hosts that are just joining.
 
         Raises:
             UsageError: there is no room for one.
         """
         until = time.monotonic() + self._cluster.wait_s
-        while (room := folds_in(self._cluster)) < 1:
+        while (room := room_in(self._cluster)) < 1:
             if time.monotonic() > until:
                 raise too_small(self._cluster)
             time.sleep(1)
-        return min(room, self._cluster.parallel_folds or room)
+        return min(room, self._cluster.parallel_parts or room)
 
-    # --- a fold from its start to its end
+    # --- a part from its start to its end
 
-    def _start(self, fold: int) -> None:
-        thread = threading.Thread(target=self._fit, args=(fold,), name=f"fold {fold}", daemon=True)
-        self._threads[fold] = thread
+    def _start(self, part: str) -> None:
+        thread = threading.Thread(target=self._fit, args=(part,), name=part, daemon=True)
+        self._threads[part] = thread
         thread.start()
 
-    def _fit(self, fold: int) -> None:
-        """In a thread of the fold: Ray starts its processes, again where one is lost, up to `max_failures` times."""
+    def _fit(self, part: str) -> None:
+        """In a thread of the part: Ray starts its processes, again where one is lost, up to `max_failures` times."""
         import ray
 
         problem = ""
         try:
-            self._train(fold, self._board, self._mark)
+            self._do(part, self._board, self._mark)
         except Exception as error:
             problem = _first_line(error)
-        if fold in self.abandoned:
+        if part in self.abandoned:
             return
-        ending: Ending | None = ray.get(self._board.endings.remote()).get(fold)
+        ending: Ending | None = ray.get(self._board.endings.remote()).get(part)
         if ending is None and problem:
             do = "The same command continues from the last checkpoint."
             expected = f"at most {self._cluster.max_failures} lost processes"
-            text = message(f"fold {fold}", expected=expected, got=problem, do=do)
+            text = message(part, expected=expected, got=problem, do=do)
             ending = Ending(code=ProcessError.exit_code, text=text)
-        self._end(fold, ending or Ending(code=0, text=""))
+        self._end(part, ending or Ending(code=0, text=""))
 
-    def _end(self, fold: int, ending: Ending) -> None:
+    def _end(self, part: str, ending: Ending) -> None:
         with self._lock:
-            if fold in self._codes:
+            if part in self._codes:
                 return
-            self._codes[fold] = ending.code
+            self._codes[part] = ending.code
         if ending.text:
             print(f"error: {ending.text}", file=sys.stderr, flush=True)
-        self._say(fold, _state(ending.code) + (f": {ending.text}" if ending.text else ""))
+        self._say(part, _state(ending.code) + (f": {ending.text}" if ending.text else ""))
 
     def _look_after(self) -> None:
         import ray
 
         for note in ray.get(self._board.news.remote()):
             print(f"note: {note}", file=sys.stderr, flush=True)
-        endings: dict[int, Ending] = ray.get(self._board.endings.remote())
-        for fold, ending in endings.items():
-            self._end(fold, ending)
+        endings: dict[str, Ending] = ray.get(self._board.endings.remote())
+        for part, ending in endings.items():
+            self._end(part, ending)
         at_work = self._at_work()
-        for fold, thread in list(self._threads.items()):
+        for part, thread in list(self._threads.items()):
             if not thread.is_alive():
-                del self._threads[fold]
-            elif fold in at_work:
-                self._since.pop(fold, None)
-                self._told.discard(fold)
-                self._say_meanwhile(fold, "running")
-            elif fold in endings:  # Ray would start it again to hear so, and has no room
-                self.abandoned.append(fold)
-                del self._threads[fold]
+                del self._threads[part]
+            elif part in at_work:
+                self._since.pop(part, None)
+                self._told.discard(part)
+                self._say_meanwhile(part, "running")
+            elif part in endings:  # Ray would start it again to hear so, and has no room
+                self.abandoned.append(part)
+                del self._threads[part]
             else:
-                self._say_meanwhile(fold, f"waiting: {self._wait(fold)}")
+                self._say_meanwhile(part, f"waiting: {self._wait(part)}")
         if FencedError.exit_code in self._codes.values() and not self.closed:
             self._close("a newer copy of this job is at work")
         self._beat()
 
-    def _at_work(self) -> list[int]:
-        """Folds with a process that was heard of late."""
+    def _at_work(self) -> list[str]:
+        """Parts with a process that was heard of late."""
         import ray
 
-        silence: dict[int, float] = ray.get(self._board.silence.remote())
-        return [fold for fold in self._threads if silence.get(fold, SILENT_S) < SILENT_S]
+        silence: dict[str, float] = ray.get(self._board.silence.remote())
+        return [part for part in self._threads if silence.get(part, SILENT_S) < SILENT_S]
 
-    def _wait(self, fold: int) -> str:
-        """What a fold without a process waits for; tells it once when that takes long."""
+    def _wait(self, part: str) -> str:
+        """What a part without a process waits for; tells it once when that takes long."""
         now = time.monotonic()
-        began = self._since.setdefault(fold, now)
+        began = self._since.setdefault(part, now)
         if now - began < NOTE_S:
             return "its processes start"
         if now - self._free[0] > BEAT_S:
             self._free = (now, room_needed(self._cluster))
         why = f"no process of it has started or answers; it takes {self._free[1]}"
-        if fold not in self._told:
+        if part not in self._told:
             do = "`ray status` shows what takes the room."
-            print(f"note: fold {fold}: {why}. {do}", file=sys.stderr, flush=True)
-            self._told.add(fold)
+            print(f"note: {part}: {why}. {do}", file=sys.stderr, flush=True)
+            self._told.add(part)
         return why
 
     # --- the end of all
@@ -200,15 +200,15 @@ class Driver:
         self._board.wish.remote(reason)
 
     def _leave(self) -> None:
-        """End folds that have no process to save and stop: their place in Ray's queue goes with the driver."""
+        """End parts that have no process to save and stop: their place in Ray's queue goes with the driver."""
         self.abandoned += [
-            fold for fold, thread in self._threads.items() if thread.is_alive() and self._codes.get(fold) != 0
+            part for part, thread in self._threads.items() if thread.is_alive() and self._codes.get(part) != 0
         ]
-        for fold in (*self._threads, *self._waiting):
-            self._end(fold, silent(fold, self.closed))
+        for part in (*self._threads, *self._waiting):
+            self._end(part, silent(part, self.closed))
 
     def _give_way(self) -> None:
-        """Have the folds save and stop when all of them were submitted again: the newer job may need their room."""
+        """Have the parts save and stop when all of them were submitted again: the newer job may need their room."""
         try:
             kept = {record.file: record for record in records(self._home) if record.launcher == "ray"}
         except DferError as error:  # the store is away, or a file of somebody else's in the way
@@ -219,19 +219,19 @@ class Driver:
             return
         if self._older is None:
             self._older = {*kept, self._record.file}
-        mine = {str(fold) for fold in (*self._waiting, *self._threads)}
+        mine = {*self._waiting, *self._threads}
         for file in kept.keys() - self._older:
-            wanted = {fold for fold, state in kept[file].states.items() if state.startswith(("waiting", "running"))}
+            wanted = {part for part, state in kept[file].states.items() if state.startswith(("waiting", "running"))}
             if not self.closed and mine and mine <= wanted:
                 self._overtaken = True
                 expected, got = "this to be the newest job of the run", f"{kept[file].job}, submitted after it"
-                do = "The folds save and stop; that one continues them."
+                do = "The parts save and stop; that one continues them."
                 print(f"error: {message(self._home, expected=expected, got=got, do=do)}", file=sys.stderr, flush=True)
                 self._close("a newer job of this run was submitted")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """`ray job stop`, Ctrl-C: the folds save and end; a second Ctrl-C ends at once."""
+        """`ray job stop`, Ctrl-C: the parts save and end; a second Ctrl-C ends at once."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self.closed and number == signal.SIGINT:
@@ -247,19 +247,19 @@ class Driver:
 
     # --- what is left in the run folder
 
-    def _say(self, fold: int, state: str) -> None:
+    def _say(self, part: str, state: str) -> None:
         with self._lock:
-            self._set(fold, state)
+            self._set(part, state)
 
-    def _say_meanwhile(self, fold: int, state: str) -> None:
-        """Unless the fold's thread has said how it ended."""
+    def _say_meanwhile(self, part: str, state: str) -> None:
+        """Unless the part's thread has said how it ended."""
         with self._lock:
-            if fold not in self._codes:
-                self._set(fold, state)
+            if part not in self._codes:
+                self._set(part, state)
 
-    def _set(self, fold: int, state: str) -> None:
-        before = self._record.states.get(str(fold), "")
-        self._record = replace(self._record, states={**self._record.states, str(fold): state})
+    def _set(self, part: str, state: str) -> None:
+        before = self._record.states.get(part, "")
+        self._record = replace(self._record, states={**self._record.states, part: state})
         if before.partition(":")[0] != state.partition(":")[0]:
             self._beaten = 0.0  # another state is written at once, more about the same with the next beat
 
@@ -270,7 +270,7 @@ class Driver:
 
     def _beat(self, *, force: bool = False) -> None:
         """Renew the record, and look for newer jobs of the same run. Where the store is away it is tried again at the
-        next beat: with the driver all folds would end, and they bridge an outage by themselves."""
+        next beat: with the driver all parts would end, and they bridge an outage by themselves."""
         if not force and time.monotonic() - self._beaten <= BEAT_S:
             return
         try:
@@ -278,7 +278,7 @@ class Driver:
             self._unrecorded = False
         except StorageError as error:
             if not self._unrecorded:
-                note = f"note: the folds go on, but `dfer-launch status` is behind: {error}"
+                note = f"note: the parts go on, but `dfer-launch status` is behind: {error}"
                 print(note, file=sys.stderr, flush=True)
             self._unrecorded = True
         if not self._unrecorded and not self.closed:
@@ -286,7 +286,7 @@ class Driver:
 
     @contextmanager
     def _marked(self) -> Iterator[None]:
-        """A file of this driver's own in a run folder on a disk, while folds run: each host has to see it there."""
+        """A file of this driver's own in a run folder on a disk, while parts run: each host has to see it there."""
         if self._mark:
             self._home.write(self._mark, b"")
         try:

@@ -1,21 +1,26 @@
-"""Ray: every fold a TorchTrainer, beside each other as far as there is room, then the report.
+"""Ray: every part a TorchTrainer, or a plain task where it is one independent process; beside each other as far as
+there is room, then the report.
 
-The same command works from a driver and inside `ray job submit`. A job that is submitted twice finds finished folds and
-takes over the others: the first one hears of it, has its folds save and makes room; so there is one result, once.
+The same command works from a driver and inside `ray job submit`. A job that is submitted twice finds finished parts and
+takes over the others: the first one hears of it, has its parts save and makes room; so there is one result, once.
 """
 
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfer.exit import at_once
+from dfer.jobs.parts import Part
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, PROJECT, Job, conclude
 from launch.ray.cluster import connected, in_ray_job
 from launch.ray.driver import Driver
+
+if TYPE_CHECKING:
+    from launch.ray.worker import Trial
 
 PACKAGES = ("dfer", "launch", "shards")
 
@@ -30,14 +35,14 @@ class Submission:
     def dry_run(self) -> str:
         """What Ray would be asked for."""
         plan = {
-            "folds": list(self.job.folds), "run": self.job.run, "scaling": self.scaling(),
-            "max_failures": self.cluster.max_failures, "parallel_folds": self.cluster.parallel_folds,
+            "parts": [part.name for part in self.job.parts], "run": self.job.run, "scaling": self.scaling(),
+            "max_failures": self.cluster.max_failures, "parallel_parts": self.cluster.parallel_parts,
             "runtime_env": self.runtime_env(),
         }  # fmt: skip
         return json.dumps(plan, indent=1)
 
     def scaling(self) -> dict[str, Any]:
-        """Of ScalingConfig: a range of workers makes the fold elastic."""
+        """Of ScalingConfig: a range of workers makes the part elastic."""
         cluster = self.cluster
         workers: dict[str, Any] = {"num_workers": cluster.workers}
         if cluster.elastic:
@@ -55,52 +60,77 @@ class Submission:
         return found
 
     def run(self) -> int:
-        """Run all folds that are not finished, then write and print the report; the exit code of the first that failed.
+        """Run all parts that are not finished, then write and print the report; the exit code of the first that failed.
 
         Raises:
             UsageError: no cluster, or too small a cluster. A host that does not share the run folder tells so itself,
-                and its fold fails.
+                and its part fails.
         """
         home = Folder(self.job.run, what="run")
-        done = self.job.finished()
+        done = self.job.done()
         if done:
-            print(f"finished already: fold {', '.join(map(str, done))}", flush=True)
-        wanted, code = [fold for fold in self.job.folds if fold not in done], 0
+            print(f"finished already: {', '.join(part.name for part in done)}", flush=True)
+        wanted, code = [part.name for part in self.job.parts if part not in done], 0
         if wanted:
             with connected(self.cluster, self.runtime_env()) as address:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
                 if driver.abandoned:  # Ray crashes where it is left while threads wait in it
-                    at_once(code if driver.closed else conclude(self.job.run, self.job.folds, code))
+                    at_once(code if driver.closed else conclude(self.job, code))
             if code and driver.closed:
                 return code
-        return conclude(self.job.run, self.job.folds, code)
+        return conclude(self.job, code)
 
-    def _fit(self, fold: int, board: Any, mark: str) -> None:
-        trainer(self, fold, board, mark).fit()
+    def _fit(self, name: str, board: Any, mark: str) -> None:
+        part = self.job.part(name)
+        if self.job.module.grouped:
+            trainer(self, part, board, mark).fit()
+        else:
+            run_alone(self, part, board, mark)
+
+    def trial(self, part: Part, board: Any, mark: str) -> "Trial":
+        """A part as its processes get it."""
+        from launch.ray.worker import Trial
+
+        cluster = self.cluster
+        return Trial(
+            job=self.job, part=part, gpu=cluster.gpu, interface=cluster.interface, meet_s=cluster.meet_s, board=board,
+            mark=mark,
+        )  # fmt: skip
 
 
-def trainer(submission: Submission, fold: int, board: Any, mark: str) -> Any:
-    """Ray's trainer of one fold. Its own files lie in the run folder; checkpoints are the run's, under its fence."""
+def trainer(submission: Submission, part: Part, board: Any, mark: str) -> Any:
+    """Ray's trainer of one part. Its own files lie in the run folder; checkpoints are the run's, under its fence."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from launch.ray.worker import MeetingConfig, Trial, train_fold
+    from launch.ray.worker import MeetingConfig, run_part
 
-    cluster, job = submission.cluster, submission.job
     return TorchTrainer(
-        train_fold,
-        train_loop_config=Trial(
-            job=job, fold=fold, gpu=cluster.gpu, interface=cluster.interface, meet_s=cluster.meet_s, board=board,
-            mark=mark,
-        ),
+        run_part,
+        train_loop_config=submission.trial(part, board, mark),
         torch_config=MeetingConfig(),
         scaling_config=ScalingConfig(**submission.scaling()),
         run_config=RunConfig(
-            name=f"fold_{fold}-{time.time_ns()}", failure_config=FailureConfig(max_failures=cluster.max_failures),
-            **_storage(job.run),
+            name=f"{part.name.replace('/', '-')}-{time.time_ns()}",
+            failure_config=FailureConfig(max_failures=submission.cluster.max_failures),
+            **_storage(submission.job.run),
         ),
-    )  # fmt: skip
+    )
+
+
+def run_alone(submission: Submission, part: Part, board: Any, mark: str) -> None:
+    """A part that is one independent process: a plain task of Ray, started again where it is lost or fails."""
+    import ray
+
+    from launch.ray.worker import run_part
+
+    need = dict(submission.cluster.per_worker)
+    task = ray.remote(
+        num_cpus=need.pop("CPU"), num_gpus=need.pop("GPU", 0.0), resources=need,
+        max_retries=submission.cluster.max_failures, retry_exceptions=True,
+    )(run_part)  # fmt: skip
+    ray.get(task.remote(submission.trial(part, board, mark)))
 
 
 def _storage(run: str) -> dict[str, Any]:

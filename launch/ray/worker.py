@@ -1,6 +1,6 @@
-"""What runs in Ray's processes: one fold's training, which tells the driver's board how it ended.
+"""What runs in Ray's processes: one part's training, which tells the driver's board how it ended.
 
-Ray starts a fold's processes again when one is lost. Not every end deserves that: a mistake, damaged data, a fenced run
+Ray starts a part's processes again when one is lost. Not every end deserves that: a mistake, damaged data, a fenced run
 folder or a stop stands on the board, and the next start returns at once instead of repeating it.
 """
 
@@ -19,6 +19,7 @@ from ray.util import get_node_ip_address
 
 from dfer.errors import DferError, ProcessError, StoppedError, StorageError, UsageError, message
 from dfer.interruption import Stop
+from dfer.jobs.parts import Part
 from dfer.storage import Folder
 from launch.job import Job, Place, run_job
 from launch.ray.board import Ending, silent
@@ -30,10 +31,10 @@ MARK_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One fold on Ray, as its processes get it. mark: a file that the driver left in a run folder on a disk."""
+    """One part on Ray, as its processes get it. mark: a file that the driver left in a run folder on a disk."""
 
     job: Job
-    fold: int
+    part: Part
     gpu: bool
     interface: str | None
     meet_s: float
@@ -41,19 +42,20 @@ class Trial:
     mark: str
 
 
-def train_fold(trial: Trial) -> None:
-    """Ray's training function, in each process of the fold."""
-    reason = ray.get(trial.board.hear.remote(trial.fold))
+def run_part(trial: Trial) -> None:
+    """What Ray runs in each process of the part."""
+    reason = ray.get(trial.board.hear.remote(trial.part.name))
     if reason:  # it had no room until now
-        ray.get(trial.board.end.remote(trial.fold, silent(trial.fold, reason)))
-    if trial.fold in ray.get(trial.board.endings.remote()):
+        ray.get(trial.board.end.remote(trial.part.name, silent(trial.part.name, reason)))
+    if trial.part.name in ray.get(trial.board.endings.remote()):
         return
     stop, over = Stop(), threading.Event()
     watch = threading.Thread(target=_watch, args=(trial, stop, over), name="wishes", daemon=True)
     watch.start()
     try:
         check_shared(trial)
-        run_job(trial.job, trial.fold, place(trial), stop)
+        where = place(trial) if trial.job.module.grouped else Place(gpu=trial.gpu)
+        run_job(trial.job, trial.part, where, stop)
     except DferError as error:
         _tell(trial, error)
         if not isinstance(error, StoppedError):  # on which all agree: nothing for Ray to end and to start again
@@ -80,16 +82,16 @@ def check_shared(trial: Trial) -> None:
 
 def _tell(trial: Trial, error: DferError) -> None:
     if isinstance(error, ProcessError | StorageError):
-        ray.get(trial.board.note.remote(f"fold {trial.fold}: {error}"))
+        ray.get(trial.board.note.remote(f"{trial.part.name}: {error}"))
     else:
-        ray.get(trial.board.end.remote(trial.fold, Ending(code=error.exit_code, text=str(error))))
+        ray.get(trial.board.end.remote(trial.part.name, Ending(code=error.exit_code, text=str(error))))
 
 
 def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
     """Be heard, and pass the driver's wish on; what becomes of it the ranks agree on between two steps."""
     while not over.wait(WISH_S):
         try:
-            reason = ray.get(trial.board.hear.remote(trial.fold), timeout=10)
+            reason = ray.get(trial.board.hear.remote(trial.part.name), timeout=10)
         except Exception:
             continue  # the driver's host is slow or gone; Ray ends this process then
         if reason:
@@ -97,7 +99,7 @@ def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
 
 
 def place(trial: Trial) -> Place:
-    """This process among those of its fold, as Ray describes it."""
+    """This process among those of its part, as Ray describes it."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     return Place(

@@ -2,7 +2,8 @@
 
 from dfer.errors import UsageError, message
 from launch.cluster import SlurmCluster
-from launch.slurm.tools import Partition, accounts, partitions
+from launch.slurm.tools import Partition, accounts
+from launch.slurm.tools import partitions as all_partitions
 
 REPORT_MINUTES = 30
 """Time limit of the job that writes the table, which takes seconds."""
@@ -14,17 +15,17 @@ def check(cluster: SlurmCluster) -> list[str]:
     Raises:
         UsageError: it could never start.
     """
-    known = partitions()
-    parts = _chosen(cluster.partition, known, key="partition")
-    problems = [problem for part in parts if (problem := _problem(cluster, part, known))]
-    if len(problems) == len(parts):
+    known = all_partitions()
+    partitions = _chosen(cluster.partition, known, key="partition")
+    problems = [problem for partition in partitions if (problem := _problem(cluster, partition, known))]
+    if len(problems) == len(partitions):
         raise problems[0]
     if cluster.account and (mine := accounts()) and cluster.account not in mine:
         raise _unknown_account(cluster)
-    need, idle, there = cluster.min_nodes or cluster.nodes, sum(p.idle for p in parts), sum(p.nodes for p in parts)
+    need, idle = cluster.min_nodes or cluster.nodes, sum(partition.idle for partition in partitions)
     if idle < need:
-        names = ",".join(part.name for part in parts)
-        got = f"{idle} of {there} hosts of partition {names} are idle, a fold needs {need}"
+        names, there = ",".join(each.name for each in partitions), sum(each.nodes for each in partitions)
+        got = f"{idle} of {there} hosts of partition {names} are idle, a part needs {need}"
         return [f"{got}: jobs wait their turn; `dfer-launch status` shows when they start"]
     return []
 
@@ -36,17 +37,18 @@ def report_minutes(cluster: SlurmCluster) -> int:
         UsageError: it could never start.
     """
     name = cluster.report.get("partition", cluster.partition)
-    parts = _chosen(name, partitions(), key="report: {partition}" if "partition" in cluster.report else "partition")
-    if not any(part.up for part in parts):
+    key = "report: {partition}" if "partition" in cluster.report else "partition"
+    partitions = _chosen(name, all_partitions(), key=key)
+    if not any(partition.up for partition in partitions):
         do = "Choose another one with `report: {partition: NAME}` in the cluster file."
-        got = f"{','.join(part.name for part in parts)}, which is down"
+        got = f"{','.join(partition.name for partition in partitions)}, which is down"
         raise UsageError(message("report", expected="a partition that starts jobs", got=got, do=do))
-    return min(REPORT_MINUTES, *(part.minutes or REPORT_MINUTES for part in parts if part.up))
+    return min(REPORT_MINUTES, *(partition.minutes or REPORT_MINUTES for partition in partitions if partition.up))
 
 
 def _chosen(names: str | None, known: dict[str, Partition], *, key: str) -> list[Partition]:
     """The partitions that a job may go to: sbatch takes several, and the first that has room."""
-    found = names.split(",") if names else [part.name for part in known.values() if part.default]
+    found = names.split(",") if names else [partition.name for partition in known.values() if partition.default]
     missing = [name for name in found if name not in known]
     if missing or not found:
         got = missing[0] if missing else "none, and the cluster has no default"
@@ -55,26 +57,26 @@ def _chosen(names: str | None, known: dict[str, Partition], *, key: str) -> list
     return [known[name] for name in found]
 
 
-def _problem(cluster: SlurmCluster, part: Partition, known: dict[str, Partition]) -> UsageError | None:
-    """Why a fold could never start in a partition."""
+def _problem(cluster: SlurmCluster, partition: Partition, known: dict[str, Partition]) -> UsageError | None:
+    """Why a part could never start in a partition."""
     need = cluster.min_nodes or cluster.nodes
-    where, choose = f"partition {part.name}", "or choose another `partition:`."
+    where, choose = f"partition {partition.name}", "or choose another `partition:`."
     up = ", ".join(sorted(other.name for other in known.values() if other.up)) or "none"
-    most = min(part.nodes, part.most_nodes or part.nodes)
-    if not part.up:
+    most = min(partition.nodes, partition.most_nodes or partition.nodes)
+    if not partition.up:
         do = f"Wait until it is up, {choose} Up: {up}."
         return UsageError(message(where, expected="a partition that starts jobs", got="one that is down", do=do))
     if need > most:
-        expected = f"room for {need} hosts a fold"
+        expected = f"room for {need} hosts a part"
         return UsageError(message(where, expected=expected, got=f"at most {most}", do=f"Lower `nodes:`, {choose}"))
-    if part.minutes is not None and cluster.minutes > part.minutes:
+    if partition.minutes is not None and cluster.minutes > partition.minutes:
         expected = f"a time limit of {cluster.minutes} minutes"
         do = f"Lower `hours:` (the run is requeued and continues), {choose}"
-        return UsageError(message(where, expected=expected, got=f"at most {part.minutes}", do=do))
-    if cluster.gpus_per_node > part.gpus:
+        return UsageError(message(where, expected=expected, got=f"at most {partition.minutes}", do=do))
+    if cluster.gpus_per_node > partition.gpus:
         expected = f"{cluster.gpus_per_node} GPUs a host"
         do = f"Lower `gpus_per_node:`, {choose}"
-        return UsageError(message(where, expected=expected, got=f"at most {part.gpus}", do=do))
+        return UsageError(message(where, expected=expected, got=f"at most {partition.gpus}", do=do))
     return None
 
 
@@ -85,7 +87,7 @@ def explain(said: str, cluster: SlurmCluster, *, report: bool = False) -> UsageE
     if "account" in got.lower():
         return _unknown_account(cluster, got)
     if report:
-        do = "Correct `report:` in the cluster file and submit again: folds that went with it were taken back."
+        do = "Correct `report:` in the cluster file and submit again: parts that went with it were taken back."
         return UsageError(message("sbatch", expected="SLURM to take the report's job", got=got, do=do))
     do = "Correct the cluster file: partition, nodes, processes, cpus_per_process, memory_gb, constraint, qos, options."
     return UsageError(message("sbatch", expected="SLURM to take the job", got=got, do=do))

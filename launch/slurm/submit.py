@@ -1,6 +1,6 @@
-"""SLURM: the folds as one job array, and a job after them that writes the table. Safe to run twice.
+"""SLURM: the parts as one job array, and a job after them that writes the table. Safe to run twice.
 
-The queue itself tells which folds wait or run: jobs are named after the run folder and carry their folds as a comment.
+The queue itself tells which parts wait or run: jobs are named after the run folder and carry their parts as a comment.
 """
 
 import os
@@ -17,12 +17,13 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from dfer.errors import StorageError, UsageError, message
+from dfer.jobs.parts import Part, in_order
 from dfer.storage import Folder
 from launch.cluster import SlurmCluster
 from launch.job import LAUNCH, Job, report
 from launch.records import Record, keep, one_at_a_time, tag
 from launch.slurm.checks import REPORT_MINUTES, check, explain, report_minutes
-from launch.slurm.task import FoldTask, ReportTask
+from launch.slurm.task import PartTask, ReportTask
 from launch.slurm.tools import Queued, comment_of, of_another_job, queued, settled, slurm
 
 SCRIPTS = "slurm"
@@ -78,12 +79,12 @@ class Submission:
 
     def dry_run(self) -> str:
         """The scripts that would be submitted."""
-        folds = self._folds_executor(self.job.folds).text(len(self.job.folds))
-        after = self._report_executor(["FOLDS"], REPORT_MINUTES).text(1)
-        return f"# folds {', '.join(map(str, self.job.folds))}\n{folds}\n# then the report\n{after}"
+        parts = self._parts_executor(self.job.parts).text(len(self.job.parts))
+        after = self._report_executor(["PARTS"], REPORT_MINUTES).text(1)
+        return f"# parts {_listed(self.job.parts)}\n{parts}\n# then the report\n{after}"
 
     def submit(self) -> int:
-        """Submit the folds that are neither finished nor in the queue, and the report after them.
+        """Submit the parts that are neither finished nor in the queue, and the report after them.
 
         Raises:
             UsageError, StorageError: what stands in the way, before or in the words of sbatch.
@@ -92,17 +93,17 @@ class Submission:
         home = Folder(self.job.run, what="run")
         _probe(home, self.folder)
         with one_at_a_time(self.folder):
-            live = settled(self.name("folds"))
-            there = {task.fold: task for task in live if task.fold is not None}
-            done = self.job.finished()
-            wanted = [fold for fold in self.job.folds if fold not in there and fold not in done]
+            live = settled(self.name("parts"))
+            there = {task.part: task for task in live if task.part is not None}
+            done = self.job.done()
+            wanted = [part for part in self.job.parts if part.name not in there and part not in done]
             _tell(done, there)
             if wanted:
                 self._submit(home, wanted, live, minutes)
                 for note in notes:
                     print(f"note: {note}", flush=True)
         if not wanted and not there:
-            report(self.job.run, self.job.folds)
+            report(self.job)
         elif not wanted:
             if not queued(self.name("report")):  # an earlier submission was interrupted, or the report cancelled
                 number = self._submit_report({task.job.partition("_")[0] for task in live}, minutes)
@@ -110,28 +111,28 @@ class Submission:
             print(_next(self.job.run))
         return 0
 
-    def _submit(self, home: Folder, wanted: Sequence[int], live: Sequence[Queued], minutes: int) -> None:
-        executor = self._folds_executor(wanted)
-        tasks = [self._task(fold) for fold in wanted]
+    def _submit(self, home: Folder, wanted: Sequence[Part], live: Sequence[Queued], minutes: int) -> None:
+        executor = self._parts_executor(wanted)
+        tasks = [self._task(part) for part in wanted]
         try:
             with _own_words(self.cluster), executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
         except FailedJobError as error:
             raise explain(str(error), self.cluster) from error
-        folds_job = jobs[0].job_id.partition("_")[0]
+        array = jobs[0].job_id.partition("_")[0]
         record = Record(
-            launcher="slurm", job=folds_job, submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            revision=self.job.revision, tasks={str(fold): job.job_id for fold, job in zip(wanted, jobs)},
+            launcher="slurm", job=array, submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            revision=self.job.revision, tasks={part.name: job.job_id for part, job in zip(wanted, jobs)},
             folder=str(self.folder),
         )  # fmt: skip
         keep(home, record)
         try:
-            last = self._submit_report({task.job.partition("_")[0] for task in live} | {folds_job}, minutes)
+            last = self._submit_report({task.job.partition("_")[0] for task in live} | {array}, minutes)
         except UsageError:
-            slurm("scancel", folds_job)
+            slurm("scancel", array)
             raise
         keep(home, replace(record, report=last))
-        print(f"submitted fold {', '.join(map(str, wanted))} as job {folds_job}, the report as job {last}")
+        print(f"submitted {_listed(wanted)} as job {array}, the report as job {last}")
         print(_next(self.job.run), flush=True)
 
     def _submit_report(self, after: Iterable[str], minutes: int) -> str:
@@ -143,28 +144,28 @@ class Submission:
         executor = self._report_executor(sorted(after), minutes)
         try:
             with _own_words(self.cluster):
-                return str(executor.submit(ReportTask(run=self.job.run, folds=self.job.folds)).job_id)
+                return str(executor.submit(ReportTask(job=self.job)).job_id)
         except FailedJobError as error:
             raise explain(str(error), self.cluster, report=True) from error
 
-    def _task(self, fold: int) -> FoldTask:
+    def _task(self, part: Part) -> PartTask:
         cluster = self.cluster
-        return FoldTask(
-            job=self.job, fold=fold, cpus=cluster.cpus_per_process, gpu=cluster.gpus_per_node > 0,
+        return PartTask(
+            job=self.job, part=part, cpus=cluster.cpus_per_process, gpu=cluster.gpus_per_node > 0,
             interface=cluster.interface, meet_s=cluster.meet_s,
         )  # fmt: skip
 
-    def _folds_executor(self, folds: Sequence[int]) -> _Executor:
+    def _parts_executor(self, parts: Sequence[Part]) -> _Executor:
         """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
         cluster = self.cluster
         executor = self._executor()
         words = ["-m", "launch.slurm.retry", str(executor.folder), str(cluster.max_failures)]
         retry = f"{executor.python} {shlex.join(words)}"
         executor.update_parameters(
-            job_name=self.name("folds"), comment=comment_of(folds), time=cluster.minutes, nodes=cluster.nodes,
-            cpus_per_task=cluster.cpus_per_process,
+            job_name=self.name("parts"), comment=comment_of([part.name for part in parts]), time=cluster.minutes,
+            nodes=cluster.nodes, cpus_per_task=cluster.cpus_per_process,
             gpus_per_node=cluster.gpus_per_node or None, mem=_gigabytes(cluster.memory_gb),
-            signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_folds,
+            signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_parts,
             constraint=cluster.constraint, exclude=cluster.exclude,
             partition=cluster.partition, account=cluster.account, qos=cluster.qos,
             srun_args=[*_each_host(cluster), "--kill-on-bad-exit=0", "--wait=60"],
@@ -217,7 +218,7 @@ def _each_host(cluster: SlurmCluster) -> list[str]:
 
 
 def _range(cluster: SlurmCluster) -> dict[str, str]:
-    """Numbers of hosts a fold may start on. SLURM gives the least, not the most, to a job that names its tasks; so this
+    """Numbers of hosts a part may start on. SLURM gives the least, not the most, to a job that names its tasks; so this
     one names the cores it needs on each host, and srun the tasks."""
     if not cluster.elastic:
         return {}
@@ -241,13 +242,17 @@ def _probe(home: Folder, scripts: Path) -> None:
         raise StorageError(message(scripts, expected="to write scripts and logs", got=str(error), do=do)) from error
 
 
-def _tell(done: Sequence[int], there: dict[int, Queued]) -> None:
+def _listed(parts: Sequence[Part]) -> str:
+    return ", ".join(part.name for part in parts)
+
+
+def _tell(done: Sequence[Part], there: dict[str, Queued]) -> None:
     if done:
-        print(f"finished already: fold {', '.join(map(str, done))}")
-    for fold, task in sorted(there.items()):
-        print(f"in the queue already: fold {fold} as job {task.job}, {task.state.lower()}")
+        print(f"finished already: {_listed(done)}")
+    for name, task in sorted(there.items(), key=lambda item: in_order(item[0])):
+        print(f"in the queue already: {name} as job {task.job}, {task.state.lower()}")
 
 
 def _next(run: str) -> str:
     word = shlex.quote(run)
-    return f"  dfer-launch status {word}\n  dfer-launch logs {word} FOLD\n  dfer-launch cancel {word}"
+    return f"  dfer-launch status {word}\n  dfer-launch logs {word} PART\n  dfer-launch cancel {word}"

@@ -1,4 +1,4 @@
-"""What runs in every process of a SLURM job: one fold's training, or the report after all folds.
+"""What runs in every process of a SLURM job: one part of it, or the report after all parts.
 
 SLURM asks for room with a signal some time before it takes the host away. It becomes a wish to stop, on which all ranks
 agree between two steps; when all is saved, the first rank lets submitit requeue the job through `checkpoint()`. After a
@@ -22,6 +22,7 @@ from submitit.core.utils import UncompletedJobError
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
 from dfer.exit import Leaving
 from dfer.interruption import Stop
+from dfer.jobs.parts import Part
 from dfer.surroundings import accept_any_encoding
 from launch.job import Job, Place, report, run_job, share_cores
 from launch.rendezvous import Meeting, port_of
@@ -34,18 +35,19 @@ Requeue = Callable[[int, Any], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldTask:
-    """One fold, in each of its processes. cpus: of a process; gpu: one each; interface, meet_s: see SlurmCluster."""
+class PartTask:
+    """One part of a job, in each of its processes. cpus: of a process; gpu: one each; interface, meet_s: see
+    SlurmCluster."""
 
     job: Job
-    fold: int
+    part: Part
     cpus: int
     gpu: bool
     interface: str | None
     meet_s: float
 
     def __call__(self) -> None:
-        """Train; ends the process with the exit code of the error."""
+        """Do the part; ends the process with the exit code of the error."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
         accept_any_encoding()
         leaving, stop = Leaving(), Stop()
@@ -53,7 +55,7 @@ class FoldTask:
             share_cores(self.cpus)
             forget_failure()
             try:
-                result = run_job(self.job, self.fold, place(self), stop)
+                said = run_job(self.job, self.part, place(self), stop)
             except StoppedError as error:
                 stopped(error, requeue if callable(requeue) else None, leaving)
             except DferError as error:
@@ -63,7 +65,7 @@ class FoldTask:
                 leaving.will(DferError.exit_code)
                 raise
         if rank() == 0:
-            print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
+            print(said, flush=True)
         leaving.will(0)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -73,16 +75,15 @@ class FoldTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTask:
-    """The table over all folds, once they have ended one way or the other."""
+    """What concludes a job, such as the table, once its parts have ended one way or the other."""
 
-    run: str
-    folds: tuple[int, ...]
+    job: Job
 
     def __call__(self) -> None:
-        """Write and print the report; fails when folds are missing, after saying which."""
+        """Conclude and print what comes of it; fails when parts are missing, after saying which."""
         accept_any_encoding()
         try:
-            report(self.run, self.folds)
+            report(self.job)
         except DferError as error:
             failed(error, Leaving())
 
@@ -96,7 +97,7 @@ def rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
 
 
-def place(task: FoldTask) -> Place:
+def place(task: PartTask) -> Place:
     """This process among those of its job, as SLURM describes it."""
     job = submitit.JobEnvironment()
     token = f"{job.job_id}.{restarts()}"
@@ -148,13 +149,13 @@ def failed(error: DferError, leaving: Leaving) -> NoReturn:
     leaving.now(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
 
 
-def crashed(task: FoldTask, error: Exception) -> None:
+def crashed(task: PartTask, error: Exception) -> None:
     """Keep what nobody has foreseen; it may not come again, so the job is tried again."""
     lines = str(error).strip().splitlines()
     got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    do = f"`dfer-launch logs {task.job.run} {task.fold}` shows where; please report it."
+    do = f"`dfer-launch logs {task.job.run} {task.part.name}` shows where; please report it."
     if not is_overtaken():
-        _keep(DferError(message(f"fold {task.fold}", expected="no error that dfer does not know", got=got, do=do)))
+        _keep(DferError(message(task.part.name, expected="no error that dfer does not know", got=got, do=do)))
 
 
 def _keep(error: DferError) -> None:

@@ -22,6 +22,8 @@ ENDING_S = 30.0
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "PMI")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
 """Variables that say which cluster is asked, and by whom."""
+MAX_COMMENT = 1000
+"""Characters of a job's comment; SLURM refuses more than 1,023."""
 _FIELDS = "%P|%a|%D|%F|%l|%s|%G"
 
 
@@ -77,7 +79,7 @@ def slurm(*words: str, timeout: float = TIMEOUT_S) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """A job in the queue: `12_0` or `12`, its state, why it waits, hosts it runs on, the folds it was submitted for."""
+    """A job in the queue: `12_0` or `12`, its state, why it waits, hosts it runs on, the parts it was submitted for."""
 
     job: str
     state: str
@@ -86,24 +88,33 @@ class Queued:
     comment: str
 
     @property
-    def fold(self) -> int | None:
-        """The fold that this task trains, none for a report."""
-        folds = folds_of(self.comment)
-        if not folds:
+    def part(self) -> str | None:
+        """The name of the part that this task does, none for a report."""
+        names = names_of(self.comment)
+        if not names:
             return None
         index = int(self.job.partition("_")[2] or 0)
-        return folds[index] if index < len(folds) else None
+        return names[index] if index < len(names) else None
 
 
-def comment_of(folds: Sequence[int]) -> str:
-    """Says in the queue itself which fold each task of an array trains."""
-    return "folds=" + ",".join(map(str, folds))
+def comment_of(names: Sequence[str]) -> str:
+    """Says in the queue itself which part each task of an array does.
+
+    Raises:
+        UsageError: the names are longer than SLURM takes.
+    """
+    comment = "parts=" + ",".join(names)
+    if len(comment) > MAX_COMMENT:
+        do = f"Submit some of them at a time: --only {names[0]},..."
+        expected, got = f"names of at most {MAX_COMMENT} characters, which SLURM keeps", f"{len(names)} parts"
+        raise UsageError(message("parts", expected=expected, got=got, do=do))
+    return comment
 
 
-def folds_of(comment: str) -> list[int]:
-    """The folds of `comment_of`, in the order of the array; none for others."""
-    match = re.fullmatch(r"folds=(\d+(?:,\d+)*)", comment)
-    return [int(number) for number in match[1].split(",")] if match else []
+def names_of(comment: str) -> list[str]:
+    """The names of `comment_of`, in the order of the array; none for others."""
+    match = re.fullmatch(r"parts=([\w./-]+(?:,[\w./-]+)*)", comment)
+    return match[1].split(",") if match else []
 
 
 def queued(name: str) -> list[Queued]:
@@ -155,12 +166,12 @@ def partitions() -> dict[str, Partition]:
     """All partitions of the cluster by name."""
     out: dict[str, Partition] = {}
     for line in slurm("sinfo", "--noheader", "--all", "--noconvert", f"--format={_FIELDS}").splitlines():
-        part = _partition(line)
-        known = out.get(part.name)
+        found = _partition(line)
+        known = out.get(found.name)
         if known:  # hosts of another kind in the same partition
-            nodes, idle, gpus = known.nodes + part.nodes, known.idle + part.idle, max(known.gpus, part.gpus)
-            part = Partition(**{**vars(part), "nodes": nodes, "idle": idle, "gpus": gpus})
-        out[part.name] = part
+            nodes, idle, gpus = known.nodes + found.nodes, known.idle + found.idle, max(known.gpus, found.gpus)
+            found = Partition(**{**vars(found), "nodes": nodes, "idle": idle, "gpus": gpus})
+        out[found.name] = found
     return out
 
 
@@ -180,7 +191,7 @@ def minutes_of(limit: str) -> int | None:
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not match:
         return None
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    days, hours, minutes, _ = (int(number or 0) for number in match.groups())
     return (days * 24 + hours) * 60 + minutes
 
 

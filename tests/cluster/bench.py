@@ -81,7 +81,7 @@ def first_step(run: Run, since: float) -> float:
 def slurm_start(bench: Bench, bed: SlurmBed) -> dict[str, float]:
     bed.reset()
     run, since = bench.slurm_run(bed), time.time()
-    run.launch("slurm", DEMO, *TWO_HOSTS, "--folds", 1, *ENDLESS, bench.shards)
+    run.launch("slurm", DEMO, *TWO_HOSTS, "--only", "fold_1", *ENDLESS, bench.shards)
     submitted = time.time() - since
     seconds = first_step(run, since)
     run.ask("cancel")
@@ -95,7 +95,7 @@ def ray_start(bench: Bench, bed: RayBed) -> dict[str, float]:
     name = f"bench-{run.files.name}"
     variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment = {"env_vars": variables, "excludes": [".venv", ".git", "demo"]}
-    words = ["cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--folds", "1", *ENDLESS]
+    words = ["cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--only", "fold_1", *ENDLESS]
     bed.ray(
         "job", "submit", "--no-wait", f"--submission-id={name}", f"--working-dir={ROOT}",
         f"--runtime-env-json={json.dumps(environment)}", "--",
@@ -114,7 +114,7 @@ def preemption(bench: Bench, bed: SlurmBed) -> dict[str, float]:
     """From the signal, and from the submission of the job that wants the hosts, to the checkpoint's manifest."""
     bed.reset()
     run = bench.slurm_run(bed)
-    run.launch("slurm", DEMO, *TWO_HOSTS, "--folds", 1, *ENDLESS, bench.shards, "cluster.partition=low")
+    run.launch("slurm", DEMO, *TWO_HOSTS, "--only", "fold_1", *ENDLESS, bench.shards, "cluster.partition=low")
     run.wait_steps(40)
     job = run.job()
     hosts = bed.scontrol("show", "hostnames", bed.job(job)["NodeList"]).split()
@@ -157,7 +157,7 @@ def parallel_folds(bench: Bench, bed: SlurmBed) -> dict[str, float]:
     bed.reset()
     run = bench.slurm_run(bed)
     one = ("cluster.processes_per_node=1", "cluster.cpus_per_process=1")
-    run.launch("slurm", DEMO, "--cluster", CPU, "--folds", "1,2,3,4", *one, *ENDLESS, bench.shards)
+    run.launch("slurm", DEMO, "--cluster", CPU, "--only", "fold_1,fold_2,fold_3,fold_4", *one, *ENDLESS, bench.shards)
     under_slurm = together(run)
     run.ask("cancel")
     wait_until(lambda: not bed.squeue(), 60, "the queue to be empty")

@@ -130,7 +130,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Pa
         if words not in made:
             folder = tmp_path_factory.mktemp("local") / "run"
             here = (f"run={folder}", f"data.shards={shards}", *STEPS, *words)
-            launch({}, "local", tiny, "--processes", 2, "--folds", 1, *here)
+            launch({}, "local", tiny, "--processes", 2, "--only", "fold_1", *here)
             made[words] = folder
         return made[words]
 

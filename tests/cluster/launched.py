@@ -50,7 +50,7 @@ class Run:
 
     def status(self, fold: int = 1) -> dict[str, Any]:
         """What `dfer-launch status` says of a fold."""
-        return next(row for row in json.loads(self.ask("status", "--json")) if row["fold"] == fold)
+        return next(row for row in json.loads(self.ask("status", "--json")) if row["part"] == f"fold_{fold}")
 
     def job(self) -> str:
         """The scheduler's name of the first fold's job."""

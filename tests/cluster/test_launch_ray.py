@@ -18,7 +18,7 @@ from tests.servers import S3, SECRET
 pytestmark = pytest.mark.cluster(long=True)
 
 # A worker takes a host's two cores, so that two of them stand on two hosts.
-PAIR = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--folds", "1", *STEPS)
+PAIR = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--only", "fold_1", *STEPS)
 EXCLUDES = [".venv", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "demo"]
 PROCESS = "^ray::RayTrainWorker"
 NEWER = "expected this to be the newest job of the run"
@@ -140,11 +140,11 @@ def test_a_cancelled_job_saves_and_stops(ray: RayBed, run: Run, tiny: Path) -> N
 
 
 def test_folds_beside_each_other_and_their_table(ray: RayBed, run: Run, tiny: Path, tmp_path: Path) -> None:
-    words = ("cluster.cpus_per_worker=1", "--folds", "1,2,3", "epochs=3")
+    words = ("cluster.cpus_per_worker=1", "--only", "fold_1,fold_2,fold_3", "epochs=3")
     submit(ray, "folds", tiny, run, *words, env_vars={"TMPDIR": str(tmp_path)})
     run.wait_finished(3)
     assert "3 of 5 folds" in wait_job(ray, "folds", timeout=120)
-    told = run.ask("logs", 1)
+    told = run.ask("logs", "fold_1")
     assert "SUCCEEDED" not in told and "step" in told
     assert not list(tmp_path.glob("*checkpoint*"))  # Ray ends its processes without their last words
 

@@ -24,7 +24,7 @@ CPU = ROOT / "configs" / "clusters" / "slurm_cpu.yaml"
 # Two hosts, a process on each; a limit of some minutes.
 PAIR = (
     "--cluster", CPU, "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.cpus_per_process=1",
-    "cluster.hours=0.2", "--folds", "1", *STEPS,
+    "cluster.hours=0.2", "--only", "fold_1", *STEPS,
 )  # fmt: skip
 PROCESS = "^[^ ]*python[^ ]* -u -m submitit.core._submit"
 # One process of the array's task of this number.
@@ -110,7 +110,7 @@ def test_an_orphan_that_wakes_up_writes_nothing(
     slurm.mark_down(name)
     wait_until(lambda: len(run.starts()) == 2, 90, "the second start")
     slurm.hosts[name].kill(PROCESS, whole_line=True, signal="CONT")
-    wait_until(lambda: "got a newer copy at work there" in run.ask("logs", 1), 60, "the orphan's last words")
+    wait_until(lambda: "got a newer copy at work there" in run.ask("logs", "fold_1"), 60, "the orphan's last words")
     run.wait_finished()
     run.assert_same(undisturbed())
 
@@ -179,6 +179,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("tiny")  # it puts the shards into the bucket
 def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, shards: Path, tmp_path: Path) -> None:
     """`launch/slurm_dfew.sh`, given twice; all folds are preempted at once and a process of the last is killed: the
     dependent job's table is that of the same seeds on this machine. Keys reach the hosts by inheritance and stand in no
@@ -188,7 +189,7 @@ def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, s
     words += [f"data.shards={s3.url}/shards", "cluster.partition=low", "cluster.processes_per_node=1"]
     command(env, *words)
     again = command(env, *words)
-    assert "in the queue already: fold 5" in again and "submitted" not in again
+    assert "in the queue already: fold_5" in again and "submitted" not in again
     wait_until(lambda: all(run.steps(fold) >= 20 for fold in range(1, 6)), 120, "step 20 of every fold")
     slurm.preempt(slurm.names)
     wait_until(lambda: all(len(run.starts(fold)) == 2 for fold in range(1, 6)), 120, "the second start of every fold")
@@ -207,7 +208,7 @@ def test_the_script_leaves_the_table_behind(slurm: SlurmBed, s3: S3, run: Run, s
     assert tables[0].replace(run.url, "RUN") == tables[1].replace(str(local), "RUN")
     wait_until(lambda: not slurm.squeue(), 30, "the end of all jobs")
     assert "mean" in run.ask("logs")
-    assert "finished already: fold 1, 2, 3, 4, 5" in command(env, *words)
+    assert "finished already: fold_1, fold_2, fold_3, fold_4, fold_5" in command(env, *words)
     places = [*run.files.glob("**/*"), *(tmp_path / "scripts").glob("**/*")]
     assert not [path for path in places if path.is_file() and SECRET.encode() in path.read_bytes()]
 
@@ -263,7 +264,7 @@ def test_a_full_partition_is_told(slurm: SlurmBed, shared: Run, tiny: Path) -> N
     [
         ("cluster.account=nobody", 2, "account: expected one of research, root, got nobody"),
         ("cluster.partition=closed", 2, "expected a partition that starts jobs, got one that is down"),
-        ("cluster.partition=small", 2, "partition small: expected room for 2 hosts a fold, got at most 1"),
+        ("cluster.partition=small", 2, "partition small: expected room for 2 hosts a part, got at most 1"),
         ("data.shards=/nowhere", 3, "/nowhere/manifest.json: expected the manifest"),
         ("data.shards=s3://data/nowhere", 3, "s3://data/nowhere/manifest.json: expected the manifest"),
         ("data.shards=s3://nobody/shards", 3, "s3://nobody/shards/manifest.json: expected the manifest"),

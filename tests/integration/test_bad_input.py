@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint(capsys: Capture, crossval: tuple[Path, str], tmp_p
 
 def test_prediction_from_what_is_not_there(capsys: Capture, crossval: tuple[Path, str], tmp_path: Path) -> None:
     run = crossval[0] / "fold_1"
-    refused(here(capsys, "predict", crossval[0], tmp_path), 2, f"Give one of its folds: {run}")
+    refused(here(capsys, "predict", crossval[0], tmp_path), 2, f"Give one of its parts: {run}")
     refused(here(capsys, "predict", run, tmp_path), 3, f"{tmp_path}: expected a folder with .jpg, .png, ")
 
 

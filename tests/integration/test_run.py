@@ -138,7 +138,7 @@ def test_the_report_shows_the_mean_of_the_folds(crossval: tuple[Path, str]) -> N
         assert f"{war:.2f}" in text and f"{uar:.2f}" in text and "5 of 5 folds" in text
     assert printed.rstrip().endswith(f"Report: {run}/report/index.html")
     assert [line for line in printed.splitlines() if line.startswith("==")] == [
-        f"== fold {k} of 5" for k in range(1, 6)
+        f"== fold_{k} ({k} of 5)" for k in range(1, 6)
     ]
 
 
@@ -305,12 +305,12 @@ def test_a_report_of_some_folds_says_which_are_missing(
 
 
 def test_a_dry_run_writes_nothing(capsys: Capture, tiny: Path, tmp_path: Path) -> None:
-    done = here(capsys, "crossval", tiny, f"run={tmp_path / 'run'}", "--dry-run", "--folds", "2,5")
+    done = here(capsys, "crossval", tiny, f"run={tmp_path / 'run'}", "--dry-run", "--only", "fold_2,fold_5")
     assert not (tmp_path / "run").exists()
     assert "fold 2 of 5: trains on fold_1, fold_3, fold_4, fold_5" in done.stdout
     assert "train: 28 clips (happiness 4, sadness 4" in done.stdout
     assert "steps: 3 an epoch, 9 in all, 1 micro-batches each" in done.stdout
-    assert yaml.safe_load(done.stdout[: done.stdout.index("\nfold 2")])["epochs"] == 3
+    assert yaml.safe_load(done.stdout[: done.stdout.index("\n== fold_2")])["epochs"] == 3
 
 
 # The other data sets

@@ -14,7 +14,7 @@ def test_a_run_does_not_mind_where_it_is_started(tiny: Path, tmp_path: Path) -> 
     """A run folder with ` #1` in it below `~`, output in ASCII, a TMPDIR too long for sockets, a data worker."""
     with tempfile.TemporaryDirectory(prefix="d" * 80, dir="/tmp") as temporary:
         done = finish(
-            "crossval", tiny, "--folds", "1", "run=~/lr #1", "epochs=1", "data.workers=1", "eval_every=null",
+            "crossval", tiny, "--only", "fold_1", "run=~/lr #1", "epochs=1", "data.workers=1", "eval_every=null",
             HOME=str(tmp_path), TMPDIR=temporary, PYTHONIOENCODING="ascii", LC_ALL="C",
         )  # fmt: skip
         assert not [*Path(temporary).glob("pymp-*")] and not [*Path(temporary).glob("dfer-*")]

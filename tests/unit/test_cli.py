@@ -76,8 +76,8 @@ def test_the_help_shows_a_join(command: str, capsys: pytest.CaptureFixture[str])
     assert f"dfer {command} methods/dfer_clip sets/dfew" in text
 
 
-def test_folds_are_numbers() -> None:
-    assert cli.parse(["crossval", "c.yaml", "--folds", "1,3"]).folds == [1, 3]
+def test_parts_are_chosen_by_name() -> None:
+    assert cli.parse(["crossval", "c.yaml", "--only", "fold_1,seed_2/fold_3"]).only == ["fold_1", "seed_2/fold_3"]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_folds_are_numbers() -> None:
         ("train", "the following arguments are required: CONFIG"),
         ("train a=1 --dry-run", "the following arguments are required: CONFIG"),
         ("train c.yaml --epochs 3", "unrecognized arguments: --epochs"),
-        ("train c.yaml --folds 1", "unrecognized arguments: --folds"),
+        ("train c.yaml --only fold_1", "unrecognized arguments: --only"),
         ("report run a=1", "unrecognized arguments: a=1"),
-        ("crossval c.yaml --folds one", "expected numbers such as 1,2, got 'one'"),
+        ("crossval c.yaml --only fold_1,", "expected names such as fold_1,fold_2, got 'fold_1,'"),
         ("bench step --precision fp64", "invalid choice: 'fp64'"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_folder_that_is_not_the_run_of_one_fold(
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / "config.yaml").touch()
     assert cli.main(words) == 2
-    assert capsys.readouterr().err == f"{expected}Give one of its folds: {tmp_path}/fold_1\n"
+    assert capsys.readouterr().err == f"{expected}Give one of its parts: {tmp_path}/fold_1\n"
 
 
 def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

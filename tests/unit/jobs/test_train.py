@@ -187,8 +187,8 @@ def shards(folder: Path, *, keys: str = "12") -> DataConfig:
 
 def test_a_fold_that_is_not_there(tmp_path: Path) -> None:
     config = run_config(tmp_path / "run", data=shards(tmp_path / "shards"))
-    with pytest.raises(ConfigProblem, match=r"folds: expected some of 1, 2, got 6\. Correct --folds"):
-        crossval(config, World(), only=[6])
+    with pytest.raises(UsageError, match=r"--only: expected some of fold_1, fold_2, got fold_6\. Correct --only"):
+        crossval(config, World(), only=["fold_6"])
 
 
 def test_folds_do_not_go_into_the_folder_of_a_single_run(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_folds_do_not_go_into_the_folder_of_a_single_run(tmp_path: Path) -> None
     with pytest.raises(UsageError) as caught:
         crossval(config, World())
     assert str(caught.value) == (
-        f"{tmp_path}: expected a folder for 2 folds, got the run of a single one. Choose another one with run=FOLDER."
+        f"{tmp_path}: expected a folder for all parts, got the run of a single one. Choose another one with run=FOLDER."
     )
 
 

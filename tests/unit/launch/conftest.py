@@ -1,4 +1,4 @@
-"""A SLURM that only keeps books, for the tests of its launcher."""
+"""A job to launch, and a SLURM that only keeps books."""
 
 import json
 import os
@@ -9,12 +9,28 @@ from typing import Any
 
 import pytest
 
+from dfer.config import load, to_yaml
+from dfer.jobs.config import RunConfig
+from dfer.jobs.parts import Part
+from launch.job import Job
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 COMMANDS = ("sbatch", "squeue", "sinfo", "sacct", "sacctmgr", "scontrol", "scancel", "srun")
 SINFO = """gpu*|up|4|0/4/0/4|infinite|1-infinite|gpu:a100:4(S:0-1)
 gpu*|up|2|1/1/0/2|infinite|1-infinite|gpu:8
 small|up|4|2/2/0/4|1-02:30:00|1-2|(null)
 closed|down|4|0/4/0/4|2:00|1|gpu:2
 """
+
+
+def training(run: Path | str, *folds: int, seeds: tuple[int, ...] = ()) -> Job:
+    """The job of a cross-validation of 50 epochs, and of it these folds."""
+    config = load(DEMO, RunConfig, [f"run={run}", "epochs=50", f"seeds={[*seeds]}"])
+    names = [f"fold_{number}" for number in folds]
+    if seeds:
+        names = [f"seed_{seed}/{name}" for seed in seeds for name in names]
+    parts = tuple(Part(name=name, run=f"{run}/{name}") for name in names)
+    return Job(kind="dfer.jobs.crossval", config=to_yaml(config), run=str(run), parts=parts, revision="abc")
 
 
 class FakeSlurm:

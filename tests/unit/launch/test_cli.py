@@ -40,7 +40,14 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     "words",
-    [["status"], ["status", "run", "seed=1"], ["slurm", "c.yaml", "--hosts=2"], ["logs", "run", "two"], ["nix"], []],
+    [
+        ["status"],
+        ["status", "run", "seed=1"],
+        ["slurm", "c.yaml", "--hosts=2"],
+        ["logs", "run", "fold_1", "fold_2"],
+        ["nix"],
+        [],
+    ],
 )
 def test_wrong_words_are_usage_errors(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

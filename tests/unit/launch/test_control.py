@@ -66,15 +66,15 @@ def no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def submitted(run: Path, address: str) -> None:
     record = Record(
-        launcher="ray", job="raysubmit_7", submitted="2026-01-01", revision="abc", tasks={"1": "raysubmit_7"},
-        states={"1": "running"}, address=address,
+        launcher="ray", job="raysubmit_7", submitted="2026-01-01", revision="abc", tasks={"fold_1": "raysubmit_7"},
+        states={"fold_1": "running"}, address=address,
     )  # fmt: skip
     keep(Folder(run), record)
 
 
 def test_the_job_server_is_asked_and_told(tmp_path: Path, server: str) -> None:
     submitted(tmp_path, server)
-    assert control.logs(str(tmp_path), 1, lines=2) == "two\nthree"
+    assert control.logs(str(tmp_path), "fold_1", lines=2) == "two\nthree"
     assert control.cancel(str(tmp_path)) == ["stopped Ray job raysubmit_7"]
 
 
@@ -115,5 +115,5 @@ def test_a_job_server_that_does_not_tell_says_why(
     submitted(tmp_path, server)
     monkeypatch.setattr(JobServer, "answers", {**JobServer.answers, **answers})
     with pytest.raises(UsageError, match=f"expected an answer about job raysubmit_7, got .*{got}") as caught:
-        control.logs(str(tmp_path), 1, lines=2)
+        control.logs(str(tmp_path), "fold_1", lines=2)
     assert str(caught.value).endswith(DO) and "\n" not in str(caught.value)

@@ -12,12 +12,11 @@ from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DataError, FencedError, ProcessError, StoppedError
 from dfer.exit import Leaving
-from launch.job import Job
 from launch.slurm import retry as slurm_retry
 from launch.slurm import task as slurm_task
 from launch.slurm import tools as slurm_tools
-from launch.slurm.task import FoldTask, failed, failure_file, forget_failure, stopped
-from tests.unit.launch.conftest import FakeSlurm
+from launch.slurm.task import PartTask, failed, failure_file, forget_failure, stopped
+from tests.unit.launch.conftest import FakeSlurm, training
 
 RUNNING = "JobId=31 ArrayJobId=30 ArrayTaskId=1 JobState=RUNNING Reason=None Restarts=2 Requeue=1"
 # What SLURM answers to 30, the number of the whole array: every task.
@@ -170,13 +169,13 @@ def test_what_nobody_has_foreseen_is_kept_and_raised(
     monkeypatch.setattr(slurm_task, "Leaving", lambda: leaving)
     monkeypatch.setattr(slurm_task, "place", lambda _: None)
     monkeypatch.setattr(slurm_task, "run_job", broken)
-    job = Job(config="", run="runs/x", folds=(1,), known=(1,), revision="abc")
+    job = training("runs/x", 1)
     with pytest.raises(KeyError):
-        FoldTask(job=job, fold=1, cpus=1, gpu=False, interface=None, meet_s=1.0)()
+        PartTask(job=job, part=job.parts[0], cpus=1, gpu=False, interface=None, meet_s=1.0)()
     said = json.loads(failure_file().read_text())
     assert (said["code"], said["start"]) == (1, 2)
-    assert said["text"].startswith("fold 1: expected no error that dfer does not know, got KeyError: 'nothing")
-    assert said["text"].endswith("`dfer-launch logs runs/x 1` shows where; please report it.")
+    assert said["text"].startswith("fold_1: expected no error that dfer does not know, got KeyError: 'nothing")
+    assert said["text"].endswith("`dfer-launch logs runs/x fold_1` shows where; please report it.")
 
 
 def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, leaving: Leaving) -> None:

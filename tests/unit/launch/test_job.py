@@ -26,13 +26,16 @@ from launch.job import Job, Place, conclude, make_job, run_job
 from launch.rendezvous import Meeting
 from launch.timeout import within
 from tests import fake_runs
+from tests.unit.launch.conftest import training
 
+ALL = [f"fold_{number}" for number in range(1, 6)]
+RESULT = fake_runs.result()
 CONFIG = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
 
 @pytest.fixture(autouse=True)
 def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer.jobs.parts.known_folds", lambda _: [1, 2, 3, 4, 5])
+    monkeypatch.setattr("dfer.jobs.crossval.known_folds", lambda _: [1, 2, 3, 4, 5])
 
 
 PROBE = (
@@ -42,18 +45,22 @@ PROBE = (
 )  # fmt: skip
 
 
-def made(*overrides: str, folds: tuple[int, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:
-    return make_job([CONFIG], overrides, folds, worlds=worlds)
+def made(*overrides: str, only: tuple[str, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:
+    return make_job([CONFIG], overrides, only, worlds=worlds)
+
+
+def names(job: Job) -> list[str]:
+    return [part.name for part in job.parts]
 
 
 def test_a_job_is_resolved_text_with_absolute_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    job = made("run=runs/x", "data.shards=shards", "seed=7", folds=(3, 1))
+    job = made("run=runs/x", "data.shards=shards", "seed=7", only=("fold_3", "fold_1"))
     config = load_text(job.config.encode(), RunConfig, where="job")
     assert (config.seed, config.run, config.data.shards) == (7, f"{tmp_path}/runs/x", f"{tmp_path}/shards")
     probe = (*PROBE, "data.features=f", "model.towers.pretrained=gone.pt")  # stored features need no tower
     assert load_text(made(*probe).config.encode(), RunConfig, where="job").data.features == f"{tmp_path}/f"
-    assert (job.folds, job.known, job.fold_url(2)) == ((1, 3), (1, 2, 3, 4, 5), f"{tmp_path}/runs/x/fold_2")
+    assert (names(job), job.parts[1].run) == (["fold_1", "fold_3"], f"{tmp_path}/runs/x/fold_3")
     assert pickle.loads(pickle.dumps(job)) == job and "seed" not in repr(job)
 
 
@@ -74,18 +81,18 @@ def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pyte
         made(*vit, file)
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "clip.pt").touch()
-    job = made(*vit, file, folds=(2,))
+    job = made(*vit, file, only=("fold_2",))
     assert pretrained(job) == f"{tmp_path}/w/clip.pt"
     begun = tmp_path / "runs" / "x" / "fold_2"
     begun.mkdir(parents=True)
     config = load_text(job.config.encode(), RunConfig, where="job")
-    (begun / "config.yaml").write_text(to_yaml(replace(config, fold=2, run=job.fold_url(2))))
+    (begun / "config.yaml").write_text(to_yaml(replace(config, fold=2, run=str(begun))))
     (tmp_path / "w" / "clip.pt").unlink()
     with pytest.raises(CheckpointError, match=said):  # begun, and killed before it saved
-        made(*vit, file, folds=(2,))
+        made(*vit, file, only=("fold_2",))
     (begun / "results").mkdir()
     save_result(fake_runs.result(fold=2, epochs=config.epochs), Folder(begun))
-    assert pretrained(made(*vit, file, folds=(2,))) == f"{tmp_path}/w/clip.pt"
+    assert pretrained(made(*vit, file, only=("fold_2",))) == f"{tmp_path}/w/clip.pt"
 
 
 def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -121,12 +128,12 @@ def test_places_reach_the_processes_letter_by_letter(
     source.write_text(yaml.safe_dump({"base": str(CONFIG), "run": f"./{name}", "data": {"shards": "s", "cache": "c"}}))
     job = make_job([source], [f"data.shards=./{name}"], (), worlds=(1,))
     seen: list[Any] = []
-    monkeypatch.setattr("dfer.jobs.train.train", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("dfer.jobs.train.train", lambda config, *_: seen.append(config) or RESULT)
     monkeypatch.setattr(module, "export", lambda _: None)
     place = Place(
         rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
     )
-    run_job(pickle.loads(pickle.dumps(job)), 2, place, Stop())
+    run_job(pickle.loads(pickle.dumps(job)), job.part("fold_2"), place, Stop())
     here = f"{tmp_path}/{name}"
     assert (job.run, seen[0].run) == (f"{here}/{name}", f"{here}/{name}/fold_2")
     assert (seen[0].data.shards, seen[0].data.cache) == (f"{here}/{name}", f"{here}/c")
@@ -136,12 +143,14 @@ def test_urls_stay_as_they_are() -> None:
     job = made("run=memory://bucket/run/", "data.shards=s3://bucket/dfew")
     config = load_text(job.config.encode(), RunConfig, where="job")
     assert job.run == "memory://bucket/run" and config.data.shards == "s3://bucket/dfew"
-    assert job.folds == job.known
+    assert names(job) == ALL and job.parts[0].run == "memory://bucket/run/fold_1"
 
 
-def test_unknown_folds_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--folds: expected some of 1, 2, 3, 4, 5, got 7. Correct --folds"):
-        made(folds=(1, 7))
+@pytest.mark.parametrize("name", ["fold_7", "1", "seed_1/fold_1"])
+def test_parts_that_there_are_not_are_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        made(only=("fold_1", name))
+    assert str(caught.value) == f"--only: expected some of {', '.join(ALL)}, got {name}. Correct --only."
 
 
 def test_the_batch_has_to_divide_for_every_number_of_processes(tmp_path: Path) -> None:
@@ -150,36 +159,39 @@ def test_the_batch_has_to_divide_for_every_number_of_processes(tmp_path: Path) -
         made(run, "batch=8", worlds=(2, 3, 4))
     with pytest.raises(UsageError, match=r"got 8\. Set batch=6"):
         made(run, "batch=8", "micro_batch=1", worlds=(2, 3, 4))
-    assert made(run, "batch=12", "micro_batch=5", worlds=(2, 3, 4)).folds
+    assert made(run, "batch=12", "micro_batch=5", worlds=(2, 3, 4)).parts
 
 
 def test_the_folder_of_a_single_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UsageError, match=r"expected a folder for all folds, got the run of a single one. Choose"):
+    with pytest.raises(UsageError, match=r"expected a folder for all parts, got the run of a single one. Choose"):
         made(f"run={tmp_path}")
 
 
 def test_another_configuration_of_a_begun_fold_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """Also of a finished one, whose old result would else pass for the new configuration's."""
     job = made(f"run={tmp_path}")
-    config = replace(load_text(job.config.encode(), RunConfig, where="job"), fold=2, run=job.fold_url(2))
+    config = replace(load_text(job.config.encode(), RunConfig, where="job"), fold=2, run=job.parts[1].run)
     (tmp_path / "fold_2").mkdir()
     (tmp_path / "fold_2" / "config.yaml").write_text(to_yaml(config))
-    assert made(f"run={tmp_path}").folds == job.folds
+    assert made(f"run={tmp_path}").parts == job.parts
     with pytest.raises(CheckpointError, match=r"fold_2.*seed"):
         made(f"run={tmp_path}", "seed=7")
 
 
 def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("dfer.jobs.train.train", lambda config, world, stop: seen.append((config, world, stop)))
+    monkeypatch.setattr(
+        "dfer.jobs.train.train", lambda config, world, stop: seen.append((config, world, stop)) or RESULT
+    )
     monkeypatch.setattr(module, "export", lambda found: seen.append(found))
     monkeypatch.setattr(module, "revision", lambda: "other")
     meeting = Meeting(rank=0, size=1, host="h", port=1)
     stop = Stop()
     job = made(f"run={tmp_path / 'run'}")
     alone = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting, gpu=False)
-    run_job(replace(job, revision="abc"), 4, alone, stop)
+    said = run_job(replace(job, revision="abc"), job.part("fold_4"), alone, stop)
+    assert said == f"fold_4: WAR {100 * RESULT.war:.2f}, UAR {100 * RESULT.uar:.2f}"
     variables, (config, world, passed) = seen
     assert variables == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     assert (config.fold, config.run) == (4, str(tmp_path / "run" / "fold_4"))
@@ -196,15 +208,16 @@ def test_a_host_without_the_packages_is_told(monkeypatch: pytest.MonkeyPatch, tm
         rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
     )
     with pytest.raises(UsageError) as caught:
-        run_job(made(f"run={tmp_path / 'run'}"), 1, place, Stop())
-    expected = "expected an environment in which training can be imported, got ModuleNotFoundError (No module named 'op"
+        job = made(f"run={tmp_path / 'run'}")
+        run_job(job, job.parts[0], place, Stop())
+    expected = "expected an environment in which the job can be imported, got ModuleNotFoundError (No module named 'op"
     assert expected in str(caught.value) and str(caught.value).startswith("host ")
 
 
 def test_another_revision_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dfer.jobs.train.train", lambda *_: None)
+    monkeypatch.setattr("dfer.jobs.train.train", lambda *_: RESULT)
     monkeypatch.setattr(module, "export", lambda _: None)
     job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
     meeting = Meeting(rank=0, size=1, host="h", port=1)
@@ -212,7 +225,7 @@ def test_another_revision_is_told(
     for now, told, named in (("abc", False, ""), ("def", True, ""), ("unknown", False, "abc")):
         monkeypatch.setenv("DFER_REVISION", "")
         monkeypatch.setattr(module, "revision", lambda now=now: now)
-        run_job(job, 1, place, Stop())
+        run_job(job, job.parts[0], place, Stop())
         assert ("note: the job was made by revision abc, this is def" in capsys.readouterr().err) is told
         assert os.environ["DFER_REVISION"] == named
 
@@ -235,13 +248,15 @@ def test_code_that_ray_unpacked_has_the_revision_of_its_folder(
 
 def test_a_failed_fold_leaves_a_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), curves=False)
-    assert conclude(str(tmp_path), (1, 2, 3), 7) == 7
+    assert conclude(training(tmp_path, 1, 2, 3), 7) == 7
     out, err = capsys.readouterr()
     assert "1 of 5 folds" in out and (tmp_path / "report" / "report.md").exists()
-    assert err.startswith(f"error: {tmp_path}: expected a result of every fold, got none of fold 2, 3. `dfer-launch st")
-    assert conclude(str(tmp_path), (1,), 0) == 0
-    with pytest.raises(CheckpointError, match="got none of fold 2"):
-        conclude(str(tmp_path), (1, 2), 0)
+    assert err.startswith(
+        f"error: {tmp_path}: expected a result of every part, got none of fold_2, fold_3. `dfer-launch"
+    )
+    assert conclude(training(tmp_path, 1), 0) == 0
+    with pytest.raises(CheckpointError, match="got none of fold_2"):
+        conclude(training(tmp_path, 1, 2), 0)
 
 
 @pytest.mark.parametrize("code", [FencedError.exit_code, StoppedError.exit_code])
@@ -249,7 +264,7 @@ def test_what_goes_on_at_the_next_start_is_not_reported(
     code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), curves=False)
-    assert conclude(str(tmp_path), (1, 2), code) == code
+    assert conclude(training(tmp_path, 1, 2), code) == code
     assert capsys.readouterr() == ("", "") and not (tmp_path / "report").exists()
 
 
@@ -258,7 +273,7 @@ def test_missing_gpus_are_told_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: int, enough: bool
 ) -> None:
     """One card may be a process's own."""
-    monkeypatch.setattr("dfer.jobs.train.train", lambda *_: None)
+    monkeypatch.setattr("dfer.jobs.train.train", lambda *_: RESULT)
     monkeypatch.setattr(module, "export", lambda _: None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     # It would take the cards for real.
@@ -267,10 +282,10 @@ def test_missing_gpus_are_told_before_training(
     place = Place(rank=0, size=1, local_rank=0, local_size=4, meeting=meeting, gpu=True)
     job = made(f"run={tmp_path / 'run'}")
     if enough:
-        run_job(job, 1, place, Stop())
+        run_job(job, job.parts[0], place, Stop())
     else:
         with pytest.raises(UsageError, match=rf"expected a GPU for each of 4 processes, got {there}. Look at nvidia"):
-            run_job(job, 1, place, Stop())
+            run_job(job, job.parts[0], place, Stop())
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for_for_ever() -> None:
@@ -294,14 +309,14 @@ def test_a_fold_is_finished_when_its_training_is_complete(tmp_path: Path) -> Non
     """Not when there is an evaluation of it, nor with fewer epochs than are asked for now."""
     job = made(f"run={tmp_path}", "epochs=50")
     for fold, changes in ((1, {}), (2, {"complete": False}), (3, {"epochs": 40}), (4, {"step": 0, "epochs": 0})):
-        save_result(fake_runs.result(fold=fold, **changes), Folder(job.fold_url(fold)))
-    assert job.finished() == [1, 4]
-    assert (Path(job.fold_url(2)) / "results" / "test-step_00009750.json").exists()
-    with pytest.raises(CheckpointError, match="got none of fold 2, 5"):
-        module.report(job.run, (2, 5))
+        save_result(fake_runs.result(fold=fold, **changes), Folder(job.part(f"fold_{fold}").run))
+    assert [part.name for part in job.done()] == ["fold_1", "fold_4"]
+    assert (Path(job.parts[1].run) / "results" / "test-step_00009750.json").exists()
+    with pytest.raises(CheckpointError, match="got none of fold_2, fold_5"):
+        module.report(made(f"run={tmp_path}", "epochs=50", only=("fold_2", "fold_5")))
     (tmp_path / "fold_5" / "results").mkdir(parents=True)
     (tmp_path / "fold_5" / "results" / "test.json").write_text("{")
     with pytest.raises(
         CheckpointError, match=r"fold_5/results/test.json: expected a JSON object, got .* Delete it and"
     ):
-        job.finished()
+        job.done()

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dfer.config import load, to_plain
 from dfer.errors import UsageError
+from dfer.jobs.config import RunConfig
 from launch import __main__ as cli
 from launch.local import processes
 from launch.local import submit as local
@@ -21,9 +23,18 @@ FAKE = Path(__file__).with_name("fake_rank.py")
 
 
 def test_dry_run_prints_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["local", "c.yaml", "--processes", "3", "--folds", "1,2", "--dry-run", "seed=2"]) == 0
+    assert cli.main(["local", "c.yaml", "--processes", "3", "--only", "fold_1,fold_2", "--dry-run", "seed=2"]) == 0
     words = capsys.readouterr().out.split()
-    assert words == [sys.executable, "-m", "launch.local.rank", "crossval", "c.yaml", "--folds", "1,2", "seed=2"]
+    assert words == [
+        sys.executable,
+        "-m",
+        "launch.local.rank",
+        "crossval",
+        "c.yaml",
+        "--only",
+        "fold_1,fold_2",
+        "seed=2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +43,7 @@ def test_dry_run_prints_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["--processes", "0"], "--processes: expected 1 or more, got 0. One a GPU"),
         (["--parallel", "0"], "--parallel: expected 1 or more, got 0"),
         (["--verb", "train", "--parallel", "2"], "--parallel: expected --verb crossval, got train. Leave"),
-        (["--verb", "train", "--folds", "2"], "--folds: expected --verb crossval, got train. Leave"),
+        (["--verb", "train", "--only", "fold_2"], "--only: expected --verb crossval, got train. Leave"),
     ],
 )
 def test_wrong_numbers_are_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +51,7 @@ def test_wrong_numbers_are_refused(arguments: list[str], said: str, capsys: pyte
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--procs", "2"], ["--folds", "one"]])
+@pytest.mark.parametrize("arguments", [["--procs", "2"], ["--only", ","]])
 def test_stray_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["local", "c.yaml", *arguments])
@@ -161,7 +172,7 @@ def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     pids.mkdir()
     code = f"""
 import os, subprocess, sys, time
-from launch import processes
+from launch.local import processes
 real = subprocess.Popen
 processes.subprocess.Popen = lambda words, **o: real([sys.executable, {str(FAKE)!r}, *words[3:]], **o)
 processes.Group(["pid {pids}/0 sleep 60", "pid {pids}/1 sleep 60"], processes=2, environment=os.environ)
@@ -213,35 +224,31 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize(("failing", "code"), [("exit 0", 0), ("exit 3", 3)])
 def test_a_fold_that_fails_leaves_the_others_alone(tmp_path: Path, failing: str, code: int) -> None:
-    job = local.Local(verb="crossval", configs=["c.yaml"], parallel=2)
     marks = [f"pid {tmp_path / str(k)} exit 0" for k in range(3)]
-    assert local._Jobs(job, [[marks[0]], [failing], [marks[1]], [marks[2]]]).run() == code
+    assert local._Jobs([[marks[0]], [failing], [marks[1]], [marks[2]]], parallel=2).run() == code
     assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.usefixtures("fake")
 def test_lines_of_folds_beside_each_other_say_whose_they_are(capfd: pytest.CaptureFixture[str]) -> None:
-    job = local.Local(verb="crossval", configs=["c.yaml"], parallel=2, processes=2)
     each = [["note hello exit 0", "note hi exit 0"], ["say bad exit 3", "say bad exit 3"], ["exit 7", "kill 9"]]
-    assert local._Jobs(job, each, labels=["fold 1", "fold 2", "fold 4"]).run() == 3
+    assert local._Jobs(each, processes=2, parallel=2, labels=["fold_1", "fold_2", "fold_4"]).run() == 3
     said = sorted(capfd.readouterr().err.splitlines())
-    assert said[:3] == ["fold 1: hello", "fold 1: hi", "fold 2: error: bad"]
-    assert said[3].startswith("fold 4: error: process 1 of 2: expected to run to its end, got SIGKILL.")
+    assert said[:3] == ["fold_1: hello", "fold_1: hi", "fold_2: error: bad"]
+    assert said[3].startswith("fold_4: error: process 1 of 2: expected to run to its end, got SIGKILL.")
     assert len(said) == 4
 
 
 @pytest.mark.usefixtures("fake")
 def test_after_a_signal_no_fold_is_started(tmp_path: Path) -> None:
-    job = local.Local(verb="crossval", configs=["c.yaml"])
     waiting = [[f"parent {signal.SIGUSR1.value} sleep 60"], [f"pid {tmp_path / 'late'} exit 0"]]
-    assert local._Jobs(job, waiting).run() == 9
+    assert local._Jobs(waiting).run() == 9
     assert not (tmp_path / "late").exists()
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_stop_that_found_every_fold_finished_is_one_where_others_wait(tmp_path: Path) -> None:
-    job = local.Local(verb="crossval", configs=["c.yaml"])
-    jobs = local._Jobs(job, [[f"parent {signal.SIGUSR1.value} exit 0"], [f"pid {tmp_path / 'late'} exit 0"]])
+    jobs = local._Jobs([[f"parent {signal.SIGUSR1.value} exit 0"], [f"pid {tmp_path / 'late'} exit 0"]])
     assert jobs.run() == 9 and not (tmp_path / "late").exists()
 
 
@@ -253,19 +260,21 @@ def test_folds_that_ended_well_are_reported_beside_a_failed_one(
         jobs.stopped = stopped
         return 3
 
-    fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), curves=False)
+    config = load(CONFIGS / "demo.yaml", RunConfig, [f"run={tmp_path / 'fold_1'}", "epochs=50"])
+    fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), plain=to_plain(config), curves=False)
     monkeypatch.setattr(local._Jobs, "run", run)
-    words = ["--parallel", "2", "--folds", "1,2", f"run={tmp_path}"]
+    monkeypatch.setattr("dfer.jobs.crossval.known_folds", lambda _: [1, 2, 3, 4, 5])
+    words = ["--parallel", "2", "--only", "fold_1,fold_2", f"run={tmp_path}", "epochs=50"]
     assert cli.main(["local", str(CONFIGS / "demo.yaml"), *words]) == 3
     out, err = capsys.readouterr()
-    assert ("1 of 5 folds" in out, "got none of fold 2" in err, (tmp_path / "report").exists()) == (reported,) * 3
+    assert ("1 of 5 folds" in out, "got none of fold_2" in err, (tmp_path / "report").exists()) == (reported,) * 3
 
 
 def test_options_of_crossval_reach_it() -> None:
-    job = local.Local(verb="crossval", configs=["c.yaml"], folds=(2, 3), overrides=["seed=1"])
-    assert job.arguments() == ["crossval", "c.yaml", "--folds", "2,3", "seed=1"]
+    job = local.Local(verb="crossval", configs=["c.yaml"], only=("fold_2", "fold_3"), overrides=["seed=1"])
+    assert job.arguments() == ["crossval", "c.yaml", "--only", "fold_2,fold_3", "seed=1"]
     with pytest.raises(UsageError):
-        local.Local(verb="evaluate", configs=["c.yaml"], folds=(2,))
+        local.Local(verb="evaluate", configs=["c.yaml"], only=("fold_2",))
 
 
 @pytest.mark.integration

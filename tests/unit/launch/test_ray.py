@@ -1,4 +1,4 @@
-"""Ray: what it is asked for, how a fold ends, and a real one with two processes."""
+"""Ray: what it is asked for, how a part ends, and a real one with two processes."""
 
 import json
 import os
@@ -16,10 +16,8 @@ from typing import Any, Literal
 import pytest
 from ray.exceptions import RuntimeEnvSetupError
 
-from dfer.config_files import load
 from dfer.errors import DataError, DferError, FencedError, ProcessError, StoppedError, StorageError, UsageError
 from dfer.interruption import Stop
-from dfer.jobs.config import RunConfig
 from dfer.storage import Folder
 from launch import __main__ as cli
 from launch.cluster import RayCluster, load_cluster
@@ -31,9 +29,10 @@ from launch.ray import worker as ray_worker
 from launch.ray.board import Board, Ending
 from launch.ray.driver import Driver
 from launch.ray.submit import Submission
-from launch.ray.worker import Trial, train_fold
+from launch.ray.worker import Trial, run_part
 from launch.records import Record, keep, records
 from tests import fake_runs
+from tests.unit.launch.conftest import training
 
 ROOT = Path(__file__).parents[3]
 NOBODY = (
@@ -45,7 +44,7 @@ REFUSED = "Ray at auto: expected to join the cluster, got {}. Correct the cluste
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job(config="seed: 1\n", run=str(tmp_path / "run"), folds=(1, 2), known=(1, 2), revision="abc")
+    return training(tmp_path / "run", 1, 2)
 
 
 def submission(job: Job, **cluster: Any) -> Submission:
@@ -116,14 +115,12 @@ def test_places_that_outlive_the_job_are_not(
     working_dir: str | None, run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     in_job(tmp_path / "job", monkeypatch, working_dir=working_dir)
-    ray_cluster.refuse_working_folder(
-        load([ROOT / "configs/demo.yaml"], RunConfig, [f"run={tmp_path / run}", "data.shards=s3://b/x"])
-    )
+    ray_cluster.refuse_working_folder({"run": str(tmp_path / run), "data.shards": "s3://b/x"})
 
 
 def test_a_driver_outside_a_job_may_use_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    ray_cluster.refuse_working_folder(load([ROOT / "configs/demo.yaml"], RunConfig, []))
+    ray_cluster.refuse_working_folder({"run": "run"})
 
 
 @pytest.mark.parametrize(
@@ -190,7 +187,7 @@ def test_folds_are_bounded_by_what_the_hosts_have(
     import ray
 
     monkeypatch.setattr(ray, "nodes", lambda: [*hosts(*cpus), {"Alive": False, "Resources": {"CPU": 99.0}}])
-    assert ray_cluster.folds_in(RayCluster(**cluster)) == folds
+    assert ray_cluster.room_in(RayCluster(**cluster)) == folds
 
 
 def test_too_small_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +205,7 @@ def test_the_cluster_file_is_read() -> None:
         load_cluster(path, RayCluster, ["min_workers=9"])
 
 
-# --- how a fold ends
+# --- how a part ends
 
 
 class Actor:
@@ -225,7 +222,7 @@ class Actor:
 def trial(job: Job, monkeypatch: pytest.MonkeyPatch) -> Trial:
     monkeypatch.setattr(ray_worker.ray, "get", lambda value, **_: value)
     monkeypatch.setattr(ray_worker, "place", lambda _: None)
-    return Trial(job=job, fold=2, gpu=False, interface=None, meet_s=5.0, board=Actor(), mark="")
+    return Trial(job=job, part=job.parts[1], gpu=False, interface=None, meet_s=5.0, board=Actor(), mark="")
 
 
 @pytest.mark.parametrize("error", [DataError("bad clip"), FencedError("newer copy"), UsageError("wrong")])
@@ -238,11 +235,11 @@ def test_what_lasts_is_not_tried_again(trial: Trial, error: DferError, monkeypat
 
     monkeypatch.setattr(ray_worker, "run_job", fail)
     with pytest.raises(type(error)):
-        train_fold(trial)
-    train_fold(trial)
+        run_part(trial)
+    run_part(trial)
     assert len(starts) == 1
-    assert trial.board.board.endings().get(2) == Ending(code=error.exit_code, text=str(error))
-    assert trial.board.board.endings().get(1) is None
+    assert trial.board.board.endings().get("fold_2") == Ending(code=error.exit_code, text=str(error))
+    assert trial.board.board.endings().get("fold_1") is None
 
 
 def test_after_a_stop_there_is_nothing_to_start_again(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +247,8 @@ def test_after_a_stop_there_is_nothing_to_start_again(trial: Trial, monkeypatch:
         raise StoppedError("saved")
 
     monkeypatch.setattr(ray_worker, "run_job", stop)
-    train_fold(trial)
-    assert trial.board.board.endings() == {2: Ending(code=9, text="saved")}
+    run_part(trial)
+    assert trial.board.board.endings() == {"fold_2": Ending(code=9, text="saved")}
 
 
 @pytest.mark.parametrize("error", [ProcessError("partner lost"), StorageError("503")])
@@ -262,39 +259,39 @@ def test_what_may_pass_is(trial: Trial, error: DferError, monkeypatch: pytest.Mo
     monkeypatch.setattr(ray_worker, "run_job", fail)
     for _ in range(2):
         with pytest.raises(type(error)):
-            train_fold(trial)
-    assert trial.board.board.endings().get(2) is None
-    assert trial.board.board.news() == [f"fold 2: {error}"] * 2 and trial.board.board.news() == []
+            run_part(trial)
+    assert trial.board.board.endings().get("fold_2") is None
+    assert trial.board.board.news() == [f"fold_2: {error}"] * 2 and trial.board.board.news() == []
 
 
 def test_a_fold_that_gets_room_after_the_stop_is_not_begun(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
     trial.board.board.wish("SIGTERM")
-    train_fold(trial)
-    assert trial.board.board.endings().get(2).code == StoppedError.exit_code
+    run_part(trial)
+    assert trial.board.board.endings().get("fold_2").code == StoppedError.exit_code
 
 
 def test_silence_is_that_of_every_fold() -> None:
     board = Board()
-    assert board.hear(3) == "" and board.silence().keys() == {3}
+    assert board.hear("fold_3") == "" and board.silence().keys() == {"fold_3"}
     time.sleep(0.05)
-    board.hear(4)
+    board.hear("fold_4")
     silence = board.silence()
-    assert silence[3] - silence[4] > 0.04
+    assert silence["fold_3"] - silence["fold_4"] > 0.04
 
 
 def test_the_first_ending_of_a_fold_stays() -> None:
     board = Board()
-    board.end(1, Ending(code=3, text="a"))
-    board.end(1, Ending(code=7, text="b"))
-    assert board.endings().get(1) == Ending(code=3, text="a")
+    board.end("fold_1", Ending(code=3, text="a"))
+    board.end("fold_1", Ending(code=7, text="b"))
+    assert board.endings().get("fold_1") == Ending(code=3, text="a")
 
 
 def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "WISH_S", 0.01)
     heard = threading.Event()
 
-    def wait(_job: Job, _fold: int, _place: object, stop: Stop) -> None:
+    def wait(_job: Job, _part: object, _place: object, stop: Stop) -> None:
         trial.board.board.wish("SIGTERM")
         trial.board.board.wish("later")
         while not stop.requested:
@@ -303,7 +300,7 @@ def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPat
         heard.set()
 
     monkeypatch.setattr(ray_worker, "run_job", wait)
-    train_fold(trial)
+    run_part(trial)
     assert heard.is_set()
 
 
@@ -311,8 +308,8 @@ def test_a_host_that_does_not_share_the_run_folder_is_named(trial: Trial, monkey
     monkeypatch.setattr(ray_worker, "MARK_S", 0.0)
     monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(UsageError, match="without the driver's file"):
-        train_fold(replace(trial, mark="launch/.shared-1"))
-    told = trial.board.board.endings().get(2)
+        run_part(replace(trial, mark="launch/.shared-1"))
+    told = trial.board.board.endings().get("fold_2")
     assert told.code == UsageError.exit_code
     expected = f"host {socket.gethostname()}: expected the run folder {trial.job.run} as the driver's host has it, got"
     assert told.text.startswith(expected)
@@ -324,9 +321,9 @@ def test_a_shared_run_folder_is_waited_for_a_little(trial: Trial, monkeypatch: p
     monkeypatch.setattr(ray_worker, "run_job", lambda *_: trained.set())
     later = threading.Timer(0.3, Folder(trial.job.run).write, args=("launch/.shared-1", b""))
     later.start()
-    train_fold(replace(trial, mark="launch/.shared-1"))
+    run_part(replace(trial, mark="launch/.shared-1"))
     later.join()
-    assert trained.is_set() and trial.board.board.endings().get(2) is None
+    assert trained.is_set() and trial.board.board.endings().get("fold_2") is None
 
 
 # --- the driver, with folds that are only functions
@@ -335,19 +332,19 @@ def test_a_shared_run_folder_is_waited_for_a_little(trial: Trial, monkeypatch: p
 class Trainer:
     """What a fold does instead of starting Ray's processes: nothing, unless a test says more."""
 
-    does: Callable[[int], None]
+    does: Callable[[str], None]
     marks: list[str]
     heard: bool
 
-    def __init__(self, fold: int, board: Any, mark: str) -> None:
-        self.fold, self.board = fold, board
+    def __init__(self, part: str, board: Any, mark: str) -> None:
+        self.part, self.board = part, board
         Trainer.marks.append(mark)
 
     def fit(self) -> None:
         """Heard at its start, as the processes of a fold are."""
         if Trainer.heard:
-            self.board.hear.remote(self.fold)
-        Trainer.does(self.fold)
+            self.board.hear.remote(self.part)
+        Trainer.does(self.part)
 
 
 @pytest.fixture
@@ -357,9 +354,9 @@ def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(ray, "get", lambda value, **_: value)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(ray_driver, "make_board", Actor)
-    monkeypatch.setattr(ray_driver, "folds_in", lambda _: 2)
+    monkeypatch.setattr(ray_driver, "room_in", lambda _: 2)
     monkeypatch.setattr(ray_driver, "POLL_S", 0.01)
-    monkeypatch.setattr(module, "trainer", lambda _submission, fold, board, mark: Trainer(fold, board, mark))
+    monkeypatch.setattr(module, "trainer", lambda _submission, part, board, mark: Trainer(part.name, board, mark))
     monkeypatch.setattr(Trainer, "marks", [], raising=False)
     monkeypatch.setattr(Trainer, "does", lambda _: None, raising=False)
     monkeypatch.setattr(Trainer, "heard", True, raising=False)
@@ -368,7 +365,9 @@ def driver(job: Job, monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 def make_driver(job: Job, **cluster: Any) -> Driver:
     mine = submission(job, **cluster)
-    return Driver(mine.cluster, Folder(job.run), job.folds, mine._fit, address="", revision="abc")
+    return Driver(
+        mine.cluster, Folder(job.run), [part.name for part in job.parts], mine._fit, address="", revision="abc"
+    )
 
 
 def states(job: Job) -> dict[str, str]:
@@ -380,15 +379,17 @@ def states_of(driver: Driver) -> dict[str, str]:
 
 
 def test_the_record_says_how_every_fold_ended(driver: Driver, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def do(fold: int) -> None:
-        assert states(job).keys() == {"1", "2"}
-        if fold == 2:
+    def do(part: str) -> None:
+        assert states(job).keys() == {"fold_1", "fold_2"}
+        if part == "fold_2":
             raise RuntimeError("lost")
 
     monkeypatch.setattr(Trainer, "does", do)
     assert driver.run() == ProcessError.exit_code
-    assert states(job)["1"] == "finished"
-    assert states(job)["2"].startswith("failed: fold 2: expected at most 3 lost processes, got RuntimeError: lost. The")
+    assert states(job)["fold_1"] == "finished"
+    assert states(job)["fold_2"].startswith(
+        "failed: fold_2: expected at most 3 lost processes, got RuntimeError: lost. The"
+    )
 
 
 @pytest.fixture
@@ -401,15 +402,15 @@ def joined(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failed_fold_leaves_a_report_of_the_others(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def do(fold: int) -> None:
-        if fold == 2:
+    def do(part: str) -> None:
+        if part == "fold_2":
             raise RuntimeError("lost")
         fake_runs.write_fold(Path(job.run) / "fold_1", fake_runs.result(fold=1), curves=False)
 
     monkeypatch.setattr(Trainer, "does", do)
     assert submission(job).run() == ProcessError.exit_code
     out, err = capsys.readouterr()
-    assert "1 of 5 folds" in out and "expected a result of every fold, got none of fold 2" in err
+    assert "1 of 5 folds" in out and "expected a result of every part, got none of fold_2" in err
 
 
 @pytest.mark.usefixtures("joined")
@@ -443,8 +444,8 @@ def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
     monkeypatch.setattr(ray_driver, "keep", write)
     monkeypatch.setattr(Trainer, "does", lambda _: away.wait(20) and back.wait(20))
     assert driver.run() == 0 and away.is_set() and back.is_set()
-    assert states(job) == {"1": "finished", "2": "finished"}
-    note = "note: the folds go on, but `dfer-launch status` is behind: s3://b/run: expected to write it, got 503. Wait."
+    assert states(job) == {"fold_1": "finished", "fold_2": "finished"}
+    note = "note: the parts go on, but `dfer-launch status` is behind: s3://b/run: expected to write it, got 503. Wait."
     assert capsys.readouterr().err.splitlines() == [note]
 
 
@@ -469,7 +470,7 @@ def test_the_drivers_file_is_in_a_folder_on_a_disk_while_folds_run(
 
 @pytest.mark.usefixtures("driver")
 def test_a_store_is_shared_by_its_nature(job: Job) -> None:
-    other = replace(job, run="memory://bucket/run")
+    other = training("memory://bucket/run", 1, 2)
     make_driver(other).run()
     assert Trainer.marks == ["", ""]
 
@@ -479,27 +480,27 @@ def test_a_fold_without_room_waits_and_says_for_what(
 ) -> None:
     """It runs once one of its processes is heard, not when Ray is asked for them."""
     why = "no process of it has started or answers; it takes 1 process of 1 CPU, free are 1 CPU"
-    seen: dict[int, list[str]] = {1: [], 2: []}
+    seen: dict[str, list[str]] = {"fold_1": [], "fold_2": []}
 
-    def until(fold: int, state: str) -> None:
+    def until(part: str, state: str) -> None:
         deadline = time.monotonic() + 20
-        while not states(job)[str(fold)].startswith(state):
+        while not states(job)[part].startswith(state):
             assert time.monotonic() < deadline, states(job)
             time.sleep(0.01)
-        seen[fold].append(states(job)[str(fold)])
+        seen[part].append(states(job)[part])
 
-    def do(fold: int) -> None:
-        until(fold, f"waiting: {why}")
-        driver._board.hear.remote(fold)
-        until(fold, "running")
+    def do(part: str) -> None:
+        until(part, f"waiting: {why}")
+        driver._board.hear.remote(part)
+        until(part, "running")
 
     monkeypatch.setattr(ray_driver, "NOTE_S", 0.05)
     monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
     monkeypatch.setattr(Trainer, "heard", False)
     monkeypatch.setattr(Trainer, "does", do)
     assert driver.run() == 0
-    assert seen == {1: [f"waiting: {why}", "running"], 2: [f"waiting: {why}", "running"]}
-    told = [f"note: fold {fold}: {why}. `ray status` shows what takes the room." for fold in (1, 2)]
+    assert seen == {"fold_1": [f"waiting: {why}", "running"], "fold_2": [f"waiting: {why}", "running"]}
+    told = [f"note: {part}: {why}. `ray status` shows what takes the room." for part in ("fold_1", "fold_2")]
     assert sorted(capsys.readouterr().err.splitlines()) == told
 
 
@@ -510,20 +511,20 @@ def test_a_driver_that_is_stopped_does_not_wait_for_folds_without_a_process(
     never = threading.Event()
     monkeypatch.setattr(Trainer, "heard", False)
     monkeypatch.setattr(Trainer, "does", lambda _: os.kill(os.getpid(), signal.SIGTERM) or never.wait(60))
-    monkeypatch.setattr(ray_driver, "folds_in", lambda _: 1)
-    driver._board.board._heard[1] = time.monotonic() - ray_driver.SILENT_S
-    assert driver.run() == StoppedError.exit_code and driver.abandoned == [1]
+    monkeypatch.setattr(ray_driver, "room_in", lambda _: 1)
+    driver._board.board._heard["fold_1"] = time.monotonic() - ray_driver.SILENT_S
+    assert driver.run() == StoppedError.exit_code and driver.abandoned == ["fold_1"]
     never.set()
     said = "expected a process at work that saves before the stop (SIGTERM), got none. The same command continues"
-    assert [states(job)[fold].startswith(f"stopped: fold {fold}: {said}") for fold in ("1", "2")] == [True, True]
+    assert [states(job)[part].startswith(f"stopped: {part}: {said}") for part in ("fold_1", "fold_2")] == [True, True]
     assert capsys.readouterr().err.count(said) == 2
 
 
 def test_a_second_interruption_ends_at_once(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
 
-    def interrupt(fold: int) -> None:
-        if fold == 1:
+    def interrupt(part: str) -> None:
+        if part == "fold_1":
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGINT)
@@ -537,7 +538,7 @@ def test_a_second_interruption_ends_at_once(driver: Driver, monkeypatch: pytest.
     with pytest.raises(SystemExit) as caught:
         driver.run()
     assert caught.value.code == 130 and driver.closed == "SIGINT"
-    driver.abandoned = [1, 2]
+    driver.abandoned = ["fold_1", "fold_2"]
     never.set()
 
 
@@ -573,9 +574,9 @@ def test_a_fold_that_has_ended_is_not_waited_for(
     """Ray starts its processes again, which has to wait for room. What ended it stands, and the report is made."""
     never = threading.Event()
 
-    def fit(_self: object, fold: int, board: Any, _mark: str) -> None:
-        if fold == 1:
-            board.end.remote(fold, Ending(code=3, text="bad clip"))
+    def fit(_self: object, part: str, board: Any, _mark: str) -> None:
+        if part == "fold_1":
+            board.end.remote(part, Ending(code=3, text="bad clip"))
             never.wait(60)
         fake_runs.write_fold(Path(job.run) / "fold_2", fake_runs.result(fold=2), curves=False)
 
@@ -587,7 +588,7 @@ def test_a_fold_that_has_ended_is_not_waited_for(
     with pytest.raises(SystemExit) as caught:
         submission(job).run()
     never.set()
-    assert caught.value.code == 3 and states(job) == {"1": "failed: bad clip", "2": "finished"}
+    assert caught.value.code == 3 and states(job) == {"fold_1": "failed: bad clip", "fold_2": "finished"}
     out, err = capsys.readouterr()
     assert "1 of 5 folds" in out and err.splitlines()[0] == "error: bad clip"
 
@@ -617,14 +618,14 @@ def test_a_job_that_was_submitted_again_gives_way(
     job: Job, driver: Driver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever the hosts' clocks say: newer is what was not there before. Its folds get the wish and save."""
-    newer(job, states={"1": "running"})
+    newer(job, states={"fold_1": "running"})
 
-    def do(fold: int) -> None:
-        if fold == 1:
-            newer(job, states={"1": "waiting", "2": "running"})
-        while not driver._board.hear.remote(fold):
+    def do(part: str) -> None:
+        if part == "fold_1":
+            newer(job, states={"fold_1": "waiting", "fold_2": "running"})
+        while not driver._board.hear.remote(part):
             time.sleep(0.01)
-        driver._board.end.remote(fold, Ending(code=9, text=f"fold {fold}: saved"))
+        driver._board.end.remote(part, Ending(code=9, text=f"{part}: saved"))
 
     monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
     monkeypatch.setattr(Trainer, "does", do)
@@ -632,15 +633,15 @@ def test_a_job_that_was_submitted_again_gives_way(
     assert driver.closed == "a newer job of this run was submitted"
     err = capsys.readouterr().err
     assert f"error: {job.run}: expected this to be the newest job of the run, got other-" in err
-    assert states_of(driver) == {"1": "stopped: fold 1: saved", "2": "stopped: fold 2: saved"}
+    assert states_of(driver) == {"fold_1": "stopped: fold_1: saved", "fold_2": "stopped: fold_2: saved"}
 
 
 @pytest.mark.parametrize(
     ("states", "launcher"),
     [
-        ({"1": "finished", "2": "finished"}, "ray"),
-        ({"1": "waiting", "3": "running"}, "ray"),  # who would train fold 2?
-        ({"1": "running", "2": "running"}, "slurm"),
+        ({"fold_1": "finished", "fold_2": "finished"}, "ray"),
+        ({"fold_1": "waiting", "fold_3": "running"}, "ray"),  # who would train fold 2?
+        ({"fold_1": "running", "fold_2": "running"}, "slurm"),
     ],
 )
 def test_a_newer_record_that_does_not_want_all_of_its_folds_does_not_disturb(
@@ -656,8 +657,8 @@ def test_a_newer_record_that_does_not_want_all_of_its_folds_does_not_disturb(
             looked.set()
         return found
 
-    def do(fold: int) -> None:
-        if fold == 1:
+    def do(part: str) -> None:
+        if part == "fold_1":
             newer(job, states=states, launcher=launcher)
         assert looked.wait(20)
 
@@ -673,12 +674,12 @@ def test_no_state_is_lost_among_threads(driver: Driver, monkeypatch: pytest.Monk
         return replace(record, **changes)
 
     monkeypatch.setattr(ray_driver, "replace", slow)
-    threads = [threading.Thread(target=driver._say, args=(fold, "running")) for fold in range(10)]
+    threads = [threading.Thread(target=driver._say, args=(f"worker_{number}", "running")) for number in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [driver._renewed().states[str(fold)] for fold in range(10)] == ["running"] * 10
+    assert [driver._renewed().states[f"worker_{number}"] for number in range(10)] == ["running"] * 10
 
 
 def test_the_cause_is_told_in_few_words() -> None:
@@ -695,5 +696,5 @@ def test_a_dry_run_starts_nothing(
     monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
     assert cli.main(["ray", "configs/demo.yaml", "--dry-run", "cluster.workers=3", "cluster.gpu=false"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["scaling"]["num_workers"] == 3 and plan["folds"] == [1, 2]
+    assert plan["scaling"]["num_workers"] == 3 and plan["parts"] == ["fold_1", "fold_2"]
     assert os.environ["RAY_ADDRESS"] == "nowhere:1"

@@ -19,7 +19,7 @@ def told(tmp_path: Path) -> dict[str, str]:
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
-    kept = {name: value for name, value in os.environ.items() if name not in ("METHOD", "CLUSTER", "FOLDS")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("METHOD", "CLUSTER", "ONLY")}
     return {**kept, "PATH": f"{program.parent}:{os.environ['PATH']}", "HERE": str(tmp_path)}
 
 
@@ -42,19 +42,27 @@ def test_nothing_but_the_name_is_needed(told: dict[str, str], name: str) -> None
 
 
 def test_flags_go_before_the_environment(told: dict[str, str]) -> None:
-    words = ["-m", "dfer_clip_depth2", "-f", "1,3", "-n", "seed=2", "cluster.account=a b"]
-    more = {"METHOD": "none", "CLUSTER": "mine.yaml", "FOLDS": "5"}
+    words = ["-m", "dfer_clip_depth2", "-o", "fold_1,fold_3", "-n", "seed=2", "cluster.account=a b"]
+    more = {"METHOD": "none", "CLUSTER": "mine.yaml", "ONLY": "fold_5"}
     got = run(told, "mafw", *words, **more).stdout.splitlines()
     assert got[1].endswith("configs/methods/dfer_clip_depth2.yaml") and got[2].endswith("configs/sets/mafw.yaml")
-    assert got[3:] == ["--cluster", "mine.yaml", "--dry-run", "seed=2", "cluster.account=a b", "--folds", "1,3"]
-    assert run(told, "mafw", METHOD="class_name_temporal", FOLDS="5").stdout.split()[-2:] == ["--folds", "5"]
+    assert got[3:] == [
+        "--cluster",
+        "mine.yaml",
+        "--dry-run",
+        "seed=2",
+        "cluster.account=a b",
+        "--only",
+        "fold_1,fold_3",
+    ]
+    assert run(told, "mafw", METHOD="class_name_temporal", ONLY="fold_5").stdout.split()[-2:] == ["--only", "fold_5"]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["-m", "dferclip"], "error: dferclip: expected one of class_name_no_temporal "),
-        (["folds"], "error: folds: expected -m, -c, -f, -n or a.b=c."),
+        (["folds"], "error: folds: expected -m, -c, -o, -n or a.b=c."),
     ],
 )
 def test_mistakes_are_told(told: dict[str, str], words: list[str], said: str) -> None:
@@ -65,7 +73,7 @@ def test_mistakes_are_told(told: dict[str, str], words: list[str], said: str) ->
 @pytest.mark.parametrize("name", SETS)
 def test_help_names_the_options(told: dict[str, str], name: str) -> None:
     text = run(told, name, "--help").stdout
-    assert f"launch/slurm_{name}.sh" in text and all(option in text for option in ("-m METHOD", "-c FILE", "-f 1,2"))
+    assert f"launch/slurm_{name}.sh" in text and all(option in text for option in ("-m METHOD", "-c FILE", "-o PARTS"))
 
 
 def test_the_scripts_are_bash_without_mistakes() -> None:

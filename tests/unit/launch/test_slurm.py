@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,17 @@ from launch.job import Job
 from launch.slurm import submit as module
 from launch.slurm import tools as slurm_tools
 from launch.slurm.submit import Submission
-from launch.slurm.task import FoldTask, ReportTask, place
-from launch.slurm.tools import comment_of, folds_of, minutes_of, partitions
+from launch.slurm.task import PartTask, ReportTask, place
+from launch.slurm.tools import comment_of, minutes_of, names_of, partitions
 from tests import fake_runs
-from tests.unit.launch.conftest import SINFO, FakeSlurm
+from tests.unit.launch.conftest import SINFO, FakeSlurm, training
 
 SECRET = "AKIA-do-not-tell"
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job(config="seed: 1\n", run=str(tmp_path / "run"), folds=(1, 2, 3), known=(1, 2, 3), revision="abc")
+    return training(tmp_path / "run", 1, 2, 3)
 
 
 def submission(job: Job, **cluster: object) -> Submission:
@@ -46,7 +45,7 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
 ) -> None:
     chosen = submission(
         job, partition="gpu", account="vision", nodes=2, min_nodes=1, gpus_per_node=4, cpus_per_process=6, hours=1.5,
-        signal_s=60, parallel_folds=2, memory_gb=1.5, setup=("set -e", "module load cuda"),
+        signal_s=60, parallel_parts=2, memory_gb=1.5, setup=("set -e", "module load cuda"),
         options={"mail-type": "END"}, constraint="a100", exclude="node9", qos="gpu", report={"partition": "small"},
     )  # fmt: skip
     assert chosen.submit() == 0
@@ -54,7 +53,7 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
     wanted = {
         "array": "0-2%2", "nodes": "1-2", "mincpus": "24", "gpus-per-node": "4", "cpus-per-task": "6",
         "time": "90", "signal": "USR2@60", "partition": "gpu", "account": "vision", "mem": "1536M",
-        "comment": "folds=1,2,3", "mail-type": "END", "requeue": "", "open-mode": "append",
+        "comment": "parts=fold_1,fold_2,fold_3", "mail-type": "END", "requeue": "", "open-mode": "append",
         "constraint": "a100", "exclude": "node9", "qos": "gpu",
     }  # fmt: skip
     assert {key: folds[key] for key in wanted} == wanted
@@ -69,7 +68,7 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
     )
     assert "--ntasks-per-node=4 --cpus-per-task=6 --kill-on-bad-exit=0 --wait=60" in script
     assert "ntasks-per-node" not in folds  # SLURM would then give the least number of hosts
-    assert "submitted fold 1, 2, 3 as job 1, the report as job 2" in capsys.readouterr().out
+    assert "submitted fold_1, fold_2, fold_3 as job 1, the report as job 2" in capsys.readouterr().out
 
 
 def test_the_cluster_file_counts_before_sbatchs_variables(
@@ -86,11 +85,11 @@ def test_the_cluster_file_counts_before_sbatchs_variables(
 def test_what_is_pickled_is_the_resolved_job(fake_slurm: FakeSlurm, job: Job) -> None:
     submission(job, interface="ib0").submit()
     folder = Path(job.run) / "launch" / "slurm"
-    for number, fold in enumerate(job.folds):
+    for number, part in enumerate(job.parts):
         delayed = pickle.loads((folder / f"1_{number}_submitted.pkl").read_bytes())
-        assert delayed.function == FoldTask(job=job, fold=fold, cpus=1, gpu=False, interface="ib0", meet_s=30.0)
+        assert delayed.function == PartTask(job=job, part=part, cpus=1, gpu=False, interface="ib0", meet_s=30.0)
         assert delayed.function.checkpoint().function == delayed.function
-    assert pickle.loads((folder / "2_submitted.pkl").read_bytes()).function == ReportTask(run=job.run, folds=(1, 2, 3))
+    assert pickle.loads((folder / "2_submitted.pkl").read_bytes()).function == ReportTask(job=job)
 
 
 def test_credentials_go_into_no_file(
@@ -110,11 +109,11 @@ def test_a_fixed_number_of_hosts_names_its_tasks(fake_slurm: FakeSlurm, job: Job
 
 
 def test_a_single_fold_is_no_array(fake_slurm: FakeSlurm, job: Job) -> None:
-    submission(replace(job, folds=(2,))).submit()
+    submission(training(job.run, 2)).submit()
     assert "array" not in flags(fake_slurm.jobs[0]["script"])
     (record,) = (Path(job.run) / "launch").glob("slurm-*.json")
     plain = json.loads(record.read_text())
-    assert plain["tasks"] == {"2": "1"} and plain["report"] == "2"
+    assert plain["tasks"] == {"fold_2": "1"} and plain["report"] == "2"
 
 
 def test_a_second_time_only_what_is_missing_is_submitted(
@@ -125,7 +124,7 @@ def test_a_second_time_only_what_is_missing_is_submitted(
     submission(job).submit()
     assert len(fake_slurm.jobs) == 2
     out = capsys.readouterr().out
-    assert "in the queue already: fold 2 as job 1_1, pending" in out and "dfer-launch status" in out
+    assert "in the queue already: fold_2 as job 1_1, pending" in out and "dfer-launch status" in out
     # Only the report was cancelled, or the first submission did not come so far.
     fake_slurm.change(gone=["2"])
     submission(job).submit()
@@ -136,36 +135,36 @@ def test_a_second_time_only_what_is_missing_is_submitted(
     fake_runs.write_fold(Path(job.run) / "fold_1", fake_runs.result(fold=1))
     submission(job).submit()
     last, after = (flags(each["script"]) for each in fake_slurm.jobs[3:])
-    assert last["comment"] == "folds=3" and after["dependency"] == "afterany:1:4"
-    assert "finished already: fold 1" in capsys.readouterr().out
+    assert last["comment"] == "parts=fold_3" and after["dependency"] == "afterany:1:4"
+    assert "finished already: fold_1\n" in capsys.readouterr().out
 
 
 def test_when_all_is_finished_the_report_is_written_here(
-    fake_slurm: FakeSlurm, tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
+    fake_slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_runs.write_crossval(tmp_path / "run")
-    submission(replace(job, folds=(1, 2, 3, 4, 5))).submit()
+    submission(training(tmp_path / "run", 1, 2, 3, 4, 5)).submit()
     assert fake_slurm.jobs == [] and (tmp_path / "run" / "report" / "index.html").exists()
-    assert "finished already: fold 1, 2, 3, 4, 5" in capsys.readouterr().out
+    assert "finished already: fold_1, fold_2, fold_3, fold_4, fold_5\n" in capsys.readouterr().out
 
 
 def test_the_report_says_which_folds_are_missing(tmp_path: Path) -> None:
     fake_runs.write_crossval(tmp_path / "run", done=(1, 3))
     with pytest.raises(
-        CheckpointError, match=r"expected a result of every fold, got none of fold 2. `dfer-launch status"
+        CheckpointError, match=r"expected a result of every part, got none of fold_2. `dfer-launch status"
     ):
-        module.report(str(tmp_path / "run"), (1, 2, 3))
+        module.report(training(tmp_path / "run", 1, 2, 3))
     assert (tmp_path / "run" / "report" / "report.md").exists()
 
 
 def test_a_dry_run_needs_no_slurm(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     text = submission(job).dry_run()
-    assert "#SBATCH --array=0-2%3" in text and "afterany:FOLDS" in text and "launch.slurm.retry" in text
+    assert "#SBATCH --array=0-2%3" in text and "afterany:PARTS" in text and "launch.slurm.retry" in text
 
 
-def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm, job: Job, tmp_path: Path) -> None:
-    far = replace(job, run="memory://bucket/run")
+def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    far = training("memory://bucket/run", 1, 2, 3)
     with pytest.raises(UsageError, match=r"folder: expected a shared folder for scripts and logs, got a run in memory"):
         submission(far).submit()
     submission(far, folder=str(tmp_path / "logs")).submit()
@@ -185,9 +184,9 @@ def test_a_run_in_an_object_store_needs_a_folder_for_logs(fake_slurm: FakeSlurm,
         ),
         (
             {"partition": "gpu", "nodes": 7},
-            "partition gpu: expected room for 7 hosts a fold, got at most 6. Lower",
+            "partition gpu: expected room for 7 hosts a part, got at most 6. Lower",
         ),
-        ({"partition": "small", "nodes": 3}, "partition small: expected room for 3 hosts a fold, got at most 2"),
+        ({"partition": "small", "nodes": 3}, "partition small: expected room for 3 hosts a part, got at most 2"),
         (
             {"partition": "small", "hours": 30.0},
             "expected a time limit of 1800 minutes, got at most 1590. Low",
@@ -209,7 +208,7 @@ def test_a_full_partition_is_told(fake_slurm: FakeSlurm, job: Job, capsys: pytes
     assert "note:" not in capsys.readouterr().out
     fake_slurm.change(gone=["1"], sinfo="small*|up|4|4/0/0/4|infinite|1-infinite|(null)\n")
     submission(job, nodes=2).submit()
-    assert "note: 0 of 4 hosts of partition small are idle, a fold needs 2: jobs wait" in capsys.readouterr().out
+    assert "note: 0 of 4 hosts of partition small are idle, a part needs 2: jobs wait" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,7 @@ def test_a_report_that_is_refused_takes_the_folds_back(fake_slurm: FakeSlurm, jo
     fake_slurm.change(refuses=submission(job).name("report"))
     with pytest.raises(
         UsageError,
-        match=r"expected SLURM to take the report's job, got .*time limit.*: folds that went with it were taken",
+        match=r"expected SLURM to take the report's job, got .*time limit.*: parts that went with it were taken",
     ):
         submission(job).submit()
     assert len(fake_slurm.jobs) == 1 and fake_slurm.gone == ["1"]
@@ -279,7 +278,7 @@ def test_a_fold_that_is_just_ending_is_waited_for(
     fake_slurm.change(states={"1_0": "COMPLETING"})
     monkeypatch.setattr(slurm_tools.time, "sleep", lambda _: fake_slurm.change(gone=["1_0"]))
     submission(job).submit()
-    assert flags(fake_slurm.jobs[2]["script"])["comment"] == "folds=1"
+    assert flags(fake_slurm.jobs[2]["script"])["comment"] == "parts=fold_1"
 
 
 def test_where_there_are_no_locks_a_note_says_so(
@@ -340,9 +339,17 @@ def test_time_limits() -> None:
     assert [minutes_of(text) for text in ("infinite", "30:00", "2:30:00", "1-02:30:00")] == [None, 30, 150, 1590]
 
 
-def test_comments_carry_the_folds() -> None:
-    assert folds_of(comment_of([3, 1])) == [3, 1]
-    assert folds_of("(null)") == folds_of("folds=") == folds_of("folds=1,x") == []
+def test_comments_carry_the_parts() -> None:
+    names = ["seed_2/fold_3", "worker_07", "temperature_0.01"]
+    assert names_of(comment_of(names)) == names
+    assert names_of("(null)") == names_of("parts=") == names_of("parts=a,,b") == names_of("folds=1,2") == []
+
+
+def test_more_names_than_slurm_keeps_are_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        comment_of([f"worker_{number}" for number in range(200)])
+    expected = "parts: expected names of at most 1000 characters, which SLURM keeps, got 200 parts. "
+    assert str(caught.value) == expected + "Submit some of them at a time: --only worker_0,..."
 
 
 def test_a_process_reads_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,11 +360,12 @@ def test_a_process_reads_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    job = Job(config="seed: 1", run="run", folds=(1,), known=(1,), revision="abc")
-    found = place(FoldTask(job=job, fold=1, cpus=1, gpu=True, interface="ib0", meet_s=20.0))
+    job = training("run", 1)
+    found = place(PartTask(job=job, part=job.parts[0], cpus=1, gpu=True, interface="ib0", meet_s=20.0))
     assert found.gpu
     assert found.variables() == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     meeting = found.meeting
+    assert meeting is not None
     assert (meeting.host, meeting.port, meeting.token) == ("node7", 20_031 + 2 * 1009, "30_1.2")
     assert (meeting.interface, meeting.within_s) == ("ib0", 20.0)
 

@@ -17,7 +17,7 @@ from launch.job import Job
 from launch.slurm.submit import Submission
 from launch.slurm.tools import accounts, queued
 from tests import fake_runs
-from tests.unit.launch.conftest import FakeSlurm
+from tests.unit.launch.conftest import FakeSlurm, training
 
 ROOT = Path(__file__).parents[3]
 OF_A_JOB = {
@@ -30,7 +30,7 @@ OF_THE_CLUSTER = {"SLURM_CONF": "/etc/slurm/other.conf", "SLURM_CLUSTERS": "othe
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job(config="seed: 1\n", run=str(tmp_path / "run"), folds=(1, 2), known=(1, 2), revision="abc")
+    return training(tmp_path / "run", 1, 2)
 
 
 def test_commands_of_slurm_see_nothing_of_the_job_around_them(

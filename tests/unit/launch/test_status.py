@@ -15,12 +15,14 @@ from dfer.storage import Folder
 from launch import __main__ as cli
 from launch import control, status
 from launch.records import Record, keep, tag
-from launch.status import FoldStatus
+from launch.slurm.tools import comment_of
+from launch.status import PartStatus
 from tests import fake_runs
 from tests.servers import S3, use
 from tests.unit.launch.conftest import FakeSlurm
 
 NOW = 1_770_000_100.0
+COMMENT = "parts=fold_1,fold_2,fold_3,fold_4,fold_5"
 LEASE = {"version": 1, "owner": {"host": "node1", "pid": 7}, "started": "2026-01-01T00:00:00+00:00"}
 
 
@@ -41,7 +43,7 @@ def train(folder: Path, *, step: int, checkpoint: int, starts: int) -> None:
 def submitted(run: Path, **changes: Any) -> Record:
     facts = {
         "launcher": "slurm", "job": "30", "submitted": "2026-01-01", "revision": "abc", "report": "31",
-        "folder": str(run / "launch" / "slurm"), "tasks": {str(fold): f"30_{fold - 1}" for fold in range(1, 6)},
+        "folder": str(run / "launch" / "slurm"), "tasks": {f"fold_{fold}": f"30_{fold - 1}" for fold in range(1, 6)},
     }  # fmt: skip
     record = Record(**{**facts, **changes})
     keep(Folder(run), record)
@@ -52,7 +54,7 @@ def submitted(run: Path, **changes: Any) -> Record:
 def in_queue(fake_slurm: FakeSlurm, run: Path, **states: str) -> None:
     """Array 30 of a run; states by index, those not named are gone."""
     rows = {f"30_{index}": state for index, state in states.items()}
-    job = {"id": "30", "job-name": f"dfer-{tag(str(run))}-folds", "array": "0-4%5", "comment": "folds=1,2,3,4,5"}
+    job = {"id": "30", "job-name": f"dfer-{tag(str(run))}-parts", "array": "0-4%5", "comment": COMMENT}
     gone = [f"30_{index}" for index in range(5) if f"30_{index}" not in rows]
     fake_slurm.change(jobs=[job], states=rows, gone=gone)
 
@@ -73,8 +75,8 @@ def run(tmp_path: Path, fake_slurm: FakeSlurm) -> Path:
 def test_every_fold_is_told(run: Path) -> None:
     rows = status.status(str(run), now=NOW)
     assert [row.state for row in rows] == ["finished", "running", "waiting", "failed", "stopped"]
-    second = FoldStatus(
-        fold=2, state="running", why="Priority", step=120, loss=0.5, clips_per_s=80.0, eta_s=3725.0, age_s=4.0,
+    second = PartStatus(
+        part="fold_2", state="running", why="Priority", step=120, loss=0.5, clips_per_s=80.0, eta_s=3725.0, age_s=4.0,
         checkpoint=100, restarts=2, hosts="node1", job="30_1",
     )  # fmt: skip
     assert rows[1] == second
@@ -85,11 +87,11 @@ def test_every_fold_is_told(run: Path) -> None:
 def test_the_table_is_for_people_and_json_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert " ".join(lines[0].split()) == "fold state step loss clips/s ETA checkpoint restarts UAR job hosts"
-    assert " ".join(lines[2].split()) == "2 running 120 0.500 80.0 1:02:05 100 2 - 30_1 node1"
-    assert "fold 4: clip 7 is damaged" in lines
+    assert " ".join(lines[0].split()) == "part state step loss clips/s ETA checkpoint restarts UAR job hosts"
+    assert " ".join(lines[2].split()) == "fold_2 running 120 0.500 80.0 1:02:05 100 2 - 30_1 node1"
+    assert "fold_4: clip 7 is damaged" in lines
     assert cli.main(["status", str(run), "--json"]) == 0
-    assert [row["fold"] for row in json.loads(capsys.readouterr().out)] == [1, 2, 3, 4, 5]
+    assert [row["part"] for row in json.loads(capsys.readouterr().out)] == [f"fold_{k}" for k in range(1, 6)]
 
 
 def test_without_slurm_the_folder_tells_what_it_knows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,15 +109,15 @@ def test_a_local_run_has_a_status_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("age", "state"), [(5.0, "running"), (120.0, "lost")])
 def test_a_ray_job_that_is_silent_is_lost(tmp_path: Path, age: float, state: str) -> None:
-    states = {"1": "running", "2": "failed: out of luck"}
-    submitted(tmp_path, launcher="ray", tasks={"1": "raysubmit_1", "2": "raysubmit_1"}, states=states, beat=NOW - age)
+    states = {"fold_1": "running", "fold_2": "failed: out of luck"}
+    submitted(tmp_path, launcher="ray", tasks=dict.fromkeys(states, "raysubmit_1"), states=states, beat=NOW - age)
     first, second = status.status(str(tmp_path), now=NOW)
     assert first.state == state and (second.state, second.why) == ("failed", "out of luck")
 
 
 def test_a_folder_without_folds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", str(tmp_path / "none")]) == 2
-    assert "expected the run folder of a cross-validation, got no fold in it. Correct" in capsys.readouterr().err
+    assert "expected the run folder of a job, got no part in it. Correct" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,21 +126,51 @@ def test_a_damaged_record_is_named(run: Path, capsys: pytest.CaptureFixture[str]
     assert "slurm-30.json: expected the record of a submission" in capsys.readouterr().err
 
 
+def test_a_record_that_counts_folds_is_refused_with_what_to_do(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = {"version": 1, "launcher": "slurm", "job": "7", "submitted": "2025", "revision": "abc", "tasks": {"1": "7_0"}}
+    (run / "launch" / "slurm-7.json").write_text(json.dumps(old))
+    assert cli.main(["status", str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}/launch/slurm-7.json: expected a record of version 2, got version 1, of an earlier dfer. "
+        "Jobs of that version cannot go on: cancel those that wait or run, delete the file, submit again.\n"
+    )
+
+
+def test_parts_of_several_seeds_are_told_in_order(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    names = ["seed_10/fold_1", "seed_2/fold_1", "seed_2/fold_2"]
+    for name in names[:2]:
+        train(tmp_path / name, step=3, checkpoint=2, starts=1)
+    submitted(tmp_path, tasks={name: f"30_{index}" for index, name in enumerate(names)})
+    job = {"id": "30", "job-name": f"dfer-{tag(str(tmp_path))}-parts", "array": "0-2", "comment": comment_of(names)}
+    fake_slurm.change(jobs=[job], states={"30_0": "RUNNING"}, gone=["30_1"], sacct="30_1|FAILED\n")
+    rows = status.status(str(tmp_path), now=NOW)
+    assert [(row.part, row.state, row.step) for row in rows] == [
+        ("seed_2/fold_1", "failed", 3), ("seed_2/fold_2", "waiting", None), ("seed_10/fold_1", "running", 3),
+    ]  # fmt: skip
+
+
+def test_a_part_that_is_no_training_is_finished_when_slurm_says_so(tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    submitted(tmp_path, tasks={"fold_1": "30_2", "worker_0": "30_0", "worker_1": "30_1"})
+    train(tmp_path / "fold_1", step=3, checkpoint=2, starts=1)
+    fake_slurm.change(sacct="30_0|COMPLETED\n30_1|FAILED\n30_2|COMPLETED\n")
+    assert [row.state for row in status.status(str(tmp_path), now=NOW)] == ["failed", "finished", "failed"]
+
+
 def test_logs_are_the_ends_of_what_each_process_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run / "launch" / "slurm"
     (folder / "30_1_0_log.out").write_text("".join(f"line {number}\n" for number in range(100)))
     (folder / "30_1_1_log.err").write_text("error: lost\n")
     (folder / "30_1_1_log.out").touch()
     (folder / "31_0_log.out").write_text("the table\n")
-    assert cli.main(["logs", str(run), "2", "--lines", "2"]) == 0
+    assert cli.main(["logs", str(run), "fold_2", "--lines", "2"]) == 0
     out = capsys.readouterr().out
     assert "line 98\nline 99\n" in out and "line 97" not in out and "error: lost" in out and out.count("==>") == 2
     assert cli.main(["logs", str(run)]) == 0
     assert "the table" in capsys.readouterr().out
-    assert cli.main(["logs", str(run), "3"]) == 0
+    assert cli.main(["logs", str(run), "fold_3"]) == 0
     assert "job 30_2 has written nothing yet" in capsys.readouterr().out
-    assert cli.main(["logs", str(run), "9"]) == 2
-    assert "expected a submission of fold 9, got none" in capsys.readouterr().err
+    assert cli.main(["logs", str(run), "fold_9"]) == 2
+    assert "expected a submission of fold_9, got none" in capsys.readouterr().err
 
 
 def test_cancel_ends_folds_and_report(run: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +197,7 @@ def test_cancel_tells_a_driver_on_this_host_and_no_other_process(tmp_path: Path)
     """A record is only a file, and the driver's number may be somebody else's by now."""
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen([*sleep, "launch", "ray"]) as driver, subprocess.Popen(sleep) as other:
-        facts = {"launcher": "ray", "tasks": {"1": "driver"}, "states": {"1": "running"}}
+        facts = {"launcher": "ray", "tasks": {"fold_1": "driver"}, "states": {"fold_1": "running"}}
         for pid, said in ((driver.pid, "told process {} to stop"), (other.pid, "the driver, process {}, has ended")):
             submitted(tmp_path, **facts, pid=pid, host=socket.gethostname())
             assert control.cancel(str(tmp_path)) == [said.format(pid)]

@@ -95,7 +95,7 @@ def test_markdown_has_the_shape_of_the_published_fold_table(crossval):
 
 def test_json_holds_counts_and_everything_to_make_the_table_again(crossval):
     plain = json.loads(Path(crossval[1].json).read_text())
-    assert len(plain["results"]) == 5 and plain["missing_folds"] == []
+    assert len(plain["results"]) == 5 and plain["missing_parts"] == []
     counts = [[sum(r["confusion"][i][j] for r in plain["results"]) for j in range(7)] for i in range(7)]
     assert plain["pooled"]["confusion"] == counts
     assert plain["published"] == {

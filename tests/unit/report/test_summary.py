@@ -14,7 +14,8 @@ from dfer.errors import CheckpointError
 from dfer.evaluation.results import Protocol, save_result
 from dfer.evaluation.scores import percent, scores
 from dfer.jobs.config import RunConfig
-from dfer.report.crossval import average, deviation, fold_folders, summarise
+from dfer.report.crossval import average, deviation, summarise
+from dfer.report.folds import fold_folders
 from dfer.report.tables import table_rows, text_table
 from dfer.report.write import write_report
 from dfer.run.changes import Change
@@ -56,7 +57,7 @@ def test_dk_clips_published_folds_give_its_published_mean():
 
 def test_missing_folds_are_named_and_the_mean_says_how_many(tmp_path):
     report = summarise(Folder(fake_runs.write_crossval(tmp_path, done=(1, 3), curves=False)), RunConfig)
-    assert report.missing == (2, 4, 5)
+    assert report.missing == ("fold_2", "fold_4", "fold_5")
     assert report.coverage == "2 of 5 folds"
     assert "No result yet for fold 2, fold 4, fold 5: means cover 2 of 5 folds." in report.notes
 
@@ -176,14 +177,19 @@ def test_a_half_trained_fold_does_not_enter_the_table(run, older):
         for fold in range(1, 6):
             without(run / f"fold_{fold}" / RESULT, "complete", "epochs")
     report = summarise(Folder(run), RunConfig)
-    assert (report.missing, report.incomplete) == ((3,), (3,)) and [f.fold for f in report.folds] == [1, 2, 4, 5]
+    assert (report.missing, report.incomplete) == (("fold_3",), ("fold_3",)) and [f.fold for f in report.folds] == [
+        1,
+        2,
+        4,
+        5,
+    ]
     assert {fold.epochs for fold in report.folds} == {50}
     where = run / "fold_3" / RESULT if older else between
     assert report.notes[0] == f"Training incomplete, left out: fold 3 at epoch 1 of 50 ({where})."
     assert "fold 3: training incomplete" in text_table(report)
     paths = write_report(Folder(run), RunConfig)
     assert "fold 3: training incomplete" in html.unescape(Path(paths.html).read_text())
-    assert json.loads(Path(paths.json).read_text())["incomplete_folds"] == [3]
+    assert json.loads(Path(paths.json).read_text())["incomplete_parts"] == ["fold_3"]
 
 
 def test_a_run_with_evaluations_of_an_incomplete_training_alone_gives_no_report(tmp_path):
@@ -197,7 +203,7 @@ def test_a_run_with_evaluations_of_an_incomplete_training_alone_gives_no_report(
 def test_a_finished_fold_whose_epochs_were_raised_is_left_out_until_it_has_them(run):
     (run / "fold_2" / "config.yaml").write_text(yaml.safe_dump(fake_runs.config(fold=2, epochs=60)))
     report = summarise(Folder(run), RunConfig)
-    assert report.incomplete == (2,)
+    assert report.incomplete == ("fold_2",)
     assert "fold 2 finished with 50 epochs, and more are configured now" in report.notes[0]
 
 
@@ -218,7 +224,7 @@ def test_a_metrics_file_over_its_bound_shortens_the_curves_alone(run, monkeypatc
     (run / "fold_1" / "metrics.jsonl").write_text(lines)
     monkeypatch.setattr("dfer.report.recorded.MAX_BYTES", 2000)
     report = summarise(Folder(run), RunConfig)
-    assert 0 < len(report.curves["train/loss"][1]) < 99
+    assert 0 < len(report.curves["train/loss"]["fold_1"]) < 99
     assert any("The curves leave out the end of metrics.jsonl" in n and n.endswith("fold_1.") for n in report.notes)
     write_report(Folder(run), RunConfig)
 
@@ -340,9 +346,9 @@ def test_steps_trained_twice_count_with_their_last_record_and_torn_lines_are_not
     (run / "fold_1" / "metrics.jsonl").write_text("\n".join([*lines, *odd]))
     report = summarise(Folder(run), RunConfig)
     assert report.curves == {
-        "train/loss": {1: [(1, 2.9), (2, 2.5)]},
-        "train/lr/image": {1: [(1, 1e-5)]},
-        "eval/loss": {1: [(1, 7.0)]},
+        "train/loss": {"fold_1": [(1, 2.9), (2, 2.5)]},
+        "train/lr/image": {"fold_1": [(1, 1e-5)]},
+        "eval/loss": {"fold_1": [(1, 7.0)]},
     }
     assert any("could not be read" in note and "fold_1: 1" in note for note in report.notes)
 
@@ -351,7 +357,7 @@ def test_fold_folders_are_ordered_by_number_and_nothing_else_counts(tmp_path):
     for name in ("fold_10", "fold_2", "fold_x", "fold_2_old", "report"):
         (tmp_path / name).mkdir()
     (tmp_path / "fold_3").write_text("a file")
-    assert [path.name for path in fold_folders(Folder(tmp_path))] == ["fold_2", "fold_10"]
+    assert [*fold_folders(Folder(tmp_path))] == ["fold_2", "fold_10"]
 
 
 def test_environments_that_are_equal_are_shown_once(run):

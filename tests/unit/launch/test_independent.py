@@ -1,0 +1,98 @@
+"""Parts that are independent processes: a plan, k of n made side by side, an end; on every launcher."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dfer.config import to_yaml
+from dfer.interruption import Stop
+from dfer.jobs.parts import JobModule, module_named
+from launch.cluster import RayCluster, SlurmCluster
+from launch.job import Job, Place, run_job
+from launch.local.submit import run_parts
+from launch.ray import submit as ray_submit
+from launch.ray import worker as ray_worker
+from launch.rendezvous import Meeting
+from launch.slurm.submit import Submission
+from tests.unit.launch import counting
+from tests.unit.launch.conftest import FakeSlurm
+
+Outputs = pytest.CaptureFixture[str]
+
+
+def counted(run: Path, **changes: Any) -> Job:
+    config = counting.Config(run=str(run), **changes)
+    parts = tuple(counting.parts(config))
+    return Job(kind=counting.__name__, config=to_yaml(config), run=str(run), parts=parts, revision="unknown")
+
+
+def test_a_module_of_functions_is_a_kind_of_job() -> None:
+    module: JobModule = counting  # type: ignore[assignment]
+    assert module_named("tests.unit.launch.counting") is module and not module.grouped
+
+
+def test_every_part_is_a_process_of_its_own_and_any_number_gives_the_same_bytes(tmp_path: Path, capfd: Outputs) -> None:
+    for workers in (1, 3):
+        assert run_parts(counted(tmp_path / str(workers), workers=workers), processes=4, parallel=2) == 0
+    out = capfd.readouterr().out
+    said = re.findall(r"^worker_\d: \d+ numbers by process (\d+) of (\d), without torch$", out, re.MULTILINE)
+    assert len({number for number, _ in said}) == 4 and {size for _, size in said} == {"1"}
+    assert out.count("10 numbers in all.txt") == 2
+    assert (tmp_path / "1" / "all.txt").read_bytes() == (tmp_path / "3" / "all.txt").read_bytes()
+
+
+def test_a_killed_part_leaves_the_others_alone_and_the_next_start_goes_on(tmp_path: Path, capfd: Outputs) -> None:
+    job = counted(tmp_path, dies="worker_1")
+    assert run_parts(job, parallel=3) == 7
+    err = capfd.readouterr().err
+    assert "worker_1: error: process 0 of 1: expected to run to its end, got SIGKILL" in err
+    assert "error: " + f"{tmp_path}: expected numbers of every worker, got 2 of 3. Run it again." in err
+    files = {name: tmp_path / name / "numbers.txt" for name in ("worker_0", "worker_2")}
+    before = {name: (file.stat().st_mtime_ns, file.read_bytes()) for name, file in files.items()}
+    assert not (tmp_path / "worker_1" / "numbers.txt").exists() and not (tmp_path / "all.txt").exists()
+    assert run_parts(job, parallel=3) == 0
+    assert {name: (file.stat().st_mtime_ns, file.read_bytes()) for name, file in files.items()} == before
+    assert (tmp_path / "all.txt").read_text() == "\n".join(f"{number:03d}" for number in range(10))
+
+
+def test_slurm_starts_one_task_a_part_which_meets_nobody(
+    fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = SlurmCluster(nodes=3, min_nodes=2, gpus_per_node=4, cpus_per_process=8).of(grouped=False)
+    assert cluster == SlurmCluster(gpus_per_node=1, cpus_per_process=8)
+    job = counted(tmp_path)
+    assert Submission(job=job, cluster=cluster).submit() == 0
+    script = fake_slurm.jobs[0]["script"]
+    flags = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
+    assert (flags["array"], flags["nodes"], flags["ntasks-per-node"]) == ("0-2%3", "1", "1")
+    assert flags["comment"] == "parts=worker_0,worker_1,worker_2"
+    nobody = Place(meeting=Meeting(rank=0, size=1, host="nobody.invalid", port=1, within_s=0.1))
+    monkeypatch.setattr(Meeting, "hold", lambda _: pytest.fail("it looked for others"))
+    assert run_job(job, job.part("worker_2"), nobody, Stop()).startswith("worker_2: 3 numbers")
+
+
+def test_ray_starts_a_plain_task_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def remote(**options: Any) -> Any:
+        asked.update(options)
+        return lambda function: SimpleNamespace(remote=function)
+
+    ray = ray_worker.ray
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda value, **_: value)
+    cluster = RayCluster(workers=4, min_workers=2, cpus_per_worker=2, resources={"disk": 1.0}, max_failures=5)
+    submission = ray_submit.Submission(job=counted(tmp_path), cluster=cluster.of(grouped=False))
+    assert submission.cluster.worlds == [1]
+    board = SimpleNamespace(
+        hear=SimpleNamespace(remote=lambda _: ""), endings=SimpleNamespace(remote=dict),
+        end=SimpleNamespace(remote=lambda *words: pytest.fail(str(words))),
+    )  # fmt: skip
+    submission._fit("worker_1", board, "")
+    assert asked == {
+        "num_cpus": 2.0, "num_gpus": 0.0, "resources": {"disk": 1.0}, "max_retries": 5, "retry_exceptions": True,
+    }  # fmt: skip
+    assert (tmp_path / "worker_1" / "numbers.txt").read_text() == "001\n004\n007\n"
