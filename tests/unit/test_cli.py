@@ -59,14 +59,14 @@ def test_overrides_may_stand_anywhere(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "crossval methods/coop ./sets/lr=3.yaml seed=1 --folds 2",
-        "crossval methods/coop --folds 2 ./sets/lr=3.yaml seed=1",
-        "crossval --folds 2 seed=1 methods/coop ./sets/lr=3.yaml",
+        "crossval methods/coop ./sets/lr=3.yaml seed=1 --only fold_2",
+        "crossval methods/coop --only fold_2 ./sets/lr=3.yaml seed=1",
+        "crossval --only fold_2 seed=1 methods/coop ./sets/lr=3.yaml",
     ],
 )
 def test_files_are_told_from_overrides(text: str) -> None:
     args = cli.parse(text.split())
-    assert (args.configs, args.overrides, args.folds) == (["methods/coop", "./sets/lr=3.yaml"], ["seed=1"], [2])
+    assert (args.configs, args.overrides, args.only) == (["methods/coop", "./sets/lr=3.yaml"], ["seed=1"], ["fold_2"])
 
 
 @pytest.mark.parametrize("command", ["train", "crossval", "evaluate"])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dfer.config import ConfigProblem, load, to_yaml
+from dfer.config import ConfigProblem, to_yaml
+from dfer.config_files import load
 from dfer.errors import CheckpointError, UsageError
 from dfer.jobs import crossval as job
 from dfer.jobs.config import RunConfig
@@ -22,7 +23,7 @@ def three_folds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def demo(*overrides: str, run: object = "runs/x") -> RunConfig:
-    return load(DEMO, RunConfig, [f"run={run}", *overrides])
+    return load([DEMO], RunConfig, [f"run={run}", *overrides])
 
 
 def names(*overrides: str) -> list[str]:

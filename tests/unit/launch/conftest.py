@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dfer.config import load, to_yaml
+from dfer.config import to_yaml
+from dfer.config_files import load
 from dfer.jobs.config import RunConfig
 from dfer.jobs.parts import Part
 from launch.job import Job
@@ -25,7 +26,7 @@ closed|down|4|0/4/0/4|2:00|1|gpu:2
 
 def training(run: Path | str, *folds: int, seeds: tuple[int, ...] = ()) -> Job:
     """The job of a cross-validation of 50 epochs, and of it these folds."""
-    config = load(DEMO, RunConfig, [f"run={run}", "epochs=50", f"seeds={[*seeds]}"])
+    config = load([DEMO], RunConfig, [f"run={run}", "epochs=50", f"seeds={[*seeds]}"])
     names = [f"fold_{number}" for number in folds]
     if seeds:
         names = [f"seed_{seed}/{name}" for seed in seeds for name in names]

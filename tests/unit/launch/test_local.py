@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dfer.config import load, to_plain
+from dfer.config import to_plain
+from dfer.config_files import load
 from dfer.errors import UsageError
 from dfer.jobs.config import RunConfig
 from launch import __main__ as cli
@@ -260,7 +261,7 @@ def test_folds_that_ended_well_are_reported_beside_a_failed_one(
         jobs.stopped = stopped
         return 3
 
-    config = load(CONFIGS / "demo.yaml", RunConfig, [f"run={tmp_path / 'fold_1'}", "epochs=50"])
+    config = load([CONFIGS / "demo.yaml"], RunConfig, [f"run={tmp_path / 'fold_1'}", "epochs=50"])
     fake_runs.write_fold(tmp_path / "fold_1", fake_runs.result(fold=1), plain=to_plain(config), curves=False)
     monkeypatch.setattr(local._Jobs, "run", run)
     monkeypatch.setattr("dfer.jobs.crossval.known_folds", lambda _: [1, 2, 3, 4, 5])
