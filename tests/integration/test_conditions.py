@@ -148,13 +148,19 @@ def listening(port: int) -> None:
 
 # A lock that nobody frees, waited for in C; the wait goes on after a signal.
 STUCK = """
-import ctypes, signal
+import ctypes, signal, threading, time
 from dfer.interruption import Stop
+
+def tell_when_stuck():
+    while lock.raw[0] != 2:  # glibc: locked, and somebody waits
+        time.sleep(0.01)
+    print("ready", flush=True)
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
 libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with Stop().on_signals():
     libc.pthread_mutex_lock(lock)
-    print("ready", flush=True)
+    threading.Thread(target=tell_when_stuck, daemon=True).start()
     libc.pthread_mutex_lock(lock)
 """
 
