@@ -98,8 +98,11 @@ def test_a_disturbed_run_ends_the_same(
 
 
 def test_a_job_submitted_again_takes_over_on_a_full_cluster(ray: RayBed, run: Run, tiny: Path) -> None:
-    """The first one has two of three hosts. It hears of the second, saves and makes room, so that nothing is lost."""
-    words = (*UNSAVED, "epochs=200")
+    """The first one has two of three hosts. It hears of the second, saves and makes room, so that nothing is lost.
+
+    Ray takes up to half a minute to start a job; the first one has steps for longer.
+    """
+    words = (*UNSAVED, "epochs=400")
     submit(ray, "once", tiny, run, *words)
     run.wait_steps(40)
     seen = run.steps()
@@ -107,7 +110,7 @@ def test_a_job_submitted_again_takes_over_on_a_full_cluster(ray: RayBed, run: Ru
     assert f"{NEWER}, got again, submitted after it" in wait_job(ray, "once", "FAILED")
     wait_job(ray, "again")
     assert len(run.starts()) == 2 and run.starts()[1]["step"] >= seen
-    assert [step for step, _ in sequence(run.files / "fold_1")] == list(range(1, 2 * TOTAL + 1))
+    assert [step for step, _ in sequence(run.files / "fold_1")] == list(range(1, 4 * TOTAL + 1))
 
 
 def test_a_newer_job_takes_over_from_one_that_hangs(
