@@ -166,7 +166,7 @@ def test_they_are_computed_once_and_no_tower_is_built_afterwards(
     mine = tmp_path / "clip.safetensors"
     shutil.copy(weights, mine)
     model = LinearProbeConfig(towers=TowersConfig(arch=ARCH, pretrained=str(mine)))
-    first = config(tmp_path / "run/fold_1", faces, features=tmp_path / "f", model=model)
+    first = config(tmp_path / "run/fold_1", faces, features=tmp_path / "f", model=model, epochs=1)
     assert "features: computed first, into" in describe(first, World())
     train(first, alone)
     said = capsys.readouterr().err
@@ -177,10 +177,10 @@ def test_they_are_computed_once_and_no_tower_is_built_afterwards(
     mine.unlink()
     refuse_towers(monkeypatch)
     assert f"features: read from {tmp_path / 'f'}/" in describe(first, World())
-    again = train(replace(first, epochs=4), alone)
-    assert again.epoch == 4 and len(losses(tmp_path / "run/fold_1")) == 8
-    assert evaluate_run(replace(first, epochs=4), alone, trained=True).confusion == again.confusion
-    crossval(config(tmp_path / "run", faces, features=tmp_path / "f", model=model, epochs=4), alone)
+    again = train(replace(first, epochs=2), alone)
+    assert again.epoch == 2 and len(losses(tmp_path / "run/fold_1")) == 4
+    assert evaluate_run(replace(first, epochs=2), alone, trained=True).confusion == again.confusion
+    crossval(config(tmp_path / "run", faces, features=tmp_path / "f", model=model, epochs=2), alone)
     assert {path: path.stat().st_mtime_ns for path in stored(tmp_path / "f")} == files
     assert "features:" not in capsys.readouterr().err
     environment = json.loads((tmp_path / "run/fold_2/environment.json").read_text())
@@ -194,7 +194,7 @@ def test_a_new_clip_is_predicted_with_the_tower(tmp_path: Path, faces: Path, wei
     clip.mkdir()
     (clip / "1.jpg").write_bytes(simplejpeg.encode_jpeg(np.full((50, 50, 3), 90, np.uint8)))
     for name, features in (("frames", None), ("cached", tmp_path / "f")):
-        run = config(tmp_path / name, faces, features=features, model=model)
+        run = config(tmp_path / name, faces, features=features, model=model, epochs=1)
         train(run, alone)
         answers.append(dict(predict(run, [clip], alone))[clip])
     assert answers[0] == pytest.approx(answers[1], abs=1e-5) and len(answers[0]) == len(label_set("basic7"))  # type: ignore[arg-type]
