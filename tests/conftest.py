@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.suite"]
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 # Deadlines measure the machine, not the code; the derandomised profile makes a failure repeat.
