@@ -109,7 +109,9 @@ def too_slow(seconds: dict[str, float], reasons: set[str]) -> list[str]:
     ]
 
 
-def slower(seconds: dict[str, float], before: dict[str, float], *, factor: float = 2.0, least: float = 5.0) -> list[str]:
+def slower(
+    seconds: dict[str, float], before: dict[str, float], *, factor: float = 2.0, least: float = 5.0
+) -> list[str]:
     """A line for every test that takes more than `factor` times what the table says, and `least` seconds more."""
     found = {
         test: spent - before[test]
@@ -238,7 +240,7 @@ def pytest_testnodedown(node: object) -> None:
 
 @contextmanager
 def once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
-    """A folder that the test processes share, and whether it is there already; the others wait for the one that makes it.
+    """A folder that the test processes share, and whether it is made already; they wait for the one that makes it.
 
     It counts as made when the block ends without an error.
     """

@@ -21,8 +21,26 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 COLD = "DFER_TEST_COLD"
 # Libraries read these when they are imported, so a process forked after that must want the same.
-AT_IMPORT = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "DS_", "TORCH", "PYTORCH", "CUDA", "PYTHON", "LD_", "MALLOC",
-             "NUMEXPR", "OPENCV", "ATEN_", "HF_", "TIMM_", "MPL")  # fmt: skip
+AT_IMPORT = (
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "OPENBLAS_",
+    "DS_",
+    "TORCH",
+    "PYTORCH",
+    "CUDA",
+    "PYTHON",
+    "LD_",
+    "MALLOC",
+    "NUMEXPR",
+    "OPENCV",
+    "ATEN_",
+    "HF_",
+    "TIMM_",
+    "MPL",
+)
 _FORK_EXEC = 23
 """Number of arguments of `subprocess._fork_exec`, in the order of CPython 3.11 to 3.14."""
 _PR_SET_CHILD_SUBREAPER = 36
@@ -84,8 +102,11 @@ class Parent:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "tests" / "warm_parent.py"), str(theirs.fileno())],
-                env=own, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+                env=own,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
         self._at_import = Start(words=[], environment=own, cwd="", session=False, parent=0).at_import
 
     def fits(self, start: Start) -> bool:

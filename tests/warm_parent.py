@@ -140,7 +140,7 @@ class _Ranks:
 
     def __call__(self, *plain: Any) -> int:
         read = read_start(plain)
-        alone = len(os.listdir("/proc/self/task")) == 1
+        alone = threads() == 1
         if read is None or read[0].words[:2] != RANK or not alone or read[0].at_import != self._at_import:
             return int(self._started(*plain))
         sys.stdout.flush()
@@ -162,6 +162,11 @@ class _Ranks:
         _default_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _leave(_code_of(start, streams, self._known))
+
+
+def threads() -> int:
+    """Of this process, those of libraries among them."""
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def _at_import(environment: dict[str, str]) -> dict[str, str]:
@@ -187,7 +192,7 @@ def _code_of(start: Start, streams: list[int], known: frozenset[str]) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Wait for threads, call what `atexit` holds, flush. Taking all modules apart, 2 seconds, is left to cold starts."""
+    """Wait for threads, call what `atexit` holds, flush. Taking all modules apart takes 2 s; cold starts show it."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
@@ -204,7 +209,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the tests, and for the children
     import_all()
     gc.freeze()
-    if len(os.listdir("/proc/self/task")) > 1:
+    if threads() > 1:
         raise RuntimeError("an import started a thread; a process forked now would lack it")
     known = frozenset(name for name in sys.modules if not name.startswith("tests")) | {"tests"}
     _leave(_code_of(*serve(requests), known))

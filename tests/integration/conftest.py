@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.integration import commands
 from tests.suite import once
 
@@ -31,5 +32,6 @@ def crossval(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path
     with once(tmp_path_factory, "crossval") as (folder, made):
         run, printed = folder / "run", folder / "printed"
         if not made:
-            printed.write_text(commands.finish("crossval", tiny, f"run={run}").stdout)
+            with warm.cold():  # `python -m dfer` as a new program
+                printed.write_text(commands.finish("crossval", tiny, f"run={run}").stdout)
         return run, printed.read_text()

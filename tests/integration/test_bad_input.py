@@ -6,6 +6,7 @@ What the builder refuses is in tests/unit/shards and test_build.py.
 import json
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 

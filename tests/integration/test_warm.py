@@ -53,8 +53,15 @@ def test_a_process_sees_what_a_new_program_sees(tmp_path: Path, how: str, sessio
     words = {"-c": ["-c", LOOK], "file": [str(tmp_path / "look.py")], "-m": ["-m", "look"]}[how]
     both: list[tuple[dict[str, Any], str]] = []
     for start in (warm.run, subprocess.run):
-        done = start([sys.executable, *words, "a", "b c"], env=environment(MINE="1"), cwd=tmp_path, input="read me",
-                     capture_output=True, text=True, start_new_session=session)  # fmt: skip
+        done = start(
+            [sys.executable, *words, "a", "b c"],
+            env=environment(MINE="1"),
+            cwd=tmp_path,
+            input="read me",
+            capture_output=True,
+            text=True,
+            start_new_session=session,
+        )
         first, *rest = done.stdout.splitlines()
         assert (done.returncode, rest, done.stderr) == (3, ["at the end"], "to the error stream\n")
         both.append((json.loads(first), done.stderr))
@@ -67,8 +74,12 @@ def test_a_process_sees_what_a_new_program_sees(tmp_path: Path, how: str, sessio
 
 def test_it_is_forked_and_dies_of_the_signal_it_is_sent() -> None:
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        process = warm.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"],
-                             env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        process = warm.Popen(
+            [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         assert process.stdout is not None and process.stdout.readline() == b"1\n"
         assert forked(process.pid) and process.poll() is None
         process.send_signal(number)
@@ -83,7 +94,9 @@ def test_an_error_is_a_traceback_and_a_one() -> None:
         warm.run([sys.executable, "-c", "import time; time.sleep(60)"], env=environment(), timeout=0.5)
 
 
-@pytest.mark.parametrize("variables", [{"OMP_NUM_THREADS": "2"}, {"PYTHONWARNINGS": "error"}, {"TORCH_LOGS": "+dynamo"}])
+@pytest.mark.parametrize(
+    "variables", [{"OMP_NUM_THREADS": "2"}, {"PYTHONWARNINGS": "error"}, {"TORCH_LOGS": "+dynamo"}]
+)
 def test_what_libraries_read_on_import_makes_a_new_program(variables: dict[str, str]) -> None:
     for command in ([sys.executable, "-c", "input()"], [sys.executable, "-W", "error", "-c", "input()"]):
         own = environment(**variables) if command[1] == "-c" else environment()
