@@ -8,7 +8,6 @@ import ctypes
 import fcntl
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -28,13 +27,13 @@ ALONE = ("tests/cluster/", "tests/integration/test_object_storage.py")
 """Files that count bytes or rely on times: one after another."""
 APART = ("tests/hostile/",)
 """Files whose tests share nothing: each goes where there is room."""
-GROUP = re.compile(r"@(alone|tests/[^@\s]*\.py|\w+)$")
 UNIT_S, INTEGRATION_S = 2.0, 40.0
 """Seconds above which a test needs a written reason, as `@pytest.mark.slow("why")`."""
 _PR_SET_CHILD_SUBREAPER = 36
 
 _spent: dict[str, float] = defaultdict(float)
 _reasons: set[str] = set()
+_budgets: dict[str, float] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,9 +59,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         seconds = _by_group(known_durations())
         items.sort(key=lambda item: -seconds.get(group_of(item.nodeid), 0.0))
-        for item in items:
-            if not item.get_closest_marker("xdist_group"):
-                item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """With `--dist loadgroup`: whole groups, in the order of the collection.
+
+    pytest-xdist 3.8 writes marked groups into names of tests, which pytest 9.2 does not let it change; no error tells.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 def group_of(test: str) -> str:
@@ -70,11 +84,6 @@ def group_of(test: str) -> str:
     if test.startswith(APART):
         return test.partition("[")[2].rstrip("]") or test.partition("::")[2]
     return "alone" if test.startswith(ALONE) else test.partition("::")[0]
-
-
-def plain(test: str) -> str:
-    """The name of a test without the group that several processes add to it."""
-    return GROUP.sub("", test)
 
 
 def known_durations() -> dict[str, float]:
@@ -94,14 +103,15 @@ def _by_group(seconds: dict[str, float]) -> dict[str, float]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Called in the process that reports, for the tests of all."""
-    _spent[plain(report.nodeid)] += report.duration
+    test = report.nodeid
+    _spent[test] += report.duration
+    _budgets[test] = INTEGRATION_S if {"integration", "cluster"} & set(report.keywords) else UNIT_S
     if "slow" in report.keywords:
-        _reasons.add(plain(report.nodeid))
+        _reasons.add(test)
 
 
-def too_slow(seconds: dict[str, float], reasons: set[str]) -> list[str]:
+def too_slow(seconds: dict[str, float], budgets: dict[str, float], reasons: set[str]) -> list[str]:
     """A line for every test that took longer than its kind may, and gives no reason."""
-    budgets = {test: UNIT_S if test.startswith("tests/unit/") else INTEGRATION_S for test in seconds}
     found = [test for test, spent in seconds.items() if spent > budgets[test] and test not in reasons]
     return [
         f"{seconds[test]:6.1f} s of {budgets[test]:.0f}  {test}"
@@ -123,7 +133,7 @@ def slower(
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     lines = {
-        "over their budget, without @pytest.mark.slow(reason)": too_slow(_spent, _reasons),
+        "over their budget, without @pytest.mark.slow(reason)": too_slow(_spent, _budgets, _reasons),
         f"slower than in {TABLE.relative_to(ROOT)}": slower(_spent, known_durations()),
     }
     for title, found in lines.items():

@@ -108,18 +108,29 @@ class Parent:
                 stdout=subprocess.DEVNULL,
             )
         self._at_import = Start(words=[], environment=own, cwd="", session=False, parent=0).at_import
+        self._set_by_libraries: dict[str, str] | None = None
 
     def fits(self, start: Start) -> bool:
-        return start.at_import == self._at_import
+        """Whether the process wants of the imports what the parent had; libraries set variables themselves, too."""
+        with self._lock:
+            if self._set_by_libraries is None:
+                self._set_by_libraries = json.loads(self._answer())
+            theirs = self._set_by_libraries
+        return {
+            k: v for k, v in start.at_import.items() if theirs.get(k) != v or k in self._at_import
+        } == self._at_import
 
     def fork(self, start: Start, streams: Sequence[int]) -> int:
         """Start it; its pid. It is a child of this process by then."""
         with self._lock:
             socket.send_fds(self._socket, [json.dumps(asdict(start)).encode()], streams)
-            answer = self._socket.recv(64)
+            return int(self._answer())
+
+    def _answer(self) -> bytes:
+        answer = self._socket.recv(1 << 16)
         if not answer:
             raise RuntimeError(f"the warm parent of the tests ended with {self.process.wait()}")
-        return int(answer)
+        return answer
 
     def close(self) -> None:
         self._socket.close()

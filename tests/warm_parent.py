@@ -69,15 +69,18 @@ def serve(requests: socket.socket) -> tuple[Start, list[int]]:
             os.close(descriptor)
 
 
-def become(start: Start, streams: list[int], *, known: frozenset[str]) -> None:
-    """Put in order what a new interpreter would find, and run the command. known: modules that may stay imported."""
+def become(start: Start, streams: list[int], *, known: frozenset[str], variables: dict[str, str]) -> None:
+    """Put in order what a new interpreter would find, and run the command.
+
+    known: modules that may stay imported. variables: what libraries set in the environment when they are imported.
+    """
     if os.getppid() != start.parent:
         raise RuntimeError(f"expected to be a child of {start.parent}, got {os.getppid()}")
     _take(streams)
     if start.session:
         os.setsid()
     os.environ.clear()
-    os.environ.update(start.environment)
+    os.environ.update({**variables, **start.environment})
     os.chdir(start.cwd)
     _default_signals()
     tempfile.tempdir = None
@@ -85,7 +88,7 @@ def become(start: Start, streams: list[int], *, known: frozenset[str]) -> None:
     np.random.seed()
     for name in [name for name in sys.modules if name not in known]:
         del sys.modules[name]
-    subprocess._fork_exec = _Ranks(known)  # type: ignore[attr-defined]
+    subprocess._fork_exec = _Ranks(known, variables)  # type: ignore[attr-defined]
     _run(start.words)
 
 
@@ -133,8 +136,8 @@ def _run(words: list[str]) -> None:
 class _Ranks:
     """Stands for `subprocess._fork_exec` in a forked launcher: its ranks come out of it instead of a new program."""
 
-    def __init__(self, known: frozenset[str]) -> None:
-        self._known, self._started = known, subprocess._fork_exec  # type: ignore[attr-defined]
+    def __init__(self, known: frozenset[str], variables: dict[str, str]) -> None:
+        self._known, self._variables, self._started = known, variables, subprocess._fork_exec  # type: ignore[attr-defined]
         self._filters, self._path = list(warnings.filters), list(sys.path)
         self._at_import = _at_import(dict(os.environ))
 
@@ -161,7 +164,7 @@ class _Ranks:
         subprocess._fork_exec = self._started  # type: ignore[attr-defined]
         _default_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _leave(_code_of(start, streams, self._known))
+        _leave(_code_of(start, streams, self._known, self._variables))
 
 
 def threads() -> int:
@@ -173,10 +176,10 @@ def _at_import(environment: dict[str, str]) -> dict[str, str]:
     return Start(words=[], environment=environment, cwd="", session=False, parent=0).at_import
 
 
-def _code_of(start: Start, streams: list[int], known: frozenset[str]) -> int:
+def _code_of(start: Start, streams: list[int], known: frozenset[str], variables: dict[str, str]) -> int:
     """Run it, above frames that must not see its end; the exit code Python would give."""
     try:
-        become(start, streams, known=known)
+        become(start, streams, known=known, variables=variables)
     except SystemExit as leaving:
         if leaving.code is None or isinstance(leaving.code, int):
             return leaving.code or 0
@@ -207,12 +210,15 @@ def _leave(code: int) -> NoReturn:
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the tests, and for the children
+    before = dict(os.environ)
     import_all()
+    variables = {key: value for key, value in os.environ.items() if before.get(key) != value}
     gc.freeze()
     if threads() > 1:
         raise RuntimeError("an import started a thread; a process forked now would lack it")
     known = frozenset(name for name in sys.modules if not name.startswith("tests")) | {"tests"}
-    _leave(_code_of(*serve(requests), known))
+    requests.send(json.dumps(variables).encode())
+    _leave(_code_of(*serve(requests), known, variables))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Processes forked from the warm parent are what `subprocess` would have started, as far as tests can tell."""
 
+import ast
 import json
 import os
 import signal
@@ -20,11 +21,13 @@ pytestmark = pytest.mark.integration
 
 LOOK = """
 import atexit, json, os, signal, sys, threading, warnings
+# Set by torch, deepspeed and open_clip when they are imported, which a new program does later.
+LIBRARIES = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM")
 atexit.register(print, "at the end")
 print(json.dumps({
     "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "pid": os.getpid(), "parent": os.getppid(),
     "group": os.getpgrp(), "own session": os.getsid(0) == os.getpid(), "name": __name__, "mine": os.environ.get("MINE"),
-    "variables": sorted(set(os.environ) - {"LC_CTYPE"}), "files": sorted(os.listdir("/proc/self/fd")),
+    "variables": sorted(set(os.environ) - {"LC_CTYPE", *LIBRARIES}), "files": sorted(os.listdir("/proc/self/fd")),
     "threads": threading.active_count(), "sigint": str(signal.getsignal(signal.SIGINT)),
     "sigterm": str(signal.getsignal(signal.SIGTERM)), "optimize": sys.flags.optimize, "stdin": sys.stdin.read(),
     "executable": sys.executable, "main": sys.modules["__main__"].__dict__ is globals(),
@@ -103,6 +106,20 @@ def test_what_libraries_read_on_import_makes_a_new_program(variables: dict[str, 
         process = warm.Popen(command, env=own, stdin=subprocess.PIPE)
         assert not forked(process.pid)
         process.communicate(b"\n")
+
+
+def test_what_libraries_set_themselves_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a test that trained in its own process."""
+    code = "import os, torch, deepspeed; print(dict(os.environ))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    after = ast.literal_eval(done.stdout.splitlines()[-1])
+    new = {key: value for key, value in after.items() if key not in environment() and key.startswith(warm.AT_IMPORT)}
+    assert new, "no library sets a variable any more: this test can go"
+    for name, value in new.items():
+        monkeypatch.setenv(name, value)
+    process = warm.Popen([sys.executable, "-c", "input()"], env=environment(), stdin=subprocess.PIPE)
+    assert forked(process.pid)
+    process.communicate(b"\n")
 
 
 def test_cold_means_a_new_program(monkeypatch: pytest.MonkeyPatch) -> None:
