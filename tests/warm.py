@@ -116,9 +116,8 @@ class Parent:
             if self._set_by_libraries is None:
                 self._set_by_libraries = json.loads(self._answer())
             theirs = self._set_by_libraries
-        return {
-            k: v for k, v in start.at_import.items() if theirs.get(k) != v or k in self._at_import
-        } == self._at_import
+        wanted = {k: v for k, v in start.at_import.items() if theirs.get(k) != v or k in self._at_import}
+        return wanted == self._at_import
 
     def fork(self, start: Start, streams: Sequence[int]) -> int:
         """Start it; its pid. It is a child of this process by then."""

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.integration
 
 LOOK = """
 import atexit, json, os, signal, sys, threading, warnings
-# Set by torch, deepspeed and open_clip when they are imported, which a new program does later.
-LIBRARIES = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM")
+# Set by torch, deepspeed, open_clip and cv2 when they are imported, which a new program does later.
+LIBRARIES = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM", "LD_LIBRARY_PATH")
 atexit.register(print, "at the end")
 print(json.dumps({
     "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "pid": os.getpid(), "parent": os.getppid(),
