@@ -91,8 +91,8 @@ def _use(server: S3, run: Path, url: str, tmp_path: Path) -> None:
     assert (run / "report" / "index.html").exists()
 
 
-def test_a_store_that_is_not_there_is_a_message(tiny: Path) -> None:
-    with servers.rclone(Path("/tmp")) as server:
+def test_a_store_that_is_not_there_is_a_message(tiny: Path, tmp_path: Path) -> None:
+    with servers.rclone(tmp_path) as server:
         gone = server
     done = start("train", tiny, "run=s3://data/run", **gone.environment, timeout=120)
     assert done.returncode == 6, done.stderr
