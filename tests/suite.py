@@ -29,6 +29,7 @@ APART = ("tests/hostile/",)
 """Files whose tests share nothing: each goes where there is room."""
 UNIT_S, INTEGRATION_S = 2.0, 40.0
 """Seconds above which a test needs a written reason, as `@pytest.mark.slow("why")`."""
+HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 _PR_SET_CHILD_SUBREAPER = 36
 
 _spent: dict[str, float] = defaultdict(float)
@@ -188,16 +189,19 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def running() -> list[tuple[int, str]]:
-    """(pid, command line) of everything that came from this process and runs, the helpers of Python and ours apart."""
-    found, helpers = [], ("resource_tracker", "multiprocessing.forkserver", "tests/warm_parent.py")
-    waiting = [os.getpid()]
+    """(pid, command line) of everything that came from this process and runs.
+
+    Not the warm parent and the helpers of Python, whose data workers end with this process or their loader.
+    """
+    found, waiting, mine = [], _children(os.getpid()), set(_children(os.getpid()))
     while waiting:
-        for pid in _children(waiting.pop()):
-            waiting.append(pid)
-            words = _words(pid)
-            helper = any(name in words for name in helpers) and pid in _children(os.getpid())
-            if words and not (helper and ("warm_parent" not in words or pid in warm.pids())):
-                found.append((pid, words))
+        pid = waiting.pop()
+        words = _words(pid)
+        if pid in mine and (pid in warm.pids() or any(name in words for name in HELPERS)):
+            continue
+        waiting += _children(pid)
+        if words:
+            found.append((pid, words))
     return found
 
 

@@ -68,6 +68,7 @@ both = pytest.mark.parametrize("ranks", (1, 2))
 every = pytest.mark.parametrize("name", ENGINES)
 
 
+@pytest.mark.slow("the first to ask for three workers, which run about 200 engines for all tests of this file")
 @both
 @every
 def test_steps_equal_the_oracle(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:

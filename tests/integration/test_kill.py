@@ -70,6 +70,7 @@ def moment(draw: random.Random, run: Path) -> Callable[[], bool]:
     return saving
 
 
+@pytest.mark.slow("20 kills, each followed by a start; 200 s where every process is a new program")
 @pytest.mark.timeout(900)
 def test_a_run_killed_at_twenty_random_moments_ends_the_same(tiny: Path, tmp_path: Path, undisturbed: Path) -> None:
     run, draw, kills = tmp_path / "run", random.Random(3), 0
