@@ -34,6 +34,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 _spent: dict[str, float] = defaultdict(float)
 _reasons: set[str] = set()
+_skipped: set[str] = set()
 _budgets: dict[str, float] = {}
 
 
@@ -105,6 +106,9 @@ def _by_group(seconds: dict[str, float]) -> dict[str, float]:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Called in the process that reports, for the tests of all."""
     test = report.nodeid
+    if report.skipped or test in _skipped:
+        _skipped.add(test)
+        return
     _spent[test] += report.duration
     _budgets[test] = INTEGRATION_S if {"integration", "cluster"} & set(report.keywords) else UNIT_S
     if "slow" in report.keywords:

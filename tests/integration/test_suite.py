@@ -73,6 +73,7 @@ def test_a_process_that_outlives_the_tests_makes_the_run_fail(tmp_path: Path, pr
 def test_durations_are_written_whoever_ran_the_test(tmp_path: Path) -> None:
     names = ["tests/unit/test_a.py::test_x[a@b.c]", "tests/unit/test_b.py::test_x[a@b.c]"]
     text = "import pytest\n@pytest.mark.parametrize('x', ['a@b.c'])\ndef test_x(x): pass\n"
+    text += "@pytest.mark.skip\ndef test_skipped(): pass\n"
     done = run(tmp_path, "-n", "2", "--dist", "loadgroup", "--durations-json", "out/d.json", test_a=text, test_b=text)
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads((tmp_path / "out" / "d.json").read_text())
