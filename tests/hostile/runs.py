@@ -21,7 +21,7 @@ from dfer.training.journal import kept_lines
 from tests import fake_runs
 from tests.hostile import configs, values
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 260
 SCRIPT = "<script>alert(1)</script>"
@@ -42,12 +42,12 @@ def seeds(folder: Path) -> Seeds:
     run = fake_runs.write_fold(folder / "run", fake_runs.result(fold=1), curves=False)
     records = fake_runs.metrics(fold=1, epochs=2, steps_per_epoch=20)
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    chosen = config.load(configs.DEMO, RunConfig, ["published={uar: 59.61, war: 71.25, source: a paper}"])
+    chosen = config.load(configs.DEMO, RunConfig, ["epochs=50", "published={uar: 59.61, war: 71.25, source: a paper}"])
     (run / "config.yaml").write_text(config.to_yaml(chosen))
     return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     draw = rng("runs")
     yield _case(seeds, "as it was written", {}, draw=True)
     settings = config.to_plain(seeds.config)
@@ -77,6 +77,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         if name == "metrics.jsonl of 3 GiB":
             del reads["metrics"]  # a continued run takes them over as a whole, however long they are
         yield Case(name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=reads)
+    yield MUTATED
     for number in range(COUNT):
         file = draw.choice(FILES)
         yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)

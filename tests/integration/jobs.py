@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import warm
 from tests.integration.commands import environment, records
 
 
@@ -17,7 +18,7 @@ class Job:
 
     def __init__(self, *arguments: object, processes: int = 2, **variables: str) -> None:
         words = ["-m", "launch", "local", *map(str, arguments), "--verb", "train", "--processes", str(processes)]
-        self._log = subprocess.Popen(
+        self._log = warm.Popen(
             [sys.executable, *words], env=environment(**variables), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip

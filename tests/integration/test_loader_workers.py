@@ -16,6 +16,7 @@ from dfer.distributed import World
 from dfer.emotions import label_set
 from dfer.errors import StorageError
 from dfer.interruption import SIGNALS
+from tests import warm
 from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration
@@ -63,7 +64,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, tmp_path):
     script = tmp_path / "script.py"
     hang = "torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2; del loader, batches"
     script.write_text("import torch\n" + SCRIPT.replace("time.sleep(600)", f"input(); {hang}"))
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
@@ -78,7 +79,7 @@ def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
     """SLURM may send them to every process of a job. The processes end when the training process does."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("time.sleep(600)", "input(); print(len(list(batches)), flush=True)"))
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdin is not None
@@ -103,7 +104,7 @@ def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
 def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
+    process = warm.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2 and all(_alive(pid) for pid in workers)
