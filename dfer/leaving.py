@@ -41,6 +41,10 @@ class Leaving:
 
     def _leave(self) -> None:
         if self._code is not None:
+            if multiprocessing := sys.modules.get("multiprocessing.util"):
+                # Where it was imported before us its turn would be after us: it removes semaphores and temporary
+                # folders, and does so once, however often it is called.
+                multiprocessing._exit_function()
             at_once(self._code)
 
 
