@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pytest
 from _pytest.terminal import TerminalReporter
 
 from tests import warm
+from tests.processes import alive, children, command_line
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "benchmarks" / "test_durations.json"
@@ -173,7 +174,7 @@ _left: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """What runs before the test's own lines belongs to fixtures, which end it themselves."""
+    """What runs before the test's own lines, and all that it starts, belongs to fixtures, which end it themselves."""
     item.stash[_before] = {pid for pid, _ in running()}
 
 
@@ -187,42 +188,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Processes that a failed test left at work end with it: they would take the time of all that follow."""
-    if item.stash.get(_failed, False):
-        _kill([pid for pid, _ in running() if pid not in item.stash.get(_before, set())])
+    """Processes that a failed test left at work end with it: they would take the time of all that follow.
+
+    Where a fixture failed, no line of the test has run.
+    """
+    if item.stash.get(_failed, False) and _before in item.stash:
+        _kill([pid for pid, _ in running(apart=item.stash[_before])])
 
 
-def running() -> list[tuple[int, str]]:
-    """(pid, command line) of everything that came from this process and runs.
+def running(*, apart: Collection[int] = ()) -> list[tuple[int, str]]:
+    """(pid, command line) of everything that came from this process and runs, but not from those `apart`.
 
     Not the warm parent and the helpers of Python, whose data workers end with this process or their loader.
     """
-    found, waiting, mine = [], _children(os.getpid()), set(_children(os.getpid()))
+    found, waiting, mine = [], children(os.getpid()), set(children(os.getpid()))
     while waiting:
         pid = waiting.pop()
-        words = _words(pid)
-        if pid in mine and (pid in warm.pids() or any(name in words for name in HELPERS)):
+        words = command_line(pid)
+        if pid in apart or (pid in mine and (pid in warm.pids() or any(name in words for name in HELPERS))):
             continue
-        waiting += _children(pid)
-        if words:
+        waiting += children(pid)
+        if alive(pid):
             found.append((pid, words))
     return found
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(word) for thread in threads for word in (thread / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _words(pid: int) -> str:
-    """The command line; nothing where the process is gone or waits to be asked for its end."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def _kill(pids: list[int]) -> None:

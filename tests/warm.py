@@ -20,7 +20,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COLD = "DFER_TEST_COLD"
-# Libraries read these when they are imported, so a process forked after that must want the same.
+RANK = "launch.rank"
+"""The module that a launcher runs in every rank."""
+# Python and libraries read these when they start, so a process forked after that must want the same.
 AT_IMPORT = (
     "OMP_",
     "MKL_",
@@ -32,6 +34,8 @@ AT_IMPORT = (
     "PYTORCH",
     "CUDA",
     "PYTHON",
+    "LC_",
+    "LANG",
     "LD_",
     "MALLOC",
     "NUMEXPR",

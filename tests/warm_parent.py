@@ -2,7 +2,7 @@
 
 It imports what the commands import, runs no operator, stays single-threaded, and forks a process for every request that
 comes through the socket. What a new interpreter would find is put in order in the child: streams, environment, folder,
-session, signals, `sys.argv`, `sys.path`, `__main__`. Inside the child, `python -m launch.rank` is forked likewise as
+session, signals, `sys.argv`, `sys.path`, `__main__`. Inside the child, the ranks of a launcher are forked likewise as
 long as the child is single-threaded, so that ranks are real children of their launcher.
 """
 
@@ -28,9 +28,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tests.warm import Start, read_start
+from tests.warm import RANK, Start, read_start
 
-RANK = ["-m", "launch.rank"]
+STREAMS = [(name, getattr(sys, name).encoding, getattr(sys, name).errors) for name in ("stdin", "stdout", "stderr")]
+UNBUFFERED = sys.stdout.write_through  # type: ignore[union-attr]
+"""Of this interpreter's streams; what a process changes in its own is not for the processes it starts."""
 LIBRARIES = ("torch", "torchvision", "open_clip", "deepspeed", "torch.utils.tensorboard", "s3fs")
 
 
@@ -93,11 +95,29 @@ def become(start: Start, streams: list[int], *, known: frozenset[str], variables
 
 
 def _take(streams: list[int]) -> None:
-    """Make them the standard streams; no other file stays open. The objects in `sys` are kept, for logs know them."""
+    """Make them the standard streams; no other file stays open."""
     aside = [_high(stream) for stream in streams]
     for number, descriptor in enumerate(aside):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    for number, stream in enumerate(STREAMS):
+        _open(number, *stream)
+
+
+def _open(number: int, name: str, encoding: str, errors: str) -> None:
+    """Open a standard stream anew, as an interpreter does at its start, for a stream asks its file once whether it can
+    be rewound, or is a terminal. It stays the same object, which the logs of libraries hold.
+    """
+    mode = "w" if number else "r"
+    file = open(number, f"{mode}b", buffering=0 if UNBUFFERED and number else -1, closefd=False)  # noqa: SIM115
+    getattr(file, "raw", file).name = f"<{name}>"
+    lines = not UNBUFFERED and (file.isatty() or number == 2)
+    stream = getattr(sys, f"__{name}__")
+    stream.__init__(
+        file, encoding=encoding, errors=errors, newline="\n", line_buffering=lines, write_through=UNBUFFERED
+    )
+    stream.mode = mode
+    setattr(sys, name, stream)
 
 
 def _default_signals() -> None:
@@ -144,7 +164,7 @@ class _Ranks:
     def __call__(self, *plain: Any) -> int:
         read = read_start(plain)
         alone = threads() == 1
-        if read is None or read[0].words[:2] != RANK or not alone or read[0].at_import != self._at_import:
+        if read is None or read[0].words[:2] != ["-m", RANK] or not alone or read[0].at_import != self._at_import:
             return int(self._started(*plain))
         sys.stdout.flush()
         sys.stderr.flush()

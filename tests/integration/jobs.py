@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests import warm
 from tests.integration.commands import environment, records
+from tests.processes import alive, children
 
 
 class Job:
@@ -29,8 +30,7 @@ class Job:
 
     def ranks(self) -> list[int]:
         """Process numbers of the ranks that run."""
-        children = Path(f"/proc/{self._log.pid}/task/{self._log.pid}/children")
-        return [int(word) for word in children.read_text().split()] if children.exists() else []
+        return children(self._log.pid)
 
     def send(self, number: int, *, ranks: bool = False) -> None:
         for pid in self.ranks() if ranks else [self._log.pid]:
@@ -46,7 +46,7 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
         self.end()
         for pid in ranks:  # a rank of a killed launcher dies with it
-            while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in _status(pid):
+            while alive(pid):
                 time.sleep(0.01)
 
     def end(self, timeout: float = 240) -> tuple[int, str]:
@@ -61,13 +61,6 @@ def _gone_is_fine() -> Iterator[None]:
         yield
     except ProcessLookupError:
         return
-
-
-def _status(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return "\nState:\tZ"
 
 
 def wait_until(job: Job, holds: Callable[[], bool], *, timeout: float = 120) -> bool:

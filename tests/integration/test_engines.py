@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
-CASES = ("oracle", "save", "load", "refused", "low", "padding", "agreement", "closed")
+CASES = ("oracle", "uneven", "save", "load", "refused", "left_out", "low", "padding", "agreement", "closed")
 # Weights move by about 0.1 in the steps taken: this is rounding, not training.
 TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
 

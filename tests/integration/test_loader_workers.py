@@ -17,6 +17,7 @@ from dfer.emotions import label_set
 from dfer.errors import StorageError
 from dfer.interruption import SIGNALS
 from tests import warm
+from tests.processes import alive, children
 from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration
@@ -72,7 +73,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, tmp_path):
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     process.communicate("\n", timeout=60)
-    assert process.returncode == 0 and len(workers) == 2 and not any(_alive(pid) for pid in workers)
+    assert process.returncode == 0 and len(workers) == 2 and not any(alive(pid) for pid in workers)
 
 
 def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
@@ -96,9 +97,9 @@ def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
     process.stdout.close()
     assert rest.strip() == "199" and process.wait(timeout=60) == 0
     deadline = time.monotonic() + 20
-    while any(_alive(pid) for pid in helpers) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in helpers) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not any(_alive(pid) for pid in helpers)
+    assert not any(alive(pid) for pid in helpers)
 
 
 def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
@@ -107,25 +108,16 @@ def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
     process = warm.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2 and all(_alive(pid) for pid in workers)
+    assert len(workers) == 2 and all(alive(pid) for pid in workers)
     process.kill()
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not any(_alive(pid) for pid in workers)
+    assert not any(alive(pid) for pid in workers)
 
 
 def _descendants(pid: int) -> list[int]:
     """A process and all that came from it."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(found for child in children for found in _descendants(child))]
-
-
-def _alive(pid: int) -> bool:
-    """Running, and not a dead process that nobody has asked for its exit status yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return [pid, *(found for child in children(pid) for found in _descendants(child))]

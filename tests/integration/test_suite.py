@@ -34,6 +34,37 @@ def test_leaves_a_process_of_a_process():
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(99)'])"
     assert subprocess.run([sys.executable, "-S", "-c", code]).returncode == 0
 """
+FIXTURES = """
+import subprocess, sys
+from pathlib import Path
+import pytest
+from tests.processes import alive
+
+CHILD = "subprocess.Popen([sys.executable, '-S', '-c', 'import sys; sys.stdin.read()'], stdin=subprocess.PIPE)"
+SERVER = f"import subprocess, sys; kept = [print({CHILD}.pid, flush=True) for line in sys.stdin]"
+
+@pytest.fixture(scope="session")
+def server():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", SERVER], text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+@pytest.fixture
+def broken():
+    raise OSError
+
+def test_fails(server):
+    print(file=server.stdin, flush=True)
+    Path("pid").write_text(server.stdout.readline())
+    raise AssertionError
+
+def test_lacks_a_fixture(server, broken):
+    pass
+
+def test_finds_both(server):
+    assert server.poll() is None and alive(int(Path("pid").read_text()))
+"""
 
 
 def run(folder: Path, *options: str, **files: str) -> "subprocess.CompletedProcess[str]":
@@ -59,6 +90,14 @@ def test_a_test_that_hangs_fails_and_takes_its_processes_along(tmp_path: Path, p
     done = run(tmp_path, *processes, test_hangs=HANGS)
     assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert "Timeout" in done.stdout and "outlived" not in done.stdout
+
+
+@PROCESSES
+def test_what_fixtures_started_outlives_a_test_that_fails(tmp_path: Path, processes: tuple[str, ...]) -> None:
+    """Also what a server of a fixture starts while the test runs; the fixture ends it."""
+    done = run(tmp_path, *processes, test_fixtures=FIXTURES)
+    assert "1 failed, 1 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert "outlived" not in done.stdout
 
 
 @PROCESSES

@@ -16,6 +16,7 @@ import pytest
 
 from tests import warm
 from tests.integration.commands import ROOT, environment
+from tests.processes import alive, children, command_line
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +24,14 @@ LOOK = """
 import atexit, json, os, signal, sys, threading, warnings
 # Set by torch, deepspeed, open_clip and cv2 when they are imported, which a new program does later.
 LIBRARIES = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM", "LD_LIBRARY_PATH")
-atexit.register(print, "at the end")
+atexit.register(print, "at the end \\udc00")
+
+def stream_of(stream):
+    names = "name", "mode", "encoding", "errors", "newlines", "line_buffering", "write_through", "closed"
+    inner = getattr(stream.buffer, "raw", stream.buffer)
+    own = repr(stream), repr(stream.buffer), stream.seekable(), stream.isatty(), inner.name, inner.mode, inner.closefd
+    return [*own, *(getattr(stream, name) for name in names)]
+
 print(json.dumps({
     "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "pid": os.getpid(), "parent": os.getppid(),
     "group": os.getpgrp(), "own session": os.getsid(0) == os.getpid(), "name": __name__, "mine": os.environ.get("MINE"),
@@ -31,7 +39,9 @@ print(json.dumps({
     "threads": threading.active_count(), "sigint": str(signal.getsignal(signal.SIGINT)),
     "sigterm": str(signal.getsignal(signal.SIGTERM)), "optimize": sys.flags.optimize, "stdin": sys.stdin.read(),
     "executable": sys.executable, "main": sys.modules["__main__"].__dict__ is globals(),
+    "streams": [stream_of(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)],
 }))
+sys.stdout.reconfigure(errors="backslashreplace")
 print("to the error stream", file=sys.stderr)
 sys.exit(3)
 """
@@ -46,7 +56,7 @@ def _warm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forked(pid: int) -> bool:
     """Whether a process came from the warm parent: it has that one's command line."""
-    return b"warm_parent.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return "warm_parent.py" in command_line(pid)
 
 
 @pytest.mark.parametrize("session", [False, True])
@@ -66,7 +76,7 @@ def test_a_process_sees_what_a_new_program_sees(tmp_path: Path, how: str, sessio
             start_new_session=session,
         )
         first, *rest = done.stdout.splitlines()
-        assert (done.returncode, rest, done.stderr) == (3, ["at the end"], "to the error stream\n")
+        assert (done.returncode, rest, done.stderr) == (3, ["at the end \\udc00"], "to the error stream\n")
         both.append((json.loads(first), done.stderr))
     ours, theirs = (seen for seen, _ in both)
     assert ours.pop("pid") != theirs.pop("pid") and ours["parent"] == os.getpid()
@@ -139,7 +149,7 @@ LAUNCHER = """
 import os, subprocess, sys
 own = {"start_new_session": True, "stderr": subprocess.PIPE}
 alone = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
-words = [sys.executable, "-m", "launch.rank", "train", *sys.argv[2:]]
+words = [sys.executable, "-m", sys.argv[2], "train", *sys.argv[3:]]
 ranks = [subprocess.Popen(words, env={**os.environ, **alone}, **own) for _ in range(2)]
 ranks.append(subprocess.Popen([*words[:3], "no-such-verb"], **own))
 print(*(rank.pid for rank in ranks[:2]), flush=True)
@@ -156,20 +166,20 @@ def test_ranks_of_a_forked_launcher_are_its_children_and_die_with_it(tmp_path: P
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         config = ROOT / "configs" / "demo.yaml"
-        words = [sys.executable, "-c", LAUNCHER, silent.getsockname()[1], config, f"run={tmp_path / 'run'}"]
+        port, run = silent.getsockname()[1], f"run={tmp_path / 'run'}"
+        words = [sys.executable, "-c", LAUNCHER, port, warm.RANK, config, run]
         launcher = warm.Popen(words, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert launcher.stdout is not None
         ranks = [int(word) for word in launcher.stdout.readline().split()]
         # A rank that ended told why, and the launcher has its code: the others have asked to die with it by then.
         assert launcher.stdout.readline() == "2 True\n"
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        assert [int(word) for word in children] == ranks and all(forked(rank) for rank in ranks)
+        assert children(launcher.pid) == ranks and all(forked(rank) for rank in ranks)
         assert [os.getsid(rank) for rank in ranks] == ranks
         if kill == "launcher":
             launcher.kill()
             launcher.communicate()
             until = time.monotonic() + 20
-            while any(_runs(rank) for rank in ranks):
+            while any(alive(rank) for rank in ranks):
                 assert time.monotonic() < until
                 time.sleep(0.05)
         else:
@@ -177,10 +187,3 @@ def test_ranks_of_a_forked_launcher_are_its_children_and_die_with_it(tmp_path: P
                 os.kill(rank, signal.SIGKILL)
             assert launcher.communicate("\n", timeout=60)[0] == "[-9, -9, 2]\n"
             assert launcher.returncode == 0
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
