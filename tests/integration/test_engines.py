@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
-CASES = ("oracle", "uneven", "save", "load", "refused", "left_out", "low", "padding", "agreement", "closed")
+CASES = re.findall(r"^def case_(\w+)", WORKER.read_text(), re.MULTILINE)
 # Weights move by about 0.1 in the steps taken: this is rounding, not training.
 TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
 
@@ -47,8 +47,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
     extensions = tmp_path_factory.mktemp("extensions")
     found: dict[int, dict[str, Any]] = {1: {}, 2: {}}
-    before, load = [case for case in CASES if case != "load"], ["load"]
-    for ranks, other, cases in ((1, 2, before), (2, 1, list(CASES)), (1, 2, load)):
+    before = [case for case in CASES if case != "load"]
+    for ranks, other, cases in ((1, 2, before), (2, 1, CASES), (1, 2, ["load"])):
         # No compiler is in reach: DeepSpeed must not need one.
         path = str(Path(sys.executable).parent) if ranks == 1 else os.environ["PATH"]
         done = _start(
@@ -193,8 +193,6 @@ def test_a_closed_engine_frees_its_model(results: dict[int, dict[str, Any]], nam
 
 
 def test_every_case_was_run_by_both(results: dict[int, dict[str, Any]]) -> None:
-    defined = re.findall(r"^def case_(\w+)", WORKER.read_text(), re.MULTILINE)
-    assert sorted(defined) == sorted(CASES)
     for ranks in (1, 2):
         assert set(results[ranks]) == {f"{case}/{name}" for case in CASES for name in ENGINES}
 
