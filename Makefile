@@ -4,12 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= demo
+# Test processes beside each other: about one a core, each of which starts up to three more.
+TESTS  ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TESTS) --dist loadgroup
 
-.PHONY: help configs demo test test-unit test-cluster lint bench bench-cluster clean-demo
+.PHONY: help configs demo test test-all test-unit test-cluster durations lint bench bench-cluster clean-demo
 
 help:
 	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (about 3 minutes on two cores)"
-	@echo "make test   all tests      make test-unit   the quick ones      make lint   ruff and mypy"
+	@echo "make test   the tests, in $(TESTS) processes (at most 12 minutes)      make test-unit   the quick ones      make lint"
+	@echo "make test-all   the long form, before a release: docs/testing.md says what it adds (about an hour and a half)"
+	@echo "make durations  the tests, and their seconds as docs/benchmarks/test_durations.json; on an idle machine"
 	@echo "make test-cluster  SLURM, Ray and S3 on virtual hosts; Debian 12, as root (about 23 minutes)"
 	@echo "make configs  configs/README.md, from the table in dfer/jobs/rows.py"
 	@echo "make bench  loader and training step, measured on this machine"
@@ -28,7 +33,16 @@ demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(RUN)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Every process a new program, every hostile file, every size; then the cluster, which wants the machine for itself.
+test-all: $(READY)
+	$(PYTEST) --long -m "not cluster"
+	tests/cluster/install.sh
+	$(BIN)/python -m pytest --long -m cluster
+
+durations: $(READY)
+	$(PYTEST) --durations-json docs/benchmarks/test_durations.json
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest tests/unit

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 
 from tests import surroundings
 
+pytest_plugins = ["tests.suite"]
+
 # Here and not in a fixture: modules that read the home folder are imported when tests are collected.
 _HOME = tempfile.TemporaryDirectory(prefix="dfer-test-home-", ignore_cleanup_errors=True)
 surroundings.reset(home=_HOME.name)

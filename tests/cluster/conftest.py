@@ -47,7 +47,7 @@ def obstacle() -> str | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     why = obstacle()
-    asked = "cluster" in config.getoption("markexpr")
+    asked = "cluster" in config.getoption("markexpr") or config.getoption("long")
     for item in items:
         mark = item.get_closest_marker("cluster")
         if mark and why:

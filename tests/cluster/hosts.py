@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.cluster.commands import WITH_US, BedError, run, wait_until
+from tests.processes import children
 
 # The host waits for its network before it says it is ready. Its first process then does nothing but reap orphans.
 _INIT = """
@@ -152,8 +153,8 @@ class Host:
                 start_new_session=True,
             )
         assert process.stdin and process.stdout
-        wait_until(lambda: _children(process.pid), 10, f"the first process of {self.name}", every=0.005)
-        self._init = _children(process.pid)[0]
+        wait_until(lambda: children(process.pid), 10, f"the first process of {self.name}", every=0.005)
+        self._init = children(process.pid)[0]
         self._plug_in()
         process.stdin.write("go\n")
         process.stdin.close()
@@ -253,13 +254,6 @@ class Host:
 
     def _inside(self, *argv: str) -> None:
         run(["nsenter", "--target", str(self._init), "--net", "--", *argv], timeout=10)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 def _links() -> set[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.commands import BedError, run, wait_until
 from tests.cluster.hosts import Host, Network
+from tests.processes import alive
 
 pytestmark = pytest.mark.cluster
 
@@ -113,7 +114,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_cleans_up() -> None:
         assert abandoned.stdout
         number, folder, init = abandoned.stdout.readline().split()
         abandoned.send_signal(signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{init}").exists(), 5, "the host to die with its run")
+    wait_until(lambda: not alive(int(init)), 5, "the host to die with its run")
     assert Path(folder).exists()
     with Network() as network:
         assert network.number == int(number)

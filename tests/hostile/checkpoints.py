@@ -21,7 +21,7 @@ from dfer.training.loop import resume
 from dfer.training.state import check_names, check_shapes
 from tests.hostile import tensors_kit, values
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 320
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
@@ -68,7 +68,7 @@ def seeds(folder: Path) -> Seeds:
     return Seeds(run=run, newest=newest.relative_to(run), lease=lease.relative_to(run), model=model)
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     draw = rng("checkpoints")
     yield _case(seeds, "as it was saved", {})
     manifest = json.loads((seeds.run / seeds.newest / "manifest.json").read_text())
@@ -97,6 +97,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     for name, tricks in TRICKS.items():
         yield Case(name=name, write=lambda at, tricks=tricks: tricks(_copied(seeds, at), seeds), reads=_reads(seeds))
     lease = (seeds.run / seeds.lease).read_bytes()
+    yield MUTATED
     while True:
         file = draw.choice(FILES)
         how, data = _mutated(file, (seeds.run / seeds.newest / file).read_bytes(), draw)

@@ -16,7 +16,7 @@ from dfer.models.towers import Towers
 from dfer.run.changes import computed
 from tests.hostile import values
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 from tests.reference.recipe import CLIP_LAYOUT
 
 COUNT = 570
@@ -130,7 +130,7 @@ def seeds(folder: Path) -> dict[str, Any]:
     return found
 
 
-def cases(seeds: dict[str, Any], mark: Path) -> Iterator[Case]:
+def cases(seeds: dict[str, Any], mark: Path) -> Iterator[Case | None]:
     draw = rng("configs")
     whole = yaml.safe_dump(seeds).encode()
     yield _case("the demo's", whole)
@@ -148,6 +148,7 @@ def cases(seeds: dict[str, Any], mark: Path) -> Iterator[Case]:
     for text in _overrides(mark):
         yield _case(f"override {text[:40]!r}", whole, overrides=[text])
     yield from _architectures(draw)
+    yield MUTATED
     for tree in values.drawn(values.trees(), 60):
         place = draw.choice([key for key in seeds if key != "base"])
         yield _case(f"{place} {tree!r:.50}", values.as_json({**seeds, place: tree}))

@@ -8,7 +8,7 @@ from typing import Any
 from tests.hostile import shards, values
 from tests.hostile.shards import Seeds
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 340
 BOMBS = {
@@ -43,13 +43,14 @@ LIES: dict[str, dict[str, Any]] = {
 seeds = shards.seeds
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     yield shards.case("as it was built", seeds)
     draw = rng("indexes")
     whole = seeds.index
     version = b"%d" % whole["version"]
     for name, text in BOMBS.items():
         yield shards.case(name, seeds, index=text.replace(b"VERSION", version), refuse=("verify", "train"))
+    yield MUTATED
     for tree in values.drawn(values.trees(), 60):
         field = draw.choice(sorted(whole.keys() - {"version", "shard", "chunks"}))
         yield shards.case(f"{field} {tree!r:.60}", seeds, index={**whole, field: [tree, *whole[field][1:]]})

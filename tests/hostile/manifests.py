@@ -10,7 +10,7 @@ from tests.hostile import indexes, pictures_kit, shards, values
 from tests.hostile.shards import Seeds
 from tests.hostile.tars import headers
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 340
 
@@ -41,7 +41,7 @@ FOLDS: dict[str, Any] = {
 seeds = shards.seeds
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     yield shards.case("as it was built", seeds)
     draw = rng("manifests")
     whole = seeds.manifest
@@ -72,6 +72,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         tree = copy.deepcopy(whole)
         draw.choice(tree["shards"])["path"] = path
         yield shards.case(f"path {path[:20]!r}", seeds, manifest=tree, refuse=("verify", "train"))
+    yield MUTATED
     for tree in values.drawn(values.trees(), 60):
         field = draw.choice(sorted(whole))
         yield shards.case(f"{field} {tree!r:.60}", seeds, manifest={**whole, field: tree})

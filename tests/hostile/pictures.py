@@ -8,7 +8,7 @@ from dfer.data.decode import decode
 from dfer.jobs.predict import read_clip
 from tests.hostile import pictures_kit
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 340
 
@@ -17,7 +17,7 @@ def seeds(folder: Path) -> None:
     """None needed."""
 
 
-def cases(seeds: None, mark: Path) -> Iterator[Case]:
+def cases(seeds: None, mark: Path) -> Iterator[Case | None]:
     draw = rng("pictures")
     yield _jpeg("whole", pictures_kit.whole_jpegs()["baseline"])
     for name, jpeg in pictures_kit.whole_jpegs().items():
@@ -26,6 +26,7 @@ def cases(seeds: None, mark: Path) -> Iterator[Case]:
         yield _png(name, png)
     for name, tricks in FOLDERS.items():
         yield Case(name=name, write=tricks, reads={"predict": _predict})
+    yield MUTATED
     while True:
         for _ in range(2):
             yield _jpeg(*pictures_kit.hostile_jpeg(draw))

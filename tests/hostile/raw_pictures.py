@@ -11,7 +11,7 @@ from shards.frames import store_frame
 from shards.sources.clips import BadClip, list_frames
 from tests.hostile import pictures_kit
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 260
 
@@ -20,7 +20,7 @@ def seeds(folder: Path) -> None:
     """None needed."""
 
 
-def cases(seeds: None, mark: Path) -> Iterator[Case]:
+def cases(seeds: None, mark: Path) -> Iterator[Case | None]:
     draw = rng("raw pictures")
     yield _case("whole", "1.jpg", pictures_kit.whole_jpegs()["baseline"])
     yield _case("64 million pixels", "1.png", pictures_kit.bomb(8192, 8192))
@@ -36,6 +36,7 @@ def cases(seeds: None, mark: Path) -> Iterator[Case]:
     for name, webp in pictures_kit.whole_webps().items():
         yield _case(f"WebP, {name}", "1.webp", webp)
     yield Case(name="8 GiB", write=_sparse, reads=READS)
+    yield MUTATED
     while True:
         yield _case(*_named(draw.choice(("jpg", "png")), pictures_kit.hostile_jpeg(draw)))
         yield _case(*_named(draw.choice(("jpg", "png")), pictures_kit.hostile_png(draw)))

@@ -11,7 +11,7 @@ from shards.sources import SOURCES
 from shards.sources.generated import mark_generated
 from tests.hostile import values
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 from tests.unit.shards import rawkit
 
 COUNT = 260
@@ -34,7 +34,7 @@ def seeds(folder: Path) -> Path:
     return folder
 
 
-def cases(seeds: Path, mark: Path) -> Iterator[Case]:
+def cases(seeds: Path, mark: Path) -> Iterator[Case | None]:
     draw = rng("raw sets")
     for name in SPLITS:
         yield _case(seeds, name, "as it was unpacked", lambda raw: None)
@@ -49,6 +49,7 @@ def cases(seeds: Path, mark: Path) -> Iterator[Case]:
             )
         for number in range(12):
             yield _case(seeds, name, *_json(number, draw))
+    yield MUTATED
     while True:
         name = draw.choice(sorted(SPLITS))
         data = (seeds / name / SPLITS[name]).read_bytes()

@@ -22,7 +22,7 @@ from dfer.storage import Folder
 from tests import fake_runs
 from tests.hostile import configs, values
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 260
 SCRIPT = "<script>alert(1)</script>"
@@ -50,7 +50,7 @@ def seeds(folder: Path) -> Seeds:
     return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     draw = rng("runs")
     yield _case(seeds, "as it was written", {}, draw=True)
     settings = config.to_plain(seeds.config)
@@ -80,6 +80,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         if name == "metrics.jsonl of 3 GiB":
             del reads["metrics"]  # a continued run takes them over as a whole, however long they are
         yield Case(name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=reads)
+    yield MUTATED
     for number in range(COUNT):
         file = draw.choice(FILES)
         yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.hostile import pictures_kit, shards, values
 from tests.hostile.shards import Seeds
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 520
 BLOCK = 512
@@ -26,9 +26,10 @@ SIZES = (b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"0x000000010\0",
 seeds = shards.seeds
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     yield shards.case("as it was built", seeds)
     draw = rng("tars")
+    yield MUTATED
     for number in range(COUNT - 1):
         name, tar, refuse = FORMS[number % len(FORMS)](seeds.tar, draw)
         # A tar that is not the manifest's must be refused whatever it holds.

@@ -5,14 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hostile.worker import MARK, OUTCOMES
+from tests.hostile.worker import DAY, LONG, MARK, MUTATED, OUTCOMES, SHARE, Case, chosen, today
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -22,21 +20,7 @@ KINDS = {
     "tars": 500, "png_shards": 100, "indexes": 300, "manifests": 300, "pictures": 200, "raw_pictures": 100,
     "weights": 300, "checkpoints": 200, "configs": 200, "runs": 100, "raw_sets": 100,
 }  # fmt: skip
-"""Least number of files of each kind."""
-LEAST = 2000
-
-
-@pytest.fixture(scope="module")
-def processes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[tuple[Lines, str]]]]:
-    """The process of every kind that is asked for, two at a time."""
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
-    asked = {call.params.get("kind") for call in calls if call} & set(KINDS)
-    if any(item.name == "test_there_are_enough_of_them" for item in request.session.items):
-        asked = set(KINDS)
-    with ThreadPoolExecutor(2) as pool:
-        yield {kind: pool.submit(fed, kind, tmp_path_factory.mktemp(kind)) for kind in KINDS if kind in asked}
+"""Least number of files of each kind in the long form, more than 2,000 together."""
 
 
 def fed(kind: str, folder: Path) -> tuple[Lines, str]:
@@ -57,8 +41,9 @@ def fed(kind: str, folder: Path) -> tuple[Lines, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hostile_files_come_to_a_message_or_to_nothing(kind: str, processes: dict[str, Any]) -> None:
-    found, problem = processes[kind].result()
+def test_hostile_files_come_to_a_message_or_to_nothing(kind: str, tmp_path: Path) -> None:
+    print(f"{DAY}={today()} repeats the choice of drawn files")
+    found, problem = fed(kind, tmp_path)
     assert not problem
     refused, files = sum(line["refused"] for line in found), len({line["case"] for line in found})
     slowest, largest = max(found, key=lambda line: line["seconds"]), max(found, key=lambda line: line["mib"])
@@ -66,12 +51,30 @@ def test_hostile_files_come_to_a_message_or_to_nothing(kind: str, processes: dic
           f"({slowest['name']}) and {largest['mib']:.0f} MiB ({largest['name']})")  # fmt: skip
     faults = [f"{line['name']}: {line['fault']}" for line in found if line["fault"]]
     assert not faults, f"{len(faults)} faults\n" + "\n\n".join(faults[:20])
-    assert files >= KINDS[kind]
+    assert files >= (KINDS[kind] if os.environ.get(LONG) else KINDS[kind] // SHARE)
     assert 0 < refused < len(found), "some are whole, and some are not"
 
 
-def test_there_are_enough_of_them(processes: dict[str, Any]) -> None:
-    assert sum(len({line["case"] for line in future.result()[0]}) for future in processes.values()) >= LEAST
+def test_there_are_enough_of_them() -> None:
+    assert sum(KINDS.values()) >= 2000
+
+
+def test_days_share_out_the_drawn_files_and_every_day_has_the_named_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 60
+    made: list[Case | None] = [Case(name=str(n), write=lambda at: None, reads={}) for n in range(100)]
+    made.insert(20, MUTATED)
+    days = []
+    monkeypatch.delenv(LONG, raising=False)
+    for day in range(8):
+        monkeypatch.setenv(DAY, str(day))
+        days.append([case.name for case in chosen(iter(made), count)])
+    named = [f"{n:04d} {n}" for n in range(20)]
+    assert all(names[:20] == named for names in days) and days[:4] == days[4:]
+    drawn = [name for names in days[:4] for name in names[20:]]
+    assert sorted(drawn) == [f"{n:04d} {n}" for n in range(20, count)]
+    assert all(names[20:] for names in days)
+    monkeypatch.setenv(LONG, "1")
+    assert [case.name for case in chosen(iter(made), count)] == [f"{n:04d} {n}" for n in range(count)]
 
 
 def test_the_guard_notices(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tests.hostile import pickle_kit as p
 from tests.hostile import values
 from tests.hostile.tensors_kit import Made, headers, shapes
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 660
 SUFFIXES = ("pth", "pt", "bin", "safetensors")
@@ -120,7 +120,7 @@ def seeds(folder: Path) -> Seeds:
     )  # fmt: skip
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     draw = rng("weights")
     yield _case(seeds, "whole", "pth", seeds.archive, tensors=2)
     yield _case(seeds, "whole script", "pt", seeds.script, tensors=4)
@@ -140,6 +140,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
         )
         stream = p.START + before + p.any_opcode(draw, opcode) + draw.choice((b"", p.STOP, b"." * 3))
         yield _case(seeds, f"opcode {opcode.name}", "pth", p.archive(stream))
+    yield MUTATED
     while True:
         yield _case(seeds, *_mutated(seeds, draw))
 

@@ -1,26 +1,35 @@
 """Feeds one kind of hostile files to the project, in its own process: `python -m tests.hostile.worker KIND FOLDER`.
 
+The files that a kind mutates at random are the same at all times. The long form reads all of them, the short one all
+named files and the quarter of the mutated ones whose turn it is by the day.
+
 Writes a line of JSON for every file to FOLDER/outcomes.jsonl, and before it the file's name, so that a process that
 ends on it says on which.
 """
 
 import importlib
-import itertools
 import json
 import os
+import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from tests.hostile.guard import LIMIT_S, Guard
 
 OUTCOMES, MARK = "outcomes.jsonl", "MARK"
+LONG, DAY = "DFER_TEST_LONG", "DFER_TEST_DAY"
+MUTATED: Final = None
+"""Yielded by a kind's `cases` where its named files end and those that are mutated at random begin."""
+SHARE = 4
+"""One in so many of the mutated ones is read on a day; so many days read all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,7 @@ def main(kind: str, folder: Path) -> None:
     seeds = module.seeds(folder / "seeds")
     guard: Guard | None = None
     with (folder / OUTCOMES).open("w") as out:
-        for case in _numbered(itertools.islice(module.cases(seeds, folder / MARK), module.COUNT)):
+        for case in chosen(module.cases(seeds, folder / MARK), module.COUNT):
             at = home / "case"
             at.mkdir()
             case.write(at)
@@ -63,8 +72,23 @@ def main(kind: str, folder: Path) -> None:
             shutil.rmtree(at)
 
 
-def _numbered(cases: Iterable[Case]) -> Iterator[Case]:
-    for number, case in enumerate(cases):
+def today() -> int:
+    """The number of the day, or the one that repeats another day's choice."""
+    return int(os.environ.get(DAY, time.time() // 86_400))
+
+
+def chosen(cases: Iterable[Case | None], count: int) -> Iterator[Case]:
+    """The first `count` cases, numbered: all named ones, and those of the mutated ones whose day it is."""
+    all_of_them, mutated, day, number = bool(os.environ.get(LONG)), False, today(), -1
+    for case in cases:
+        if case is MUTATED:
+            mutated = True
+            continue
+        number += 1
+        if number == count:
+            return
+        if mutated and not all_of_them and random.Random(f"dfer/{number}").randrange(SHARE) != day % SHARE:
+            continue
         yield Case(name=f"{number:04d} {case.name}", write=case.write, reads=case.reads, refuse=case.refuse)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfer import __main__ as cli
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
@@ -65,9 +66,9 @@ def command(arguments: Sequence[object], *, ranks: int, module: str) -> list[str
 
 def start(*arguments: object, ranks: int = 1, module: str = "dfer", timeout: float = 300, **variables: str) -> Done:
     """Run a command to its end, whatever the end is."""
-    return subprocess.run(
+    return warm.run(
         command(arguments, ranks=ranks, module=module), env=environment(**variables), capture_output=True, text=True,
-        timeout=timeout, check=False,
+        timeout=timeout,
     )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def refused(done: Done, code: int, *said: str) -> str:
 
 def killed(*arguments: object, when: Callable[[], bool], timeout: float = 120) -> None:
     """Start a command and SIGKILL it as soon as `when` holds; it must not have ended by then."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         command(arguments, ranks=1, module="dfer"), env=environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip

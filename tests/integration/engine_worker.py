@@ -1,7 +1,7 @@
 """One rank of tests/integration/test_engines.py: runs every case in one process group and writes what it measured.
 
-Usage: torchrun engine_worker.py OWN_FOLDER OTHER_FOLDER. Checkpoints go to OWN_FOLDER; those of another world size are
-read from OTHER_FOLDER when it holds any. The oracle is plain torch on the whole batch in one process.
+Usage: torchrun engine_worker.py OWN_FOLDER OTHER_FOLDER CASES. Checkpoints go to OWN_FOLDER; those of another world
+size are read from OTHER_FOLDER when it holds any. The oracle is plain torch on the whole batch in one process.
 """
 
 import gc
@@ -329,11 +329,11 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def run(world: World, folder: Path, other: Path) -> Iterator[tuple[str, Any]]:
-    for case, function in CASES.items():
+def run(world: World, folder: Path, other: Path, cases: list[str]) -> Iterator[tuple[str, Any]]:
+    for case in cases:
         for name in ENGINES:
             try:
-                yield f"{case}/{name}", function(name, world, folder, other)
+                yield f"{case}/{name}", CASES[case](name, world, folder, other)
             except Exception:
                 # The other ranks would wait for this one for ever.
                 print(case, name, traceback.format_exc(), flush=True)
@@ -363,6 +363,6 @@ if __name__ == "__main__":
     own, others = Path(sys.argv[1]), Path(sys.argv[2])
     this = from_environment()
     with process_group(this, timeout_s=120):
-        results = dict(run(this, own, others))
+        results = dict(run(this, own, others, sys.argv[3].split(",")))
     if this.is_first:
         (own / "results.json").write_text(json.dumps(results))

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import warm
 from tests.integration.commands import environment, records
+from tests.processes import alive, children
 
 
 class Job:
@@ -17,7 +19,7 @@ class Job:
 
     def __init__(self, *arguments: object, processes: int = 2, **variables: str) -> None:
         words = ["-m", "launch", "local", *map(str, arguments), "--verb", "train", "--processes", str(processes)]
-        self._log = subprocess.Popen(
+        self._log = warm.Popen(
             [sys.executable, *words], env=environment(**variables), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
@@ -28,8 +30,7 @@ class Job:
 
     def ranks(self) -> list[int]:
         """Process numbers of the ranks that run."""
-        children = Path(f"/proc/{self._log.pid}/task/{self._log.pid}/children")
-        return [int(word) for word in children.read_text().split()] if children.exists() else []
+        return children(self._log.pid)
 
     def send(self, number: int, *, ranks: bool = False) -> None:
         for pid in self.ranks() if ranks else [self._log.pid]:
@@ -45,7 +46,7 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
         self.end()
         for pid in ranks:  # a rank of a killed launcher dies with it
-            while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in _status(pid):
+            while alive(pid):
                 time.sleep(0.01)
 
     def end(self, timeout: float = 240) -> tuple[int, str]:
@@ -60,13 +61,6 @@ def _gone_is_fine() -> Iterator[None]:
         yield
     except ProcessLookupError:
         return
-
-
-def _status(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return "\nState:\tZ"
 
 
 def wait_until(job: Job, holds: Callable[[], bool], *, timeout: float = 120) -> bool:

@@ -16,6 +16,7 @@ from dfer import config_files
 from dfer.jobs.config import RunConfig
 from dfer.run.checkpoint_files import damage
 from dfer.storage import Folder
+from tests import warm
 from tests.integration.commands import (
     Capture,
     copied,
@@ -108,7 +109,7 @@ def test_a_process_that_lost_the_other_says_so_in_one_line(tiny: Path, tmp_path:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
     words = [sys.executable, "-c", LOSES_ITS_PARTNER, "train", str(tiny), f"run={tmp_path / 'run'}"]
     started = [
-        subprocess.Popen(
+        warm.Popen(
             words, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)), stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.processes import alive, children
 from tests.unit.shards import rawkit
 
 pytestmark = pytest.mark.integration
@@ -89,10 +90,6 @@ def started(raw: Path, out: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def children(pid: int) -> list[int]:
-    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def gone(pids: list[int]) -> bool:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -107,13 +104,6 @@ def imports_numpy(pid: int) -> bool:
         started = b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()  # before, its maps are its parent's
         return started and "_multiarray_umath" in Path(f"/proc/{pid}/maps").read_text()
     return False
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.parametrize("jobs", [2, 5])

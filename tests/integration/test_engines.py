@@ -5,6 +5,7 @@ A worker process per world size runs all cases (tests/integration/engine_worker.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
+CASES = re.findall(r"^def case_(\w+)", WORKER.read_text(), re.MULTILINE)
 # Weights move by about 0.1 in the steps taken: this is rounding, not training.
 TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
 
@@ -41,19 +43,23 @@ def _start(arguments: list[str], *, ranks: int, **environment: str) -> subproces
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """Measurements by world size. Two ranks run last but read what one rank saved; one rank then reads theirs."""
+    """Measurements by world size. Two ranks read what one rank saved; one rank then reads what both saved."""
     folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
     extensions = tmp_path_factory.mktemp("extensions")
-    found = {}
-    for ranks, other in ((1, 2), (2, 1), (1, 2)):
+    found: dict[int, dict[str, Any]] = {1: {}, 2: {}}
+    before = [case for case in CASES if case != "load"]
+    for ranks, other, cases in ((1, 2, before), (2, 1, CASES), (1, 2, ["load"])):
         # No compiler is in reach: DeepSpeed must not need one.
         path = str(Path(sys.executable).parent) if ranks == 1 else os.environ["PATH"]
         done = _start(
-            [str(folders[ranks]), str(folders[other])], ranks=ranks, PATH=path, TORCH_EXTENSIONS_DIR=str(extensions)
+            [str(folders[ranks]), str(folders[other]), ",".join(cases)],
+            ranks=ranks,
+            PATH=path,
+            TORCH_EXTENSIONS_DIR=str(extensions),
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert done.stdout == ""
-        found[ranks] = json.loads((folders[ranks] / "results.json").read_text())
+        found[ranks] |= json.loads((folders[ranks] / "results.json").read_text())
     assert not list(extensions.iterdir())
     return found
 
@@ -62,6 +68,7 @@ both = pytest.mark.parametrize("ranks", (1, 2))
 every = pytest.mark.parametrize("name", ENGINES)
 
 
+@pytest.mark.slow("the first to ask for three workers, which run about 200 engines for all tests of this file")
 @both
 @every
 def test_steps_equal_the_oracle(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
@@ -183,6 +190,11 @@ def test_padding_does_not_count(results: dict[int, dict[str, Any]], name: str, r
 def test_a_closed_engine_frees_its_model(results: dict[int, dict[str, Any]], name: str, ranks: int) -> None:
     # DeepSpeed itself keeps ZeRO 3's modules; their parameters are empty by then.
     assert results[ranks][f"closed/{name}"]["freed"] or name == "zero3"
+
+
+def test_every_case_was_run_by_both(results: dict[int, dict[str, Any]]) -> None:
+    for ranks in (1, 2):
+        assert set(results[ranks]) == {f"{case}/{name}" for case in CASES for name in ENGINES}
 
 
 def test_all_ranks_agree_on_a_checkpoint(results: dict[int, dict[str, Any]]) -> None:

@@ -3,11 +3,12 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -66,9 +67,9 @@ def run(folder, *, size, fault="none"):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-              "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+              "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}  # fmt: skip
     ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(folder), fault], env={**shared, "RANK": str(rank)})
+        warm.Popen([sys.executable, "-c", RANK, str(folder), fault], env={**shared, "RANK": str(rank)})
         for rank in range(size)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0] * size

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import warm
 from tests.integration.commands import environment, finish, result
 
 pytestmark = pytest.mark.integration
@@ -25,7 +26,7 @@ def test_folds_in_parallel_give_the_results_of_a_cross_validation(
 ) -> None:
     run = tmp_path / "run"
     words = [sys.executable, "-m", "launch", "local", str(tiny), "--parallel", "2", "--only", ONLY, f"run={run}"]
-    launcher = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    launcher = warm.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for_file(run / "fold_2" / "metrics.jsonl")
     os.kill(launcher.pid, signal.SIGTERM)
     launcher.communicate(timeout=120)

@@ -17,6 +17,8 @@ from dfer.emotions import label_set
 from dfer.errors import StorageError
 from dfer.interruption import SIGNALS
 from dfer.store.shards import Store
+from tests import warm
+from tests.processes import alive, children
 from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration
@@ -65,7 +67,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, tmp_path):
     script = tmp_path / "script.py"
     hang = "torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2; del loader, batches"
     script.write_text("import torch\n" + SCRIPT.replace("time.sleep(600)", f"input(); {hang}"))
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
@@ -73,14 +75,14 @@ def test_a_worker_that_hangs_does_not_hold_up_the_exit(folder, tmp_path):
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     process.communicate("\n", timeout=60)
-    assert process.returncode == 0 and len(workers) == 2 and not any(_alive(pid) for pid in workers)
+    assert process.returncode == 0 and len(workers) == 2 and not any(alive(pid) for pid in workers)
 
 
 def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
     """SLURM may send them to every process of a job. The processes end when the training process does."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("time.sleep(600)", "input(); print(len(list(batches)), flush=True)"))
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdin is not None
@@ -97,36 +99,27 @@ def test_workers_do_not_hear_the_signals_that_announce_an_end(folder, tmp_path):
     process.stdout.close()
     assert rest.strip() == "199" and process.wait(timeout=60) == 0
     deadline = time.monotonic() + 20
-    while any(_alive(pid) for pid in helpers) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in helpers) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not any(_alive(pid) for pid in helpers)
+    assert not any(alive(pid) for pid in helpers)
 
 
 def test_workers_end_when_the_training_process_is_killed(folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
+    process = warm.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2 and all(_alive(pid) for pid in workers)
+    assert len(workers) == 2 and all(alive(pid) for pid in workers)
     process.kill()
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not any(_alive(pid) for pid in workers)
+    assert not any(alive(pid) for pid in workers)
 
 
 def _descendants(pid: int) -> list[int]:
     """A process and all that came from it."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(found for child in children for found in _descendants(child))]
-
-
-def _alive(pid: int) -> bool:
-    """Running, and not a dead process that nobody has asked for its exit status yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return [pid, *(found for child in children(pid) for found in _descendants(child))]

@@ -115,8 +115,8 @@ def test_old_checkpoints_leave_the_bucket_whatever_the_run_is_called(
     latest.close()
 
 
-def test_a_store_that_is_not_there_is_a_message(tiny: Path) -> None:
-    with servers.rclone(Path("/tmp")) as server:
+def test_a_store_that_is_not_there_is_a_message(tiny: Path, tmp_path: Path) -> None:
+    with servers.rclone(tmp_path) as server:
         gone = server
     done = start("train", tiny, "run=s3://data/run", **gone.environment, timeout=120)
     assert done.returncode == 6, done.stderr

@@ -55,6 +55,7 @@ def test_without_faults_all_passes_and_is_counted(endpoint: str) -> None:
         assert counts["bytes_of"] == {"/a": len(BODY), "/b": len(BODY)}
 
 
+@pytest.mark.slow("waits until a stalled body is given up")
 @pytest.mark.parametrize(
     ("fault", "error"),
     [("resets", (ConnectionResetError, http.client.IncompleteRead)), ("stalls", TimeoutError)],

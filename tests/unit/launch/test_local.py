@@ -18,6 +18,7 @@ from launch.local import processes
 from launch.local import submit as local
 from launch.local.processes import Group, free_port, wait
 from tests import fake_runs
+from tests.processes import alive
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FAKE = Path(__file__).with_name("fake_rank.py")
@@ -189,17 +190,9 @@ time.sleep(60)
         launcher.kill()
         launcher.wait()
     ranks = [int(path.read_text()) for path in pids.iterdir()]
-    while any(_runs(pid) for pid in ranks):
+    while any(alive(pid) for pid in ranks):
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_ports_stay_out_of_the_systems_range() -> None:

@@ -202,6 +202,7 @@ def _churn(folder: Path, budget: int, seed: int, until: float) -> None:
             continue
 
 
+@pytest.mark.slow("four processes crowd each other for 3 s")
 def test_the_budget_holds_and_reading_is_right_while_processes_crowd_each_other_out(tmp_path: Path) -> None:
     budget, worst = 3_000_000, 0
     until = time.time() + 3

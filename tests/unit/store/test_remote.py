@@ -153,6 +153,7 @@ def test_a_store_that_was_used_can_be_pickled(server: Site, tmp_path: Path) -> N
 # Faults that pass
 
 
+@pytest.mark.slow("two attempts that each wait for 1 s")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -219,6 +220,7 @@ def test_a_missing_shard(folder: Path, server: Site, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow("three attempts that each wait for 1 s")
 def test_a_store_that_does_not_recover(server: Site, tmp_path: Path) -> None:
     clips = opened(server.url, tmp_path / "c")
     server.always["train/00000.tar"] = lambda data: 503
