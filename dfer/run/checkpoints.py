@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dfer.distributed import World, on_first, tensors_from_first
+from dfer.distributed import World, broadcast_tensors, on_first
 from dfer.errors import CheckpointError, DferError, StorageError, message
 from dfer.run.checkpoint_files import OPTIMIZER, STATE, VERSION, WEIGHTS, Found, sha256_of, verified, write_tensors
 from dfer.run.config import CheckpointConfig
@@ -56,11 +56,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, on the CPU; all ranks call it. Raises CheckpointError."""
-        return tensors_from_first(lambda: self._tensors(WEIGHTS), self.world)
+        return broadcast_tensors(lambda: self._tensors(WEIGHTS), self.world)
 
     def optimizer(self) -> dict[str, Tensor]:
         """Optimizer state as `parameter/slot`, on the CPU; all ranks call it. Raises CheckpointError."""
-        return tensors_from_first(lambda: self._tensors(OPTIMIZER), self.world)
+        return broadcast_tensors(lambda: self._tensors(OPTIMIZER), self.world)
 
     def close(self) -> None:
         """Nothing more is read from it. A process that is killed later leaves no copy of a remote store's files."""

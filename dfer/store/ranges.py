@@ -57,7 +57,7 @@ class Source:
 
     def whole(self, name: str, *, at_most: int) -> bytes:
         """A small file's bytes, up to one byte more than `at_most`. Raises DataError, StorageError."""
-        with self.telling(name):
+        with self.wrap_errors(name):
             try:
                 return self.retry.call(lambda: self._in_one_attempt(name, 0, at_most + 1))
             except BeyondTheEnd:  # an empty file
@@ -86,16 +86,16 @@ class Source:
 
     def stamp(self, name: str) -> str:
         """What tells a file from one that has taken its place, as far as the store says, without reading it."""
-        with self.telling(name):
+        with self.wrap_errors(name):
             self._folder.client.invalidate_cache()
             info = self.retry.call(lambda: self._folder.client.info(self._folder.path(name)))
         return repr(sorted((key, str(value)) for key, value in info.items()))
 
     @contextmanager
-    def telling(self, name: str) -> Iterator[None]:
+    def wrap_errors(self, name: str) -> Iterator[None]:
         """Turn what a file system or its client raises into a message."""
         try:
-            with self._folder.telling(name, "to read it"):
+            with self._folder.wrap_errors(name, "to read it"):
                 yield
         except FileNotFoundError as error:
             do = "Copy the folder again or build the shards again."

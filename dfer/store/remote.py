@@ -138,7 +138,7 @@ class RemoteShards:
                 raise WrongBytes(wrong, data[(wrong - first) * CHUNK : (wrong - first + 1) * CHUNK])
             return data
 
-        with self._source.telling(shard.path):
+        with self._source.wrap_errors(shard.path):
             try:
                 return self._source.retry.call(work)
             except WrongBytes as error:

@@ -108,7 +108,7 @@ class Store:
         where = where or self._source.where(shard.path)
         if not self.is_local:
             return self.remote.read(shard, self.hashes(shard), spans, where=where, pending=pending)
-        with self._source.telling(shard.path):
+        with self._source.wrap_errors(shard.path):
             found = self.local.open(shard)
             if found != shard.bytes:
                 raise other_size(self._source.where(shard.path), shard, found, do=self._why())

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from dfer.exit import Leaving
+from dfer.exit import ProcessExit
 
 LAUNCHER = "DFER_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
@@ -18,11 +18,11 @@ _PR_SET_PDEATHSIG = 1
 def main() -> NoReturn:
     """Run the command and end with its exit code."""
     end_with_launcher()
-    leaving = Leaving()
+    process_exit = ProcessExit()
     sys.argv = ["dfer", *sys.argv[1:]]  # what environment.json notes
     from dfer.__main__ import main as dfer  # here: from now on the process ends with its launcher
 
-    leaving.after(lambda: dfer(sys.argv[1:]))
+    process_exit.run_and_exit(lambda: dfer(sys.argv[1:]))
 
 
 def end_with_launcher() -> None:

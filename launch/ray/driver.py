@@ -17,7 +17,7 @@ from typing import Any
 
 from dfer.cli import INTERRUPTED
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, StorageError, message
-from dfer.exit import at_once
+from dfer.exit import exit_now
 from dfer.storage import Folder
 from launch.cluster import RayCluster
 from launch.job import LAUNCH
@@ -235,7 +235,7 @@ class Driver:
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self.closed and number == signal.SIGINT:
-                at_once(INTERRUPTED)
+                exit_now(INTERRUPTED)
             self._close(signal.Signals(number).name)
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfer.exit import at_once
+from dfer.exit import exit_now
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
 from launch.job import LAUNCH, PROJECT, Job, conclude
@@ -71,7 +71,7 @@ class Submission:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
                 if driver.abandoned:  # Ray crashes where it is left while threads wait in it
-                    at_once(code if driver.closed else conclude(self.job.run, self.job.folds, code))
+                    exit_now(code if driver.closed else conclude(self.job.run, self.job.folds, code))
             if code and driver.closed:
                 return code
         return conclude(self.job.run, self.job.folds, code)

@@ -20,7 +20,7 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
-from dfer.exit import Leaving
+from dfer.exit import ProcessExit
 from dfer.interruption import Stop
 from dfer.surroundings import accept_any_encoding
 from launch.job import Job, Place, report, run_job, share_cores
@@ -48,23 +48,23 @@ class FoldTask:
         """Train; ends the process with the exit code of the error."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
         accept_any_encoding()
-        leaving, stop = Leaving(), Stop()
+        process_exit, stop = ProcessExit(), Stop()
         with stop.on_signals():
             share_cores(self.cpus)
             forget_failure()
             try:
                 result = run_job(self.job, self.fold, place(self), stop)
             except StoppedError as error:
-                stopped(error, requeue if callable(requeue) else None, leaving)
+                stopped(error, requeue if callable(requeue) else None, process_exit)
             except DferError as error:
-                failed(error, leaving)
+                failed(error, process_exit)
             except Exception as error:
                 crashed(self, error)
-                leaving.will(DferError.exit_code)
+                process_exit.set_code(DferError.exit_code)
                 raise
         if rank() == 0:
             print(f"fold {self.fold}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}", flush=True)
-        leaving.will(0)
+        process_exit.set_code(0)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit starts after a requeue: the same, since the run folder knows how far it is."""
@@ -84,7 +84,7 @@ class ReportTask:
         try:
             report(self.run, self.folds)
         except DferError as error:
-            failed(error, Leaving())
+            failed(error, ProcessExit())
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """The same again."""
@@ -140,12 +140,12 @@ def forget_failure() -> None:
         failure_file().unlink(missing_ok=True)
 
 
-def failed(error: DferError, leaving: Leaving) -> NoReturn:
+def failed(error: DferError, process_exit: ProcessExit) -> NoReturn:
     """Say why, keep it, end."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     if not (isinstance(error, FencedError) and is_overtaken()):
         _keep(error)
-    leaving.now(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
+    process_exit.exit_with(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
 
 
 def crashed(task: FoldTask, error: Exception) -> None:
@@ -178,13 +178,13 @@ def is_overtaken() -> bool:
         return False
 
 
-def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:
+def stopped(error: StoppedError, requeue: Requeue | None, process_exit: ProcessExit) -> NoReturn:
     """All is saved: the first rank requeues the job, unless it was cancelled; the others make room."""
     if rank() == 0:
         print(f"note: {error}", file=sys.stderr, flush=True)
         if requeue is not None and is_wanted():
             _requeue(requeue)
-    leaving.now(error.exit_code)
+    process_exit.exit_with(error.exit_code)
 
 
 def is_wanted() -> bool:
