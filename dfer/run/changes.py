@@ -1,6 +1,6 @@
-"""What of a configuration may change within limits when a run goes on, and the note of it that stands in its results.
+"""Configuration keys that may change within limits on resume, and the record of such changes in a run's results.
 
-Keys that say only where and how fast may change freely: `dfer.config.FREE_KEYS`. Imports no torch.
+Keys that affect only place and speed may change freely: `dfer.config.FREE_KEYS`. Imports no torch.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from dfer.errors import CheckpointError
 EPOCHS, EVAL_EVERY, MAX_BAD_SHARE = "epochs", "eval_every", "data.max_bad_share"
 NOTED_KEYS = (EPOCHS, EVAL_EVERY, MAX_BAD_SHARE)
 OPEN_SCHEDULES = ("constant", "step")
-"""Schedules whose factor at a step does not depend on how many steps follow."""
+"""Schedules whose factor at a step does not depend on the total number of steps."""
 SETTINGS, CHANGED = "settings", "changed"
-"""In a checkpoint's state: the noted keys under which it was written, and what was changed before."""
+"""Keys of a checkpoint's state: values of NOTED_KEYS when it was written, and the list of earlier changes."""
 
 Setting = int | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A key that had another value before. step: updates done when the run went on with the new one."""
+    """A changed key with its old and new value. step: updates done when the run resumed with the new value."""
 
     key: str
     was: Setting
@@ -38,7 +38,7 @@ def _shown(value: Setting) -> str:
 
 
 def objection(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Why a run may not go on with another value of a key: None where it may, empty where there is no more to say.
+    """Return None if a run may resume with a new value of a key, else the reason (empty for keys that never change).
 
     old, new: configurations by dotted key.
     """
@@ -56,7 +56,7 @@ def objection(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str |
 
 
 def noted(plain: Mapping[str, Any]) -> dict[str, Setting]:
-    """The values of NOTED_KEYS in a configuration of plain values."""
+    """Return the values of NOTED_KEYS in a configuration of plain values."""
     found = {}
     for key in NOTED_KEYS:
         value: Any = plain
@@ -67,7 +67,7 @@ def noted(plain: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def changes(state: Mapping[str, Any], *, where: object) -> tuple[Change, ...]:
-    """The changes before a checkpoint was written, from its state. Raises CheckpointError."""
+    """Read the changes made before a checkpoint was written, from its state. Raises CheckpointError."""
     try:
         return from_plain(tuple[Change, ...], state.get(CHANGED, []), CHANGED)
     except ConfigProblem as problem:
@@ -77,9 +77,9 @@ def changes(state: Mapping[str, Any], *, where: object) -> tuple[Change, ...]:
 def changes_until_now(
     state: Mapping[str, Any], *, where: object, recorded: Mapping[str, Any], now: Mapping[str, Any], step: int
 ) -> tuple[Change, ...]:
-    """The changes before a run goes on from a checkpoint, with those it goes on with.
+    """Return all changes of a run that resumes from a checkpoint: those before it, and those of this resume.
 
-    recorded: configuration of the run folder, which stands for checkpoints of older versions; now: the new one.
+    recorded: configuration of the run folder, used for checkpoints of older versions; now: the new configuration.
     """
     before, after = state.get(SETTINGS) or noted(recorded), noted(now)
     new = [Change(key=k, was=before.get(k), now=after[k], step=step) for k in NOTED_KEYS if before.get(k) != after[k]]
@@ -87,5 +87,5 @@ def changes_until_now(
 
 
 def to_state(found: tuple[Change, ...], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps of the changes before it and of the configuration `now`."""
+    """Return the entries of a checkpoint's state for the changes before it and the configuration `now`."""
     return {SETTINGS: noted(now), CHANGED: [asdict(change) for change in found]}

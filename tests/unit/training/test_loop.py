@@ -265,7 +265,7 @@ def test_a_copy_that_was_thought_dead_stops_and_changes_nothing(tmp_path: Path) 
                     saved_by = time.monotonic() + 30
                     while checkpoints.latest() is None and time.monotonic() < saved_by:
                         time.sleep(0.01)
-                    Fence.take(Folder(tmp_path)).goes_on_from("whatever it found", 5)
+                    Fence.take(Folder(tmp_path)).record_base("whatever it found", 5)
                     self.seen = (tmp_path / "metrics.jsonl").read_text()
                     self.served.append(-1)
                 yield batch
