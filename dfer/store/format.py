@@ -149,12 +149,12 @@ def num_chunks(size: int) -> int:
 
 
 def data_name(dataset: str, *, generated: str) -> str:
-    """What to call the data before a reader: generated faces never bear the data set's own name."""
+    """Return the name of the data for readers: generated faces never get the plain name of the data set."""
     return f"generated faces in {dataset}'s layout" if generated else dataset
 
 
 def to_json(value: Manifest | ShardIndex) -> bytes:
-    """Stable bytes: same value, same text, whatever the machine."""
+    """Serialise to stable bytes: the same value gives the same text on every machine."""
     plain = asdict(value)
     return (json.dumps(plain, indent=1 if isinstance(value, Manifest) else None, sort_keys=True) + "\n").encode()
 
@@ -249,7 +249,8 @@ def clip_name(key: str) -> str:
 
 
 def _check_containers(data: bytes, *, where: str) -> None:
-    """Raise DataError when the values would be far larger than their text, as of 3 bytes for an empty list of 64."""
+    """Raise DataError when the parsed values would be far larger than their text: an empty list has 3 bytes of text,
+    and 64 in memory."""
     count = data.count(b"[") + data.count(b"{")
     if count > MAX_CONTAINERS:
         raise DataError(
