@@ -16,17 +16,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> NoReturn:
-    """Run the command and end with its exit code."""
+    """Run the command and exit with its code."""
     end_with_launcher()
     process_exit = ProcessExit()
-    sys.argv = ["dfer", *sys.argv[1:]]  # what environment.json notes
-    from dfer.__main__ import main as dfer  # here: from now on the process ends with its launcher
+    sys.argv = ["dfer", *sys.argv[1:]]  # recorded in environment.json
+    from dfer.__main__ import main as dfer  # imported after `end_with_launcher`: the import takes long
 
     process_exit.run_and_exit(lambda: dfer(sys.argv[1:]))
 
 
 def end_with_launcher() -> None:
-    """Have the kernel kill this process when its parent dies; end now if it died already."""
+    """Have the kernel kill this process when its parent dies; end now if the parent is already dead."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The Ray cluster and the job a driver runs in: joined, asked for its room, and what they refuse told in a line."""
+"""Connect to the Ray cluster, query its free resources, and turn its errors into one-line messages."""
 
 import json
 import logging
@@ -32,12 +32,12 @@ def in_ray_job() -> bool:
 
 
 def submission_id() -> str:
-    """Of the job that `ray job submit` made, else empty."""
+    """Return the id of the job that `ray job submit` made; empty outside such a job."""
     return str(_job_config("metadata").get("job_submission_id", ""))
 
 
 def _job_config(part: str) -> dict[str, Any]:
-    """What `ray job submit` told this process; nothing outside a job."""
+    """Read a part of the configuration that `ray job submit` passed to this process; empty outside a job."""
     try:
         return dict(json.loads(os.environ[_JOB_CONFIG])[part])
     except (KeyError, TypeError, ValueError):
@@ -52,7 +52,7 @@ def refuse_working_folder(config: "RunConfig") -> None:
         UsageError: the run folder or the shards lie there.
     """
     if str(_job_config("runtime_env").get("working_dir") or "local://").startswith("local://"):
-        return  # a folder of the hosts' own
+        return  # not unpacked by Ray
     for key, value in (("run", config.run), ("data.shards", config.data.shards)):
         local = Folder(value, what=key).local
         if local is not None and local.resolve().is_relative_to(Path.cwd().resolve()):
@@ -63,17 +63,17 @@ def refuse_working_folder(config: "RunConfig") -> None:
 
 @contextmanager
 def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[str]:
-    """Join the cluster; gives the address of its job server.
+    """Connect to the cluster; gives the address of its job server.
 
     Raises:
-        UsageError: there is none, or it does not take this driver.
+        UsageError: no cluster answers, or it refuses this driver.
     """
-    # A head of which only the address is left, from an earlier `ray start`, is then given up after a minute.
+    # So a stale address, left by an earlier `ray start`, is given up after a minute.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     import ray
     from ray.exceptions import RayError
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would print every line of a process twice
     if cluster.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -91,7 +91,7 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
 
 
 def _knock(address: str) -> None:
-    """Refuse an address, HOST:PORT, at which nobody answers."""
+    """Raise UsageError for an address, HOST:PORT, that does not accept a connection."""
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
         return
@@ -102,7 +102,8 @@ def _knock(address: str) -> None:
 
 
 def _not_connected(address: str, error: Exception) -> UsageError:
-    """Nobody there, which Ray tells in two ways, or a cluster that refuses: another version, too much to upload."""
+    """Make the error for a cluster that does not answer, which Ray reports in two ways, or that refuses this driver
+    (another version, too much to upload)."""
     expected, do = "to join the cluster", "Correct the cluster file or the installation."
     if isinstance(error, ConnectionError) or "connect to GCS" in str(error):
         expected = "a cluster"
@@ -151,5 +152,5 @@ def _amounts(cluster: RayCluster, there: Mapping[str, float]) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """The start of an error's text, which Ray likes to lay out in paragraphs."""
+    """Shorten an error's text to one line; Ray's texts have several paragraphs."""
     return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__

@@ -28,7 +28,7 @@ class Submission:
     cluster: RayCluster
 
     def dry_run(self) -> str:
-        """What Ray would be asked for."""
+        """Format what would be requested from Ray."""
         plan = {
             "folds": list(self.job.folds), "run": self.job.run, "scaling": self.scaling(),
             "max_failures": self.cluster.max_failures, "parallel_folds": self.cluster.parallel_folds,
@@ -48,7 +48,7 @@ class Submission:
         return {**workers, "use_gpu": cluster.gpu, "resources_per_worker": cluster.per_worker}
 
     def runtime_env(self) -> dict[str, Any]:
-        """What every host gets: the code of this checkout, unless the job brought it along as its working folder."""
+        """Return Ray's runtime environment: the code of this checkout, unless it is the job's working folder."""
         found: dict[str, Any] = {"env_vars": dict(self.cluster.env_vars)} if self.cluster.env_vars else {}
         if not (in_ray_job() and Path.cwd().resolve() == PROJECT):
             found["py_modules"] = [str(PROJECT / name) for name in PACKAGES]
@@ -70,7 +70,7 @@ class Submission:
             with connected(self.cluster, self.runtime_env()) as address:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
-                if driver.abandoned:  # Ray crashes where it is left while threads wait in it
+                if driver.abandoned:  # Ray crashes at shutdown while threads wait in it
                     exit_now(code if driver.closed else conclude(self.job.run, self.job.folds, code))
             if code and driver.closed:
                 return code
@@ -104,7 +104,7 @@ def trainer(submission: Submission, fold: int, board: Any, mark: str) -> Any:
 
 
 def _storage(run: str) -> dict[str, Any]:
-    """Where Ray keeps its own files: in the run folder, through the same client as everything else there."""
+    """Return Ray's storage options: its files go into the run folder, through the same client as all others."""
     url = f"{run}/{LAUNCH}/ray"
     if "://" not in run:
         return {"storage_path": url}
