@@ -79,7 +79,7 @@ def client(url: str, *, what: str = "the address", tries_once: bool = False) -> 
     """Open the file system of a URL; returns it and the path in it.
 
     Args:
-        what: the setting a message tells to correct.
+        what: the setting that messages name for correction.
         tries_once: the client does not retry and detects a stall within STALL_S. For callers that read small ranges
             through `Retry`: retries on two levels would multiply.
     Raises:
@@ -140,7 +140,7 @@ def storage_error(where: object, error: BaseException, *, doing: str, then: str 
     if is_full(error):
         got, do = "no space left", "Free some"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:
-        do = "Lift the limit on the size of files, or take another disk"
+        do = "Raise the limit on file sizes, or use another disk"
     elif isinstance(error, OSError) and error.errno == errno.EROFS:
         got, do = "a read-only file system", "Give another path"
     elif "://" in str(where) and not str(where).startswith("file://"):

@@ -58,7 +58,7 @@ def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: flo
         UsageError: `seconds` is not above 0. DataError: the shards cannot be read.
     """
     if not 0 < seconds < math.inf:
-        do = "10 give steady numbers."
+        do = "10 give stable numbers."
         raise UsageError(message("--seconds", expected="more than 0", got=str(seconds), do=do))
     store = Store(shards)
     clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_of(store.manifest.classes))

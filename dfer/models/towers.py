@@ -241,7 +241,7 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
     if timm == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
         raise ConfigProblem(
             message("towers.image_size", expected=f"{conv.IMAGE_SIZE} for {config.arch}", got=str(vision["image_size"]),
-                    do="Leave it out, or take another architecture.")
+                    do="Leave it out, or use another architecture.")
         )  # fmt: skip
     other = [key for key in ("no_causal_mask", "hf_model_name", "embed_cls", "proj_bias") if text.get(key)]
     if other or text.get("pool_type", "argmax") != "argmax" or text.get("vocab_size", VOCABULARY) != VOCABULARY:

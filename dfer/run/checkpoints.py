@@ -308,7 +308,7 @@ class Checkpoints:
             problems.append(f"{name}: {found}")
         if problems:
             got = f"{len(problems)} damaged ({'; '.join(problems[:3])})"
-            do = "Copy them anew from where they came, or start over with another run=FOLDER."
+            do = "Copy them again from their source, or start over with another run=FOLDER."
             raise CheckpointError(message(self.folder, expected="one whole checkpoint", got=got, do=do))
         return None
 

@@ -101,7 +101,7 @@ class Leases:
             return from_plain(Lease, json.loads(data or b""))
         except (ValueError, RecursionError, ConfigProblem) as error:
             got = f"something else ({str(error)[:200]})"
-            do = "Delete this file and the checkpoints that bear its name."
+            do = "Delete this file and the checkpoints named after it."
             raise CheckpointError(message(where, expected="a lease", got=got, do=do)) from error
 
 

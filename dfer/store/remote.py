@@ -163,8 +163,8 @@ class RemoteShards:
         """Make the error for an answer of the wrong length. A truncated answer is transient; a file of another size, or
         a server without range requests, is permanent."""
         if got == shard.bytes > wanted:
-            do = "The server does not answer Range requests: take one that does, or copy the shards to a disk."
-            expected = f"the {wanted:,} bytes asked for"
+            do = "The server does not support Range requests: use one that does, or copy the shards to a disk."
+            expected = f"the {wanted:,} requested bytes"
             return StorageError(message(self._source.where(shard.path), expected=expected, got="the whole file", do=do))
         try:
             size = self._source.size(shard.path)

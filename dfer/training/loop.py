@@ -253,7 +253,7 @@ class _Training:
         if len(bad) > self.loader.max_bad:
             got = f"{len(bad)} ({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; the last: {found[-1].cause})"
             expected = f"at most {self.loader.max_bad} bad clips, as data.max_bad_share allows"
-            do = "metrics.jsonl lists them; mend the shards, or allow more."
+            do = "metrics.jsonl lists them; repair the shards, or allow more."
             raise DataError(message("training clips", expected=expected, got=got, do=do))
 
     def _raise_failure(self) -> None:

@@ -112,7 +112,7 @@ def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
     if other:
         expected = ", ".join(f"{key} {arguments[key]}" for key in other)
         got = ", ".join(f"{key} {value}" for key, value in other.items())
-        do = "Choose another folder, or delete this one to generate it anew."
+        do = "Choose another folder, or delete this one to generate it again."
         raise UsageError(message(out, expected=f"generated faces with {expected}", got=got, do=do))
 
 

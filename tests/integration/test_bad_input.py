@@ -226,7 +226,7 @@ def test_a_damaged_checkpoint(capsys: Capture, crossval: tuple[Path, str], tmp_p
     run = copied(crossval[0] / "fold_1", tmp_path / "run")
     path = next(run.glob("checkpoints/*/weights.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
-    refused(here(capsys, "evaluate", run), 5, "weights.safetensors has ", "Copy them anew from where they came")
+    refused(here(capsys, "evaluate", run), 5, "weights.safetensors has ", "Copy them again from their source")
 
 
 def test_prediction_from_what_is_not_there(capsys: Capture, crossval: tuple[Path, str], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
         if head.startswith(beginning) or start.startswith(beginning):
             return kind, do
     if PICKLE.match(head):
-        do = "Save it anew with a newer one: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
+        do = "Save it again with a newer torch: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
         return "a bare pickle, as torch before 1.6 wrote", do
     return None
 

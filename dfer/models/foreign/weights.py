@@ -98,7 +98,7 @@ def _read_archive(path: Path) -> Weights:
             read = {name: archive.tensor(value) for name, value in _state(archive.content).items()}
     except Exception as error:  # a damaged or hostile zip can make its reader fail in any way
         got = f"one that the safe reader refuses ({_reason(error)})"
-        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 anew."
+        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 again."
         raise CheckpointError(
             message(path, expected="a torch archive of tensors and plain containers", got=got, do=do)
         ) from error

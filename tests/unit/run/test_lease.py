@@ -93,7 +93,7 @@ def test_a_damaged_lease_is_named(tmp_path: Path, text: str) -> None:
         Leases(home).holds(LeaseId(generation=0, token="00000000"), 3)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path}/lease/{fence.id.file}: expected a lease, got something else (")
-    assert said.endswith("Delete this file and the checkpoints that bear its name.")
+    assert said.endswith("Delete this file and the checkpoints named after it.")
 
 
 def test_leases_are_plain_json(tmp_path: Path) -> None:

@@ -335,5 +335,5 @@ def test_more_replaced_clips_than_allowed_stop_the_run(tmp_path: Path) -> None:
     assert loader.served == [5, 6, 7]
     assert str(caught.value) == (
         "training clips: expected at most 2 bad clips, as data.max_bad_share allows, got 3 (a, b, c; the last: "
-        "not a JPEG). metrics.jsonl lists them; mend the shards, or allow more."
+        "not a JPEG). metrics.jsonl lists them; repair the shards, or allow more."
     )
