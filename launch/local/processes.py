@@ -146,7 +146,7 @@ class Group:
         error: ProcessError | StoppedError
         if number in self._forwarded:
             do = "Nothing was lost; the same command starts or continues the run."
-            error = StoppedError(message(where, expected="a stop request during training", got=f"{name} before it", do=do))
+            error = StoppedError(message(where, expected="a stop while training", got=f"{name} before it", do=do))
         else:
             do = "The same command continues from the last checkpoint; SIGKILL is often the system short of memory."
             error = ProcessError(message(where, expected="to run to its end", got=name, do=do))
