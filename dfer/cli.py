@@ -1,4 +1,4 @@
-"""What the three programs' command lines share: parsers of commands, and errors that become messages and exit codes."""
+"""The part that the three command lines share: parsers of commands, and errors turned into messages and exit codes."""
 
 import argparse
 import errno
@@ -24,7 +24,7 @@ def add_command(
     examples: str,
     run: Callable[..., Any],
 ) -> argparse.ArgumentParser:
-    """A command with its help, its examples (one a line) and the function that runs it, as `parsed.command`."""
+    """Add a command with its help, its examples (one per line) and the function that runs it (`parsed.command`)."""
     lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
     parser = commands.add_parser(
         name,
@@ -71,7 +71,7 @@ def is_override(word: str) -> bool:
 
 
 def names(text: str) -> list[str]:
-    """The type of an argument such as `fold_1,fold_2`."""
+    """Parse an argument such as `fold_1,fold_2`; used as an argparse type."""
     found = text.split(",")
     if not all(found):
         raise argparse.ArgumentTypeError(f"expected names such as fold_1,fold_2, got {text!r}")
@@ -79,7 +79,7 @@ def names(text: str) -> list[str]:
 
 
 def positive(text: str) -> int:
-    """The type of an argument that is a whole number of at least 1."""
+    """Parse a whole number of at least 1; used as an argparse type."""
     number = not_negative(text)
     if number == 0:
         raise argparse.ArgumentTypeError("expected a number of at least 1, got 0")
@@ -87,51 +87,53 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """The type of an argument that is a whole number of at least 0."""
+    """Parse a whole number of at least 0; used as an argparse type."""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
     return int(text)
 
 
 def hide_notices() -> None:
-    """Hide what libraries tell their own developers; ours are printed as messages."""
+    """Hide warnings that libraries address to developers; this package prints its own warnings as messages."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def exit_code(work: Callable[[], int | None], *, interrupted: str, speaks: Callable[[], bool] = lambda: True) -> int:
-    """Run a command. What a user can mend becomes one line on the error stream and its exit code.
+def exit_code(
+    work: Callable[[], int | None], *, interrupted: str, prints_usage_errors: Callable[[], bool] = lambda: True
+) -> int:
+    """Run a command and return its exit code. An error that a user can fix is printed as one line on stderr.
 
-    interrupted: what to say after Ctrl-C. speaks: whether this process tells of wrong usage; other errors it always
-    tells.
+    interrupted: text to print after Ctrl-C. prints_usage_errors: whether this process prints usage errors; it always
+    prints other errors.
     """
     accept_any_encoding()
     try:
         code = work()
         sys.stdout.flush()
     except DferError as error:
-        return _fail(error, speaks)
+        return _fail(error, prints_usage_errors)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not fail on it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail again
         return PIPE_CLOSED
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise  # not about a file: a fault of ours
-        return _fail(_about_file(error), speaks)
+            raise  # not about a file: a bug of this package
+        return _fail(_about_file(error), prints_usage_errors)
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         return INTERRUPTED
     return code or 0
 
 
-def _fail(error: DferError, speaks: Callable[[], bool]) -> int:
-    if speaks() or not isinstance(error, UsageError):
+def _fail(error: DferError, prints_usage_errors: Callable[[], bool]) -> int:
+    if prints_usage_errors() or not isinstance(error, UsageError):
         print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 
 
 def _about_file(error: OSError) -> StorageError:
-    """What the system said of a file, as a message."""
+    """Turn an error of the system about a file into a StorageError with a message."""
     if error.filename and is_denied(error):
         return storage_error(error.filename, error, doing="to read or write it", then="; then repeat the command.")
     where, expected, got = error.filename or "a file", "to read or write it", str(error.strerror)

@@ -1,4 +1,7 @@
-"""Who am I among how many: the environment is read once into a `World`, which is passed on as a value."""
+"""Ranks, process groups and collective calls. The environment is read once into a `World`, which is passed as a value.
+
+All functions from `sum_over_ranks` on are collective: every rank must call them, in the same order.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among all. Built from the environment by `from_environment`, or by hand in tests."""
+    """Rank info of this process. Built from the environment by `from_environment`, or directly in tests."""
 
     rank: int = 0
     size: int = 1
@@ -40,16 +43,16 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """The device of this process: its own GPU where there is one, else the CPU."""
+        """The device of this process: its own GPU if the machine has GPUs, else the CPU."""
         if torch.cuda.is_available():
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device("cpu")
 
 
 def from_environment() -> World:
-    """The world as torchrun, submitit or Ray describe it in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun, submitit or Ray set them."""
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
-    if size == 1:  # what LOCAL_RANK says is left over from another job
+    if size == 1:  # LOCAL_RANK may be left over from another job
         return World(rank=rank)
     return World(
         rank=rank, size=size, local_rank=_number("LOCAL_RANK", 0), local_size=_number("LOCAL_WORLD_SIZE", size)
@@ -64,26 +67,26 @@ def _number(name: str, default: int) -> int:
 
 
 CONTROL_S = 3600
-"""Longest wait for a control message: the first rank may be saving to, or loading from, a slow store."""
+"""Timeout of control messages: the first rank may be saving to, or loading from, a slow store."""
 
 _control: dist.ProcessGroup | None = None
-"""The group of control messages (votes, strings, barriers, checkpoints on their way to all ranks): gloo, also beside
-NCCL, so that they neither occupy the GPU nor end with NCCL's timeout. None outside `process_group`: the default one."""
+"""The process group of control messages (votes, strings, barriers, broadcasts of checkpoints): gloo, also beside NCCL,
+so that they neither occupy the GPU nor fail by NCCL's timeout. None outside `process_group`: the default group."""
 
 
 @contextmanager
 def process_group(world: World, *, timeout_s: int = 600, meet_s: float = MEET_S) -> Iterator[None]:
-    """Join the other ranks for the length of the block; uses the group that exists.
+    """Join the process group for the length of the block; an existing group is used. COLLECTIVE.
 
-    A single process makes a group of its own in memory (DeepSpeed wants one) and opens no port for it. After an error
-    the groups are left as they are: to destroy them, NCCL waits for the other ranks, which wait for this one, and the
-    error would never be told. The process has to end then; its end is what the other ranks notice.
+    A single process forms a group in memory (DeepSpeed requires one) and opens no port for it. After an error the
+    groups are not destroyed: NCCL would wait for the other ranks, which wait for this one, and the error would never
+    be printed. The process must then exit; the other ranks notice that.
 
-    timeout_s: of a collective operation. meet_s: how long to wait for the other ranks to come.
+    timeout_s: of a collective operation. meet_s: timeout of the rendezvous.
 
     Raises:
-        UsageError: several processes that have no place to meet, or share a GPU.
-        ProcessError: some did not come, or another one stopped within the block.
+        UsageError: several processes without a rendezvous address, or two on one GPU.
+        ProcessError: not all ranks joined, or another one stopped within the block.
     """
     global _control
     ours = not dist.is_initialized()
@@ -95,11 +98,11 @@ def process_group(world: World, *, timeout_s: int = 600, meet_s: float = MEET_S)
         yield
     except BaseException as error:
         if world.size == 1:
-            _leave(ours)
+            _destroy_groups(ours)
         elif isinstance(error, RuntimeError) and _lost_another(error):
             raise _lost(world, error) from error
         raise
-    _leave(ours)
+    _destroy_groups(ours)
 
 
 def _join(world: World, timeout_s: int, meet_s: float) -> None:
@@ -117,14 +120,14 @@ def _join(world: World, timeout_s: int, meet_s: float) -> None:
 
 
 def _card(world: World) -> str:
-    """What no other GPU of this host is called; empty without one."""
+    """Return an identifier of this rank's GPU, unique on its host; empty without a GPU."""
     if world.device.type != "cuda":
         return ""
     properties = torch.cuda.get_device_properties(world.device)
     return f"{properties.name.replace(' ', '-')}/{properties.uuid}"
 
 
-def _leave(ours: bool) -> None:
+def _destroy_groups(ours: bool) -> None:
     global _control
     if dist.is_initialized():
         if ours:
@@ -141,9 +144,9 @@ _LOST = (
 
 
 def _lost_another(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone; gloo and NCCL tell it in the text alone.
+    """Whether a collective failed because another process is gone; only the text of gloo's and NCCL's errors shows it.
 
-    NCCL's other errors (a wrong interface, a device's error) are not: they name their own cause.
+    False for NCCL's other errors (a wrong interface, a device error): they name their own cause.
     """
     text = str(error).lower()
     return any(words in text for words in _LOST)
@@ -152,11 +155,13 @@ def _lost_another(error: RuntimeError) -> bool:
 def _lost(world: World, error: RuntimeError) -> ProcessError:
     got = next(iter(str(error).splitlines()), type(error).__name__).rpartition("] ")[2].partition(". ")[0].rstrip(".")
     do = "Another process stopped; its message says why."
-    return ProcessError(message(f"process {world.rank} of {world.size}", expected="word of the others", got=got, do=do))
+    return ProcessError(
+        message(f"process {world.rank} of {world.size}", expected="an answer from the other processes", got=got, do=do)
+    )
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The element-wise sum of `x` over all ranks, as a new tensor of the same shape and type."""
+    """Return the element-wise sum of `x` over all ranks, a new tensor of the same shape and type. COLLECTIVE."""
     total = x.clone()
     if _several():
         dist.all_reduce(total)
@@ -164,7 +169,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows, one rank behind the other; a rank's gradient is the sum of what all ranks make of its rows."""
+    """Concatenates the rows of all ranks; the gradient of a rank's rows is summed over all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -184,13 +189,13 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows [B_r ...] of all ranks as one tensor [sum of B_r ...], in rank order, with gradient. A collective call,
-    also in the backward pass. Ranks may have unequal numbers of rows."""
+    """Concatenate the rows [B_r ...] of all ranks to [sum of B_r ...], in rank order, with gradient. COLLECTIVE, also
+    in the backward pass. Ranks may have different numbers of rows."""
     return cast(Tensor, _GatherRows.apply(rows)) if _several() else rows
 
 
 def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace floating-point tensors by their means over the ranks, in place. A collective call."""
+    """Replace floating-point tensors by their means over the ranks, in place. COLLECTIVE."""
     if not _several() or not tensors:
         return
     flat = torch.cat([x.detach().reshape(-1).float() for x in tensors])
@@ -200,7 +205,7 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def gather_objects(obj: Any) -> list[Any]:
-    """Every rank's small object in rank order, on every rank (numbers and strings, not tensors of size)."""
+    """Return every rank's small object in rank order (numbers and strings, no large tensors). COLLECTIVE."""
     if not _several():
         return [obj]
     out: list[Any] = [None] * dist.get_world_size()
@@ -208,8 +213,8 @@ def gather_objects(obj: Any) -> list[Any]:
     return out
 
 
-def from_first(obj: Any) -> Any:
-    """The first rank's small object, on every rank."""
+def broadcast_object(obj: Any) -> Any:
+    """Return the first rank's small object on every rank. COLLECTIVE."""
     if not _several():
         return obj
     box = [obj]
@@ -218,7 +223,7 @@ def from_first(obj: Any) -> Any:
 
 
 def on_first(work: Callable[[], T], world: World) -> T:
-    """Do `work` on the first rank alone; its result (small), or the same DferError, on every rank."""
+    """Run `work` on the first rank only; every rank returns its (small) result or raises its DferError. COLLECTIVE."""
     result: T | None = None
     problem: DferError | None = None
     if world.is_first:
@@ -226,14 +231,15 @@ def on_first(work: Callable[[], T], world: World) -> T:
             result = work()
         except DferError as error:
             problem = error
-    told, result = from_first((problem, result))
-    if told is not None:
-        raise told from problem
+    raised, result = broadcast_object((problem, result))
+    if raised is not None:
+        raise raised from problem
     return cast(T, result)
 
 
-def tensors_from_first(work: Callable[[], dict[str, Tensor]], world: World) -> dict[str, Tensor]:
-    """The first rank's CPU tensors by name, on every rank: only one process reads them. Raises its DferError on all."""
+def broadcast_tensors(work: Callable[[], dict[str, Tensor]], world: World) -> dict[str, Tensor]:
+    """Run `work` on the first rank only and return its CPU tensors by name on every rank, so that one process reads
+    them. Raises its DferError on all ranks. COLLECTIVE."""
     own: dict[str, Tensor] = {}
 
     def layout() -> list[tuple[str, torch.Size, torch.dtype]]:
@@ -251,7 +257,7 @@ def tensors_from_first(work: Callable[[], dict[str, Tensor]], world: World) -> d
 
 
 def highest(values: Sequence[int]) -> list[int]:
-    """The largest of each number over all ranks."""
+    """Return the maximum of each number over all ranks. COLLECTIVE."""
     if not _several():
         return list(values)
     box = torch.tensor(values)
@@ -260,7 +266,7 @@ def highest(values: Sequence[int]) -> list[int]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called it. COLLECTIVE."""
     if _several():
         dist.barrier(group=_control)
 

@@ -1,6 +1,6 @@
-"""Errors a user can mend. Each carries its exit code; the command line prints the message without a traceback.
+"""Errors that a user can fix. Each has an exit code; the command line prints its message without a traceback.
 
-A message says where it happened, what was expected, what came and what to do; `message` puts the four in one shape.
+A message says where the error happened, what was expected, what was found and what to do; `message` formats the four.
 """
 
 import difflib
@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable
 
 MAX_CHARACTERS = 4000
-"""Longest message; a file that is quoted in one may be of any length."""
+"""Longest message. A message may quote a file, which may be of any length."""
 
 
 class DferError(Exception):
     """Base of all errors shown to users as a plain message.
 
-    Out of the text are taken the credentials of URLs, and what a file of anybody's could do to a terminal.
+    Strips URL credentials from the text, and escapes control characters, which could harm a terminal.
     """
 
     exit_code = 1
@@ -30,13 +30,13 @@ class UsageError(DferError):
 
 
 class DataError(DferError):
-    """Raw data, shards or images that are not what they should be."""
+    """Raw data, shards or images do not have the expected form or content."""
 
     exit_code = 3
 
 
 class NonFiniteLossError(DferError):
-    """The loss became NaN or infinite; nothing was updated with it."""
+    """The loss became NaN or infinite; no parameter was updated with it."""
 
     exit_code = 4
 
@@ -54,46 +54,46 @@ class StorageError(DferError):
 
 
 class DeniedError(StorageError):
-    """This user may not read or write a file; nothing is wrong with the file."""
+    """This user has no permission to read or write a file; the file itself may be intact."""
 
 
 class ProcessError(DferError):
-    """Another process of the job stopped, so that this one cannot go on."""
+    """Another process of the job stopped, so this one cannot continue."""
 
     exit_code = 7
 
 
 class FencedError(DferError):
-    """A newer copy of the job has taken the run folder over; this one wrote nothing more."""
+    """A newer copy of the job took over the run folder (fencing); this one has written nothing since."""
 
     exit_code = 8
 
 
 class StoppedError(DferError):
-    """Stopped on request, by a signal or a scheduler; all is saved and the same command continues."""
+    """Stopped on request, by a signal or a scheduler; everything is saved and the same command resumes."""
 
     exit_code = 9
 
 
 class GpuMemoryError(DferError):
-    """A GPU's memory does not hold this configuration; trying again does not mend it."""
+    """This configuration does not fit into a GPU's memory; a retry would fail again."""
 
     exit_code = 10
 
 
 def message(where: object, *, expected: str, got: str, do: str) -> str:
-    """One line in the house's shape: where, what was expected, what came, what to do."""
+    """Format a message as one line: where, what was expected, what was found, what to do."""
     return f"{where}: expected {expected}, got {got}. {do}"
 
 
 def without_secrets(text: str) -> str:
-    """The text without the credentials of the URLs in it: `user:password@`, and queries, which may be signatures."""
+    """Remove credentials from the URLs in a text: `user:password@`, and queries, which may be signatures."""
     text = re.sub(r"://[^/\s]*@", "://", text)
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"),]+?(?=[.:;]?(?:[\s'\"),]|$))", r"\1", text)
 
 
 def _shortened(text: str) -> str:
-    """The text without its middle when it is long; nothing of a URL that is cut stays, since it may be credentials."""
+    """Cut the middle out of a long text. A URL that is cut is removed whole, since the rest may be credentials."""
     if len(text) <= MAX_CHARACTERS:
         return text
     start, end = text[: MAX_CHARACTERS // 2], text[-MAX_CHARACTERS // 2 :]
@@ -102,14 +102,14 @@ def _shortened(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text with control characters, lone surrogates and the like escaped."""
+    """Escape control characters, lone surrogates and other unprintable characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The closest known words as a sentence, or the list of all of them when none is close."""
+    """Return a sentence that suggests the closest known words, or lists all of them when none is close."""
     known, word = sorted(known), word[:100]
     close = difflib.get_close_matches(word, known, n=2)
     if close:

@@ -1,7 +1,7 @@
-"""How a process of a job ends: at once, when Python has tidied up, without what C++ libraries do after it.
+"""Exit a process of a job with `os._exit` once Python's exit handlers have run, before C++ libraries run theirs.
 
-Threads of gloo that still run then now and then abort a process whose work is done, and its job would count as failed;
-NCCL waits there for the other ranks.
+During C++ teardown, gloo threads that still run sometimes abort a process whose work is done, so that its job would
+count as failed; NCCL waits there for the other ranks.
 """
 
 import atexit
@@ -14,41 +14,43 @@ from typing import NoReturn
 from dfer import multiprocessing_internals
 
 
-class Leaving:
-    """Made before libraries are imported, so that it acts last of all that Python calls at its end."""
+class ProcessExit:
+    """Ends the process with a known code. Create it before importing libraries: its atexit handler then runs last."""
 
     def __init__(self) -> None:
         self._code: int | None = None
-        atexit.register(self._leave)
+        atexit.register(self._at_exit)
 
-    def will(self, code: int) -> int:
-        """The exit code is known: end with it, however the end goes on; returns it."""
+    def set_code(self, code: int) -> int:
+        """Fix the exit code, whatever happens during the rest of the exit; returns it."""
         self._code = code
         return code
 
-    def after(self, command: Callable[[], int]) -> NoReturn:
-        """Run a command and end with its exit code; of an error that nobody has foreseen, print the traceback first."""
+    def run_and_exit(self, command: Callable[[], int]) -> NoReturn:
+        """Run a command and exit with its code; print the traceback of an unexpected error first and exit with 1."""
         try:
             code = command()
-        except SystemExit as end:  # of argparse, which has said why
+        except SystemExit as end:  # from argparse, which has printed the reason
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except Exception:
             traceback.print_exc()
             code = 1
-        self.now(code)
+        self.exit_with(code)
 
-    def now(self, code: int) -> NoReturn:
-        """End Python's way with this code."""
-        sys.exit(self.will(code))
+    def exit_with(self, code: int) -> NoReturn:
+        """Exit with this code by `sys.exit`, so that Python's exit handlers run."""
+        sys.exit(self.set_code(code))
 
-    def _leave(self) -> None:
+    def _at_exit(self) -> None:
         if self._code is not None:
-            multiprocessing_internals.finish()  # where it was imported before us its turn would be after us
-            at_once(self._code)
+            # If multiprocessing was imported before this object was created, its handler would come after this one, so
+            # never. It removes semaphores and temporary folders.
+            multiprocessing_internals.finish()
+            exit_now(self._code)
 
 
-def at_once(code: int) -> NoReturn:
-    """End without anything that Python or libraries do at the end, but what was printed is out."""
+def exit_now(code: int) -> NoReturn:
+    """Flush stdout and stderr, then `os._exit`: no exit handlers of Python or of libraries run."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""A model's forward pass: precision, loss or answer, and what to say where a GPU's memory does not suffice."""
+"""Run a model's forward pass in a given precision, and turn CUDA's out-of-memory errors into messages."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from dfer.recognition import Batch, ClipBatch, Learner, Progress, Recognition, R
 
 @contextmanager
 def enough_gpu_memory() -> Iterator[None]:
-    """Tell what to change where a GPU's memory does not suffice. Raises GpuMemoryError."""
+    """Turn an out-of-memory error into a GpuMemoryError that says what to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -33,7 +33,7 @@ def autocast(precision: Precision, device: torch.device, *, cache: bool = True) 
 
 
 class Task(nn.Module):
-    """Learner and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
+    """Computes answer and loss in one forward pass, so that DDP's and ZeRO's hooks see every use of a parameter."""
 
     def __init__(self, learner: Learner, *, precision: Precision, cache: bool = True) -> None:
         super().__init__()
@@ -53,7 +53,8 @@ class Task(nn.Module):
 
 
 def inference(recognizer: Recognizer, *, precision: Precision, device: torch.device) -> Callable[[Batch], Recognition]:
-    """A forward pass without engine or optimizer, for evaluation and prediction; moves the recognizer to `device`."""
+    """Return a forward function for evaluation and prediction, without engine or optimizer. Moves the recognizer to
+    `device`."""
     task = Task(recognizer, precision=precision).to(device).eval()
 
     @torch.no_grad()
@@ -80,6 +81,6 @@ def encoder(
 
 
 def set_tf32(allowed: bool) -> None:
-    """Allow TF32 in both, or in none: torch's defaults allow it in convolutions and not in matrix products."""
+    """Allow or forbid TF32 in both convolutions and matrix products; torch's defaults allow it in convolutions only."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed

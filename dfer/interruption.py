@@ -1,7 +1,7 @@
-"""A wish to stop: made by a signal or a launcher at any moment, granted between two steps, when all is saved.
+"""A stop request, made by a signal or a launcher at any time and honoured between two steps, after saving.
 
-The same signal once more, AGAIN_S or more later, ends the process at once: it may be stuck in a collective operation or
-on a store, where no step ends and Python's own handlers do not run.
+The same signal again, REPEAT_S or more later, ends the process at once: it may be stuck in a collective operation or
+on a store, where no step ends and Python's signal handlers do not run.
 """
 
 import os
@@ -13,21 +13,22 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""SIGTERM: kill, schedulers' preemption; SIGUSR1, SIGUSR2: what SLURM is told to send some time before the end."""
-INSISTENT = (signal.SIGTERM, signal.SIGINT)
-"""Those that end the process when they come again. The others only ever ask."""
-AGAIN_S = 1.0
-"""Within this time the same signal counts once: a terminal and a launcher may both pass it on."""
+"""SIGTERM: kill, preemption by a scheduler. SIGUSR1, SIGUSR2: SLURM sends one some time before the time limit."""
+ENDING_ON_REPEAT = (signal.SIGTERM, signal.SIGINT)
+"""Signals that end the process when they are repeated. The others only ever request a stop."""
+REPEAT_S = 1.0
+"""Signals of one kind within this time count once: a terminal and a launcher may both forward the same one."""
 
 
 class Stop:
-    """Holds at most one wish. Made once a process and passed on as a value; ranks agree on it between steps."""
+    """A stop request, empty until one is made. Created once per process and passed as an argument; ranks agree on it
+    between steps."""
 
     def __init__(self) -> None:
         self.reason = ""
 
     def request(self, reason: str) -> None:
-        """Ask for a stop; the first reason stays. Safe in a signal handler."""
+        """Request a stop; the first reason is kept. Safe in a signal handler."""
         self.reason = self.reason or reason
 
     @property
@@ -36,8 +37,8 @@ class Stop:
 
     @contextmanager
     def on_signals(self, signals: Sequence[signal.Signals] = SIGNALS) -> Iterator["Stop"]:
-        """Take these signals as wishes for the length of the block, and end the process when SIGTERM or SIGINT comes
-        a second time; only the main thread can, others pass."""
+        """Turn these signals into stop requests within the block, and end the process when SIGTERM or SIGINT is
+        repeated. Does nothing outside the main thread, where Python cannot set handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -45,7 +46,7 @@ class Stop:
         def handle(number: int, _frame: FrameType | None) -> None:
             self.request(signal.Signals(number).name)
 
-        with _ending_on_the_second():
+        with _exit_on_repeat():
             before = {number: signal.signal(number, handle) for number in signals}
             try:
                 yield self
@@ -55,18 +56,18 @@ class Stop:
 
 
 @contextmanager
-def _ending_on_the_second() -> Iterator[None]:
-    """Watch the signals that arrive from a thread of its own, which runs also while the main one is in C++."""
+def _exit_on_repeat() -> Iterator[None]:
+    """Watch arriving signals in a separate thread, which also runs while the main thread is in C++."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_watch, args=(reader,), daemon=True, name="second-signal")
+    watch = threading.Thread(target=_watch, args=(reader,), daemon=True, name="repeated-signal")
     watch.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(writer)  # the thread reads the end
+        os.close(writer)  # the thread reads end-of-file and returns
         watch.join()
         os.close(reader)
 
@@ -76,12 +77,12 @@ def _watch(reader: int) -> None:
     while numbers := os.read(reader, 64):
         for number in numbers:
             began = first.setdefault(number, time.monotonic())
-            if number in INSISTENT and time.monotonic() - began >= AGAIN_S:
-                _end(signal.Signals(number))
+            if number in ENDING_ON_REPEAT and time.monotonic() - began >= REPEAT_S:
+                _exit(signal.Signals(number))
 
 
-def _end(number: signal.Signals) -> None:
-    """End with the code of a process that the signal killed. Python's streams are not used: locks may be held."""
+def _exit(number: signal.Signals) -> None:
+    """Exit with the code of a process killed by the signal. Avoids Python's streams: their locks may be held."""
     text = f"interrupted; {number.name} came twice: ended without saving, the same command continues"
     os.write(2, f"{text} from the last checkpoint\n".encode())
     os._exit(128 + number)

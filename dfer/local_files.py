@@ -1,4 +1,4 @@
-"""Files on disks of this machine: written whole, with the mode that the umask gives; who owns what cannot be used."""
+"""Local files: write them atomically with the umask's mode, and explain denied access by owner and mode."""
 
 import errno
 import os
@@ -12,12 +12,12 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write a file at, which takes the place of `path` when the block ends well. Raises OSError."""
+    """Give a temporary path to write to; it replaces `path` when the block ends without an error. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hosts that share the disk have processes of the same number.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}.tmp")
     try:
-        # Libraries that write a file may give it a mode of their own, as safetensors does: 0600 whatever the umask.
+        # A library may set the file's mode itself and ignore the umask, as safetensors does (0600).
         temporary.touch(exist_ok=False)
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
@@ -32,7 +32,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError where files cannot be written into a folder, which need not exist yet. Writes nothing."""
+    """Raise OSError when files cannot be written into a folder, which need not exist yet. Writes nothing."""
     place = _first_existing(folder)
     if not permitted(place, os.W_OK | os.X_OK):
         number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
@@ -40,7 +40,7 @@ def check_writable(folder: Path) -> None:
 
 
 def user_name(uid: int) -> str:
-    """The user's name, or `uid 12345` where the machine knows none, as in many containers."""
+    """Return the user's name, or `uid 12345` if the machine has no name for it, as in many containers."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -48,10 +48,10 @@ def user_name(uid: int) -> str:
 
 
 def denial(path: Path) -> tuple[str, str] | None:
-    """What denies access to a path, and what to do; None where owners and modes do not tell it.
+    """Explain why access to a path is denied: (what was found, what to do). None if owners and modes do not show it.
 
-    Call it after a PermissionError: the first folder on the way that may not be entered, else the file itself where it
-    may not be read or written, else the folder that it is in.
+    Call it after a PermissionError. It names the first folder on the path that may not be entered, else the file if it
+    may not be read or written, else the folder that holds it.
     """
     place = _denying(path.absolute())
     if place is None:
@@ -83,17 +83,17 @@ def _exists(path: Path) -> bool:
 
 
 def _first_existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists. Raises PermissionError."""
+    """Return the path if it exists, else the nearest folder above it that does. Raises PermissionError."""
     return next(place for place in (path, *path.parents) if _exists(place))
 
 
 def permitted(path: Path, mode: int) -> bool:
-    """Whether this process may do with an existing path what `mode` of os.access says."""
+    """Whether this process has access `mode` (as in os.access) to an existing path."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written; for a folder, its names, so that the rename survives a power cut."""
+    """Flush a file to the disk; for a folder, its entries, so that a rename survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -102,12 +102,12 @@ def _sync(path: Path) -> None:
 
 
 def is_denied(error: BaseException) -> bool:
-    """Whether it says that this user may not do it, or that the file system is read-only."""
+    """Whether an error means missing permission or a read-only file system."""
     return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether it says that there is no space left; safetensors tells it in the text alone."""
+    """Whether an error means that no space is left; safetensors shows it only in the text."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "StorageFull" in str(error) or "os error 28" in str(error)

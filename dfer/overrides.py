@@ -1,6 +1,6 @@
-"""The value that `VALUE` in `a.b=VALUE` stands for: the text itself for a text key, else what YAML reads.
+"""Convert `VALUE` in `a.b=VALUE`: for a text key it is the text itself, for other keys it is parsed as YAML.
 
-The type of the key decides, not the look of the value: a run folder may be called `010` or `/data/lr #1`.
+The type of the key decides, not the form of the value: a run folder may be called `010` or `/data/lr #1`.
 """
 
 import types
@@ -13,11 +13,11 @@ from dfer.yaml_text import parse_value
 
 
 def value_of(text: str, kind: Any) -> Any:
-    """The value for a key of type `kind`. Where text may be missing, `null` and nothing at all mean that it is.
+    """Convert the text for a key of type `kind`. For an optional text key, `null` and empty text mean None.
 
     Raises:
-        YamlProblem: a value for another key than one of text that YAML cannot read, or reads differently from how it
-            is written.
+        YamlProblem: the key is not a text key, and YAML cannot read the value or reads it differently from how it is
+            written.
     """
     if is_text(kind):
         return text
@@ -28,19 +28,19 @@ def value_of(text: str, kind: Any) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a type takes nothing but text."""
+    """Whether a type accepts only text."""
     return kind is str or (get_origin(kind) is Literal and all(isinstance(word, str) for word in get_args(kind)))
 
 
 def options(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
+    """Return the types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
 def type_at(kind: Any, plain: Any, parts: Sequence[str]) -> Any:
-    """The type of the value at a path of keys, none where there is no such key.
+    """Return the type of the value at a path of keys; None if there is no such key.
 
-    kind: dataclass at the top. plain: values that are there already; `name` in them chooses one of several dataclasses.
+    kind: dataclass at the top. plain: values set so far; their `name` chooses one of several dataclasses.
     """
     for part in parts:
         there = plain if isinstance(plain, Mapping) else {}
@@ -49,16 +49,16 @@ def type_at(kind: Any, plain: Any, parts: Sequence[str]) -> Any:
 
 
 def _type_of(several: Sequence[Any], name: Any, part: str) -> Any:
-    """The type of a key in the first of several types that has it, `name` choosing among dataclasses."""
+    """Return the type of a key in the dataclass that `name` chooses, else in the first type that has the key."""
     for option in chosen(several, name, part):
         if get_origin(option) is dict:
-            return get_args(option)[1] | None  # null takes away what the file has
+            return get_args(option)[1] | None  # null removes the value that the file has
         return typing.get_type_hints(option)[part]
     return None
 
 
 def chosen(several: Sequence[Any], name: Any, part: str) -> list[Any]:
-    """Those of several types that have a key, the dataclass that is chosen by `name` first."""
+    """Return those of several types that have a key, the dataclass that `name` chooses first."""
     found: list[Any] = []
     for option in several:
         if get_origin(option) is dict:

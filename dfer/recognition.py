@@ -1,4 +1,4 @@
-"""The types where everything meets: a batch, what is trained on it, and a recognizer's answer.
+"""The types that data, models, training and evaluation share: batches, Learner, Recognizer and a recognizer's answer.
 
 Letters: B clips (rows), T frames, C colours, H height, W width, K classes, L tokens, D features.
 """
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 PADDING = -1
-"""`index` of a row that only fills the batch up and never counts."""
+"""`index` of a padding row, which fills up the batch and is never counted."""
 
 Coupling = Literal["none", "step", "micro_batch"]
-"""What ties the clips of a batch together in a method's loss; see `Learner.coupling`."""
+"""How a method's loss depends on the clips of a batch together; see `Learner.coupling`."""
 
 M = TypeVar("M", bound="_Movable")
 
 
 class Batch(Protocol):
-    """All that engine and loop need of a batch. index: int64 [B], position in the split, PADDING = filler."""
+    """The interface of a batch for engine and loop. index: int64 [B], position in the split; PADDING marks filler."""
 
     @property
     def index(self) -> Tensor: ...
@@ -33,7 +33,7 @@ class Batch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _Movable:
-    """A batch that moves all of its tensors, whatever they are called."""
+    """A batch whose `to` moves every tensor among its fields."""
 
     index: Tensor
 
@@ -43,7 +43,7 @@ class _Movable:
 
     @property
     def num_clips(self) -> int:
-        """Distinct clips, without padding."""
+        """Number of distinct clips, without padding."""
         return len(torch.unique(self.index[self.index != PADDING]))
 
 
@@ -59,10 +59,10 @@ def _moved(value: Any, device: torch.device) -> Any:
 class ClipBatch(_Movable):
     """Clips of one micro-batch.
 
-    frames: uint8 [B T C H W], RGB; a still has T = 1. index: int64 [B], position in the split, PADDING = filler; the
-    views of a clip are rows with the same index, one behind the other. labels: int64 [B]; None where nobody gave any.
-    targets: float [B K], class probabilities in place of labels (votes, mixed clips). text: int64 [B L], tokens of what
-    is said about each clip.
+    frames: uint8 [B T C H W], RGB; a still has T = 1. index: int64 [B], position in the split; PADDING marks filler;
+    the views of a clip are consecutive rows with the same index. labels: int64 [B]; None for unlabelled clips.
+    targets: float [B K], class probabilities that replace labels (votes, mixed clips). text: int64 [B L], tokens of
+    each clip's text.
     """
 
     frames: Tensor
@@ -73,14 +73,14 @@ class ClipBatch(_Movable):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatch(_Movable):
-    """What frozen towers made of clips. features: by name, float [B ...]. labels: int64 [B] or None."""
+    """Outputs of frozen towers for clips. features: by name, float [B ...]. labels: int64 [B] or None."""
 
     features: dict[str, Tensor]
     labels: Tensor | None = None
 
 
 def labels_of(batch: ClipBatch | FeatureBatch) -> Tensor:
-    """The labels of a batch that must have some, int64 [B]. Raises ValueError for a batch without labels."""
+    """Return the labels of a batch, int64 [B]. Raises ValueError for a batch without labels."""
     if batch.labels is None:
         raise ValueError("expected a batch with labels")
     return batch.labels
@@ -88,7 +88,7 @@ def labels_of(batch: ClipBatch | FeatureBatch) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class BadClip:
-    """A training clip that could not be read or decoded in an epoch, why, and the clip that was taken instead."""
+    """Record of a training clip that could not be read or decoded in an epoch: cause, and the clip that replaced it."""
 
     key: str
     epoch: int
@@ -98,8 +98,8 @@ class BadClip:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """A model's answer. logits: float [B K]. variants: other logits [B K] by name that are scored beside them (local,
-    global, fused). aux: what the loss needs besides, by name."""
+    """A model's answer. logits: float [B K]. variants: further logits [B K] by name that are scored too (local, global,
+    fused). aux: further tensors for the loss, by name."""
 
     logits: Tensor
     variants: dict[str, Tensor] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Recognition:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where training stands, for losses that change over time. epoch counts from 0; fraction runs from 0 to 1."""
+    """Position in training, for losses that change over time. epoch counts from 0; fraction runs from 0 to 1."""
 
     epoch: int
     step: int
@@ -117,42 +117,42 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters that share a learning rate. decay: whether weight decay applies to them at all."""
+    """Parameters that share a learning rate. decay: whether weight decay applies to them."""
 
     params: list[nn.Parameter]
     decay: bool = True
 
 
 class Learner(nn.Module, ABC):
-    """What engine and loop train: a forward pass, a loss, and named groups of parameters.
+    """The model that engine and loop train: a forward pass, a loss, and named groups of parameters.
 
     Every trainable parameter must get a gradient in every micro-batch of every epoch.
 
-    coupling: what ties the clips of a batch together.
-        none: the loss is a mean over clips; ranks and micro-batches may be cut in any way, also on resume.
-        step: every clip of a step meets all others, as contrastive negatives do; a rank takes its whole part of a step
-            as one micro-batch, and the number of ranks stays free.
+    coupling: how the loss depends on the clips of a batch together.
+        none: the loss is a mean over clips; the division into ranks and micro-batches is free, also on resume.
+        step: each clip of a step is compared with all others, as with contrastive negatives; a rank processes its
+            whole part of a step as one micro-batch, and the number of ranks stays free.
         micro_batch: the clips of a micro-batch share something, such as batch statistics or mixing partners; another
-            micro-batch or another number of ranks computes something else, so both are fixed for a run.
+            micro-batch size or number of ranks changes the result, so both are fixed for a run.
     """
 
     coupling: Coupling = "none"
 
     @abstractmethod
     def forward(self, batch: Any) -> Any:
-        """The answer for a batch, whatever `loss` needs of it."""
+        """Compute the answer for a batch, in the form that `loss` expects."""
 
     @abstractmethod
     def loss(self, out: Any, batch: Any, progress: Progress) -> dict[str, Tensor]:
-        """Scalar terms whose sum is minimised. Reads only `out`, `batch` and `progress`, never a parameter."""
+        """Compute scalar terms whose sum is minimised. Reads only `out`, `batch` and `progress`, never a parameter."""
 
     @abstractmethod
     def param_groups(self) -> dict[str, Group]:
-        """Trainable parameters by group name, each once; the optimizer config gives a rate for these names."""
+        """Return the trainable parameters by group name, each once; the optimizer config sets a rate for each name."""
 
 
 class Recognizer(Learner):
-    """A method: from frames to class logits, its loss, and what of it is trained.
+    """A method: maps frames to class logits, and defines its loss and its trainable parameters.
 
     Every method is a final subclass that composes towers, prompts and temporal models; none inherits from another.
     """
@@ -160,15 +160,15 @@ class Recognizer(Learner):
     @property
     @abstractmethod
     def normalisation(self) -> str:
-        """In words, what the method does to its frames before the first layer; it is part of a result."""
+        """How the method normalises frames before the first layer, in words; part of a result."""
 
     @property
     def origin(self) -> str | None:
-        """In words, where the initial weights come from; None for random ones."""
+        """Where the initial weights come from, in words; None for random ones."""
         return None
 
     def class_parameters(self) -> frozenset[str]:
-        """Names of the parameters whose first dimension is the classes, in their order."""
+        """Names of the parameters whose first dimension is the class, in class order."""
         return frozenset()
 
     def encode(self, batch: ClipBatch) -> dict[str, Tensor]:
@@ -182,4 +182,4 @@ class Recognizer(Learner):
 
     @abstractmethod
     def forward(self, batch: Any) -> Recognition:
-        """Class logits [B K] for a ClipBatch; a method whose image tower is frozen takes a FeatureBatch as well."""
+        """Compute logits [B K] for a ClipBatch; a method with a frozen image tower also accepts a FeatureBatch."""

@@ -1,7 +1,7 @@
-"""Where the ranks of a job meet before their process group exists: within a bounded time, and open to signals.
+"""Rendezvous of the ranks of a job before they form a process group: with a timeout, and interruptible by signals.
 
-torch waits in C++ for ranks that never come, ten minutes by default; Python's signal handlers do not run meanwhile,
-and its error does not say who is missing. Here every rank writes its name into the store and polls for the others.
+torch waits in C++ for missing ranks, ten minutes by default; Python's signal handlers do not run meanwhile, and its
+error does not say which rank is missing. Here every rank writes its name into the store and polls for the others.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from dfer.errors import ProcessError, UsageError, message
 
 MEET_S = 60.0
-"""How long a rank waits for the others: they are started together."""
+"""Timeout of the rendezvous. It can be short: ranks are started together."""
 _POLL_S = 0.05
 _LEFT_OVER = (
     "Start all of them (torchrun, dfer-launch local). For a single process unset WORLD_SIZE, RANK and MASTER_ADDR, "
@@ -25,13 +25,13 @@ _LEFT_OVER = (
 
 
 def meet(rank: int, size: int, *, card: str, within_s: float) -> Store:
-    """The store through which all `size` ranks form a process group, once all of them have come.
+    """Wait until all `size` ranks have joined; return the store through which they form a process group. COLLECTIVE.
 
     card: identifier of the GPU this rank uses, empty for a CPU.
 
     Raises:
         UsageError: there is no MASTER_ADDR or MASTER_PORT, or two ranks use one GPU.
-        ProcessError: not all ranks came within `within_s` seconds, or the first rank's port is taken.
+        ProcessError: not all ranks joined within `within_s` seconds, or the first rank's port is in use.
     """
     host, port = _place(size)
     deadline = time.monotonic() + within_s
@@ -43,7 +43,7 @@ def meet(rank: int, size: int, *, card: str, within_s: float) -> Store:
                 raise _absent(store, f"{host}:{port}", size, within_s)
             time.sleep(_POLL_S)
         came = {other: store.get(str(other)).decode() for other in range(size)}
-    except dist.DistError as error:  # the rank that holds the store has left
+    except dist.DistError as error:  # the rank that hosts the store has ended
         got = f"no answer any more ({_first_line(error)})"
         raise ProcessError(
             message(f"rank {rank} of {size}", expected=f"the store at {host}:{port}", got=got, do=_LEFT_OVER)
@@ -66,10 +66,10 @@ def refuse_shared_cards(came: Mapping[int, str]) -> None:
 
 
 def _place(size: int) -> tuple[str, int]:
-    """MASTER_ADDR and MASTER_PORT."""
+    """Read MASTER_ADDR and MASTER_PORT."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            expected = f"the place where the {size} processes of WORLD_SIZE meet"
+            expected = f"the address at which the {size} processes of WORLD_SIZE meet"
             do = "Start all of them with torchrun or `dfer-launch local`, or unset WORLD_SIZE."
             raise UsageError(message(name, expected=expected, got="nothing", do=do))
     port = os.environ["MASTER_PORT"]
@@ -79,7 +79,7 @@ def _place(size: int) -> tuple[str, int]:
 
 
 def _store(host: str, port: int, *, rank: int, size: int, deadline: float, within_s: float) -> Store:
-    """The store: of torchrun where that holds one, else of the first rank."""
+    """Connect to the store: torchrun's if it provides one, else the one that the first rank hosts."""
     torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = rank == 0 and not torchrun
     where = f"rank {rank} of {size}"
@@ -99,12 +99,12 @@ def _store(host: str, port: int, *, rank: int, size: int, deadline: float, withi
         do = "Set MASTER_PORT to a free one, the same for all ranks."
         got = _first_line(error)
         raise ProcessError(message(where, expected=f"a store at {host}:{port}", got=got, do=do)) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives the processes
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store survives a restart of the ranks
     return PrefixStore(f"dfer/{attempt}", store)
 
 
 def _wait_for(host: str, port: int, *, where: str, deadline: float, within_s: float) -> None:
-    """Return when somebody listens there. In Python, so that signals are heard."""
+    """Wait until the port accepts connections. Polls in Python, so that signal handlers run."""
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()

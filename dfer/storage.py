@@ -1,7 +1,7 @@
-"""Files below one fsspec URL: run folders, checkpoints, manifests and shards alike, on a disk or in an object store.
+"""Files below one fsspec URL, on a disk or in an object store: run folders, checkpoints, manifests and shards.
 
-A file appears whole or not at all. Faults that pass are retried with backoff; what stays is a StorageError that names
-file, attempts and cause. Credentials come from the environment, a profile or the instance, never from a URL.
+A file appears whole or not at all. Transient errors are retried with backoff; permanent ones become a StorageError that
+names file, attempts and cause. Credentials come from the environment, a profile or the instance, never from a URL.
 """
 
 import errno
@@ -25,18 +25,18 @@ from dfer.local_files import check_writable, denial, is_denied, is_full, written
 T = TypeVar("T")
 
 TEMPORARY = re.compile(r"\.[^/]+\.[0-9]+\.tmp")
-"""Names of files that are being written, or were when their process was killed."""
+"""Names of files that are being written, or were being written when their process was killed."""
 STALL_S = 10
-"""Seconds without a byte after which a part that is being read is asked for anew."""
-_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
-_LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-_LASTING_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
+"""Seconds without a byte after which the read of a range is retried."""
+_PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
+_PERMANENT_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+_PERMANENT_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How often and how patiently: waits are drawn from 0 to base_s x 2^n, at most cap_s (full jitter, so that many
-    processes that failed together do not come back together). timeout_s: for one attempt, where the client can."""
+    """Number of attempts and the waits between them, drawn from 0 to base_s x 2^n, at most cap_s (full jitter, so that
+    processes that failed together do not retry together). timeout_s: of one attempt, where the client supports it."""
 
     attempts: int = 6
     base_s: float = 0.25
@@ -44,43 +44,44 @@ class Retry:
     timeout_s: float = 60.0
 
     def call(self, work: Callable[[], T]) -> T:
-        """The result of `work`; its last error, with `attempts` noted on it, when it kept failing or cannot pass."""
+        """Return the result of `work`. Raises its error, with a note `attempts: N`, when the error is permanent or
+        the last attempt failed."""
         for attempt in range(1, self.attempts + 1):
             try:
                 return work()
             except Exception as error:
-                if attempt == self.attempts or lasting(error):
+                if attempt == self.attempts or is_permanent(error):
                     error.add_note(f"attempts: {attempt}")
                     raise
                 time.sleep(random.uniform(0, min(self.cap_s, self.base_s * 2**attempt)))
         raise AssertionError("attempts is 1 or more")
 
 
-def lasting(error: BaseException) -> bool:
-    """Whether trying again cannot help: no such file, no permission, no credentials, a client's 4xx, our own fault."""
+def is_permanent(error: BaseException) -> bool:
+    """Whether a retry cannot help: no such file, no permission, no credentials, an HTTP 4xx, a bug of this package."""
     if isinstance(error, DferError | TypeError | AttributeError | AssertionError | NotImplementedError):
         return True
-    if isinstance(error, OSError) and error.errno in _LASTING_NUMBERS:
+    if isinstance(error, OSError) and error.errno in _PERMANENT_NUMBERS:
         return True
     status = getattr(error, "status", None)  # aiohttp
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
         return True
-    return isinstance(error, _LASTING) or type(error).__name__ in _LASTING_NAMES
+    return isinstance(error, _PERMANENT) or type(error).__name__ in _PERMANENT_NAMES
 
 
 def attempts_of(error: BaseException) -> int:
-    """How often `Retry.call` tried before it let this error through."""
+    """Return the number of attempts that `Retry.call` made before it raised this error."""
     notes = [note for note in getattr(error, "__notes__", []) if note.startswith("attempts: ")]
     return int(notes[-1].removeprefix("attempts: ")) if notes else 1
 
 
 def client(url: str, *, what: str = "the address", tries_once: bool = False) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it.
+    """Open the file system of a URL; returns it and the path in it.
 
     Args:
-        what: the setting a message tells to correct.
-        tries_once: the client tries nothing again by itself and notices a stall within STALL_S, for callers that read
-            small parts through `Retry`: attempts on several floors would multiply.
+        what: the setting that messages name for correction.
+        tries_once: the client does not retry and detects a stall within STALL_S. For callers that read small ranges
+            through `Retry`: retries on two levels would multiply.
     Raises:
         UsageError: no such scheme, a chain of schemes, or credentials in the URL.
         StorageError: the client cannot be set up.
@@ -94,7 +95,7 @@ def client(url: str, *, what: str = "the address", tries_once: bool = False) -> 
     try:
         fs, path = fsspec.core.url_to_fs(url, **_options(scheme, tries_once=tries_once))
         if tries_once and hasattr(fs, "retries"):
-            fs.retries = 1  # fsspec keeps one client for these options, so this is nobody else's
+            fs.retries = 1  # fsspec caches clients by their options, so only callers with tries_once share this one
     except (ValueError, ImportError) as error:
         expected = "a folder or an fsspec URL"
         raise UsageError(message(url, expected=expected, got=str(error), do=f"Correct {what}.")) from error
@@ -115,13 +116,13 @@ def _options(scheme: str, *, tries_once: bool) -> dict[str, Any]:
 
 
 def s3_config(*, tries_once: bool = False) -> dict[str, Any]:
-    """Settings of botocore's clients. Stalls end as errors that are tried again, instead of after minutes."""
+    """Return settings for botocore's clients. A stalled connection fails within seconds, to be retried."""
     once = {"retries": {"total_max_attempts": 1}} if tries_once else {}
     return {
         "connect_timeout": 10,
         "read_timeout": STALL_S if tries_once else 20,
         "max_pool_connections": 32,
-        # Servers other than Amazon's know none of the newer checksums, or send that of the file with a part of it.
+        # Servers other than Amazon's do not support the newer checksums, or send the whole file's with a range of it.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
         **once,
@@ -129,16 +130,17 @@ def s3_config(*, tries_once: bool = False) -> dict[str, Any]:
 
 
 def storage_error(where: object, error: BaseException, *, doing: str, then: str = "") -> StorageError:
-    """What a file system or its client raised, as a message. doing: what was wanted; then: what to do after mending.
+    """Turn an error of a file system or its client into a StorageError with a message. doing: the operation that
+    failed; then: what to do after the fix.
 
-    Gives a DeniedError where a right is missing, with the file that lacks it and its owner.
+    Returns a DeniedError for missing permissions, which names the file and its owner.
     """
     got = str(getattr(error, "strerror", None) or error) or type(error).__name__
     do = "Check the path and its permissions"
     if is_full(error):
         got, do = "no space left", "Free some"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:
-        do = "Lift the limit on the size of files, or take another disk"
+        do = "Raise the limit on file sizes, or use another disk"
     elif isinstance(error, OSError) and error.errno == errno.EROFS:
         got, do = "a read-only file system", "Give another path"
     elif "://" in str(where) and not str(where).startswith("file://"):
@@ -152,9 +154,9 @@ def storage_error(where: object, error: BaseException, *, doing: str, then: str 
 
 
 class Folder:
-    """A folder below which files are named by relative paths with `/`. Picklable; clients are made where they are used.
+    """A folder at a URL; its files are named by relative paths with `/`. Picklable: each process makes its own client.
 
-    Methods raise StorageError when the store cannot be read or written, after retrying what may pass.
+    Methods retry transient errors, then raise StorageError when the store cannot be read or written.
     """
 
     def __init__(self, url: str | Path, *, retry: Retry | None = None, what: str = "the address") -> None:
@@ -195,7 +197,7 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The folder as a path where it is on a disk of this machine."""
+        """The folder as a path if it is on a local file system, else None."""
         return Path(self.path("")) if isinstance(self.client, LocalFileSystem) else None
 
     def where(self, name: str | Path = "") -> str:
@@ -203,7 +205,7 @@ class Folder:
         return f"{self.url}/{name}" if str(name) else self.url
 
     def read(self, name: str | Path, *, most: int | None = None) -> bytes | None:
-        """The file's bytes, None when there is no such file. most: bytes read of a file that may be anybody's.
+        """Read a file; None when it does not exist. most: largest accepted size, for untrusted files.
 
         Raises:
             StorageError: it cannot be read, or is larger than `most`.
@@ -218,19 +220,19 @@ class Folder:
         return data
 
     def beginning(self, name: str | Path, *, most: int) -> bytes | None:
-        """As `read`, but of a file larger than `most` bytes its first `most` + 1 only."""
+        """As `read`, but return only the first `most` + 1 bytes of a file larger than `most` bytes."""
         if (self.size(name) or 0) <= most:
             return self.read(name)
         data: bytes = self._do(name, "to read it", lambda fs, path: fs.cat_file(path, start=0, end=most + 1))
         return data
 
     def text(self, name: str | Path) -> str | None:
-        """The file as UTF-8 text, None when there is no such file; undecodable bytes are replaced."""
+        """Read a file as UTF-8 text; None when it does not exist. Undecodable bytes are replaced."""
         data = self.read(name)
         return None if data is None else data.decode(errors="replace")
 
     def size(self, name: str | Path) -> int | None:
-        """Bytes of the file, None when there is no such file."""
+        """Return the file's size in bytes; None when it does not exist."""
         try:
             info = self._do(name, "to look at it", lambda fs, path: fs.info(path))
         except FileNotFoundError:
@@ -238,7 +240,7 @@ class Folder:
         return int(info["size"]) if info["type"] == "file" else None
 
     def exists(self, name: str | Path = "") -> bool:
-        """Whether there is a file or folder of that name. What cannot be looked at is an error, not an absent file."""
+        """Whether a file or folder of that name exists. Raises StorageError where that cannot be found out."""
         try:
             if self.local is not None:
                 self._do(name, "to look at it", lambda _, path: Path(path).stat())
@@ -248,15 +250,15 @@ class Folder:
             return False
 
     def names(self) -> list[str]:
-        """All files below the folder, relative to it, sorted; none when there is no folder."""
+        """List all files below the folder, relative to it, sorted; empty when the folder does not exist."""
         return self._listed(lambda fs, path: fs.find(path))
 
     def children(self) -> list[str]:
-        """Names of the files and folders directly in it, sorted; none when there is no folder."""
+        """List the names of its direct files and folders, sorted; empty when the folder does not exist."""
         return self._listed(lambda fs, path: [entry["name"] for entry in fs.ls(path, detail=True)])
 
     def write(self, name: str | Path, data: bytes) -> None:
-        """Put a file in its place in one step, from memory."""
+        """Write a file from memory, atomically."""
         if self.local is None:
             self._put(name, lambda fs, path: fs.pipe_file(path, data))
         else:
@@ -265,30 +267,31 @@ class Folder:
 
     @contextmanager
     def whole(self, name: str | Path) -> Iterator[Path]:
-        """A path to write a file at, which is put in its place in one step when the block ends well."""
+        """Give a temporary path to write a file to; it is moved into place atomically when the block ends without an
+        error."""
         if self.local is not None:
-            with self._telling(name, "to write it", on_disk=True), written_whole(self.local / name) as path:
+            with self._wrap_errors(name, "to write it", on_disk=True), written_whole(self.local / name) as path:
                 yield path
             return
         with tempfile.TemporaryDirectory(prefix="dfer-") as folder:
             path = Path(folder) / "file"
-            with self._telling(name, "to write it", on_disk=True):
+            with self._wrap_errors(name, "to write it", on_disk=True):
                 yield path
             self._put(name, lambda fs, target: fs.put_file(str(path), target))
 
     def fetch(self, name: str | Path, path: Path) -> None:
-        """Copy a file to a path of this machine. Raises FileNotFoundError."""
+        """Copy a file to a local path. Raises FileNotFoundError."""
         self._do(name, "to read it", lambda fs, source: fs.get_file(source, str(path)))
 
     def remove(self, name: str | Path) -> None:
-        """Delete a file if it is there."""
+        """Delete a file if it exists."""
         try:
             self._do(name, "to remove it", lambda fs, path: fs.rm_file(path))
         except FileNotFoundError:
             return
 
     def remove_all(self) -> None:
-        """Delete the folder and all below it."""
+        """Delete the folder and everything below it."""
         if self.local is not None:
             shutil.rmtree(self.local, ignore_errors=True)
             return
@@ -296,15 +299,15 @@ class Folder:
             self._do("", "to remove it", _remove_tree)
 
     def check_writable(self) -> None:
-        """Raise DeniedError where files cannot be written into a folder of this machine. Writes nothing; other stores
-        tell it only when they are written to."""
+        """Raise DeniedError when files cannot be written into a local folder. Writes nothing. Does nothing for other
+        stores, which show it only at the first write."""
         if self.local is None:
             return
-        with self._telling("", "to write there", on_disk=True):
+        with self._wrap_errors("", "to write there", on_disk=True):
             check_writable(self.local)
 
     def folders(self) -> list[str]:
-        """Names of the folders directly in it, sorted."""
+        """List the names of its direct folders, sorted."""
         return self._listed(
             lambda fs, path: [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
         )
@@ -314,7 +317,7 @@ class Folder:
             fs.invalidate_cache()
             prefix = root.rstrip("/") + "/"
             found = (str(path).rstrip("/") for path in paths(fs, root))
-            # Object stores may list the folder itself.
+            # Object stores may include the folder itself.
             return sorted(path.removeprefix(prefix) for path in found if path.startswith(prefix))
 
         try:
@@ -325,24 +328,26 @@ class Folder:
 
     def _put(self, name: str | Path, work: Callable[[Any, str], Any]) -> None:
         try:
-            self._do(name, "to write it", lambda _, path: work(self._patient_client(), path))
+            self._do(name, "to write it", lambda _, path: work(self._retrying_client(), path))
         except FileNotFoundError as error:  # no such bucket
             raise storage_error(self.where(name), error, doing="to write it") from error
 
     def _do(self, name: str | Path, doing: str, work: Callable[[Any, str], Any]) -> Any:
-        """Do something with a file's path, again and again if need be. FileNotFoundError passes."""
-        with self.telling(name, doing):
+        """Call `work` with client and path of a file, with retries on remote stores. FileNotFoundError is re-raised."""
+        with self.wrap_errors(name, doing):
             fs, path = self.client, self.path(str(name))
             return work(fs, path) if self.local is not None else self.retry.call(lambda: work(fs, path))
 
     @contextmanager
-    def telling(self, name: str | Path, doing: str) -> Iterator[None]:
-        """Turn what `client` raises into a StorageError; FileNotFoundError passes. doing: what was wanted."""
-        with self._telling(name, doing, on_disk=self.local is not None, missing_passes=True):
+    def wrap_errors(self, name: str | Path, doing: str) -> Iterator[None]:
+        """Turn errors of `client` into StorageError; FileNotFoundError is re-raised. doing: the operation."""
+        with self._wrap_errors(name, doing, on_disk=self.local is not None, missing_passes=True):
             yield
 
     @contextmanager
-    def _telling(self, name: str | Path, doing: str, *, on_disk: bool, missing_passes: bool = False) -> Iterator[None]:
+    def _wrap_errors(
+        self, name: str | Path, doing: str, *, on_disk: bool, missing_passes: bool = False
+    ) -> Iterator[None]:
         try:
             yield
         except (DferError, BrokenPipeError):
@@ -352,36 +357,37 @@ class Folder:
                 raise error if isinstance(error, FileNotFoundError) else FileNotFoundError(str(error)) from error
             raise storage_error(self.where(name), error, doing=doing) from error
         except Exception as error:
-            # On a disk, whatever is no OSError is a fault of ours; other stores' clients raise classes of their own.
+            # On a disk, any other error than OSError is a bug of ours; other stores' clients raise their own classes.
             if on_disk and not isinstance(error, OSError) and not is_full(error):
                 raise
             raise storage_error(self.where(name), error, doing=doing) from error
 
-    def _patient_client(self) -> Any:
-        """For large files that are sent in parts: the client tries each part again, `Retry` the whole."""
+    def _retrying_client(self) -> Any:
+        """Return a client for multipart uploads of large files: it retries each part, `Retry` the whole file."""
         return client(self.url, what=self._what)[0]
 
     @property
     def client(self) -> Any:
-        """fsspec's file system, made on first use. It tries nothing again by itself."""
+        """The fsspec file system, created on first use. It does not retry by itself."""
         if self._client is None:
             fs, self._root = client(self.url, what=self._what, tries_once=True)
-            self._client = fs  # last: another thread may ask in between
+            self._client = fs  # last: another thread may read it in between
         return self._client
 
     def path(self, name: str) -> str:
-        """A file as `client` takes it."""
+        """Return the path of a file in the form that `client` takes."""
         assert self.client is not None
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
 
 def _exists(fs: Any, path: str) -> bool:
-    """Whether a path exists. fsspec's `exists` is False whatever goes wrong; of a bucket `info` may know nothing."""
+    """Whether a path exists. fsspec's `exists` returns False on any error, so `info` is called; for a bucket itself
+    `info` may find nothing, so there `exists` is called."""
     return bool(fs.info(path) if "/" in path.strip("/") else fs.exists(path))
 
 
 def _remove_tree(fs: Any, path: str) -> None:
-    """Remove a folder file by file: fsspec's `rm` takes a path with `[`, `*` or `?` in it for a pattern."""
+    """Remove a folder file by file: fsspec's `rm` would read `[`, `*` or `?` in a path as a pattern."""
     found = fs.find(path, withdirs=True, detail=True)
     folders = {path, *(name for name, info in found.items() if info["type"] == "directory")}
     for name in found.keys() - folders:

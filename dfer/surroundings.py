@@ -1,6 +1,6 @@
-"""What a process finds where it is started: encoding of its output, home folder, temporary folder, other copies of it.
+"""Adapt to the environment of the process: output encoding, home folder, temporary folder, unrelated copies of it.
 
-Nothing here is chosen by a configuration. Everything here has ended a run of somebody's.
+None of this is set by a configuration. Each check here prevents a failure that ended a real run.
 """
 
 import os
@@ -14,26 +14,26 @@ from pathlib import Path
 from dfer.errors import StorageError, UsageError, message
 
 _SOCKET_NAME = "/pymp-12345678/listener-12345678"
-"""What multiprocessing appends to the temporary folder for the name of a socket."""
+"""The part that multiprocessing appends to the temporary folder to name a socket."""
 _MOST_BYTES = 107 - len(_SOCKET_NAME)
-"""Longest temporary folder in which such a name fits: the system takes 107 bytes."""
+"""Longest temporary folder for which such a name fits into the 107 bytes that the system accepts."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _COPIES = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
-"""Variables in which a starter of several processes says how many it started, and its name."""
+"""Variables in which a program that starts several processes sets their number, and the program's name."""
 
 
 def accept_any_encoding() -> None:
-    """Have characters that stdout or stderr cannot encode written as escapes, where Python would raise an error."""
+    """Write characters that stdout or stderr cannot encode as escapes, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def expand_home(text: str) -> str:
-    """The path with `~` or `~user` at its start replaced by that home folder; URLs and other paths as they are.
+    """Replace `~` or `~user` at the start of a path by that home folder; leave URLs and other paths unchanged.
 
     Raises:
-        UsageError: there is no such home folder.
+        UsageError: no such home folder exists.
     """
     if "://" in text or not text.startswith("~"):
         return text
@@ -46,12 +46,12 @@ def expand_home(text: str) -> str:
 
 
 def keep_socket_names_short() -> None:
-    """Have multiprocessing keep its sockets in another temporary folder where TMPDIR is too long for their names.
+    """Move multiprocessing's sockets to another temporary folder when TMPDIR is too long for their names.
 
-    Call it before the first process is started: children inherit the choice, and multiprocessing makes it once.
+    Call it before starting the first process: multiprocessing chooses its folder once, and children inherit it.
 
     Raises:
-        StorageError: TMPDIR is too long and no shorter folder can be written.
+        StorageError: TMPDIR is too long and no shorter folder is writable.
     """
     chosen = tempfile.gettempdir()
     if len(os.fsencode(chosen)) <= _MOST_BYTES:
@@ -72,10 +72,10 @@ def keep_socket_names_short() -> None:
 
 
 def refuse_copies(environment: Mapping[str, str]) -> None:
-    """Refuse to be one of several processes that were started beside each other but do not know of each other.
+    """Refuse to run as one of several copies that were started together without forming a process group.
 
     Raises:
-        UsageError: `srun -n 2` or `mpirun -n 2` without a process group: each would train the same run alone.
+        UsageError: `srun -n 2` or `mpirun -n 2` without a process group: each copy would train the same run alone.
     """
     if environment.get("WORLD_SIZE"):
         return

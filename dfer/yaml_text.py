@@ -1,8 +1,9 @@
-"""YAML text that may be anybody's into plain values: bounded, and of YAML only what a configuration needs.
+"""Parse untrusted YAML text into plain values: bounded in size, and only the part of YAML that a configuration needs.
 
-PyYAML's safe loader makes no objects, but knows aliases, of which a few lines unfold into gigabytes, tags, numbers as
-long as the file, and raises whatever its parts raise. Here a file is small, flat and a tree, or refused. So is what
-YAML 1.1 reads differently from how it is written: `010` as 8, `1:30` as 90, `no` as false, `/data/lr #1` as `/data/lr`.
+PyYAML's safe loader builds no objects, but it accepts aliases (a few lines can expand to gigabytes), tags and numbers
+as long as the file, and raises errors of many kinds. This module refuses text that is large, deeply nested or not a
+tree. It also refuses words that YAML 1.1 reads differently from how they are written: `010` as 8, `1:30` as 90, `no` as
+false, `/data/lr #1` as `/data/lr`.
 """
 
 import re
@@ -12,26 +13,26 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 64 * 1024
-"""Largest text that is parsed; ours have some hundred lines, and PyYAML takes a second for this many."""
+"""Largest text that is parsed. Real configurations have some hundred lines; PyYAML takes a second for this size."""
 MAX_DEPTH = 32
 
 
 class YamlProblem(ValueError):
-    """Why a text is not read, on one line."""
+    """The reason why a text is refused, on one line."""
 
 
 def parse(text: bytes) -> Any:
-    """Mappings, lists, text, numbers up to 64 bits, true, false and null of one YAML document.
+    """Parse one YAML document of mappings, lists, text, numbers up to 64 bits, true, false and null.
 
     Raises:
-        YamlProblem: larger than MAX_BYTES, not UTF-8, not YAML, nested deeper than MAX_DEPTH, with an alias, a tag, a
-            key twice, or a word that YAML reads differently from how it is written.
+        YamlProblem: larger than MAX_BYTES, not UTF-8, not YAML, nested deeper than MAX_DEPTH, or with an alias, a tag,
+            a repeated key, or a word that YAML reads differently from how it is written.
     """
     return _read(text, _whole)
 
 
 def parse_value(text: bytes) -> Any:
-    """As `parse`, for a single value such as one of the command line: a comment in it is refused, not left out."""
+    """As `parse`, for a single value such as one of the command line: a comment in it is refused, not dropped."""
     return _read(text, _uncommented)
 
 
@@ -49,7 +50,7 @@ def _whole(text: str) -> Any:
 
 
 def _uncommented(text: str) -> Any:
-    """As `_whole`; between the tokens of YAML there is nothing but blanks and comments."""
+    """As `_whole`, but refuse comments. They are found between the tokens, where else only blanks stand."""
     value, end = _whole(text), 0
     for token in yaml.scan(text, _Loader):
         if "#" in text[end : token.start_mark.index]:
@@ -59,7 +60,7 @@ def _uncommented(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with less in it."""
+    """The safe loader restricted to what the module docstring allows."""
 
     depth = 0
 
@@ -116,11 +117,11 @@ _FLOAT = re.compile(r"[^_:]+")
 _BOOL = re.compile(r"true|false", re.IGNORECASE)
 _NULL = re.compile(r"(null)?", re.IGNORECASE)
 _HASH = re.compile(r"[ \t]+#[^\s#]")
-"""Behind a word: a comment that has no blank after its #, which may as well be meant as part of the word."""
+"""After a word: a comment without a blank after its #, which may be meant as part of the word."""
 
 
 def _as_written(node: yaml.ScalarNode, form: re.Pattern[str], how: str) -> None:
-    """Refuse a word that is a number, a truth value or null to YAML 1.1 alone."""
+    """Refuse a word that only YAML 1.1 reads as a number, a truth value or null."""
     if not form.fullmatch(node.value):
         told = f"{_shown(node.value)} is not read as it is written: write it {how}, or in quotes where it is text"
         raise _problem(told, node)
@@ -131,11 +132,11 @@ def _shown(text: str) -> str:
 
 
 def _problem(text: str, at: Any) -> yaml.YAMLError:
-    """An error that says where in the text. at: an event or node."""
+    """Make an error with its position in the text. at: an event or node."""
     return yaml.MarkedYAMLError(problem=text, problem_mark=at.start_mark)
 
 
-# `2026-02-30` is text to us, not a date that does not exist.
+# Dates are read as text; YAML would refuse `2026-02-30` as a date that does not exist.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -1,4 +1,4 @@
-"""What launchers leave in the run folder about a submission, RUN/launch/*.json, so that it can be followed."""
+"""Records of submissions in the run folder, RUN/launch/*.json, for `dfer-launch status`, `logs` and `cancel`."""
 
 import fcntl
 import hashlib
@@ -45,20 +45,21 @@ class Record:
 
     @property
     def file(self) -> str:
-        """Its name in the run folder."""
+        """Name of the record's file in the run folder."""
         return f"{LAUNCH}/{self.launcher}-{self.job}.json"
 
 
 def keep(home: Folder, record: Record) -> None:
-    """Write or renew a record."""
+    """Write or update a record."""
     home.write(record.file, (json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
 def records(home: Folder) -> list[Record]:
-    """All submissions of a run, oldest first. What follows a run asks for them first, so a silent store shows here.
+    """Read all submissions of a run, oldest first, with a timeout: status, logs and cancel read them first, so a store
+    that does not answer is noticed here.
 
     Raises:
-        UsageError: a file that is no record. StorageError: the store does not answer.
+        UsageError: a file is no record. StorageError: the store does not answer.
     """
     folder = home / LAUNCH
     names = [name for name in within(ANSWER_S, folder.children, what=str(home)) if name.endswith(".json")]
@@ -86,7 +87,7 @@ def _older(folder: Folder, name: str) -> UsageError:
 
 
 def tag(run: str) -> str:
-    """A short name for a run folder, of which schedulers' names for its jobs are made. The same for all spellings."""
+    """Return a short name for a run folder, used in the scheduler's job names; the same for all spellings of a path."""
     home = Folder(run)
     whole = os.path.realpath(home.local) if home.local is not None else run.rstrip("/")
     return hashlib.sha256(whole.encode()).hexdigest()[:10]
@@ -94,7 +95,7 @@ def tag(run: str) -> str:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold others off who submit the same run. folder: for scripts, on a disk that hosts share."""
+    """Lock out other submissions of the same run within the block. folder: for scripts, on a disk that hosts share."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

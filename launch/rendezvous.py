@@ -1,8 +1,8 @@
-"""Where the processes of a job meet, found and tried before torch is imported: a host that cannot be reached, or an
-interface that is none, ends the job within a minute with its name, instead of a hang in gloo or NCCL.
+"""Rendezvous of a job's processes, with a test of the network, before torch is imported. A host that cannot be reached,
+or an interface that does not exist, ends the job within a minute with a message that names it; gloo or NCCL would hang.
 
-The first rank listens at a port all know; the others tell it where they are; then one process of every host tries to
-reach every other host, and all hear the verdict.
+The first rank listens at a port that all ranks know. The others connect and send their addresses. Then one process of
+every host tries to reach every other host, and the first rank sends the result to all.
 """
 
 import array
@@ -25,7 +25,7 @@ from dfer.errors import DferError, ProcessError, UsageError, message
 
 PORTS = (20_000, 32_000)
 REACH_S = 5.0
-"""For one connection between two hosts."""
+"""Timeout of one connection between two hosts."""
 _SIOCGIFADDR = 0x8915
 _MAX_LINE = 1 << 20
 _REMEDY = "Set `interface:` in the cluster file to the network between the hosts, and let its ports through firewalls."
@@ -33,7 +33,8 @@ _REMEDY = "Set `interface:` in the cluster file to the network between the hosts
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One process as the others see it. listens: port where it can be tried. problem: why it cannot take part."""
+    """Rank info of one process for the others. listens: port at which other hosts test whether they can reach it.
+    problem: why it cannot take part."""
 
     rank: int
     host: str
@@ -44,10 +45,11 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Meeting:
-    """Who is to meet where. token: of this start of this job, so that processes of another one are not taken for ours.
+    """The rendezvous of one process. token: identifies this start of this job; processes with another token are
+    ignored.
 
-    host, port: where the first rank waits. interface: network interface, none = the one that leads there.
-    within_s: how long the slowest process may be behind the first.
+    host, port: at which the first rank listens. interface: network interface, None = the one that routes to `host`.
+    within_s: timeout, from the start of the first process to that of the slowest.
     """
 
     rank: int
@@ -59,11 +61,12 @@ class Meeting:
     within_s: float = 30.0
 
     def hold(self) -> dict[str, str]:
-        """Meet, and return the variables that torch needs: MASTER_ADDR, MASTER_PORT, the interface of gloo and NCCL.
+        """Meet all ranks; return the variables that torch needs: MASTER_ADDR, MASTER_PORT, interface of gloo and NCCL.
+        COLLECTIVE.
 
         Raises:
             UsageError: the cluster file names an interface that a host does not have.
-            ProcessError: on all ranks that could be told, when some do not come or cannot reach each other.
+            ProcessError: on all ranks that can be reached, when some do not join or hosts cannot reach each other.
         """
         if self.size == 1:
             return {}
@@ -74,7 +77,7 @@ class Meeting:
                 if self.rank == 0:
                     members, port = _host(self, me, deadline, stack)
                 else:
-                    members, port = _visit(self, me, deadline, stack)
+                    members, port = _join(self, me, deadline, stack)
         first, own = members[0], members[self.rank]
         found = {"MASTER_ADDR": first.address, "MASTER_PORT": str(port)}
         device = self.interface or _interface_of(own.address)
@@ -96,7 +99,7 @@ class Meeting:
 
 
 class _Line:
-    """JSON lines over a socket, none later than a deadline."""
+    """Sends and receives JSON lines over a socket, with a deadline."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self._read = connection, b""
@@ -106,7 +109,7 @@ class _Line:
         self.connection.sendall(json.dumps(content).encode() + b"\n")
 
     def receive(self, deadline: float) -> dict[str, Any] | None:
-        """The next line; None when the other side is gone, silent too long, or speaks otherwise."""
+        """Receive the next line; None if the connection is closed, the deadline passes, or it is no JSON object."""
         try:
             while b"\n" not in self._read:
                 self.connection.settimeout(max(0.01, deadline - time.monotonic()))
@@ -126,42 +129,44 @@ class _Line:
 
 def _host(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
     try:
-        door = stack.enter_context(socket.create_server(("", meeting.port), backlog=1024))
+        listener = stack.enter_context(socket.create_server(("", meeting.port), backlog=1024))
     except OSError as error:
         where, do = f"{me.host}, port {meeting.port}", "Another program holds it; submit again for another port."
         raise ProcessError(message(where, expected="to wait there for the others", got=str(error), do=do)) from error
-    lines, members = _gather(meeting, me, door, deadline, stack)
+    lines, members = _gather(meeting, me, listener, deadline, stack)
     problem = next((m.problem for m in members.values() if m.problem), "")
     members = _resolved(members, lines)
     problem = problem or (_loopback(members) if meeting.interface else "")
-    ours = bool(problem)  # a mistake in the cluster file, which trying again does not mend
+    usage = bool(problem)  # a mistake in the cluster file, for which a retry cannot help
     problem = problem or _absent(meeting, members) or _loopback(members)
-    _tell(lines, {"problem": problem, "lasting": ours, "members": [asdict(members[rank]) for rank in sorted(members)]})
+    _send_all(
+        lines, {"problem": problem, "usage": usage, "members": [asdict(members[rank]) for rank in sorted(members)]}
+    )
     if problem:
-        raise _error(problem, ours)
+        raise _error(problem, usage)
     everybody = [members[rank] for rank in range(meeting.size)]
     problems = _try_others(everybody, me.rank)
     until = time.monotonic() + 3 * REACH_S
     for rank in sorted(lines):
         answer = lines[rank].receive(until)
-        problems += answer["problems"] if answer else [f"no word from rank {rank} on {members[rank].host} any more"]
+        problems += answer["problems"] if answer else [f"no answer any more from rank {rank} on {members[rank].host}"]
     port = free_port()
-    _tell(lines, {"problem": _verdict(problems), "port": port})
+    _send_all(lines, {"problem": _unreachable(problems), "port": port})
     if problems:
-        raise ProcessError(_verdict(problems))
+        raise ProcessError(_unreachable(problems))
     return everybody, port
 
 
 def _gather(
-    meeting: Meeting, me: Member, door: socket.socket, deadline: float, stack: ExitStack
+    meeting: Meeting, me: Member, listener: socket.socket, deadline: float, stack: ExitStack
 ) -> tuple[dict[int, _Line], dict[int, Member]]:
-    """Everybody who comes before the deadline, the newest of each rank."""
+    """Accept all members that connect before the deadline; a newer connection of the same rank replaces the older."""
     lines: dict[int, _Line] = {}
     members = {me.rank: me}
     while len(members) < meeting.size and (left := deadline - time.monotonic()) > 0:
-        if not select.select([door], [], [], left)[0]:
+        if not select.select([listener], [], [], left)[0]:
             break
-        connection = stack.enter_context(door.accept()[0])
+        connection = stack.enter_context(listener.accept()[0])
         line = _Line(connection)
         member = _member(line.receive(min(deadline, time.monotonic() + REACH_S)), meeting)
         if member is not None:
@@ -170,7 +175,7 @@ def _gather(
 
 
 def _member(hello: dict[str, Any] | None, meeting: Meeting) -> Member | None:
-    """Who introduces itself; none for strangers, who may say anything."""
+    """Parse a member's first message; None for processes of another job or malformed messages."""
     if hello is None or hello.pop("token", None) != meeting.token:
         return None
     try:
@@ -181,9 +186,9 @@ def _member(hello: dict[str, Any] | None, meeting: Meeting) -> Member | None:
 
 
 def _resolved(members: Mapping[int, Member], lines: Mapping[int, _Line]) -> dict[int, Member]:
-    """Members with addresses: the first rank's is the one at which others reached it, also for those of its host.
+    """Complete the members' addresses: the first rank and others on its host get the address at which it was reached.
 
-    A host may know its own name as a loopback address, which says nothing to the others.
+    A host may resolve its own name to a loopback address, which other hosts cannot use.
     """
     reached = [line.connection.getsockname()[0] for line in lines.values()]
     outside = [address for address in reached if not _is_loopback(address)]
@@ -201,7 +206,7 @@ def _absent(meeting: Meeting, members: Mapping[int, Member]) -> str:
     if not missing:
         return ""
     where = f"{socket.gethostname()}, port {meeting.port}"
-    got = f"no word from rank {', '.join(map(str, missing))}"
+    got = f"no answer from rank {', '.join(map(str, missing))}"
     do = f"Look at their logs; if they started, {socket.gethostname()} cannot be reached from their hosts. {_REMEDY}"
     return message(where, expected=f"{meeting.size} processes within {meeting.within_s:.0f} s", got=got, do=do)
 
@@ -216,30 +221,30 @@ def _loopback(members: Mapping[int, Member]) -> str:
     return ""
 
 
-def _tell(lines: Mapping[int, _Line], content: Mapping[str, Any]) -> None:
+def _send_all(lines: Mapping[int, _Line], content: Mapping[str, Any]) -> None:
     for line in lines.values():
         try:
             line.send(content)
         except OSError:
-            continue  # its silence will be noticed
+            continue  # its missing answer is noticed later
 
 
 # --- the others
 
 
-def _visit(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
-    line = _Line(stack.enter_context(_knock(meeting, me, deadline)))
+def _join(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
+    line = _Line(stack.enter_context(_connect(meeting, me, deadline)))
     address = me.address or line.connection.getsockname()[0]
     line.send({**asdict(me), "address": address, "token": meeting.token})
-    first = _heard(meeting, line, deadline + 3 * REACH_S)
+    first = _receive(meeting, line, deadline + 3 * REACH_S)
     members = [Member(**plain) for plain in first["members"]]
     line.send({"problems": _try_others(members, me.rank)})
-    last = _heard(meeting, line, time.monotonic() + 6 * REACH_S)
+    last = _receive(meeting, line, time.monotonic() + 6 * REACH_S)
     return members, int(last["port"])
 
 
-def _knock(meeting: Meeting, me: Member, deadline: float) -> socket.socket:
-    """A connection to the first rank, which may start later than this process."""
+def _connect(meeting: Meeting, me: Member, deadline: float) -> socket.socket:
+    """Connect to the first rank, with retries: it may start later than this process."""
     got = ""
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -253,25 +258,26 @@ def _knock(meeting: Meeting, me: Member, deadline: float) -> socket.socket:
     raise ProcessError(message(where, expected=expected, got=got, do=do))
 
 
-def _heard(meeting: Meeting, line: _Line, deadline: float) -> dict[str, Any]:
+def _receive(meeting: Meeting, line: _Line, deadline: float) -> dict[str, Any]:
+    """Receive a message of the first rank; raises the problem that it reports."""
     answer = line.receive(deadline)
     if answer is None:
         where, do = f"{meeting.host}, port {meeting.port}", "Look at the log of rank 0."
-        raise ProcessError(message(where, expected="word of rank 0", got="none", do=do))
+        raise ProcessError(message(where, expected="an answer of rank 0", got="none", do=do))
     if answer["problem"]:
-        raise _error(str(answer["problem"]), bool(answer.get("lasting")))
+        raise _error(str(answer["problem"]), bool(answer.get("usage")))
     return answer
 
 
 # --- both
 
 
-def _error(problem: str, lasting: bool) -> DferError:
-    return UsageError(problem) if lasting else ProcessError(problem)
+def _error(problem: str, usage: bool) -> DferError:
+    return UsageError(problem) if usage else ProcessError(problem)
 
 
 def _try_others(members: Sequence[Member], rank: int) -> list[str]:
-    """What stands in the way from this host to the others; only the first process of a host tries."""
+    """Try to reach every other host; returns the failures. Only the first process of each host tries."""
     firsts: dict[str, Member] = {}
     for member in members:
         firsts.setdefault(member.host, member)
@@ -296,7 +302,7 @@ def _reach(me: Member) -> Callable[[Member], str]:
     return reach
 
 
-def _verdict(problems: Sequence[str]) -> str:
+def _unreachable(problems: Sequence[str]) -> str:
     if not problems:
         return ""
     got = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
@@ -304,7 +310,7 @@ def _verdict(problems: Sequence[str]) -> str:
 
 
 def interfaces() -> dict[str, str]:
-    """IPv4 address by name of every network interface of this host that has one."""
+    """Return the IPv4 address of every network interface of this host that has one, by name."""
     out = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -326,7 +332,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those the system gives to outgoing connections, so that it stays free."""
+    """Find a port at which no process listens. Its range is below that of outgoing connections, so it stays free."""
     for _ in range(100):
         port = random.SystemRandom().randrange(*PORTS)
         try:
@@ -338,10 +344,10 @@ def free_port() -> int:
 
 
 def port_of(number: int) -> int:
-    """A port for a job of this number, the same on all hosts, in the same range."""
+    """Return the port for a job of this number, the same on all hosts, in the range PORTS."""
     return PORTS[0] + number % (PORTS[1] - PORTS[0])
 
 
 def export(found: Mapping[str, str]) -> None:
-    """Let torch see what the meeting found."""
+    """Set the variables found by the rendezvous in the environment, where torch reads them."""
     os.environ.update(found)

@@ -1,4 +1,4 @@
-"""Work that may hang, with an end."""
+"""Run a blocking call with a timeout."""
 
 import threading
 from collections.abc import Callable
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def within(seconds: float, work: Callable[[], T], *, what: str) -> T:
-    """The result of `work`, or its error. what: the address it needs, for the message.
+    """Return the result of `work`, or raise its error. what: the address that it needs, for the message.
 
     Raises:
-        StorageError: it takes longer. The thread it hangs in ends with the process.
+        StorageError: it takes longer than `seconds`. The daemon thread in which it hangs ends with the process.
     """
     results: list[T] = []
     errors: list[BaseException] = []

@@ -1,1 +1,1 @@
-"""Measurements of single rooms: `dfer bench loader`, `dfer bench step`."""
+"""Benchmarks of single parts: `dfer bench loader | step | save | resume | scale`."""

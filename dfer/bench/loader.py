@@ -1,4 +1,4 @@
-"""Frames a second on one core: reading, decoding and augmenting, beside a bare decode loop over the same frames."""
+"""Measure frames per second on one core: read, decode and augment, against a bare decode loop on the same frames."""
 
 import math
 import time
@@ -24,14 +24,14 @@ T = TypeVar("T")
 NAMES = ("train", "test", "decode")
 SEED = 1
 BATCH = 8
-"""Clips of a turn: 48 of the recipe on two ranks with three micro-batches each."""
+"""Clips per turn: the recipe's 48 on two ranks with three micro-batches each."""
 AUGMENT = AugmentConfig(brightness=0.5)
-"""The recipe of DFEW: crop, flip and brightness."""
+"""Augmentation of the recipe for DFEW: crop, flip and brightness."""
 
 
 @dataclass(kw_only=True)
 class _Meter:
-    """Frames and seconds of one of the things compared."""
+    """Frames and seconds of one of the compared loops."""
 
     frames: int = 0
     seconds: float = 0.0
@@ -51,13 +51,13 @@ class _Meter:
 def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: float = 10.0) -> dict[str, float]:
     """Measure and print frames/s on one core: train augmentation, test, and the bare decode loop.
 
-    The three take turns batch by batch, so that a change of the machine's speed meets all of them alike.
+    The three take turns batch by batch, so that a change of the machine's speed affects all of them equally.
 
     Raises:
-        UsageError: not a length of time. DataError: the shards cannot be read.
+        UsageError: `seconds` is not above 0. DataError: the shards cannot be read.
     """
     if not 0 < seconds < math.inf:
-        do = "10 give steady numbers."
+        do = "10 give stable numbers."
         raise UsageError(message("--seconds", expected="more than 0", got=str(seconds), do=do))
     store = Store(shards)
     clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_for(None, store.manifest))
@@ -77,7 +77,7 @@ def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: flo
 
 def _measure(clips: ClipSet, config: DataConfig, *, seconds: float) -> dict[str, float]:
     train, test = _endless(clips, config, train=True), _endless(clips, config, train=False)
-    _turn(clips, config, train, test, {name: _Meter() for name in NAMES})  # pays for page faults and lazy imports
+    _turn(clips, config, train, test, {name: _Meter() for name in NAMES})  # warm-up: page faults and lazy imports
     meters = {name: _Meter() for name in NAMES}
     deadline = time.perf_counter() + seconds
     while not meters["train"].frames or time.perf_counter() < deadline:
@@ -98,7 +98,7 @@ def _turn(
 
 
 def _endless(clips: ClipSet, config: DataConfig, *, train: bool) -> Iterator[ClipBatch]:
-    """Batch after batch; every round is epoch 0 again, so that its frames can be named from outside."""
+    """Yield batches forever; every round is epoch 0, so that `_jpegs` can compute which frames were read."""
     size = _batch_size(clips)
     whole = clips.select(range(len(clips) // size * size))
     loader = Loader(whole, config, world=World(), seed=SEED, train=train, global_batch=size, micro_batch=size)
@@ -111,7 +111,7 @@ def _batch_size(clips: ClipSet) -> int:
 
 
 def _jpegs(clips: ClipSet, config: DataConfig, index: int) -> list[bytes]:
-    """The JPEGs the training loader read for this clip."""
+    """Read the JPEGs that the training loader read for this clip."""
     positions = train_frames(clips.num_frames(index), config.frames, clip_rng(SEED, 0, index))
     return [bytes(jpeg) for jpeg in clips.read(index, positions)]
 

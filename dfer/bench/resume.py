@@ -1,4 +1,4 @@
-"""How long a killed run takes to its next step, beside the first step of a fresh one: whole processes, SIGKILL."""
+"""Measure how long a killed run takes to its next step, compared with a fresh run: whole processes, SIGKILL."""
 
 import json
 import os
@@ -22,10 +22,11 @@ _SAVE_ALWAYS = ("checkpoint.every_steps=1", "log_every=1", "fold=1")
 def bench_resume(
     configs: Sequence[str], overrides: Sequence[str] = (), *, positions: Sequence[float] = POSITIONS
 ) -> list[float]:
-    """Seconds from the start of a process to its first finished step, of a fresh run and after a kill at each position.
+    """Measure seconds from the start of a process to its first finished step, for a fresh run and after a kill at each
+    position.
 
-    positions: shares of the first epoch. Prints them, and what each took more than the fresh one, in which the start of
-    Python, building the model and one step are the same.
+    positions: fractions of the first epoch. Prints the times, and their difference to the fresh run, which has the same
+    start of Python, building of the model and one step.
 
     Raises:
         ProcessError: the run failed.
@@ -47,7 +48,8 @@ def bench_resume(
 
 
 def _to_next_step(words: Sequence[str], run: Path, *, until: int) -> float:
-    """Start, wait until this step is recorded and a checkpoint stands, kill; the seconds to the record."""
+    """Start a run, wait until the step is recorded and its checkpoint committed, kill it. Returns the seconds until the
+    record."""
     began = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
@@ -71,7 +73,7 @@ def _wait(process: "subprocess.Popen[bytes]", holds: Callable[[], bool]) -> None
 
 
 def _recorded(run: Path) -> int:
-    """The last step in metrics.jsonl."""
+    """Return the last step in metrics.jsonl."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -81,5 +83,5 @@ def _recorded(run: Path) -> int:
 
 
 def _newest(run: Path) -> int:
-    """The step of the newest committed checkpoint."""
+    """Return the step of the newest committed checkpoint."""
     return max((int(path.parent.name[5:13]) for path in run.glob("checkpoints/*/manifest.json")), default=0)

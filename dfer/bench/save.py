@@ -1,4 +1,4 @@
-"""What saving in the background costs training: steps in which a checkpoint is written beside usual ones."""
+"""Measure what a background save costs training: steps during which a checkpoint is written, against usual steps."""
 
 import statistics
 import tempfile
@@ -25,14 +25,14 @@ from dfer.training.engine import Engine
 def bench_save(
     *, arch: str = "ViT-B-32-quickgelu", clips: int = 2, frames: int = 16, saves: int = 5, out: str | None = None
 ) -> dict[str, Any]:
-    """Time usual steps, steps that a save begins in, and the steps after them, in turn.
+    """Time usual steps, steps that start a save, and the steps after them, in turn.
 
-    The step that a save begins in is its computation and the copy out of device memory; hashing and writing go on
-    during the steps after it. out: folder or URL to save to, by default a temporary folder.
+    A step that starts a save includes the copy out of device memory; hashing and writing continue during the next
+    steps. out: folder or URL to save to, by default a temporary folder.
 
     Returns:
-        `usual`, `saving`, `after`: seconds of the steps; `written`: seconds until each checkpoint stood; `ratio`: of
-        the slower of saving and after to usual, by their medians; `bytes` of a checkpoint.
+        `usual`, `saving`, `after`: seconds of the steps; `written`: seconds until each checkpoint was committed;
+        `ratio`: the slower of saving and after, divided by usual, by their medians; `bytes` of a checkpoint.
     """
     if min(clips, frames, saves) < 1:
         raise ConfigProblem("bench save: clips, frames and saves are at least 1.")

@@ -1,4 +1,4 @@
-"""What 8, 64 and 512 GPUs do to step time, storage traffic and checkpoints: a calculation, with its assumptions.
+"""Estimate step time, storage traffic and checkpoint times with 8, 64 and 512 GPUs: a calculation, with assumptions.
 
 Nothing here is measured on GPUs. Letters: D width, L layers, N tokens of an image, T frames of a clip.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """An image tower with what DFER-CLIP trains and saves around it (counted on the built models, 7 classes).
+    """An image tower, with the parameters that DFER-CLIP trains and saves (counted on the built models, 7 classes).
 
     tokens: of a 224 px picture with the class token; trained, saved: parameters.
     """
@@ -24,7 +24,7 @@ class Backbone:
 
     @property
     def flops(self) -> float:
-        """Of one picture's forward pass, a multiplication with its addition as two: L N (24 D^2 + 4 N D)."""
+        """FLOPs of one picture's forward pass, a multiply-add counted as two: L N (24 D^2 + 4 N D)."""
         return self.layers * self.tokens * (24 * self.width**2 + 4 * self.tokens * self.width)
 
 
@@ -41,25 +41,25 @@ class Cluster:
 
     gpus_a_node: int = 8
     gpu_flops: float = 312e12 * 0.35
-    """bf16 peak of an A100 times the share that ViT training reaches."""
+    """bf16 peak of an A100 times the fraction that ViT training reaches."""
     node_link: float = 300e9
     """All-reduce bandwidth inside a node (NVLink)."""
     wire: float = 25e9
-    """Of a node to the others (200 Gbit/s)."""
+    """Bandwidth of a node to the others (200 Gbit/s)."""
     latency: float = 10e-6
-    """Of one hop of a small message."""
+    """Latency of one hop of a small message."""
     overlap: float = 0.7
-    """Share of the backward pass under which gradients are already sent."""
+    """Fraction of the backward pass during which gradients are already sent."""
     store_node: float = 1.2e9
     """From the object store to one node."""
     store_all: float = 40e9
     """From the object store to all nodes."""
     frames_a_core: float = 2_795
-    """Decoded and augmented on one CPU core (docs/benchmarks, 2026-11-22)."""
+    """Frames decoded and augmented per second on one CPU core (docs/benchmarks, 2026-11-22)."""
     pcie: float = 20e9
-    """Out of device memory."""
+    """Bandwidth of copies out of device memory."""
     hash_rate: float = 1.5e9
-    """SHA-256 of one core, which also bounds writing in the background."""
+    """SHA-256 on one core, which also bounds background saves."""
     clip_frames: float = 75
     """Stored frames of a clip, of which T are decoded; 9.7 kB each."""
     frame_bytes: float = 9_700
@@ -69,7 +69,8 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One line of the table. Seconds, clips a second, bytes a second over all nodes; efficiency: of one GPU's rate."""
+    """One row of the table: seconds, clips per second, bytes per second over all nodes; efficiency: relative to one
+    GPU."""
 
     backbone: str
     gpus: int
@@ -88,15 +89,16 @@ class Estimate:
 
 
 def estimate(backbone: Backbone, gpus: int, *, clips_a_gpu: int, cluster: Cluster | None = None) -> Estimate:
-    """Step, traffic and checkpoint times of DFER-CLIP with SGD (one fp32 slot a trained parameter), DDP or ZeRO 0.
+    """Estimate step, traffic and checkpoint times of DFER-CLIP with SGD (one fp32 slot per trained parameter), with DDP
+    or ZeRO 0.
 
-    cold_traffic: bytes/s the store would have to give in the first epoch for the GPUs not to wait, before the cache
-    holds the data; cold_limit: share of full speed that `store_node` and `store_all` allow then.
+    cold_traffic: bytes/s that the store must deliver in the first epoch, with an empty cache, so that GPUs do not wait;
+    cold_limit: fraction of full speed that `store_node` and `store_all` then allow.
     """
     c = cluster or Cluster()
     compute = 3 * backbone.flops * c.frames * clips_a_gpu / c.gpu_flops
     sent = _all_reduce(4 * backbone.trained, gpus, c)
-    # Counts and losses of a step, and the vote whether to go on: three small sums (dfer/training).
+    # Three small all-reduces per step: counts, losses, and the agreement on the next action (dfer/training).
     votes = 3 * 2 * math.ceil(math.log2(gpus)) * c.latency if gpus > 1 else 0.0
     exposed = max(0.0, sent - c.overlap * compute * 2 / 3) + votes
     rate = gpus * clips_a_gpu / (compute + exposed)
@@ -113,7 +115,7 @@ def estimate(backbone: Backbone, gpus: int, *, clips_a_gpu: int, cluster: Cluste
 
 
 def _all_reduce(size: float, gpus: int, c: Cluster) -> float:
-    """Seconds to sum `size` bytes over all GPUs: a ring inside each node, then between the nodes."""
+    """Return the seconds of an all-reduce of `size` bytes over all GPUs: a ring in each node, then between nodes."""
     inside, nodes = min(gpus, c.gpus_a_node), math.ceil(gpus / c.gpus_a_node)
     seconds = 2 * (inside - 1) / inside * size / c.node_link
     if nodes > 1:
@@ -122,7 +124,7 @@ def _all_reduce(size: float, gpus: int, c: Cluster) -> float:
 
 
 def markdown(gpus: tuple[int, ...] = (1, 8, 64, 512), *, batch: int | None = None, clips_a_gpu: int = 12) -> str:
-    """The table. batch: a fixed global batch cut over the GPUs; else clips_a_gpu each."""
+    """Format the table. batch: a fixed global batch, divided over the GPUs; without it, clips_a_gpu per GPU."""
     columns = (
         "backbone", "GPUs", "clips a GPU", "step, ms", "sums not hidden, ms", "clips/s", "efficiency",
         "store, cold, GB/s", "cold speed", "cores a GPU", "copy out, s", "written, s", "read again, s",

@@ -1,4 +1,4 @@
-"""Clips a second of a whole DFER-CLIP training step: forward, backward and SGD update, without data."""
+"""Measure clips per second of a whole DFER-CLIP training step: forward, backward and SGD update, without data."""
 
 import statistics
 import time
@@ -29,10 +29,10 @@ def bench_step(
     steps: int = 5,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Time `steps` steps after one that warms up, on the GPU where there is one.
+    """Time `steps` steps after a warm-up step, on a GPU if there is one.
 
-    clips: of a step. frames: of a clip. size: pixels, null the architecture's own. precision: bf16 is autocast.
-    threads: of the CPU; null leaves torch's own number.
+    clips: per step. frames: per clip. size: pixels, None for the architecture's own. precision: bf16 means autocast.
+    threads: of the CPU, None for torch's default.
 
     Returns:
         The settings, `seconds` of each step, `clips_per_second` from their median, and `device`.
@@ -59,7 +59,7 @@ def bench_step(
 
 
 def clips_of_noise(clips: int, frames: int, size: int, device: torch.device) -> ClipBatch:
-    """A batch of random pixels, labels in turn."""
+    """Make a batch of random pixels with labels in turn."""
     pictures = torch.randint(0, 256, (clips, frames, 3, size, size), dtype=torch.uint8)
     batch = ClipBatch(frames=pictures, labels=torch.arange(clips) % 7, index=torch.arange(clips))
     return batch.to(device)

@@ -1,4 +1,4 @@
-"""Training data from a remote store beside the same from a local disk, and whole reads beside a bare boto3 loop."""
+"""Compare training data from a remote store with a local disk, and reads of whole shards with a bare boto3 loop."""
 
 import copy
 import importlib
@@ -17,29 +17,29 @@ from dfer.data.config import DataConfig
 from dfer.data.loader import Loader
 from dfer.distributed import World
 from dfer.errors import UsageError, message
-from dfer.store.ahead import AT_ONCE, ReadAhead
+from dfer.store.ahead import MAX_CONCURRENT, ReadAhead
 from dfer.store.cache import Cache
 from dfer.store.chunks import runs, span_of
 from dfer.store.format import CHUNK, ShardInfo, num_chunks
-from dfer.store.remote import PART
+from dfer.store.remote import RANGE_BYTES
 from dfer.store.shards import Store
 from dfer.store.threads import Threads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One pass over all clips. rate: frames/s behind the first batch; first_s: until it came."""
+    """One pass over all clips. rate: frames/s after the first batch; first_s: seconds until the first batch."""
 
     rate: float
     first_s: float
 
 
 def bench_streaming(url: str, *, against: str, frames: int = 16, size: int = 224, rounds: int = 5) -> dict[str, float]:
-    """Measure and print, one worker each, in turn: an epoch from `url` with an empty cache and one from a local folder;
-    then whole shards in reads of 8 MiB, through our store and, where the URL is one of S3, in a bare boto3 loop.
+    """Measure and print, with one worker and in turn: an epoch from `url` with an empty cache and one from a local
+    folder; then reads of whole shards in ranges of 8 MiB, through `Store` and, for an S3 URL, in a bare boto3 loop.
 
     Raises:
-        UsageError: the two hold other shards, or are the wrong way round. DataError, StorageError: cannot be read.
+        UsageError: the two hold different shards, or are swapped. DataError, StorageError: cannot be read.
     """
     remote, local = Store(url), Store(against)
     _check(remote, local)
@@ -93,7 +93,7 @@ def _epoch(url: str, frames: int, size: int) -> Epoch:
 
 
 def _whole_reads(url: str, rounds: int) -> dict[str, float]:
-    """MB/s of all shards in parts of 8 MiB, the ways in turn: checked and let go; kept in an empty cache; boto3's."""
+    """Measure MB/s of reading all shards in ranges of 8 MiB, in turn: verified; written to an empty cache; boto3."""
     store = Store(url)
     store.indexes(store.manifest.shards)
     ways: dict[str, Callable[[], None]] = {"read": lambda: _read(store), "kept": lambda: _keep(store)}
@@ -115,27 +115,27 @@ def _whole_reads(url: str, rounds: int) -> dict[str, float]:
     return result
 
 
-def _parts(store: Store) -> list[tuple[ShardInfo, int, int]]:
-    """Shard, first and last chunk."""
-    long = PART // CHUNK
+def _ranges(store: Store) -> list[tuple[ShardInfo, int, int]]:
+    """List all ranges: shard, first and last chunk."""
+    long = RANGE_BYTES // CHUNK
     found = [(shard, runs(range(num_chunks(shard.bytes)), longest=long)) for shard in store.manifest.shards]
     return [(shard, *run) for shard, parts in found for run in parts]
 
 
 def _read(store: Store) -> None:
-    """Every part checked against its hashes, as many at once as when shards are read ahead."""
-    memory, threads = threading.local(), Threads(AT_ONCE, name="bench")
+    """Fetch and verify every range, with as many concurrent reads as `ReadAhead`."""
+    memory, threads = threading.local(), Threads(MAX_CONCURRENT, name="bench")
 
     def fetch(shard: ShardInfo, first: int, last: int) -> None:
-        memory.own = getattr(memory, "own", None) or bytearray(PART)
+        memory.own = getattr(memory, "own", None) or bytearray(RANGE_BYTES)
         store.remote.fetch(shard, store.hashes(shard), first, last, shard.path, memory.own)
 
-    for part in [threads.submit(partial(fetch, *part)) for part in _parts(store)]:
+    for part in [threads.submit(partial(fetch, *part)) for part in _ranges(store)]:
         part.result()
 
 
 def _keep(store: Store) -> None:
-    """The same into an empty cache."""
+    """Fetch every range into an empty cache."""
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         other = copy.copy(store)  # with the indexes, without clients
         other.cache = Cache(folder, budget=2**40)
@@ -145,7 +145,8 @@ def _keep(store: Store) -> None:
 
 
 def _boto3_loop(store: Store) -> Callable[[], None] | None:
-    """The same parts one after another with boto3, unchecked; none where it is not installed or the URL is another."""
+    """Return a loop that reads the same ranges in sequence with boto3, unverified; None if boto3 is not installed or
+    the URL is not S3."""
     if not store.url.startswith("s3://"):
         return None
     try:
@@ -159,7 +160,7 @@ def _boto3_loop(store: Store) -> Callable[[], None] | None:
     client = boto3.client("s3", config=checks)
 
     def loop() -> None:
-        for shard, first, last in _parts(store):
+        for shard, first, last in _ranges(store):
             key, (start, end) = f"{folder}/{shard.path}".lstrip("/"), span_of(first, last, shard.bytes)
             client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")["Body"].read()
 

@@ -1,4 +1,4 @@
-"""Counts first, scores from counts: the confusion matrix as int64, then WAR, UAR and per-class recall from it.
+"""Count predictions in an int64 confusion matrix, from which WAR, UAR and per-class recall are computed.
 
 Letters: B clips of a batch, K classes. Rows of a matrix are the truth, columns the prediction.
 WAR is accuracy; UAR is the mean of the per-class recalls (DFER-CLIP, Zhao & Patras, BMVC 2023, section 4.1).
@@ -11,10 +11,10 @@ from dfer.recognition import PADDING
 
 
 def confusion(logits: Tensor, *, labels: Tensor, index: Tensor, num_classes: int) -> Tensor:
-    """Confusion counts int64 [K K] of logits float [B K], labels int64 [B] and index int64 [B].
+    """Count the confusions int64 [K K] of logits float [B K], labels int64 [B] and index int64 [B].
 
-    Rows whose index is PADDING never count, whatever their label. Of equal logits the lowest class number wins.
-    Labels of the other rows must lie in 0..K-1. Makes no copy to the host.
+    Rows whose index is PADDING are not counted, whatever their label. Of equal logits the lowest class number wins.
+    Labels of the other rows must be in 0..K-1. Does not copy to the host.
     """
     counts = index != PADDING
     cells = torch.where(counts, labels * num_classes + logits.argmax(dim=-1), 0)

@@ -1,8 +1,8 @@
-"""Evaluation over any number of ranks: every clip is counted exactly once, or there is no result.
+"""Evaluate over any number of ranks: every clip is counted exactly once, or there is no result.
 
 Letters: B clips of a batch, V views of a clip, N clips of the split, K classes. Each rank fills tables over the whole
-split at the positions it saw; one sum over the ranks at the end makes them whole and shows every clip that is missing
-or doubled. The views of a clip are averaged before anything is counted.
+split at the positions of its clips; one sum over the ranks at the end completes them and reveals every missing or
+repeated clip. The views of a clip are averaged before counting.
 """
 
 import time
@@ -20,14 +20,14 @@ from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Recognition, labe
 
 LabelledBatch = ClipBatch | FeatureBatch
 ANSWER = ""
-"""Name of the method's own answer among its variants."""
+"""Key of the method's main logits among its variants."""
 SHOWN = 3
-"""Clips a message names before it stops."""
+"""Most clips that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Answers in the order of the split. labels: int64 [N] on the CPU; logits: float32 [N K] on the CPU."""
+    """Labels and logits in the order of the split. labels: int64 [N] on the CPU; logits: float32 [N K] on the CPU."""
 
     labels: Tensor
     logits: Tensor
@@ -45,8 +45,8 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one pass over a split gave, the same on every rank. variants: scores of the method's other answers, by name.
-    seconds: wall clock of this rank's pass."""
+    """Result of one pass over a split, the same on every rank. variants: scores of the method's other logits, by name.
+    seconds: wall clock time of this rank's pass."""
 
     scores: Scores
     variants: dict[str, Scores]
@@ -66,21 +66,21 @@ def evaluate(
     predictions: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Run `forward` over this rank's batches and score the whole split; call it on all ranks together.
+    """Run `forward` over this rank's batches and score the whole split. COLLECTIVE.
 
     Args:
-        forward: gives logits [B K]; the caller has set the model to evaluation mode. Runs without gradients.
-        batches: this rank's share; `index` is the position in the split (0..N-1) or PADDING. The V rows of a clip stand
-            one behind the other.
+        forward: returns logits [B K]; the caller has set the model to evaluation mode. Runs without gradients.
+        batches: this rank's part; `index` is the position in the split (0..N-1) or PADDING. The V rows of a clip are
+            consecutive.
         expected: N, clips of the split over all ranks.
         views: V, rows of a clip; their logits are averaged.
-        device: where the batches are moved and the counts kept.
+        device: device of the batches and the counts.
         keys: clip keys by position, for messages.
-        predictions: gather the logits too, at the cost of a second sum of N x K numbers.
-        between: called after every batch, on all ranks together; what it raises ends the evaluation.
+        predictions: also gather the logits, at the cost of a second sum of N x K numbers.
+        between: called after every batch, on all ranks together; an error that it raises ends the evaluation.
 
     Raises:
-        DataError: a clip is missing, comes twice, or has an index or label outside the split; on every rank.
+        DataError: a clip is missing, repeated, or has an index or label outside the split; on every rank.
         ValueError: the rows of a batch are not whole clips of `views` rows.
         NonFiniteLossError: logits that are not finite; on every rank, naming the clips.
     """
@@ -97,7 +97,7 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """One row a clip. index, labels: int64 [B]; logits: float [B K], of the answer and of every variant of it."""
+    """One row per clip. index, labels: int64 [B]; logits: float [B K]; variants: further logits [B K] by name."""
 
     index: Tensor
     labels: Tensor
@@ -106,19 +106,20 @@ class _Rows:
 
     @classmethod
     def of(cls, batch: LabelledBatch, out: Recognition, *, views: int) -> "_Rows":
-        """A batch's answers, averaged over the views of each clip."""
+        """Average a batch's logits over the views of each clip."""
         variants = {name: _averaged(logits, views) for name, logits in out.variants.items()}
         index, labels = batch.index[::views], labels_of(batch)[::views]
         return cls(index=index, labels=labels, logits=_averaged(out.logits, views), variants=variants)
 
 
 def _averaged(logits: Tensor, views: int) -> Tensor:
-    """[B V K] rows to fp32 [B K]."""
+    """Average logits [(B V) K] over the views, to fp32 [B K]."""
     return logits.float().view(-1, views, logits.shape[-1]).mean(1) if views > 1 else logits.float()
 
 
 class _Tally:
-    """Counts of one rank. Tables have one row more than clips: padding lands there, so nothing waits for the device."""
+    """Counts of one rank. Tables have one extra row, into which padding is added, so that no step waits for the
+    device."""
 
     def __init__(self, *, num_classes: int, expected: int, device: torch.device, keep_logits: bool) -> None:
         if expected < 1:
@@ -136,9 +137,9 @@ class _Tally:
         return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64, device=device)
 
     def checked(self, batch: LabelledBatch) -> LabelledBatch:
-        """The batch with rows outside the split turned to padding, and the first of them remembered.
+        """Turn rows outside the split into padding, and remember the first of them.
 
-        Raising here would leave the other ranks waiting for this one; `finish` raises on all of them.
+        An error raised here would leave the other ranks waiting; `finish` raises it on all of them.
         """
         inside = (batch.index >= 0) & (batch.index < self.expected)
         labels = labels_of(batch)
@@ -169,9 +170,9 @@ class _Tally:
             self.logits.index_add_(0, slots, torch.where(counts[:, None], rows.logits, 0.0))
 
     def finish(self, keys: Sequence[str] | None) -> tuple[Scores, dict[str, Scores], Predictions | None]:
-        """Sum over the ranks, refuse what is not every clip once, score. A collective call."""
+        """Sum over the ranks, check that every clip was counted once, and score. COLLECTIVE."""
         n, k = self.expected, self.num_classes
-        # A rank without clips knows of no variants.
+        # A rank without clips has no variants, so the names are gathered.
         names = sorted({name for known in gather_objects(sorted(self.matrices)) for name in known})
         device = self.seen.device
         strays = torch.tensor([self.stray is not None], dtype=torch.int64, device=device)

@@ -1,11 +1,11 @@
-"""The result of one fold as a JSON file, with everything a table must know to keep unlike things apart.
+"""The result of one fold as a JSON file, with all facts that a table needs to avoid comparing unlike results.
 
     RUN/results/test.json              a single run
     RUN/fold_2/results/test.json       a fold of a cross-validation
-    RUN/results/test_predictions.csv   one row per test clip, beside it
-    RUN/results/test-step_00000123.json, test-step_00000123_predictions.csv   of a training that is not complete
+    RUN/results/test_predictions.csv   one row per test clip
+    RUN/results/test-step_00000123.json, test-step_00000123_predictions.csv   of an incomplete training
 
-Shares run from 0 to 1 in the files; tables print percent. Published numbers are in percent, as papers print them.
+Scores are from 0 to 1 in the files; tables print percent. Published numbers are in percent, as papers print them.
 """
 
 import csv
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from dfer.evaluation.evaluator import Predictions
 
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
-"""What to do about a run that may be read and not written to."""
+"""Advice for a run folder that can be read but not written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Numbers from a paper to stand beside ours, never among them.
+    """Numbers from a paper, shown beside this project's results and never mixed with them.
 
-    uar, war: percent, as printed. source: paper and table. selection: how the paper chose its checkpoint.
+    uar, war: percent, as printed. source: paper and table. selection: how the paper selected its checkpoint.
     """
 
     uar: float
@@ -54,9 +54,9 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How test clips were shown to the model, and what training did to its clips.
+    """How test clips were presented to the model, and how training augmented its clips.
 
-    num_frames: frames a clip (T). size: pixels a side. normalisation, views, augment: in words, for the reader.
+    num_frames: frames per clip (T). size: pixels per side. normalisation, views, augment: in words, for the reader.
     """
 
     num_frames: int
@@ -71,15 +71,15 @@ class FoldResult:
     """One checkpoint on one test split.
 
     fold: 1..num_folds. num_folds: folds of the data set's protocol (DFEW and MAFW 5, FERV39k's single split 1).
-    confusion: K rows of K counts, rows the truth. war, uar, recall: shares from 0 to 1, recall None for a class without
-    test clips. step, epoch: of the checkpoint. epochs: that the training was to have, 0 for weights not trained here;
-    complete: whether it had them all, else this is an evaluation in between. changed: what of the configuration was
-    changed on the way. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
-    seconds: wall clock of the evaluation. clips: evaluated, equal to the sum of the confusion matrix. generated: seed
-    and generator when the faces are generated ones in the layout of `dataset`. excluded: clips of all partitions that
-    the split files name and the shards do not hold. start: the run, step, selection and SHA-256 of the weights that the
-    run began from, empty where it began from none of ours. variants: scores of the method's other answers for the same
-    clips, by name.
+    confusion: K rows of K counts, rows the truth. war, uar, recall: from 0 to 1, recall None for a class without test
+    clips. step, epoch: of the checkpoint. epochs: configured for the training, 0 for weights not trained here;
+    complete: whether all epochs were trained, else this is an intermediate evaluation. changed: configuration changes
+    made on resume. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
+    seconds: wall clock time of the evaluation. clips: number evaluated, the sum of the confusion matrix. generated:
+    seed and generator if the faces are generated in the layout of `dataset`. excluded: clips of all partitions that the
+    split files name and the shards lack. start: run, step, selection and SHA-256 of the weights that the run started
+    from, empty if it did not start from a run of this project.
+    variants: scores of the method's other outputs for the same clips, by name.
     """
 
     version: Literal[1] = 1
@@ -121,12 +121,12 @@ class FoldResult:
 
     @property
     def data(self) -> str:
-        """What to call the data before a reader."""
+        """Name of the data for readers; says so if the faces are generated."""
         return data_name(self.dataset, generated=self.generated)
 
     @property
     def scores(self) -> Scores:
-        """The scores, from the confusion matrix."""
+        """The scores, computed from the confusion matrix."""
         return scores(self.confusion)
 
     def _shape_problem(self) -> str:
@@ -143,7 +143,7 @@ class FoldResult:
         return ""
 
     def _score_problem(self) -> str:
-        """The scores are kept for readers of the JSON; the matrix is what counts, and they must agree."""
+        """Return a problem unless the stored scores, kept for readers of the JSON, agree with the confusion matrix."""
         true = self.scores
         if (self.clips, self.count) != (true.num_clips, true.count):
             return f"clips, count: expected the sums of the confusion matrix, got {self.clips} and {self.count}"
@@ -182,7 +182,7 @@ def _same(a: float | None, b: float | None) -> bool:
 
 
 def fold_result(found: Scores, **facts: Any) -> FoldResult:
-    """A result from scores and the remaining fields of FoldResult."""
+    """Build a result from scores and the remaining fields of FoldResult."""
     return FoldResult(
         confusion=found.confusion,
         war=found.war,
@@ -195,17 +195,17 @@ def fold_result(found: Scores, **facts: Any) -> FoldResult:
 
 
 def save_result(result: FoldResult, folder: Folder) -> None:
-    """Write a result into `folder`, the run or the fold, whole or not at all, under `file_of(result)`."""
+    """Write a result atomically into `folder` (of the run or the fold), as `file_of(result)`."""
     folder.write(file_of(result), (json.dumps(to_plain(result), indent=1) + "\n").encode())
 
 
 def file_of(result: FoldResult) -> str:
-    """The file of a result below its run or fold: only that of a complete training ends the run."""
+    """Return the file name of a result, relative to its run or fold. Only a complete training's result ends the run."""
     return result_name(result.step, complete=result.complete)
 
 
 def read_result(folder: Folder, name: str = RESULT) -> FoldResult:
-    """Read and check a run's or fold's result. Raises CheckpointError naming the file, the field and the remedy."""
+    """Read and check a run's or fold's result. Raises CheckpointError that names the file, the field and the remedy."""
     path, plain = folder.where(name), result_values(folder, name)
     if plain is None:
         do = "Finish the run first: dfer train CONFIG."
@@ -219,12 +219,13 @@ def read_result(folder: Folder, name: str = RESULT) -> FoldResult:
 def save_predictions(
     answers: "Predictions", folder: Folder, *, keys: Sequence[str], classes: Sequence[str], beside: str = RESULT
 ) -> None:
-    """Write predictions beside a file of results: key, label, predicted, and a probability per class; split order."""
+    """Write the predictions that belong to a result file: key, label, predicted, a probability per class; in the order
+    of the split."""
     folder.write(predictions_name(beside), predictions_csv(answers, keys=keys, classes=classes).encode())
 
 
 def predictions_csv(answers: "Predictions", *, keys: Sequence[str], classes: Sequence[str]) -> str:
-    """The text of the predictions file; classes by name, probabilities with six decimals."""
+    """Format the predictions file: classes by name, probabilities with six decimals."""
     out = StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["key", "label", "predicted", *classes])

@@ -1,4 +1,4 @@
-"""Scores from counts: WAR, UAR and per-class recall of a confusion matrix. Imports no torch.
+"""Compute WAR, UAR and per-class recall from a confusion matrix. Imports no torch.
 
 K classes. Rows of a matrix are the truth, columns the prediction.
 WAR is accuracy; UAR is the mean of the per-class recalls (DFER-CLIP, Zhao & Patras, BMVC 2023, section 4.1).
@@ -12,9 +12,9 @@ from dfer.errors import DataError, message
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of one confusion matrix, as shares from 0 to 1.
+    """Scores of one confusion matrix, from 0 to 1.
 
-    recall: per class; None for a class without test clips, which UAR leaves out of its mean. count: clips per class.
+    recall: per class; None for a class without test clips, which the mean of UAR omits. count: clips per class.
     """
 
     confusion: tuple[tuple[int, ...], ...]
@@ -25,17 +25,17 @@ class Scores:
 
     @property
     def num_clips(self) -> int:
-        """All clips counted."""
+        """Number of clips counted."""
         return sum(self.count)
 
     @property
     def empty_classes(self) -> tuple[int, ...]:
-        """Classes without a single test clip."""
+        """Classes without test clips."""
         return tuple(k for k, clips in enumerate(self.count) if not clips)
 
 
 def scores(matrix: Sequence[Sequence[int]]) -> Scores:
-    """Scores of a square matrix of counts. Raises DataError when it holds no clip at all."""
+    """Compute the scores of a square matrix of counts. Raises DataError when it counts no clip."""
     rows = tuple(tuple(int(cell) for cell in row) for row in matrix)
     count = tuple(sum(row) for row in rows)
     if not sum(count):
@@ -49,12 +49,12 @@ def scores(matrix: Sequence[Sequence[int]]) -> Scores:
 
 
 def total(matrices: Sequence[Scores]) -> Scores:
-    """Scores of the sum of several confusion matrices over the same classes: every clip weighs the same."""
+    """Compute the scores of the sum of several confusion matrices over the same classes; every clip weighs the same."""
     size = len(matrices[0].count)
     cells = [[sum(m.confusion[i][j] for m in matrices) for j in range(size)] for i in range(size)]
     return scores(cells)
 
 
 def percent(share: float | None) -> str:
-    """A share from 0 to 1 in percent with two decimals; a dash for None."""
+    """Format a number from 0 to 1 as percent with two decimals; a dash for None."""
     return "–" if share is None else f"{100 * share:.2f}"

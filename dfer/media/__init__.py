@@ -1,1 +1,1 @@
-"""Pictures of anybody's: which files of a folder they are, their order, and what their bytes hold; needs no torch."""
+"""Read untrusted pictures: list a folder's frames, order them, check and decode them; needs no torch."""

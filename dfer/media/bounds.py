@@ -1,6 +1,6 @@
-"""What the bytes of a picture say of it before any pixel is decoded: nothing that is large is begun.
+"""Check size limits and integrity from a picture's bytes, before any pixel is decoded.
 
-Needs no torch; the builder of shards, training and prediction share it.
+Needs no torch; the shard builder, training and prediction share it.
 """
 
 import struct
@@ -12,23 +12,23 @@ import simplejpeg
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SCAN = b"\xff\xda"
 MAX_SCANS = 64
-"""Scans of one JPEG; encoders of progressive ones write about ten. Each is a pass over all pixels, however short it is
-in the file, so that a hundred kilobytes can ask for hours."""
+"""Most scans of one JPEG; encoders of progressive JPEGs write about ten. Decoding passes over all pixels for each scan,
+however short it is in the file, so that a hundred kilobytes could take hours."""
 MAX_WORK = 10 * 2**26
-"""Pixels times scans: about two seconds."""
+"""Most pixels times scans: about two seconds of decoding."""
 
 
 BMP_DEPTHS = {0: (1, 4, 8, 16, 24, 32), 3: (16, 32)}
-"""Bits a pixel by the kinds of compression that are read: none, and colours by masks."""
+"""Accepted bits per pixel, by BMP compression: 0 = none, 3 = colour masks."""
 WEBP_ANIMATION, WEBP_ALPHA = 0x02, 0x10
 
 
 class TooMuch(ValueError):
-    """What a picture would be, were it decoded."""
+    """A picture is over a limit; the text gives its size as it would be decoded."""
 
 
 class Header(NamedTuple):
-    """height and width in pixels; depth: bits of a channel; alpha: whether it says how opaque its pixels are."""
+    """height and width in pixels; depth: bits per channel; alpha: whether it has transparency."""
 
     height: int
     width: int
@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 
 def jpeg_size(jpeg: memoryview | bytes, *, max_pixels: int) -> tuple[int, int]:
-    """(height, width) of a JPEG. Raises TooMuch, or ValueError where it is no JPEG."""
+    """Return (height, width) of a JPEG. Raises TooMuch, or ValueError when it is no JPEG."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
     except KeyError as error:
@@ -50,10 +50,10 @@ def jpeg_size(jpeg: memoryview | bytes, *, max_pixels: int) -> tuple[int, int]:
 
 
 def check_png(png: bytes, *, max_pixels: int) -> Header:
-    """Walk the chunks and their checksums: OpenCV fills what is missing of a cut PNG without an error.
+    """Check all chunks and their checksums: OpenCV would fill the missing part of a truncated PNG without an error.
 
     Raises:
-        TooMuch: too large. ValueError: what it is instead of a whole PNG.
+        TooMuch: too large. ValueError: not a whole PNG; the text says what it is.
     """
     if not png.startswith(PNG_SIGNATURE):
         raise ValueError("no PNG")
@@ -79,10 +79,10 @@ def check_png(png: bytes, *, max_pixels: int) -> Header:
 
 
 def check_bmp(bmp: bytes, *, max_pixels: int) -> Header:
-    """Compare the rows that the header promises with the bytes that are there.
+    """Compare the size that the header gives with the number of bytes.
 
     Raises:
-        TooMuch: too large. ValueError: what it is instead of a whole BMP of a kind that is read.
+        TooMuch: too large. ValueError: not a whole BMP of a supported kind; the text says what it is.
     """
     if not bmp.startswith(b"BM"):
         raise ValueError("no BMP")
@@ -110,10 +110,10 @@ def check_bmp(bmp: bytes, *, max_pixels: int) -> Header:
 
 
 def check_webp(webp: bytes, *, max_pixels: int) -> Header:
-    """Walk the chunks to the one that holds the pixels.
+    """Read the chunks up to the one that holds the pixels.
 
     Raises:
-        TooMuch: too large. ValueError: what it is instead of a whole WebP of one picture.
+        TooMuch: too large. ValueError: not a whole WebP with one picture; the text says what it is.
     """
     if len(webp) < 12 or webp[:4] != b"RIFF" or webp[8:12] != b"WEBP":
         raise ValueError("no WebP")
@@ -140,7 +140,7 @@ def check_webp(webp: bytes, *, max_pixels: int) -> Header:
 
 
 def _webp_size(kind: bytes, body: bytes) -> Header:
-    """Of the first ten bytes of a lossy or a lossless picture."""
+    """Read the header from the first ten bytes of a lossy (VP8) or lossless (VP8L) picture."""
     if kind == b"VP8 " and len(body) == 10 and body[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", body, 6)
         return Header(height & 0x3FFF, width & 0x3FFF)

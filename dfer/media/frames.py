@@ -1,4 +1,4 @@
-"""The frames of a clip in a folder: which files they are, and their order. A picture that cannot be read is told."""
+"""List the frames of a clip in a folder, in time order. A frame that cannot be read is an error, never skipped."""
 
 import os
 from collections import Counter
@@ -38,17 +38,17 @@ NOT_READ = frozenset(
         ".tiff",
     }
 )
-"""Suffixes of other pictures: a clip that has some would lose frames without them."""
+"""Suffixes of pictures that are not read. They are refused: ignoring them would lose frames of the clip."""
 KNOWN = READ | NOT_READ
 READ_TEXT = ".jpg, .png, .bmp or .webp"
 
 
 def list_pictures(folder: Path) -> "list[os.DirEntry[str]]":
-    """The pictures of a folder in time order. Hidden files, folders and files that are no pictures are passed over.
+    """List the pictures of a folder in time order. Hidden files, folders and files that are no pictures are ignored.
 
     Raises:
         ValueError: no frames, pictures of a kind that is not read, a frame that is no file, names without an order.
-        OSError: there is no such folder, or it cannot be read.
+        OSError: the folder does not exist or cannot be read.
     """
     found: dict[str, os.DirEntry[str]] = {}
     others: Counter[str] = Counter()
@@ -69,7 +69,7 @@ def list_pictures(folder: Path) -> "list[os.DirEntry[str]]":
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:
-    """False for a link to a folder. Raises ValueError where a frame should be and is none."""
+    """Whether an entry is a file; False for a link to a folder. Raises ValueError for a broken link or other entry."""
     try:
         if entry.is_file():
             return True

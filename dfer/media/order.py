@@ -1,4 +1,4 @@
-"""The order in time of numbered files, decided from all names of a folder together, or refused; never guessed."""
+"""Order numbered files in time. All names of a folder are compared; an ambiguous order is an error, never a guess."""
 
 import os
 import re
@@ -7,17 +7,17 @@ from fractions import Fraction
 from typing import NamedTuple
 
 NUMBER = re.compile(r"((?:(?<![^\W_])-)?[0-9]+(?:\.[0-9]+)*)")
-"""A number in a name. A minus is a sign only where no letter or digit is before it: `img-1` is frame 1."""
+"""A number in a name. A minus is a sign only if no letter or digit precedes it: `img-1` is frame 1."""
 DIGITS_OF_A_COUNTER = 9
-"""A clip has no billion frames: more digits behind a point are a fraction."""
+"""Most digits of a frame counter; a clip has fewer than a billion frames. More digits after a point are a fraction."""
 
 
 class NoOrder(ValueError):
-    """Names that give no certain order. The text names one or two of them."""
+    """The names give no unambiguous order. The text names one or two of them."""
 
 
 class _Number(NamedTuple):
-    """A number as it is written. fraction: the digits behind its point, None where it has none."""
+    """A number as it is written. fraction: the digits after its point, None without a point."""
 
     negative: bool
     whole: str
@@ -28,13 +28,14 @@ Key = Fraction | tuple[int, int]
 
 
 def time_order(names: Sequence[str]) -> list[str]:
-    """The names, first frame first. The text around the numbers is the same in all of them, but for case and suffix.
+    """Sort names by time, first frame first. The text around the numbers must be equal in all, except case and suffix.
 
-    `9.jpg`, `10.jpg`: by the number. `1.0010.jpg`, `500.50050050050055.jpg`: by the value. Where several numbers vary,
-    each must give the same order; where one can be read in two ways (`1.9.jpg`, `1.10.jpg`: values or counters), both.
+    `9.jpg`, `10.jpg`: by the number. `1.0010.jpg`, `500.50050050050055.jpg`: by the value. If several numbers vary,
+    each must give the same order. If a number can be read in two ways (`1.9.jpg`, `1.10.jpg`: values or counters),
+    both must give the same order.
 
     Raises:
-        NoOrder: a name without a number, names of unlike form, one number twice, or readings that disagree.
+        NoOrder: a name without a number, names of different form, a repeated number, or readings that disagree.
     """
     forms, numbers = [], []
     for name in names:
@@ -59,7 +60,7 @@ def time_order(names: Sequence[str]) -> list[str]:
 
 
 def _parts(name: str) -> tuple[tuple[str, ...], list[_Number]]:
-    """The text around the numbers, and the numbers; `1.2.3` is three of them."""
+    """Split a name into the text around the numbers, and the numbers; `1.2.3` is three numbers."""
     pieces = NUMBER.split(os.path.splitext(name)[0].casefold())  # noqa: PTH122 (a million calls: no Path objects)
     form, numbers = [pieces[0]], []
     for written, text in zip(pieces[1::2], pieces[2::2], strict=True):
@@ -75,7 +76,7 @@ def _parts(name: str) -> tuple[tuple[str, ...], list[_Number]]:
 
 
 def _orders(names: Sequence[str], varying: Sequence[Sequence[_Number]]) -> Iterator[list[str]]:
-    """The names in the order of every reading: what the numbers are, and which of them counts first."""
+    """Yield the names in the order of every reading: how the numbers are read, and which of them is compared first."""
     readings = [_readings(column) for column in varying]
     for reading in range(max(map(len, readings), default=0)):
         keys = [choices[min(reading, len(choices) - 1)] for choices in readings]
@@ -94,17 +95,17 @@ def _check_distinct(names: Sequence[str], rows: Sequence[tuple[Key, ...]]) -> No
 
 
 def _readings(column: Sequence[_Number]) -> list[Sequence[Key]]:
-    """What the numbers of a column can mean; one reading where it is certain."""
-    # With a minus before all of them it is a sign or a dash.
+    """Return the possible readings of a column's numbers; one if it is unambiguous."""
+    # A minus before all of the numbers may be a sign or a dash.
     signs = [True, False] if all(number.negative for number in column) else [True]
     counters = [False] if _are_values(column) else [False, True]
     return [[_key(n, signed=sign, counter=counter) for n in column] for sign in signs for counter in counters]
 
 
 def _are_values(column: Sequence[_Number]) -> bool:
-    """Whether what is behind the points is a fraction, or there are no points.
+    """Whether the digits after the points are fractions, or there are no points.
 
-    A counter is written without leading zeros or all to one width: `0.04` beside `0.2` is none.
+    A counter has no leading zeros, or the same width in all names: `0.04` beside `0.2` is not a counter.
     """
     fractions = [number.fraction for number in column if number.fraction is not None]
     if not fractions:

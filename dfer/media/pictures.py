@@ -1,4 +1,4 @@
-"""From the bytes of one picture to RGB pixels, by what they hold and not by their name. Bounds come before pixels."""
+"""Decode one picture's bytes to RGB. The content decides the format, not the name; limits are checked first."""
 
 import sys
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ BMP_SIGNATURE = b"BM"
 MAX_FILE_BYTES = 64 * 2**20
 """Largest file that is read as a picture."""
 DARK = 2**14
-"""A 16-bit picture without a value from here on was made of 14 bits or fewer: its upper 8 bits are dark."""
+"""A 16-bit picture with all values below this uses 14 bits or fewer: its upper 8 bits, which are read, look dark."""
 UPPER = 1 if sys.byteorder == "little" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """rgb: uint8 [H W 3]. media: `jpeg`, `png`, `bmp` or `webp`. hides, dark: it looks different from what it holds.
+    """A decoded picture. rgb: uint8 [H W 3]. media: `jpeg`, `png`, `bmp` or `webp`.
 
-    hides: pixels that are not opaque have colours; a viewer shows other ones.
-    dark: 16 bits, of which at most 14 are used; the upper 8 are what is read.
+    hides, dark: `rgb` differs from what a viewer shows. hides: transparent pixels have colours, which viewers blend.
+    dark: the picture has 16 bits, of which at most 14 are used; only the upper 8 are read.
     """
 
     rgb: NDArray[np.uint8]
@@ -34,10 +34,10 @@ class Picture:
 
 
 def read_picture(data: bytes, *, max_pixels: int) -> Picture:
-    """Decode a JPEG, PNG, BMP or WebP, proved whole. Transparency and EXIF's rotation are left out.
+    """Decode a JPEG, PNG, BMP or WebP and check that it is whole. Transparency and EXIF rotation are ignored.
 
     Raises:
-        TooMuch: more pixels, or more scans of them. ValueError: what it is instead of a whole picture.
+        TooMuch: too many pixels or scans. ValueError: not a whole picture; the text says what it is.
     """
     if not data:
         raise ValueError("empty")
@@ -68,7 +68,7 @@ def _jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _decoded(data: bytes, header: Header, kind: str) -> Picture:
-    # Stored JPEGs are read without their EXIF rotation, so others are too.
+    # Stored JPEGs are read without EXIF rotation, so other formats are too.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     stored = _opencv(data, cv2.IMREAD_UNCHANGED if header.alpha or header.depth > 8 else flags, kind)
     if stored.shape[:2] != (header.height, header.width):
@@ -77,7 +77,7 @@ def _decoded(data: bytes, header: Header, kind: str) -> Picture:
 
 
 def _rgb(stored: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """[H W] grey, or [H W 3 or 4] BGR: colours without what is said of their opacity, the upper 8 of 16 bits."""
+    """Convert [H W] grey or [H W 3 or 4] BGR(A) to RGB: alpha is dropped, and of 16 bits the upper 8 are kept."""
     if stored.dtype == np.uint16:
         stored = np.ascontiguousarray(stored.view(np.uint8)[..., UPPER::2])
     code = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}

@@ -1,8 +1,8 @@
-"""A small convolutional image tower for random weights and hundreds of clips, where a ViT of this size learns nothing.
+"""A small convolutional image tower. It learns from random weights and some hundred clips; a ViT of this size does not.
 
-It ends in one linear map over all places of the last feature map instead of their mean: faces come cropped, so where
-something moves says what moves. Group norm, because batch norm would let the answer depend on how ranks share a batch.
-Registered with timm, so that open_clip builds it as the trunk of a CLIP like any other (`tiny-conv-64.json`).
+It ends in one linear map over all positions of the last feature map, not in their mean: faces are cropped, so the
+position tells which part of the face moves. It uses group norm, because with batch norm the answer would depend on how
+ranks divide a batch. It is registered with timm, so that open_clip builds it as a CLIP trunk (`tiny-conv-64.json`).
 
 Letters: N pictures, C colours, H height, W width, D embedding.
 """
@@ -30,7 +30,7 @@ class ConvTower(nn.Module):
         self.layers = nn.Sequential(*layers)
         side = image_size // 2 ** len(widths)
         self.head = nn.Linear(widths[-1] * side * side, embed_dim)
-        # open_clip asks a trunk for it to choose the head; none is wanted here.
+        # open_clip reads this from a trunk to choose the head; no head is needed here.
         self.default_cfg: dict[str, Any] = {}
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -42,5 +42,5 @@ class ConvTower(nn.Module):
 
 @register_model
 def dfer_conv_64(pretrained: bool = False, num_classes: int = 128, **_: Any) -> ConvTower:
-    """timm's entry for 64 px; `num_classes` is the width of the embedding. There are no pretrained weights."""
+    """Build the tower for 64 px (timm's entry point); num_classes: width of the embedding. No pretrained weights."""
     return ConvTower(image_size=IMAGE_SIZE, widths=(16, 32, 64, 128), embed_dim=num_classes)

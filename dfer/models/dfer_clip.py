@@ -20,7 +20,7 @@ from dfer.recognition import ClipBatch, Group, Progress, Recognition, Recognizer
 
 
 class DferClip(Recognizer):
-    """Cosine similarity of a clip's feature and those of the class prompts."""
+    """Classifies by the cosine similarity of a clip's feature and the features of the class prompts."""
 
     def __init__(self, config: DferClipConfig, *, towers: Towers, emotions: Emotions, num_frames: int) -> None:
         super().__init__()
@@ -39,30 +39,30 @@ class DferClip(Recognizer):
 
     @property
     def normalisation(self) -> str:
-        """The release feeds frames as they are."""
+        """The released code does not normalise frames."""
         return "none (frames scaled to 0..1)"
 
     @property
     def origin(self) -> str | None:
-        """That of the towers, which a released checkpoint fills as well."""
+        """The released checkpoint if one is configured (it fills the towers too), else the towers' origin."""
         if self.config.released is not None:
             return f"model.released={self.config.released}: OpenAI's quick GELU, as the released DFER-CLIP code has it"
         return self.towers.origin
 
     @property
     def image_size(self) -> int:
-        """Height and width of a frame in pixels, as the image tower takes it."""
+        """Height and width in pixels of the frames that the image tower takes."""
         return self.towers.image_size
 
     def forward(self, batch: ClipBatch) -> Recognition:
-        """Logits [B K] in fp32 for uint8 frames [B T C H W]; frames are scaled to 0..1 and not normalised."""
+        """Compute logits [B K] in fp32 for uint8 frames [B T C H W], which are scaled to 0..1 and not normalised."""
         video, text = self.encode_video(batch.frames), self.encode_text()
         with torch.autocast(video.device.type, enabled=False):
             cosine = F.normalize(video.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
         return Recognition(logits=cosine / self.config.temperature)
 
     def encode_video(self, frames: Tensor) -> Tensor:
-        """Clip features [B D], not normalised, of uint8 frames [B T C H W]."""
+        """Compute clip features [B D], not normalised, of uint8 frames [B T C H W]."""
         self._check(frames)
         dtype = next(self.towers.visual.parameters()).dtype
         pictures = rearrange(frames, "b t c h w -> (b t) c h w").to(dtype) / 255
@@ -70,21 +70,21 @@ class DferClip(Recognizer):
         return self.temporal(rearrange(features, "(b t) d -> b t d", b=len(frames)))  # type: ignore[no-any-return]
 
     def encode_text(self) -> Tensor:
-        """Class features [K D], not normalised."""
+        """Compute class features [K D], not normalised."""
         return self.prompts(self.towers)  # type: ignore[no-any-return]
 
     def loss(self, out: Recognition, batch: ClipBatch, progress: Progress) -> dict[str, Tensor]:
-        """Cross entropy, averaged over the rows that are no padding."""
+        """Compute the cross entropy, averaged over the rows that are not padding."""
         return {"cross_entropy": cross_entropy(out.logits, batch)}
 
     def param_groups(self) -> dict[str, Group]:
-        """`temporal`, `image`, `prompts`, as far as they are trained."""
+        """Return the groups `temporal`, `image` and `prompts`; a frozen part has no group."""
         parts = {"temporal": self.temporal, "image": self.towers.visual, "prompts": self.prompts}
         trained = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
         return {name: Group(params=params) for name, params in trained.items() if params}
 
     def class_parameters(self) -> frozenset[str]:
-        """The contexts [K N W], where every class has its own."""
+        """The contexts [K N W], unless all classes share one set."""
         own = self.prompts.contexts is not None and not self.config.shared_contexts
         return frozenset({"prompts.contexts"} if own else ())
 

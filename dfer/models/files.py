@@ -1,4 +1,4 @@
-"""Which files a model's configuration names, told without torch, so that launchers can look for them.
+"""Find the files that a model's configuration names. Imports no torch, so that launchers can check them.
 
 `pretrained_tags.json` records the names under which open_clip offers weights; a test compares it with open_clip.
 """
@@ -13,12 +13,12 @@ from dfer.models.config import DferClipConfig, ModelConfig
 from dfer.models.texts import is_file
 
 QUICK_NAME = "-quickgelu"
-"""How open_clip's names end where an architecture has OpenAI's activation."""
+"""Suffix of open_clip's names of architectures with OpenAI's activation."""
 
 
 def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
-    """Paths of the files that `build` reads, and of the folder to begin from, by their key below `model`.
-    open_clip's names and tags are none."""
+    """Return the paths of the files that `build` reads, and of the run folder to start from, by their key below
+    `model`. open_clip's names and tags are not files."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
     if isinstance(config, DferClipConfig) and is_file(config.text):
@@ -33,14 +33,14 @@ def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
 
 
 def check_files(config: ModelConfig, *, weights: bool = True) -> None:
-    """Raise CheckpointError when a file that `build` will read, or the folder to begin from, is not there."""
+    """Raise CheckpointError when a file that `build` will read, or the run folder to start from, does not exist."""
     for key, path in files(config, weights=weights).items():
         if key == "start":
             if "://" not in path and not Path(path).is_dir():
                 expected, do = "the run folder of a fold", "Correct the path."
                 raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such folder", do=do))
         elif Path(path).is_dir():
-            from dfer.models.foreign.weights import check_file  # it knows torch's files
+            from dfer.models.foreign.weights import check_file  # imported here: it imports torch
 
             check_file(Path(path), f"model.{key}={path}")
         elif not Path(path).is_file():
@@ -50,29 +50,29 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
 
 
 def is_released(config: ModelConfig) -> bool:
-    """Whether the weights are those of a checkpoint that a method's authors published."""
+    """Whether the weights are a checkpoint that a method's authors published."""
     return isinstance(config, DferClipConfig) and config.released is not None
 
 
 def source(config: ModelConfig) -> str:
-    """Where the initial weights come from."""
+    """Return where the initial weights come from."""
     released = config.released if isinstance(config, DferClipConfig) else None
     return released or config.towers.pretrained or "random weights"
 
 
 def is_tag(arch: str, pretrained: str) -> bool:
-    """Whether open_clip offers weights of this name for `arch` or for its twin; else the name is a file's."""
+    """Whether open_clip offers weights of this name for `arch` or its twin; otherwise the name is a file's."""
     return not Path(pretrained).is_file() and any(pretrained in tags().get(name, ()) for name in (arch, twin(arch)))
 
 
 def twin(arch: str) -> str:
-    """The same architecture with the other activation, as open_clip names it."""
+    """Return open_clip's name of the same architecture with the other activation."""
     return arch.removesuffix(QUICK_NAME) if arch.endswith(QUICK_NAME) else arch + QUICK_NAME
 
 
 @cache
 def tags() -> dict[str, list[str]]:
-    """The names of open_clip's weights by architecture."""
+    """Return the names of open_clip's weights by architecture."""
     text = resources.files("dfer.models").joinpath("pretrained_tags.json").read_text(encoding="utf-8")
     found: dict[str, list[str]] = json.loads(text)
     return found

@@ -1,4 +1,4 @@
-"""A projection head: one linear map that brings a student's features to a teacher's, fitted with contrastive negatives
+"""A projection head: a linear map from a student's features to a teacher's, fitted with contrastive negatives
 (Exp-CLIP, Zhao et al., WACV 2025, section 3.2; InfoNCE, van den Oord et al., 2018).
 
 Letters: B pairs of this rank, N pairs of all ranks, S student features, D teacher features.
@@ -17,9 +17,9 @@ STUDENT, TEACHER = "student", "teacher"
 
 
 class ProjectionHead(Learner):
-    """P(student) = W student, without bias; the parameter has the release's name, `mlp.weight` [D S].
+    """P(student) = W student, without bias; the parameter is named as in the released code, `mlp.weight` [D S].
 
-    coupling `step`: every pair meets the pairs of all ranks as negatives.
+    coupling `step`: each pair has the other pairs of all ranks as negatives.
     """
 
     coupling = "step"
@@ -27,13 +27,13 @@ class ProjectionHead(Learner):
     def __init__(
         self, config: ProjectionConfig, *, student: int, teacher: int, gather: Callable[[Tensor], Tensor]
     ) -> None:
-        """gather: rows of this rank [B ...] to those of all ranks [N ...] in rank order, with gradient."""
+        """gather: collective call from this rank's rows [B ...] to all ranks' [N ...] in rank order, with gradient."""
         super().__init__()
         self.config, self._gather = config, gather
         self.mlp = nn.Linear(student, teacher, bias=False)
 
     def forward(self, batch: FeatureBatch) -> dict[str, Tensor]:
-        """Unit vectors of this rank's and of all pairs, and the place of this rank's rows among all."""
+        """Compute unit vectors of this rank's pairs, and gather those and the indexes of all pairs. COLLECTIVE."""
         student = F.normalize(self.mlp(batch.features[STUDENT]).float(), dim=-1)
         teacher = F.normalize(batch.features[TEACHER].float(), dim=-1)
         return {
@@ -45,8 +45,8 @@ class ProjectionHead(Learner):
         }
 
     def loss(self, out: dict[str, Tensor], batch: FeatureBatch, progress: Progress) -> dict[str, Tensor]:
-        """Half the cross entropy student -> teacher plus half of teacher -> student, averaged over this rank's pairs
-        that are no padding; weighted by the engine, the ranks' means make the mean over all N pairs."""
+        """Compute the mean of the cross entropies student -> teacher and teacher -> student, averaged over this rank's
+        pairs that are not padding. The engine weights the ranks' means, which gives the mean over all N pairs."""
         counts = batch.index != PADDING
         target = (out["all_index"][None] == batch.index[:, None]).int().argmax(dim=1)
         absent = (out["all_index"] == PADDING)[None]
@@ -58,5 +58,5 @@ class ProjectionHead(Learner):
         return {"info_nce": total / counts.sum().clamp(min=1)}
 
     def param_groups(self) -> dict[str, Group]:
-        """`head`."""
+        """Return one group, `head`."""
         return {"head": Group(params=list(self.mlp.parameters()))}

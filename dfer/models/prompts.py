@@ -19,9 +19,9 @@ CONTEXT_STD = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLayout:
-    """Where everything stands in the prompts, cut behind the longest one.
+    """Positions in the prompts, which are as long as the longest one.
 
-    tokens: int64 [K L], 0 where a context goes and after the end. slots: int64 [K N], the positions of the contexts.
+    tokens: int64 [K L], 0 at contexts and after the end token. slots: int64 [K N], the positions of the contexts.
     eos: int64 [K], the position of the end token, at which the text feature is taken.
     """
 
@@ -31,11 +31,11 @@ class PromptLayout:
 
 
 def layout(texts: list[str], *, num_contexts: int, position: ContextPosition, context_length: int) -> PromptLayout:
-    """Lay out start, contexts, text and end for every class.
+    """Place start token, contexts, text and end token for every class.
 
     `end`: contexts, text. `front`: text, contexts. `middle`: the first half of the contexts (rounded down), text, rest.
-    The names say where the text stands, seen from the contexts, as in CoOp.
-    Tokens behind the end cannot reach it through the causal mask, so they are left out.
+    As in CoOp, the names give the position of the text relative to the contexts.
+    Tokens after the end token cannot influence it because of the causal mask, so they are omitted.
 
     Raises:
         ConfigProblem: a prompt is longer than the text tower allows.
@@ -62,12 +62,12 @@ def layout(texts: list[str], *, num_contexts: int, position: ContextPosition, co
 
 
 class PromptLearner(nn.Module):
-    """Prompts whose contexts are learned, one set a class or one for all; the rest comes from the token embedding."""
+    """Prompts with learned contexts, one set per class or one shared set; other tokens use the token embedding."""
 
     def __init__(self, layout: PromptLayout, *, width: int, shared: bool) -> None:
         super().__init__()
         classes, contexts = layout.slots.shape
-        # Derived from the configuration, hence no part of the weights.
+        # Derived from the configuration, so not stored with the weights.
         self.tokens: Tensor
         self.slots: Tensor
         self.eos: Tensor
@@ -78,7 +78,7 @@ class PromptLearner(nn.Module):
         self.contexts = nn.Parameter(torch.randn(shape) * CONTEXT_STD) if contexts else None
 
     def forward(self, towers: Towers) -> Tensor:
-        """Text features [K D], not normalised."""
+        """Compute text features [K D], not normalised."""
         prompts = towers.embed(self.tokens)
         if self.contexts is not None:
             contexts = self.contexts

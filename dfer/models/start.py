@@ -1,4 +1,4 @@
-"""Weights of another run as the beginning of this one: which are taken, which by class, and which cannot be."""
+"""Initialise a model from the weights of another run: tensor by tensor, and class by class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ TOWERS = "towers."
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What became of a model's tensors. whole: names taken as they are. by_class: names of which the rows of `classes`
-    were taken. left: names that keep what this run's seed draws. unused: names that only the other run has."""
+    """Record of the copied tensors. whole: names copied whole. by_class: names of which the rows of `classes` were
+    copied. left: names that keep this run's random initialisation. unused: names that only the other run has."""
 
     whole: tuple[str, ...]
     by_class: tuple[str, ...]
@@ -25,7 +25,7 @@ class Taken:
     unused: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """For the reader; one line a kind."""
+        """Describe the record in words, one line per kind."""
         out = [f"{len(self.whole)} tensors taken as they are"]
         if self.by_class:
             drawn = f"; drawn for {', '.join(self.fresh_classes)}" if self.fresh_classes else ""
@@ -45,9 +45,9 @@ def take(
     own_classes: Sequence[str],
     where: object,
 ) -> Taken:
-    """Put the tensors of equal name and shape into `model`, those bound to classes row by row, by the class's name.
+    """Copy the tensors of equal name and shape into `model`; those with a row per class row by row, by class name.
 
-    Towers are taken whole or refused: a mixture of two would give features of neither.
+    Towers are copied whole or refused: a mixture of two towers would compute meaningless features.
 
     Args:
         classes, own_classes: names in class order, of the weights and of the model. where: for messages.
@@ -80,7 +80,7 @@ def _same_shape(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tens
 
 
 def _same_but_classes(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], count: int) -> bool:
-    """Whether a tensor with a row a class is in both, alike but for the number of rows."""
+    """Whether both have a tensor with one row per class, of equal shape except for the number of rows."""
     return name in weights and weights[name].shape == (count, *own[name].shape[1:])
 
 

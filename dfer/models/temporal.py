@@ -1,4 +1,4 @@
-"""From frame features to a clip feature (Zhao & Patras, BMVC 2023, section 3.1 and table 1).
+"""Combine frame features into a clip feature (Zhao & Patras, BMVC 2023, section 3.1 and table 1).
 
 Letters: B clips, T frames, D feature, N heads, H width of a head.
 """
@@ -12,7 +12,7 @@ from dfer.models.layers import attend
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; no bias on the way in, one on the way out."""
+    """Multi-head self-attention; the input projection has no bias, the output projection has one."""
 
     def __init__(self, dim: int, *, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """A learned class token and positions, pre-norm layers, and the class token as the clip's feature."""
+    """Pre-norm transformer with a learned class token, whose output is the clip's feature, and learned positions."""
 
     def __init__(self, dim: int, *, num_frames: int, config: TemporalConfig) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TemporalTransformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, **block) for _ in range(config.depth)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Clip features [B D] of frame features [B T D]; T may be at most `num_frames`."""
+        """Compute clip features [B D] from frame features [B T D]; T is at most `num_frames`."""
         token = repeat(self.token, "one d -> b one d", b=len(features))
         x = torch.cat([token.to(features.dtype), features], dim=1)
         x = x + self.positions[: x.shape[1]]
@@ -70,5 +70,5 @@ class TemporalMean(nn.Module):
 
 
 def temporal_model(dim: int, *, num_frames: int, config: TemporalConfig) -> TemporalTransformer | TemporalMean:
-    """The temporal model of that depth."""
+    """Build the temporal model of the configured depth; depth 0 is the mean."""
     return TemporalTransformer(dim, num_frames=num_frames, config=config) if config.depth else TemporalMean()

@@ -1,4 +1,4 @@
-"""CLIP's two towers, out of open_clip; the only module that imports it.
+"""CLIP's two towers, built by open_clip; this is the only module that imports it.
 
 Letters: N pictures (or clips of T frames), C colours, H height, W width of a picture (of a token in text), D embedding,
 K prompts, L tokens.
@@ -35,20 +35,20 @@ from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.recognition import ClipBatch
 
 VOCABULARY = 49408
-"""Tokens of CLIP's byte-pair encoding; the only one the text side knows."""
+"""Number of tokens of CLIP's byte-pair encoding, the only tokenizer supported."""
 
-# Facts about a file rather than weights, and the temperature, which the methods set themselves.
+# Not loaded: entries that describe the file, and the temperature, which the methods set themselves.
 NOT_NEEDED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "logit_bias", "attn_mask")
 
 OPENAI_ONLY = ("input_resolution", "context_length")
-"""Names by which a file of OpenAI's is known; open_clip writes none of them."""
+"""Names that identify a file of OpenAI's; open_clip writes none of them."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 ACTIVATIONS = {True: "OpenAI's quick GELU", False: "the exact GELU"}
 
 
 class TextTower(nn.Module):
-    """CLIP's causal text transformer, fed with embeddings so that prompts can be learned. Frozen."""
+    """CLIP's causal text transformer. Frozen. Takes token embeddings, so that prompts can be learned."""
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class TextTower(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, prompts: Tensor, eos: Tensor) -> Tensor:
-        """Features [K D] at position eos [K] of prompts [K L W]; L may be shorter than the tower's context."""
+        """Compute features [K D] at position eos [K] of prompts [K L W]; L may be shorter than the tower's context."""
         length = prompts.shape[1]
         x = prompts + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
@@ -71,8 +71,8 @@ class TextTower(nn.Module):
 
 
 def _clip(config: TowersConfig) -> tuple[CLIP, dict[str, Any], str | None]:
-    """open_clip's model with its weights and our faster layers; the settings it was built from; and where the weights
-    come from and which activation they run with, in words, None for random ones."""
+    """Build open_clip's model, load its weights and replace layers by faster ones. Returns the model; its settings; and
+    the origin and activation of the weights in words, None for random weights."""
     settings = _settings(config)
     clip = _built(settings, config.arch)
     origin = None
@@ -88,7 +88,7 @@ FEATURE = "frames"
 
 
 class ImageTower(nn.Module):
-    """A frozen image tower. Always in evaluation mode, computed without gradients."""
+    """A frozen image tower, always in evaluation mode and without gradients."""
 
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
@@ -104,12 +104,13 @@ class ImageTower(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "ImageTower":
-        """Stays in evaluation mode."""
+        """Ignore `mode` and stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor, *, normalise: bool) -> Tensor:
-        """Features [N D], not normalised, of pictures uint8 [N C H W]. normalise: by CLIP's mean and deviation."""
+        """Compute features [N D] of uint8 pictures [N C H W]. normalise: the pictures, by CLIP's mean and deviation;
+        the features are not normalised."""
         x = pictures.to(next(self.visual.parameters()).dtype) / 255
         return typing.cast(Tensor, self.visual((x - self.mean) / self.std if normalise else x))
 
@@ -121,7 +122,7 @@ class ImageTower(nn.Module):
 
 
 class Towers(nn.Module):
-    """Image and text tower that share an embedding of width `embed_dim`."""
+    """Image tower and text tower with a common embedding of width `embed_dim`."""
 
     def __init__(self, config: TowersConfig) -> None:
         super().__init__()
@@ -140,7 +141,8 @@ class Towers(nn.Module):
         return self.text.token_embedding.embedding_dim
 
     def train(self, mode: bool = True) -> "Towers":
-        """As usual, but batch norm keeps its statistics: else the answer would depend on how ranks share a batch."""
+        """Set the mode, but keep batch norm in evaluation mode: its batch statistics would make the answer depend on
+        how ranks divide a batch."""
         super().train(mode)
         for module in self.visual.modules():
             if isinstance(module, BATCH_NORMS):
@@ -148,20 +150,20 @@ class Towers(nn.Module):
         return self
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """Projected features [N D], not normalised, of pictures [N C H W] in the range that the method feeds."""
+        """Compute projected features [N D], not normalised, of pictures [N C H W] scaled as the method defines."""
         return typing.cast(Tensor, self.visual(frames))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings [K L W] of int64 tokens [K L]."""
+        """Look up the token embeddings [K L W] of int64 tokens [K L]."""
         return typing.cast(Tensor, self.text.token_embedding(tokens))
 
     def encode_prompts(self, prompts: Tensor, eos: Tensor) -> Tensor:
-        """Text features [K D], not normalised, of prompts [K L W] that end at eos [K]."""
+        """Compute text features [K D], not normalised, of prompts [K L W] that end at eos [K]."""
         return typing.cast(Tensor, self.text(prompts, eos))
 
 
 def tokenize(texts: list[str]) -> list[list[int]]:
-    """Byte-pair tokens of each text, without start and end."""
+    """Encode each text into byte-pair tokens, without start and end."""
     return [list(_tokenizer().encode(text)) for text in texts]
 
 
@@ -175,10 +177,11 @@ END_TOKEN = VOCABULARY - 1
 
 
 def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int | None = None) -> None:
-    """Put a CLIP state dict into `clip`; both towers must be in it.
+    """Load a CLIP state dict into `clip`; it must contain both towers. resize: new image size in pixels, for which the
+    position embeddings are interpolated.
 
     Raises:
-        CheckpointError: names or shapes differ; the first of them are given.
+        CheckpointError: names or shapes differ; the message gives the first ones.
     """
     weights = {_plain_name(name): value for name, value in weights.items()}
     weights = {name: value.float() for name, value in weights.items() if name not in NOT_NEEDED}
@@ -194,7 +197,7 @@ def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int |
 
 
 def _check_positions(positions: Tensor | None, *, where: object) -> None:
-    """Raise CheckpointError unless they are those of a square of patches and one token, which can be resized."""
+    """Raise CheckpointError unless the positions are a square of patches plus one token, which can be resized."""
     if positions is None:
         return
     side = math.isqrt(max(len(positions) - 1, 0)) if positions.dim() == 2 else 0
@@ -205,7 +208,7 @@ def _check_positions(positions: Tensor | None, *, where: object) -> None:
 
 
 def _plain_name(name: str) -> str:
-    """open_clip's custom-text layout puts `text.` before the text tower's names."""
+    """Remove `text.`, which open_clip's custom-text layout puts before the text tower's names."""
     return name.removeprefix("text.")
 
 
@@ -227,9 +230,9 @@ def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, whe
 
 
 def _built(settings: dict[str, Any], arch: str) -> CLIP:
-    """The model with random weights. Raises ConfigProblem for settings that do not go together."""
+    """Build the model with random weights. Raises ConfigProblem for settings that do not fit together."""
     try:
-        return CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed cannot hold parameters without a dimension
+        return CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed does not support 0-dimensional parameters
     except (ArithmeticError, AssertionError, TypeError, ValueError, RuntimeError) as error:
         got = f"{arch} ({type(error).__name__}: {str(error)[:200]})"
         do = "Check towers.arch; see dfer/models/configs for examples."
@@ -237,7 +240,7 @@ def _built(settings: dict[str, Any], arch: str) -> CLIP:
 
 
 def _settings(config: TowersConfig) -> dict[str, Any]:
-    """Arguments of open_clip's CLIP, with the size and the activation that the config asks for."""
+    """Return the arguments of open_clip's CLIP, with the configured image size and activation."""
     settings = _architecture(config.arch)
     vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])
     if config.image_size is not None:
@@ -245,14 +248,14 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
     vision.setdefault("image_size", 224)
     vision["timm_model_pretrained"] = False
     timm = vision.get("timm_model_name")
-    if config.arch.endswith(".json") and timm not in (None, conv.NAME):  # timm would ask a hub for other names
+    if config.arch.endswith(".json") and timm not in (None, conv.NAME):  # timm would look up other names on a hub
         raise ConfigProblem(
             message(config.arch, expected=f"no timm_model_name but {conv.NAME}", got=repr(timm), do="Leave it out.")
         )
     if timm == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
         raise ConfigProblem(
             message("towers.image_size", expected=f"{conv.IMAGE_SIZE} for {config.arch}", got=str(vision["image_size"]),
-                    do="Leave it out, or take another architecture.")
+                    do="Leave it out, or use another architecture.")
         )  # fmt: skip
     other = [key for key in ("no_causal_mask", "hf_model_name", "embed_cls", "proj_bias") if text.get(key)]
     if other or text.get("pool_type", "argmax") != "argmax" or text.get("vocab_size", VOCABULARY) != VOCABULARY:
@@ -265,8 +268,8 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
 
 
 def _pretrained(arch: str, pretrained: str, *, quick: bool) -> tuple[Weights, str]:
-    """The weights of a local file or of one of open_clip's tags, made for the activation that `arch` has; and how that
-    is known, in words."""
+    """Read the weights of a local file or of one of open_clip's tags, and check that they were trained with the
+    activation of `arch`. Returns the weights, and in words how the activation is known."""
     where = f"model.towers.pretrained={pretrained}"
     if name := _trained_as(arch, pretrained):
         trained = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
@@ -280,8 +283,8 @@ def _pretrained(arch: str, pretrained: str, *, quick: bool) -> tuple[Weights, st
 
 
 def _activation_of(weights: Weights, arch: str, pretrained: str, *, quick: bool) -> str:
-    """The activation that a file's weights run with and how it is known, in words. Raises ConfigProblem when the file
-    is known to be trained with the other one."""
+    """Return in words the activation of a file's weights and how it is known. Raises ConfigProblem when the weights
+    are known to be trained with the other activation."""
     where = f"model.towers.pretrained={pretrained}"
     if any(name in weights for name in OPENAI_ONLY):
         check_activation(arch, quick=quick, trained=True, where=where)
@@ -297,7 +300,7 @@ def _activation_of(weights: Weights, arch: str, pretrained: str, *, quick: bool)
 
 
 def _trained_as(arch: str, pretrained: str) -> str:
-    """The architecture for which open_clip has weights of this tag; empty for a file."""
+    """Return the architecture for which open_clip has weights of this tag; empty for a file."""
     names = () if Path(pretrained).is_file() else (arch, twin(arch))
     return next((name for name in names if pretrained in open_clip.list_pretrained_tags_by_model(name)), "")
 
@@ -305,7 +308,7 @@ def _trained_as(arch: str, pretrained: str) -> str:
 def check_activation(arch: str, *, quick: bool, trained: bool, where: object) -> None:
     """Raise ConfigProblem unless `arch` has the activation its weights were trained with.
 
-    Both kinds have the same tensors, so that the wrong one loads and gives wrong features.
+    Both kinds have the same tensors, so weights of the wrong kind would load and give wrong features.
     """
     if quick == trained:
         return
@@ -320,10 +323,10 @@ def check_activation(arch: str, *, quick: bool, trained: bool, where: object) ->
 
 
 def _download(arch: str, pretrained: str) -> Path:
-    """The local file of one of open_clip's tags. Raises CheckpointError when a download fails."""
+    """Download the file of one of open_clip's tags, if not cached. Raises CheckpointError when the download fails."""
     try:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, pretrained)))
-    except Exception as error:  # whatever the hub's client raises without network
+    except Exception as error:  # the hub's client raises many kinds of errors without a network
         raise CheckpointError(
             message(f"model.towers.pretrained={pretrained}", expected="to download the weights once",
                     got=f"{type(error).__name__} ({' '.join(str(error).split())[:160]})",
@@ -332,7 +335,7 @@ def _download(arch: str, pretrained: str) -> Path:
 
 
 def _architecture(arch: str) -> dict[str, Any]:
-    """open_clip's settings of an architecture, by name or from a JSON file."""
+    """Return open_clip's settings of an architecture, by name or from a JSON file."""
     if arch.endswith(".json"):
         keys = ({field.name for field in fields(kind)} for kind in (CLIPVisionCfg, CLIPTextCfg))
         return read_architecture(Path(arch), vision=next(keys), text=next(keys))
@@ -349,13 +352,13 @@ def _architecture(arch: str) -> dict[str, Any]:
 
 
 def shipped() -> list[str]:
-    """Names of the small architectures in `dfer/models/configs`."""
+    """List the names of the small architectures in `dfer/models/configs`."""
     folder = resources.files("dfer.models").joinpath("configs")
     return sorted(path.name.removesuffix(".json") for path in folder.iterdir() if path.name.endswith(".json"))
 
 
 def _speed_up(clip: nn.Module) -> None:
-    """Put faster layers in the place of open_clip's; parameters and their names stay."""
+    """Replace open_clip's layers by faster ones; parameters and their names stay the same."""
     for module in list(clip.modules()):
         if isinstance(module, VisionTransformer) and module.conv1.stride == module.conv1.kernel_size:
             module.conv1 = PatchEmbedding.of(module.conv1)

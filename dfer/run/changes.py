@@ -1,6 +1,6 @@
-"""What of a configuration may change when a run goes on, and the note of it that stands in its results.
+"""Configuration keys that may change within limits on resume, and the record of such changes in a run's results.
 
-Which keys these are stands at the keys: `dfer.config.key`. Imports no torch.
+The limits are stated at the keys: `dfer.config.key`. Imports no torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from dfer.config import ConfigProblem, facts_at, from_plain
 from dfer.errors import CheckpointError
 
 SETTINGS, CHANGED = "settings", "changed"
-"""In a checkpoint's state: the noted keys under which it was written, and what was changed before."""
+"""Keys of a checkpoint's state: values of NOTED_KEYS when it was written, and the list of earlier changes."""
 
 Setting = int | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A key that had another value before. step: updates done when the run went on with the new one."""
+    """A changed key with its old and new value. step: updates done when the run resumed with the new value."""
 
     key: str
     was: Setting
@@ -36,7 +36,7 @@ def _shown(value: Setting) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key's value with the facts that stand at it, or at a key above it: `dfer.config.key` tells what they mean."""
+    """A key's value and what `dfer.config.key` states of it or of a key above it."""
 
     value: Any
     resume: str = "same"
@@ -46,9 +46,9 @@ class Key:
 
 
 def keys(kind: Any, plain: Mapping[str, Any]) -> dict[str, Key]:
-    """Every key of plain values of dataclass `kind`, by its dotted name, but for those that hold further keys.
+    """Return every key of plain values of dataclass `kind` by its dotted name, except those that hold further keys.
 
-    The values may be anybody's: a key that `kind` lacks has no facts, so it may not change.
+    A key that `kind` lacks, as in a file of another version, may not change.
     """
     return dict(_keys(kind, plain, "", "same"))
 
@@ -64,9 +64,9 @@ def _keys(kind: Any, plain: Mapping[str, Any], prefix: str, above: str) -> Itera
 
 
 def computed(kind: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted key, what two stretches or folds of a run must have in common: all but the free keys.
+    """Return by dotted key what must be equal when a run resumes, and in all its folds: all but the free keys.
 
-    Of a file only its name counts; any other place is a whole path, seen from the working folder.
+    A file is compared by its name; any other path is made absolute first.
     """
     return {name: _compared(key) for name, key in keys(kind, plain).items() if key.resume != "free"}
 
@@ -80,7 +80,7 @@ def _compared(key: Key) -> Any:
 
 
 def objection(kind: Any, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Why a run may not go on with another value of a key: None where it may, empty where there is no more to say.
+    """Return None if a run may resume with a new value of a key, else the reason (empty for keys that never change).
 
     before, now: plain values of dataclass `kind`.
     """
@@ -100,12 +100,12 @@ def _is_number(value: Any) -> bool:
 
 
 def noted(kind: Any, plain: Mapping[str, Any]) -> dict[str, Setting]:
-    """The values of the keys of which results note a change."""
+    """Return the values of the keys whose changes results record."""
     return {name: key.value for name, key in keys(kind, plain).items() if key.resume in ("noted", "raised")}
 
 
 def changes(state: Mapping[str, Any], *, where: object) -> tuple[Change, ...]:
-    """The changes before a checkpoint was written, from its state. Raises CheckpointError."""
+    """Read the changes made before a checkpoint was written, from its state. Raises CheckpointError."""
     try:
         return from_plain(tuple[Change, ...], state.get(CHANGED, []), CHANGED)
     except ConfigProblem as problem:
@@ -121,10 +121,10 @@ def changes_until_now(
     now: Mapping[str, Any],
     step: int,
 ) -> tuple[Change, ...]:
-    """The changes before a run goes on from a checkpoint, with those it goes on with.
+    """Return all changes of a run that resumes from a checkpoint: those before it, and those of this resume.
 
-    kind: dataclass of the configurations. recorded: that of the run folder, which stands for checkpoints of older
-    versions; now: the new one.
+    kind: dataclass of the configurations. recorded: configuration of the run folder, used for checkpoints of older
+    versions; now: the new configuration.
     """
     before, after = state.get(SETTINGS) or noted(kind, recorded), noted(kind, now)
     new = [Change(key=k, was=before.get(k), now=after[k], step=step) for k in after if before.get(k) != after[k]]
@@ -132,5 +132,5 @@ def changes_until_now(
 
 
 def to_state(kind: Any, found: tuple[Change, ...], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps of the changes before it and of the configuration `now`."""
+    """Return the entries of a checkpoint's state for the changes before it and the configuration `now`."""
     return {SETTINGS: noted(kind, now), CHANGED: [asdict(change) for change in found]}

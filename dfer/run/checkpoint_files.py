@@ -1,4 +1,4 @@
-"""The files of one checkpoint: its name, its manifest, and whether they are what the manifest says."""
+"""The files of one checkpoint, and their verification against its manifest."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ MAX_JSON_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A verified checkpoint as the first rank has it. fetched: `files` is a copy in a temporary folder."""
+    """A verified checkpoint on the first rank. fetched: `files` is a copy in a temporary folder."""
 
     name: Name
     state: dict[str, Any]
@@ -35,10 +35,10 @@ class Found:
 
 
 def damage(folder: Folder) -> str | None:
-    """What is wrong with a checkpoint folder, or None when sizes and hashes are those of its manifest.
+    """Return what is wrong with a checkpoint folder, or None when sizes and hashes match its manifest.
 
     Raises:
-        StorageError: the store cannot be read, or this user may not read it.
+        StorageError: the store cannot be read, or this user has no permission to read it.
     """
     name = Name.parse(folder.name)
     assert name is not None, "a checkpoint's folder"
@@ -51,12 +51,12 @@ def damage(folder: Folder) -> str | None:
 
 
 def verified(folder: Folder, name: Name) -> Found | str:
-    """The checkpoint, with its files on this machine, or what is wrong with it.
+    """Verify a checkpoint and return it with its files on this machine, or return what is wrong with it.
 
-    Raises StorageError when the store does not answer, DeniedError when this user may not read a file: neither says
+    Raises StorageError when the store does not answer, DeniedError when this user may not read a file; neither means
     that a file is damaged.
 
-    folder: of all checkpoints. Files of a remote store are fetched into a temporary folder, which is the caller's.
+    folder: of all checkpoints. Files of a remote store are fetched into a temporary folder, which the caller removes.
     """
     here = folder / str(name)
     files = _promised(here)
@@ -81,7 +81,7 @@ def verified(folder: Folder, name: Name) -> Found | str:
 
 
 def _promised(folder: Folder) -> dict[str, tuple[int, str]] | str:
-    """Size and sha256 of each file as the manifest says, or what is wrong with it."""
+    """Read size and sha256 of each file from the manifest, or return what is wrong with the manifest."""
     try:
         if (size := folder.size(MANIFEST) or 0) > MAX_JSON_BYTES:
             return f"{MANIFEST} has {size} bytes"
@@ -121,14 +121,14 @@ def _compare(folder: Folder, files: dict[str, tuple[int, str]], at: Path, *, fet
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file. Raises OSError."""
+    """Write a safetensors file. Raises OSError."""
     try:
         save_file(dict(tensors), path)
-    except SafetensorError as error:  # it has a class of its own for what the disk says
+    except SafetensorError as error:  # safetensors raises its own class for errors of the disk
         raise OSError(str(error)) from error
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file, as hexadecimal text."""
+    """Return a file's sha256 as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

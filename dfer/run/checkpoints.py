@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or absent, on any store: written in the background, hashed, committed by their manifest.
+"""Atomic checkpoints on any store: written in the background, hashed, committed by their manifest.
 
     RUN/checkpoints/step_00000123-g2-5f2a9c1e/weights.safetensors     full tensors by parameter name
                                               optimizer.safetensors   full tensors as `parameter/slot`
-                                              state.json              where training stands
+                                              state.json              position of training
                                               manifest.json           size and sha256 of the three; written last
 
-A folder bears the lease of the start that wrote it (`dfer.run.lease`), so that two copies of a run never write the same
-file. One without a manifest was not finished and is passed over. The first rank writes and reads; every rank learns of
-a failure, and gets the tensors from the first one. Nothing read here can run code: tensors are safetensors.
+A folder's name contains the lease of the start that wrote it (`dfer.run.lease`), so that two copies of a run never
+write the same file. A folder without a manifest is unfinished and ignored. Only the first rank writes and reads; it
+broadcasts failures and tensors to all ranks. Reading cannot run code: tensors are stored as safetensors.
 """
 
 import json
@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dfer.distributed import World, on_first, tensors_from_first
+from dfer.distributed import World, broadcast_tensors, on_first
 from dfer.errors import CheckpointError, DferError, StorageError, message
 from dfer.run.checkpoint_files import OPTIMIZER, STATE, VERSION, WEIGHTS, Found, sha256_of, verified, write_tensors
 from dfer.run.config import CheckpointConfig
@@ -46,29 +46,30 @@ class Checkpoint:
     state: dict[str, Any]
     world: World
     files: Path | None = field(default=None, repr=False)
-    """Where the first rank has the verified files."""
+    """Folder of the verified files on the first rank; None on the others."""
     fetched: bool = False
-    """Whether those are a copy of a remote store's, which `close` removes."""
+    """Whether `files` is a copy from a remote store, which `close` removes."""
 
     @property
     def step(self) -> int:
         return self.name.step
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the CPU; all ranks call it. Raises CheckpointError."""
-        return tensors_from_first(lambda: self._tensors(WEIGHTS), self.world)
+        """Read parameters and buffers by name, onto the CPU. COLLECTIVE. Raises CheckpointError."""
+        return broadcast_tensors(lambda: self._tensors(WEIGHTS), self.world)
 
     def optimizer(self) -> dict[str, Tensor]:
-        """Optimizer state as `parameter/slot`, on the CPU; all ranks call it. Raises CheckpointError."""
-        return tensors_from_first(lambda: self._tensors(OPTIMIZER), self.world)
+        """Read the optimizer state as `parameter/slot`, onto the CPU. COLLECTIVE. Raises CheckpointError."""
+        return broadcast_tensors(lambda: self._tensors(OPTIMIZER), self.world)
 
     def close(self) -> None:
-        """Nothing more is read from it. A process that is killed later leaves no copy of a remote store's files."""
+        """Remove the local copy of a remote store's files, so that a process killed later leaves none behind. The
+        checkpoint cannot be read after this."""
         if self.fetched and self.files:
             shutil.rmtree(self.files, ignore_errors=True)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        assert self.files is not None, "the first rank has verified them"
+        assert self.files is not None, "only the first rank calls this; it has verified the files"
         try:
             return cast(dict[str, Tensor], load_file(self.files / name))
         except (SafetensorError, OSError) as error:
@@ -77,9 +78,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Methods are collective: all ranks call them, in the same order.
+    """The checkpoints of one run folder. Public methods are COLLECTIVE unless they say otherwise: all ranks call them,
+    in the same order.
 
-    fence: the right to write; without one they can only be read.
+    fence: this start's right to write; None until `start`, when checkpoints can only be read.
     """
 
     def __init__(self, home: Folder, *, world: World, config: CheckpointConfig | None = None) -> None:
@@ -89,10 +91,10 @@ class Checkpoints:
         self._config = config or CheckpointConfig()
         self._saving: _Background | None = None
         self._saved_at = time.monotonic()
-        self._told_that_old_stay = False
+        self._warned_of_old = False
 
     def due(self, step: int, *, epochs_done: int | None) -> bool:
-        """Whether to save after `step` updates; epochs_done: number of whole epochs when one has just ended."""
+        """Whether to save after `step` updates. Not collective. epochs_done: whole epochs, if one has just ended."""
         every = self._config
         by_step = every.every_steps is not None and step % every.every_steps == 0
         by_epoch = every.every_epochs is not None and epochs_done is not None and epochs_done % every.every_epochs == 0
@@ -100,25 +102,26 @@ class Checkpoints:
 
     @property
     def overdue(self) -> bool:
-        """Whether `every_minutes` have passed since the last save. By this rank's clock: ranks have to agree on it."""
+        """Whether `every_minutes` have passed since the last save, by this rank's clock; ranks must agree on it. Not
+        collective."""
         minutes = self._config.every_minutes
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     @property
     def failed(self) -> bool:
-        """Whether the save in the background came to an error (on the first rank); `finish` raises it on all."""
+        """Whether the background save failed (on the first rank); `finish` raises the error on all. Not collective."""
         return self._saving is not None and self._saving.problem is not None
 
     def raise_failure(self) -> None:
-        """Raise what the save in the background came to, on this rank alone."""
+        """Wait for the background save and raise its error, if any. Not collective: affects this rank only."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.join()
 
     def start(self, latest: Checkpoint | None) -> Checkpoint | None:
-        """Take the run folder over from older copies, for writing. latest: what `latest` gave before.
+        """Take a lease and so the run folder from older copies. COLLECTIVE. latest: what `latest` returned before.
 
-        Gives the checkpoint to go on from: a newer one where the older copy has published it in the meantime.
+        Returns the checkpoint to resume from: a newer one if an older copy has published it in the meantime.
 
         Raises:
             FencedError: another copy started at the same moment. StorageError, CheckpointError: as `latest`.
@@ -138,7 +141,7 @@ class Checkpoints:
 
     def _claim(self, latest: Checkpoint | None) -> None:
         assert self.fence is not None
-        self.fence.goes_on_from(str(latest.name) if latest else None, latest.step if latest else 0)
+        self.fence.record_base(str(latest.name) if latest else None, latest.step if latest else 0)
         self._clear()
 
     def save(
@@ -150,14 +153,15 @@ class Checkpoints:
         state: Mapping[str, Any],
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin to publish a checkpoint, and then to remove those no longer kept; training may go on meanwhile.
+        """Start a background save, which then removes checkpoints that are no longer kept. COLLECTIVE. Training may
+        continue meanwhile.
 
-        The tensors are the first rank's, must not change any more, and are let go when written. before: called before
-        the commit, so that what belongs to it stands by then. state["best"]["step"] names a checkpoint to keep however
-        old it is.
+        The tensors of the first rank are saved; they must not be changed afterwards, and are freed when written.
+        before: called before the commit, so that data that belongs to the checkpoint (metrics) is written by then.
+        state["best"]["step"] names a checkpoint to keep regardless of its age.
 
         Raises:
-            StorageError, FencedError: the save before this one failed; on all ranks.
+            StorageError, FencedError: the previous save failed; on all ranks.
         """
         self.finish()
         self._saved_at = time.monotonic()
@@ -167,34 +171,34 @@ class Checkpoints:
             self._saving = _Background(lambda: self._save(name, weights, optimizer, state, before))
 
     def finish(self) -> None:
-        """Wait until what is being saved is published.
+        """Wait until the background save is published. COLLECTIVE.
 
         Raises:
-            StorageError: on all ranks, when it could not be written; the earlier checkpoints are as they were.
+            StorageError: on all ranks, when it could not be written; earlier checkpoints are unchanged.
             FencedError: on all ranks, when a newer copy has taken over.
         """
         on_first(self.raise_failure, self._world)
 
-    def settle(self) -> None:
-        """Wait for the save in the background, whatever it comes to; for this rank alone, in an error's way out."""
+    def wait_for_save(self) -> None:
+        """Wait for the background save and ignore its outcome. Not collective; used while an error unwinds."""
         if self._saving is not None:
             self._saving.wait()
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; None when there are none at all.
+        """Find the newest checkpoint that verifies; None when there are none. COLLECTIVE.
 
         Raises:
-            CheckpointError: there are checkpoints, but all are damaged. StorageError: they cannot be read.
+            CheckpointError: checkpoints exist, but all are damaged. StorageError: they cannot be read.
         """
         return self._shared(on_first(self._find_latest, self._world))
 
     def best(self, newest: Checkpoint | None = None) -> Checkpoint | None:
-        """The checkpoint the newest one names as best, or None when no selection was made.
+        """Open the checkpoint that the newest one names as best; None when no selection was made. COLLECTIVE.
 
-        newest: what `latest` gave, where the caller has it already; it is closed.
+        newest: result of `latest`, if the caller has it already; it is closed here.
 
         Raises:
-            CheckpointError: it is damaged or gone.
+            CheckpointError: it is damaged or missing.
         """
         newest = newest or self.latest()
         if newest is None:
@@ -210,7 +214,7 @@ class Checkpoints:
         return self.at(step)
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint after `step` updates. Raises CheckpointError when it is damaged or missing."""
+        """Open the checkpoint after `step` updates. COLLECTIVE. Raises CheckpointError when damaged or missing."""
 
         def find() -> Found:
             names = [name for name in self._names() if name.step == step]
@@ -258,12 +262,12 @@ class Checkpoints:
         self._prune(newest=name.step, best=(state.get(BEST) or {}).get("step"))
 
     def may_write(self) -> None:
-        """Raises FencedError when a newer copy has taken the run folder over; for the first rank alone."""
+        """Raise FencedError when a newer copy has taken over the run folder. Not collective; first rank only."""
         assert self.fence is not None, "`start` comes first"
         self.fence.check()
 
     def _prune(self, *, newest: int, best: int | None) -> None:
-        """Remove what is neither among the newest nor the best."""
+        """Remove checkpoints that are neither among the newest `keep_last` nor the best."""
         older = [name for name in self._names() if name.step <= newest]
         steps = sorted({name.step for name in older}, reverse=True)
         keep = {*steps[: self._config.keep_last], best}
@@ -271,22 +275,22 @@ class Checkpoints:
         self._discard(name for name in older if name.step not in keep or newest_of[name.step] != name)
 
     def _clear(self) -> None:
-        """Remove what older copies left unfinished, or published after this one had gone on without it."""
+        """Remove unfinished checkpoints of older copies, and those published after this start had chosen its own."""
         assert self.fence is not None
         kept = set(self._names())
         self._discard(name for name in self._all() if name not in kept and name.lease < self.fence.id)
 
     def _discard(self, names: Iterable[Name]) -> None:
-        """Remove checkpoints. They only take room: a store that does not let them be removed stops no training."""
+        """Remove checkpoints. A store that refuses only causes a warning: old checkpoints cost nothing but space."""
         try:
             for name in names:
                 folder = self.folder / str(name)
                 folder.remove(MANIFEST)  # first, so that half a folder never looks like a damaged checkpoint
                 folder.remove_all()
         except StorageError as error:
-            if not self._told_that_old_stay:
+            if not self._warned_of_old:
                 _log.warning("%s Until then old checkpoints stay and take room.", error)
-            self._told_that_old_stay = True
+            self._warned_of_old = True
 
     def _all(self) -> list[Name]:
         return present(self.folder)
@@ -304,29 +308,29 @@ class Checkpoints:
             problems.append(f"{name}: {found}")
         if problems:
             got = f"{len(problems)} damaged ({'; '.join(problems[:3])})"
-            do = "Copy them anew from where they came, or start over with another run=FOLDER."
+            do = "Copy them again from their source, or start over with another run=FOLDER."
             raise CheckpointError(message(self.folder, expected="one whole checkpoint", got=got, do=do))
         return None
 
     def _shared(self, found: Found | None) -> Checkpoint | None:
-        """The first rank's choice, on all ranks."""
+        """Make the Checkpoint on every rank for the one that the first rank found."""
         if found is None:
             return None
         made = Checkpoint(
             folder=self.folder / str(found.name), name=found.name, state=found.state, world=self._world,
             files=found.files if self._world.is_first else None, fetched=found.fetched,
         )  # fmt: skip
-        if made.fetched and made.files:  # for whoever does not close it
+        if made.fetched and made.files:  # in case the caller does not close it
             weakref.finalize(made, shutil.rmtree, made.files, ignore_errors=True)
         return made
 
 
 class _Background:
-    """A piece of work in a thread, whose error is kept for whoever joins it."""
+    """Runs work in a thread; `join` raises its error."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.problem: BaseException | None = None
-        # Not a daemon: Python waits for it at its end, so that a save that has begun is finished.
+        # Not a daemon thread: Python waits for it at exit, so that a started save is completed.
         self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
         self._thread.start()
 

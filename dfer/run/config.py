@@ -8,9 +8,9 @@ from dfer.errors import message
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and how many of the newest to keep (the best one is kept besides). The end is always saved.
+    """When to save, and how many of the newest to keep (the best one is kept in addition). The end is always saved.
 
-    every_epochs, every_steps, every_minutes: whichever comes first; none switches one off.
+    every_epochs, every_steps, every_minutes: a save is due by whichever comes first; None disables one.
     """
 
     every_epochs: int | None = 1

@@ -1,11 +1,11 @@
-"""The run folder: who wrote it, with what configuration, in which environment.
+"""The run folder: its recorded configuration and environment.
 
-RUN/config.yaml         resolved configuration; training on an existing folder continues only the same one, but for
-                        what its keys let change (`dfer.config.key`)
+RUN/config.yaml         resolved configuration; a run resumes only with the same one, except for the changes that its
+                        keys allow (`dfer.config.key`)
 RUN/environment.json    versions, revision, command, hardware, origin of the initial weights
 RUN/metrics.jsonl  RUN/checkpoints/  RUN/lease/  RUN/results/*.json  RUN/report/
 
-It lies on a disk or on any other store that fsspec opens.
+It may be on a disk or on any other store that fsspec opens.
 """
 
 import json
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "environment.json"
 NOTES = "weights"
-"""Key of environment.json: where the initial weights came from."""
+"""Key of environment.json: notes on the origin of the initial weights."""
 REVISION = "DFER_REVISION"
-"""Variable in which a launcher names the revision where it leaves git behind, as Ray does."""
+"""Variable in which a launcher passes the revision when the code it ships has no git folder, as with Ray."""
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "deepspeed", "numpy", "simplejpeg", "webdataset", "dfer")
 
@@ -42,11 +42,11 @@ def check(folder: Folder, config: Any) -> None:
     """Check that the run folder is new, or holds a run of the same configuration. Writes nothing.
 
     Raises:
-        UsageError: the folder holds something else. CheckpointError: it holds another configuration.
+        UsageError: the folder holds other files. CheckpointError: it holds another configuration.
     """
     if folder.size(CONFIG) is not None:
         before = recorded(folder)
-        with suppress(ConfigProblem):  # keys that came after the run was started have their defaults
+        with suppress(ConfigProblem):  # keys added in later versions get their defaults
             before = to_plain(from_plain(type(config), before))
         _refuse_changes(folder, type(config), before=before, now=to_plain(config))
     elif not _is_free(folder):
@@ -59,11 +59,12 @@ def check(folder: Folder, config: Any) -> None:
 def write(
     folder: Folder, config: Any, world: "World", *, finished: bool = False, notes: Sequence[str] | None = None
 ) -> None:
-    """Make the run folder once everything else is known to fit, so that a mistake does not stand in it.
+    """Write the run folder's configuration and environment, after everything else was checked, so that a faulty
+    configuration is not recorded.
 
-    One process calls it, the first one. finished: the run's results stand, so the environment that they came from does
-    too; so does its configuration where something was changed that the results would note. notes: what there is to say
-    of the initial weights, None where an earlier start has said it.
+    Only the first rank calls it. finished: the run has its results, so the environment that produced them is kept, and
+    also the configuration if a key was changed that results note. notes: on the origin of the initial weights; None
+    keeps those of an earlier start.
 
     Raises:
         StorageError: it cannot be written.
@@ -77,10 +78,10 @@ def write(
 
 
 def recorded(folder: Folder) -> dict[str, Any]:
-    """The configuration that the run folder holds, as plain values; empty when there is none.
+    """Read the configuration that the run folder holds, as plain values; empty when there is none.
 
     Raises:
-        CheckpointError: it is no configuration.
+        CheckpointError: the file is no configuration.
     """
     existing = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
     return {} if existing is None else _plain_yaml(folder.where(CONFIG), existing)
@@ -96,15 +97,15 @@ def _notes_before(folder: Folder) -> list[str]:
 
 
 def _is_free(folder: Folder) -> bool:
-    """Nothing but what a process left that was killed at its first file."""
+    """Whether the folder is empty, except for the temporary file of a process killed at its first write."""
     if folder.local is not None and folder.local.exists() and not folder.local.is_dir():
         return False
     return all(name.startswith(f".{CONFIG}.") for name in folder.children())
 
 
 def environment(world: "World") -> dict[str, Any]:
-    """Versions, revision, command and hardware of this run: what somebody needs to judge or repeat it."""
-    import torch  # here: launchers check a folder without it
+    """Collect versions, revision, command and hardware of this run, as needed to judge or repeat it."""
+    import torch  # imported here: launchers check a folder without torch
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
     return {
@@ -114,7 +115,7 @@ def environment(world: "World") -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "processes": world.size,
         "device": device,
-        # Of the GPU's convolutions and matrix products; one key, engine.tf32, sets both.
+        # For convolutions and matrix products on the GPU; the one key engine.tf32 sets both.
         "tf32": torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -122,8 +123,8 @@ def environment(world: "World") -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The git revision of the code, with `-dirty` when it was changed; outside a checkout what REVISION names, else
-    `unknown`."""
+    """Return the git revision of the code, with `-dirty` for uncommitted changes; outside a checkout the value of
+    REVISION, else `unknown`."""
     here = Path(__file__).parent
     found = ""
     with suppress(OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""metrics.jsonl, line by line: appended to on a disk, and elsewhere sent as a whole from time to time."""
+"""Write metrics.jsonl line by line: appended on a disk; on other stores rewritten as a whole from time to time."""
 
 import json
 import os
@@ -13,12 +13,12 @@ SEND_EVERY_S = 15.0
 
 
 class Journal:
-    """The lines of one file. Continuing at `start_step` drops what was recorded after it.
+    """Writer of one file of lines. A resume at `start_step` drops lines recorded after it.
 
-    check: called before anything is written; raises when this process may not write any more.
+    check: called before every write; raises when this process may no longer write.
 
     Raises (also `add`, `sync`):
-        StorageError: it cannot be written. What `check` raises.
+        StorageError: the file cannot be written. Also any error that `check` raises.
     """
 
     def __init__(self, folder: Folder, name: str, *, start_step: int, check: Callable[[], None]) -> None:
@@ -27,7 +27,7 @@ class Journal:
         self._file: IO[str] | None = None
         self._sender: _Sender | None = None
         check()
-        # A new file in the place of the old one: a copy of this run that still has that open writes into nothing.
+        # Replace the file: an older copy of this run that still has it open then writes into the unlinked file.
         self._send()
         if folder.local is None:
             self._sender = _Sender(self._send)
@@ -36,7 +36,7 @@ class Journal:
             self._file = (folder.local / name).open("a", encoding="utf-8")
 
     def add(self, line: str) -> None:
-        """One more line; it is in the file at once on a disk, after some seconds elsewhere."""
+        """Add a line. It is in the file immediately on a disk, after some seconds on other stores."""
         if self._file is not None:
             self._check()
             self._on_disk(lambda file: file.write(line + "\n"))
@@ -46,14 +46,14 @@ class Journal:
             self._sender.wake()
 
     def sync(self) -> None:
-        """Return when everything is where it outlives this machine's power."""
+        """Return when all lines are on stable storage and survive a power cut of this machine."""
         if self._file is not None:
             self._on_disk(lambda file: os.fsync(file.fileno()))
         else:
             self._send()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write remaining lines and close the file."""
         if self._file is not None:
             self._on_disk(lambda file: file.close())
         elif self._sender is not None:
@@ -74,7 +74,7 @@ class Journal:
 
 
 class _Sender:
-    """Sends in a thread, so that training does not wait for the store; an error is told at the next occasion."""
+    """Sends in a thread, so that training does not wait for the store; the next call raises an error of the thread."""
 
     def __init__(self, send: Callable[[], None]) -> None:
         self._send = send
@@ -114,7 +114,7 @@ class _Sender:
 
 
 def kept_lines(text: str, start_step: int) -> list[str]:
-    """Lines up to `start_step`; later ones will be written again, and a line cut short by a crash is dropped."""
+    """Return the lines up to `start_step`. Later steps are recorded again; a line truncated by a crash is dropped."""
     keep = []
     for line in text.splitlines():
         try:

@@ -1,10 +1,10 @@
-"""What stands in a run folder, for those who look without training: results, checkpoints that count. Imports no torch,
-so that status, logs and launchers answer at once.
+"""Read a run folder's results and committed checkpoints without training. Imports no torch, so that status, logs and
+launchers start fast.
 
     RUN/results/test.json                 the result of a complete training, or of weights that are not trained here
-    RUN/results/test-step_00000123.json   an evaluation of a training that is not complete; ends no run
+    RUN/results/test-step_00000123.json   an evaluation of an incomplete training; the run is not finished by it
 
-A file of predictions of the same stem lies beside each.
+Each has a file of predictions with the same stem beside it.
 """
 
 import json
@@ -24,14 +24,14 @@ MAX_RESULT_BYTES = 16 * 2**20
 CONFIG, MAX_CONFIG_BYTES = "config.yaml", 2**20
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
-"""Of a checkpoint, written last: without it there is none."""
+"""A checkpoint's manifest. It is written last; a checkpoint without it does not count."""
 _EVALUATION = re.compile(r"test-step_([0-9]{8,12})\.json")
 _NAME = re.compile(r"step_([0-9]{8,12})-g([0-9]{1,9})-([0-9a-f]{8})")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Name:
-    """A checkpoint's place: updates done when it was written, and the lease that wrote it."""
+    """Name of a checkpoint: updates done when it was written, and the lease that wrote it."""
 
     step: int
     lease: LeaseId
@@ -41,16 +41,16 @@ class Name:
 
     @classmethod
     def parse(cls, text: str) -> "Name | None":
-        """The name a folder bears, None for others."""
+        """Parse a folder's name; None when it is not a checkpoint's."""
         match = _NAME.fullmatch(text)
         return match and cls(step=int(match[1]), lease=LeaseId(generation=int(match[2]), token=match[3]))
 
 
 def committed(home: Folder) -> list[Name]:
-    """The checkpoints of a run folder that stand and belong to the run, newest first.
+    """List the committed checkpoints of a run folder that belong to the run, newest first.
 
     Raises:
-        StorageError, CheckpointError: they or the leases cannot be read.
+        StorageError, CheckpointError: checkpoints or leases cannot be read.
     """
     folder, leases = home / CHECKPOINTS, Leases(home)
     there = [name for name in present(folder) if (folder / str(name)).exists(MANIFEST)]
@@ -58,40 +58,40 @@ def committed(home: Folder) -> list[Name]:
 
 
 def present(folder: Folder) -> list[Name]:
-    """Every checkpoint folder, newest first; foreign names do not count."""
+    """List all checkpoint folders, newest first; other names are ignored."""
     found = [Name.parse(text) for text in folder.folders()]
     return sorted((name for name in found if name), reverse=True)
 
 
 def is_trained(home: Folder) -> bool:
-    """Whether a training has begun in a run folder."""
+    """Whether training has been started in a run folder."""
     return home.exists(CHECKPOINTS) or home.exists(LEASES)
 
 
 def result_name(step: int, *, complete: bool) -> str:
-    """The file of a result, below the run folder. step: of the evaluated checkpoint."""
+    """Return the file name of a result, relative to the run folder. step: of the evaluated checkpoint."""
     return RESULT if complete else f"{RESULTS}/test-step_{step:08d}.json"
 
 
 def predictions_name(result: str) -> str:
-    """The file of predictions beside a file of results."""
+    """Return the file name of the predictions that belong to a result file."""
     return f"{result.removesuffix('.json')}_predictions.csv"
 
 
 def evaluations(home: Folder) -> list[str]:
-    """The files of evaluations of an incomplete training, below the run folder, latest step first."""
+    """List evaluations of an incomplete training, relative to the run folder, latest step first."""
     found = [_EVALUATION.fullmatch(name) for name in (home / RESULTS).children()]
     return [f"{RESULTS}/{match[0]}" for match in sorted((m for m in found if m), key=lambda m: -int(m[1]))]
 
 
 def finished(home: Folder, epochs: int | None = None) -> bool:
-    """Whether the run in a folder is finished: its result stands, and is that of a complete training.
+    """Whether the run in a folder is finished: it has the result of a complete training.
 
-    epochs: that the training is to have, none = as many as config.yaml says. A run whose epochs were raised is finished
-    again when it has trained that many.
+    epochs: number of epochs that the training must have; None = as in config.yaml. A run whose epochs were raised is
+    finished again once it has trained that many.
 
     Raises:
-        CheckpointError: the result cannot be read. StorageError: nor can the folder.
+        CheckpointError: the result cannot be parsed. StorageError: the folder cannot be read.
     """
     plain = result_values(home, RESULT)
     if plain is None or plain.get("complete") is not True:
@@ -101,12 +101,12 @@ def finished(home: Folder, epochs: int | None = None) -> bool:
 
 
 def result_values(home: Folder, name: str) -> dict[str, Any] | None:
-    """The JSON object in a file of results, with `complete` and `epochs`, which older versions did not write.
+    """Read the JSON object in a result file; adds `complete` and `epochs`, which older versions did not write.
 
-    None when there is no such file. Its values are not checked otherwise; `dfer.evaluation.results.read_result` does.
+    None when there is no such file. Other values are not checked; `dfer.evaluation.results.read_result` checks them.
 
     Raises:
-        CheckpointError: it is no JSON object. StorageError: it cannot be read, or is larger than any.
+        CheckpointError: it is no JSON object. StorageError: it cannot be read, or is larger than MAX_RESULT_BYTES.
     """
     data = home.read(name, most=MAX_RESULT_BYTES)
     if data is None:
@@ -128,11 +128,11 @@ def _damaged(home: Folder, name: str, got: str) -> CheckpointError:
 
 
 def _completeness(home: Folder, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """`complete` and `epochs` of an older version's result, which `dfer evaluate` wrote at any time.
+    """Derive `complete` and `epochs` for the result of an older version, whose `dfer evaluate` wrote it at any time.
 
-    Weights that are not trained here have step 0 and are complete. A training is complete where the evaluated
-    checkpoint's epoch is the last one. A selected checkpoint may be of any epoch: then the newest checkpoint counts,
-    whose step is epochs x steps per epoch; if all have been removed, there is nothing to go on from.
+    Weights that are not trained here have step 0 and are complete. A training is complete if the evaluated checkpoint
+    is of the last epoch. A selected checkpoint may be of any epoch: then the newest checkpoint decides, whose step is
+    epochs x steps per epoch; if all were removed, the run cannot resume and counts as complete.
     """
     step, epoch, epochs = plain.get("step"), plain.get("epoch"), configured_epochs(home)
     if step == 0:
@@ -146,7 +146,7 @@ def _completeness(home: Folder, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configured_epochs(home: Folder) -> int | None:
-    """The epochs that config.yaml of a run folder asks for; None when it does not tell."""
+    """Return `epochs` of a run folder's config.yaml; None when it cannot be read from it."""
     try:
         plain = parse(home.read(CONFIG, most=MAX_CONFIG_BYTES) or b"")
     except YamlProblem:

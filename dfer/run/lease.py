@@ -1,11 +1,11 @@
-"""One writer a run folder: every start of a run takes a lease, and the newest lease holds.
+"""One writer per run folder: every start of a run takes a lease, and only the owner of the newest lease may write.
 
-    RUN/lease/000003-5f2a9c1e.json    owner, time, and the checkpoint that this start went on from
+    RUN/lease/000003-5f2a9c1e.json    owner, time, and the checkpoint that this start resumed from
 
-Nothing is locked and nothing expires: a run that was killed can go on at once, on any store that lists what was written
-before. A copy that was taken for dead and wakes up meets the newer lease before it writes anything, says so and stops.
-What it was publishing at that very moment does not count either: the newer lease says from which step the run went on,
-and checkpoints of older leases beyond it are passed over (`Leases.holds`).
+There are no locks and no expiry: a killed run can resume at once, on any store whose listings are up to date. An older
+copy that was presumed dead and continues reads the leases before every write, finds the newer one, and stops with a
+message. A checkpoint that it published at that very moment does not count either: the newer lease records the step
+from which the run resumed, and checkpoints of older leases beyond that step are ignored (`Leases.holds`).
 """
 
 import json
@@ -29,7 +29,7 @@ _JOBS = ("SLURM_JOB_ID", "RAY_JOB_ID")
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class LeaseId:
-    """Leases are ordered by generation, and starts at the same moment by the token they drew."""
+    """Identity of a lease. Ordered by generation; simultaneous starts by their random token."""
 
     generation: int
     token: str
@@ -45,7 +45,7 @@ class LeaseId:
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who took it. job: the scheduler's number, empty without one."""
+    """The process that took a lease. job: the scheduler's job number, empty without one."""
 
     host: str
     pid: int
@@ -57,8 +57,8 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """Contents of a lease. base, step: the checkpoint that this start went on from, none and 0 at the first one; step
-    is none while that is still being looked for."""
+    """Contents of a lease. base, step: the checkpoint that this start resumed from, None and 0 for a new run; step is
+    None until that checkpoint is known."""
 
     version: Literal[1] = 1
     owner: Owner
@@ -69,7 +69,7 @@ class Lease:
 
 
 class Leases:
-    """All leases of a run folder as they are when first asked for; look again with a new object."""
+    """All leases of a run folder, listed on first use and cached; create a new object to list them again."""
 
     def __init__(self, home: Folder) -> None:
         self._folder = home / LEASES
@@ -77,20 +77,20 @@ class Leases:
         self._read: dict[LeaseId, Lease] = {}
 
     def ids(self) -> list[LeaseId]:
-        """Oldest first. Foreign names do not count."""
+        """List the leases, oldest first; other file names are ignored."""
         if self._ids is None:
             found = [_NAME.fullmatch(name) for name in self._folder.children()]
             self._ids = sorted(LeaseId(generation=int(match[1]), token=match[2]) for match in found if match)
         return self._ids
 
     def holds(self, lease: LeaseId, step: int) -> bool:
-        """Whether a checkpoint of this lease and step is the run's: no later start went on from an earlier step."""
+        """Whether a checkpoint of this lease and step belongs to the run: no later start resumed from before it."""
         later = [other for other in self.ids() if other > lease]
         steps = [self.get(other).step for other in later]
         return all(base is None or step <= base for base in steps)
 
     def get(self, lease: LeaseId) -> Lease:
-        """Its contents. Raises CheckpointError when they are damaged."""
+        """Read a lease's contents. Raises CheckpointError when they are damaged."""
         if lease not in self._read:
             self._read[lease] = self._parsed(lease)
         return self._read[lease]
@@ -101,12 +101,12 @@ class Leases:
             return from_plain(Lease, json.loads(data or b""))
         except (ValueError, RecursionError, ConfigProblem) as error:
             got = f"something else ({str(error)[:200]})"
-            do = "Delete this file and the checkpoints that bear its name."
+            do = "Delete this file and the checkpoints named after it."
             raise CheckpointError(message(where, expected="a lease", got=got, do=do)) from error
 
 
 class Fence:
-    """The right to write into a run folder, as long as no newer lease is there. Used by the first rank alone."""
+    """The right to write into a run folder, valid until a newer lease exists. Used by the first rank only."""
 
     def __init__(self, home: Folder, lease: LeaseId, contents: Lease) -> None:
         self.id = lease
@@ -114,11 +114,11 @@ class Fence:
 
     @classmethod
     def take(cls, home: Folder, *, processes: int = 1) -> "Fence":
-        """Take a new lease; from now on older copies find out that they are fenced off.
+        """Take a new lease; from now on `check` of older copies raises.
 
         Raises:
-            FencedError: another start took one at the same moment, and its lease is the newer one.
-            StorageError: it cannot be written.
+            FencedError: another start took one at the same time, and its lease is newer.
+            StorageError: the lease cannot be written.
         """
         before = Leases(home).ids()
         mine = LeaseId(generation=before[-1].generation + 1 if before else 1, token=secrets.token_hex(4))
@@ -128,14 +128,14 @@ class Fence:
         fence.check()
         return fence
 
-    def goes_on_from(self, checkpoint: str | None, step: int) -> None:
-        """Write down the checkpoint that this start continues, once it is found. Raises FencedError, StorageError."""
+    def record_base(self, checkpoint: str | None, step: int) -> None:
+        """Record the checkpoint that this start resumes from. Raises FencedError, StorageError."""
         self._contents = replace(self._contents, base=checkpoint, step=step)
         self.check()
         self._write()
 
     def check(self) -> None:
-        """Raises FencedError when this copy may not write any more."""
+        """Raise FencedError when this copy may no longer write."""
         leases = Leases(self._home)
         ids = leases.ids()
         if ids and ids[-1] == self.id:

@@ -1,1 +1,1 @@
-"""The bytes of shards: format, disk, object storage, cache, checks."""
+"""Read shards: format, local disk, object storage, cache, verification."""

@@ -1,17 +1,17 @@
-"""Shards of remote stores on a disk of this node, shared by all processes and runs there, within a budget of bytes.
+"""Cache shards of remote stores on a disk of this node, shared by all its processes and runs, within a byte budget.
 
-A shard is one file named by its SHA-256: its bytes, then one state byte a chunk, then the id of the boot in which the
-states were written. Chunks come one by one, are hashed before their state says so, and are never hashed again, except
-after a restart of the machine, before which the states may have reached the disk and the data not.
+A shard is one file named by its SHA-256: its bytes, then one state byte per chunk, then the id of the boot in which the
+states were written. A chunk is hashed before its state is set to verified, and is not hashed again, except after a
+restart of the machine: then the states may have reached the disk and the data not.
 
-Four locks, all of which the kernel drops when their holder dies:
+Three kinds of locks, all released by the kernel when their holder dies:
 
-- `.lock`, a flock on the folder: whoever makes room, creates or evicts files;
+- `.lock`, a flock on the folder: held to make room, and to create or evict files;
 - a record lock on the state bytes of the chunks that are being fetched, so that each is fetched once;
-- a shared flock on a file while it is read or filled; who evicts takes it alone, without waiting, or another file.
+- a flock on a file: shared while it is read or filled; exclusive, without waiting, to evict it.
 
-The space of a whole shard is allocated before its first byte, so the budget holds whatever happens later, and a file
-that goes is cut to nothing first, so that its space is free even while others have it open.
+The space of a whole shard is allocated before its first byte is written, so that the budget holds later on. An evicted
+file is truncated first, so that its space is free even while other processes have it open.
 """
 
 import errno
@@ -36,16 +36,16 @@ from dfer.surroundings import expand_home
 VARIABLE = "DFER_CACHE"
 _log = logging.getLogger(__name__)
 REFUSED_S = 10.0
-"""Seconds for which a shard that found no room is not tried again: looking for room means looking at every file."""
+"""Seconds before a shard that found no room is tried again: to look for room, all files must be listed."""
 MAX_OPEN = 256
 _OVERHEAD = 16 * 1024
-"""What a file system may need for a file beside its bytes."""
+"""Bytes that a file system may need for a file in addition to its content."""
 
 
 class Cache:
-    """The cache folder of this node. budget: bytes it may take. Picklable; every process opens its own files.
+    """The cache folder of this node. budget: bytes that it may use. Picklable; every process opens its own files.
 
-    keep: gives the SHA-256 of shards that are not to be evicted from here, since they are needed again soon.
+    keep: returns the SHA-256 of shards that this process must not evict, since they are needed again soon.
     """
 
     def __init__(self, folder: str | Path | None = None, *, budget: int) -> None:
@@ -69,7 +69,7 @@ class Cache:
         self._clear()
 
     def shard(self, sha256: str, size: int, *, evict: bool = True) -> "CachedShard | None":
-        """The shard's file, None when there is no room for it. evict: whether others may go for it."""
+        """Open the shard's file; None when there is no room for it. evict: whether other shards may be evicted."""
         with self._lock:
             found = self._open.get(sha256)
             if found is not None and not found.gone():
@@ -91,18 +91,18 @@ class Cache:
             return found
 
     def forget_refusals(self) -> None:
-        """Look for room at once for the shards that found none: some are not needed any more."""
+        """Retry shards that found no room without waiting; called when other shards are no longer needed."""
         self._refused.clear()
 
     def small(self, name: str) -> bytes | None:
-        """A small file kept before, None when it is not here."""
+        """Read a small cached file; None when it is not cached."""
         try:
             return (self.folder / "index" / name).read_bytes()
         except OSError:
             return None
 
     def keep_small(self, name: str, data: bytes) -> None:
-        """Keep a small file if there is room."""
+        """Cache a small file if there is room."""
         path = self.folder / "index" / name
         temporary = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
@@ -114,7 +114,7 @@ class Cache:
             self._warn(error)
 
     def states(self, name: str, count: int) -> "mmap.mmap | bytearray":
-        """One byte for each of `count` chunks of a local shard, shared with other processes where that is possible."""
+        """Return one state byte for each of `count` chunks of a local shard, shared between processes if possible."""
         path = self.folder / "local" / name
         try:
             if not self._ready() or not (path.exists() or self._make_room_for(count, path)):
@@ -130,11 +130,12 @@ class Cache:
             return bytearray(count)
 
     def used(self) -> int:
-        """Bytes of disk that the folder takes."""
+        """Return the bytes of disk space that the folder uses."""
         return sum(file.used for file in self._files())
 
     def _ready(self) -> bool:
-        """Whether the folder can be used; made at the first call. A foreign one in the temporary folder cannot."""
+        """Whether the folder can be used; the first call creates it. Another user's folder in the temporary folder
+        cannot."""
         with self._making:
             if self._usable is None:
                 try:
@@ -181,14 +182,14 @@ class Cache:
         """Evict until `size` bytes fit in the budget and on the disk. Call it inside `_space`."""
         files, keep = [file for file in self._files() if file.path != but], self.keep()
         disk = os.statvfs(self.folder)
-        # Other programs fail when a disk is full to the last byte.
+        # Leave some space: other programs fail on a full disk.
         reserve = min(2**30, disk.f_blocks * disk.f_frsize // 20)
         free = min(self.budget - sum(file.used for file in files), disk.f_bavail * disk.f_frsize - reserve)
         candidates = [file for file in sorted(files, key=lambda file: file.last_use) if file.path.name not in keep]
         needed = size + _OVERHEAD
         possible = free + sum(file.used for file in candidates) if evict else free
         if possible < needed:
-            return False  # without having evicted others for nothing
+            return False  # before anything is evicted in vain
         for file in candidates:
             if free >= needed:
                 break
@@ -218,7 +219,7 @@ class Cache:
             os.close(handle)
 
     def _warn(self, error: OSError) -> None:
-        """Say once on this node, in ten minutes, that reading goes on without the cache."""
+        """Warn that reading continues without the cache, at most once per node in ten minutes."""
         if self._warned:
             return
         self._warned = True
@@ -231,7 +232,7 @@ class Cache:
         got, do = f"{error.strerror or error}", ""
         if isinstance(error, PermissionError) and error.filename:
             got, do = denial(Path(str(error.filename))) or (got, do)
-            do = f"{do}. " if do else ""  # with umask 002 and a folder of a common group, users share one cache
+            do = f"{do}. " if do else ""  # users can share a cache: umask 002 and a folder of a common group
         do += f"Reading goes on without; set data.cache or {VARIABLE} to another folder, or data.cache_gib."
         _log.warning("%s", message(self.folder, expected="to cache shards there", got=got, do=do))
         with suppress(OSError):
@@ -246,7 +247,7 @@ class _File:
 
 
 def _evict(path: Path) -> bool:
-    """Free a file's space unless somebody uses it or it is another user's alone. Call it inside `_space`."""
+    """Free a file's space unless it is in use, or its permissions forbid it. Call it inside `_space`."""
     if not permitted(path.parent, os.W_OK | os.X_OK):
         return False
     try:
@@ -257,7 +258,7 @@ def _evict(path: Path) -> bool:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.parent.name == "shards":  # the small ones may be mapped, and a map must not lose its file
+        if path.parent.name == "shards":  # other files may be memory-mapped and must not be truncated
             os.ftruncate(handle, 0)
         path.unlink(missing_ok=True)
     except BlockingIOError:
@@ -268,6 +269,6 @@ def _evict(path: Path) -> bool:
 
 
 def default_folder() -> Path:
-    """Where shards are cached without `data.cache`: DFER_CACHE, else the user's own folder in the temporary one."""
+    """Return the cache folder used without `data.cache`: DFER_CACHE, else a folder per user in the temporary folder."""
     named = os.environ.get(VARIABLE)
     return Path(expand_home(named) if named else Path(tempfile.gettempdir()) / f"dfer-cache-{os.getuid()}")

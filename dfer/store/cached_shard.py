@@ -1,4 +1,4 @@
-"""The file of one cached shard: its bytes, a state byte a chunk, the id of the boot; see `dfer.store.cache`."""
+"""The file of one cached shard: its bytes, one state byte per chunk, the boot id; see `dfer.store.cache`."""
 
 import errno
 import fcntl
@@ -14,18 +14,18 @@ from pathlib import Path
 from dfer.store.format import CHUNK, num_chunks
 
 ABSENT, VERIFIED, UNSURE = 0, 1, 2
-"""States of a chunk. UNSURE: it was there before the machine restarted."""
+"""States of a chunk. UNSURE: verified before the machine restarted, so it must be hashed again."""
 TOUCH_S = 60.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Gone(Exception):
-    """The file was evicted by another process; open it anew."""
+class Evicted(Exception):
+    """Another process evicted the file; open it again."""
 
 
 class CachedShard:
-    """One shard's file. Threads share an object; the shared lock on the file is held while any of them is in `held`."""
+    """One shard's file. Threads share an object; the shared lock on the file is held while any thread is in `held`."""
 
     def __init__(self, path: Path, size: int, *, create: bool = False) -> None:
         self.path, self.size, self.count = path, size, num_chunks(size)
@@ -38,18 +38,18 @@ class CachedShard:
             os.close(handle)
 
     def gone(self) -> bool:
-        """Whether it was evicted."""
+        """Whether the file was evicted."""
         return os.fstat(self._handle).st_nlink == 0
 
     def allocated(self) -> bool:
         return os.fstat(self._handle).st_size == self.total
 
     def complete(self) -> bool:
-        """Whether it was set up, in this boot of the machine."""
+        """Whether the file was set up since the machine booted."""
         return self.allocated() and os.pread(self._handle, 64, self.size + self.count) == boot_id()
 
     def allocate(self) -> bool:
-        """Take the space on the disk; False when there is none."""
+        """Allocate the file's space on the disk; returns False when there is none."""
         try:
             os.posix_fallocate(self._handle, 0, self.total)
         except OSError as error:
@@ -59,7 +59,8 @@ class CachedShard:
         return True
 
     def note_boot(self) -> None:
-        """Doubt the states of an earlier boot. The id is written last, so that a kill in between does no harm."""
+        """Set verified chunks of an earlier boot to UNSURE. The boot id is written last, so that a kill in between does
+        no harm."""
         if not self.complete():
             states = self.states(0, self.count)
             os.pwrite(self._handle, states.replace(bytes([VERIFIED]), bytes([UNSURE])), self.size)
@@ -71,14 +72,14 @@ class CachedShard:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep it from being evicted. Raises Gone when it was."""
+        """Prevent eviction within the block. Raises Evicted when the file is already evicted."""
         with self._lock:
             if not self._holders:
                 fcntl.flock(self._handle, fcntl.LOCK_SH)
             self._holders += 1
         try:
             if self.gone():
-                raise Gone
+                raise Evicted
             yield
         finally:
             with self._lock:
@@ -87,9 +88,9 @@ class CachedShard:
                     fcntl.flock(self._handle, fcntl.LOCK_UN)
 
     @contextmanager
-    def alone(self, first: int, last: int) -> Iterator[None]:
-        """Be the only one, of all processes and threads, that fetches the chunks first..last."""
-        handle = os.open(f"/proc/self/fd/{self._handle}", os.O_RDWR)  # record locks belong to an opening of the file
+    def exclusive(self, first: int, last: int) -> Iterator[None]:
+        """Lock the chunks first..last, so that only one thread of all processes fetches them."""
+        handle = os.open(f"/proc/self/fd/{self._handle}", os.O_RDWR)  # this record lock belongs to one open of the file
         try:
             # struct flock: type, whence, start, length, pid, padded.
             want = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, self.size + first, last - first + 1, 0)
@@ -102,11 +103,11 @@ class CachedShard:
         return os.pread(self._handle, count, self.size + first)
 
     def read(self, start: int, size: int) -> bytes:
-        """Bytes of the shard; only those of verified chunks mean anything."""
+        """Read bytes of the shard; only those of verified chunks are valid."""
         return os.pread(self._handle, size, start)
 
     def write(self, first: int, data: bytes | memoryview) -> None:
-        """Put verified chunks in, from chunk `first` on. Their states follow their bytes."""
+        """Write verified chunks from chunk `first` on, then set their states."""
         view, at = memoryview(data), first * CHUNK
         while view:
             written = os.pwrite(self._handle, view, at)
@@ -117,7 +118,7 @@ class CachedShard:
         os.pwrite(self._handle, bytes([VERIFIED]) * count, self.size + first)
 
     def touch(self) -> None:
-        """Note that it was used, now and then."""
+        """Set the file's time of use, at most once in TOUCH_S."""
         now = time.monotonic()
         if now - self._touched > TOUCH_S:
             self._touched = now
@@ -125,9 +126,9 @@ class CachedShard:
 
 
 def opened(path: Path, *, create: bool) -> int:
-    """A file of the cache, for reading and writing; the umask says for whom else. Raises OSError.
+    """Open a file of the cache for reading and writing; the umask decides who else may. Raises OSError.
 
-    Opened before it is made: in a folder like /tmp the kernel may refuse O_CREAT for a file that another user owns.
+    It first tries to open without O_CREAT: in a folder like /tmp the kernel may refuse O_CREAT for another user's file.
     """
     try:
         return os.open(path, os.O_RDWR)
@@ -139,7 +140,7 @@ def opened(path: Path, *, create: bool) -> int:
 
 @once
 def boot_id() -> bytes:
-    """Another one after every restart of the machine."""
+    """Return the machine's boot id, which changes with every restart."""
     try:
         return _BOOT.read_bytes().strip()
     except OSError:

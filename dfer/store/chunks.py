@@ -1,4 +1,4 @@
-"""Chunks of a shard: which ones some frames need, and whether bytes are those of the build."""
+"""Chunks of a shard: find those that frames need, and verify them against the hashes of the build."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ Span = tuple[int, int]
 """(offset, size) in bytes."""
 Bytes = bytes | memoryview
 HASH = 32
-"""Bytes of a SHA-256."""
+"""Size of a SHA-256 in bytes."""
 CHANGED = "The file was changed or damaged after the build: copy it again or build the shards again."
 
 
 def chunks_of(spans: Sequence[Span]) -> list[int]:
-    """Numbers of the chunks these spans touch, ascending."""
+    """Return the numbers of the chunks that the spans touch, ascending."""
     found: set[int] = set()
     for at, size in spans:
         found.update(range(at // CHUNK, (at + size - 1) // CHUNK + 1))
@@ -23,12 +23,12 @@ def chunks_of(spans: Sequence[Span]) -> list[int]:
 
 
 def span_of(first: int, last: int, shard_bytes: int) -> tuple[int, int]:
-    """(start, end) in bytes of the chunks first..last."""
+    """Return (start, end) in bytes of the chunks first..last."""
     return first * CHUNK, min((last + 1) * CHUNK, shard_bytes)
 
 
 def runs(numbers: Sequence[int], *, longest: int) -> list[tuple[int, int]]:
-    """Ascending numbers as runs (first, last) without gaps, of at most `longest` numbers."""
+    """Group ascending numbers into runs (first, last) without gaps, of at most `longest` numbers each."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and found[-1][1] == number - 1 and number - found[-1][0] < longest:
@@ -39,7 +39,7 @@ def runs(numbers: Sequence[int], *, longest: int) -> list[tuple[int, int]]:
 
 
 def first_wrong(data: Bytes, first: int, hashes: bytes) -> int | None:
-    """Number of the first chunk that is not as it was built; data: whole chunks from number `first` on."""
+    """Return the number of the first chunk with a wrong hash, or None. data: whole chunks from number `first` on."""
     view = memoryview(data)
     for number in range(-(-len(view) // CHUNK)):
         chunk = first + number
@@ -52,7 +52,7 @@ def first_wrong(data: Bytes, first: int, hashes: bytes) -> int | None:
 def wrong_chunk(
     where: str, shard: ShardInfo, chunk: int, data: Bytes, hashes: bytes, *, attempts: int = 1, do: str = CHANGED
 ) -> DataError:
-    """The message about a chunk whose bytes are `data`. where: shard and clip."""
+    """Make the error for a chunk whose bytes `data` have a wrong hash. where: shard and clip."""
     start, end = span_of(chunk, chunk, shard.bytes)
     expected = hashes[chunk * HASH : (chunk + 1) * HASH].hex()
     times = f" ({attempts} attempts)" if attempts > 1 else ""

@@ -175,12 +175,12 @@ def num_chunks(size: int) -> int:
 
 
 def data_name(dataset: str, *, generated: str) -> str:
-    """What to call the data before a reader: generated faces never bear the data set's own name."""
+    """Return the name of the data for readers: generated faces never get the plain name of the data set."""
     return f"generated faces in {dataset}'s layout" if generated else dataset
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """Stable bytes: same value, same text, whatever the machine."""
+    """Serialise to stable bytes: the same value gives the same text on every machine."""
     return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -289,7 +289,8 @@ def clip_name(key: str) -> str:
 
 
 def _check_containers(data: bytes, *, where: str) -> None:
-    """Raise DataError when the values would be far larger than their text, as of 3 bytes for an empty list of 64."""
+    """Raise DataError when the parsed values would be far larger than their text: an empty list has 3 bytes of text,
+    and 64 in memory."""
     count = data.count(b"[") + data.count(b"{")
     if count > MAX_CONTAINERS:
         expected = f"at most {MAX_CONTAINERS:,} lists and mappings"

@@ -1,7 +1,7 @@
-"""Shards on a disk of this machine: memory-mapped, every chunk checked against its hash before it is first used.
+"""Read shards on a local disk: memory-mapped, every chunk verified against its hash before its first use.
 
-What was checked is noted in the cache folder under the file's identity (path, inode, size, time of change) and the boot
-of the machine, so that other processes and runs need not check it again.
+Verified chunks are recorded in the cache folder by the file's identity (path, inode, size, time of change) and the boot
+of the machine, so that other processes and runs need not verify them again.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from dfer.store.chunks import Span, chunks_of, first_wrong, span_of, wrong_chunk
 from dfer.store.format import ShardInfo, num_chunks
 
 MAX_OPEN = 256
-"""Shards a process keeps mapped; each holds a file descriptor, and 1,024 are usual."""
+"""Most shards that a process keeps mapped; each uses a file descriptor, of which 1,024 are usual."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class _Mapped:
 
 
 class LocalShards:
-    """The shards below a local folder, as this process has mapped them."""
+    """The shards below a local folder, mapped by this process."""
 
     def __init__(self, root: Path, cache: Cache) -> None:
         self._root, self._cache = root, cache
         self._mapped: OrderedDict[str, _Mapped] = OrderedDict()
 
     def open(self, shard: ShardInfo) -> int:
-        """Map a shard; gives the size the file has. Raises OSError."""
+        """Map a shard; returns the file's real size. Raises OSError."""
         if shard.path in self._mapped:
             self._mapped.move_to_end(shard.path)
             return shard.bytes
@@ -45,11 +45,11 @@ class LocalShards:
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 self._mapped[shard.path] = _Mapped(view, self._states(shard, status))
         while len(self._mapped) > MAX_OPEN:
-            self._mapped.popitem(last=False)  # unmapped when the last frame read from it is let go
+            self._mapped.popitem(last=False)  # unmapped when the last frame read from it is freed
         return status.st_size
 
     def read(self, shard: ShardInfo, hashes: bytes, spans: Sequence[Span], *, where: str) -> list[memoryview]:
-        """Views of an open shard at these places. Raises DataError for a chunk that is not as it was built."""
+        """Return views of the spans of an open shard. Raises DataError for a chunk with a wrong hash."""
         mapped = self._mapped[shard.path]
         for chunk in chunks_of(spans):
             if mapped.states[chunk] != VERIFIED:

@@ -1,7 +1,7 @@
-"""Byte ranges of S3 objects through botocore's own client.
+"""Read byte ranges of S3 objects with botocore's client.
 
-s3fs reads through an event loop, at nearly twice the CPU time a byte, which the interpreter's lock takes from the
-thread that decodes. Credentials and endpoint come from where s3fs finds them: environment, profile or instance.
+s3fs reads through an event loop, which needs nearly twice the CPU time per byte; because of the interpreter lock that
+slows down the decoding thread. Credentials and endpoint are found as by s3fs: environment, profile or instance.
 """
 
 import threading
@@ -17,24 +17,24 @@ from s3fs.errors import translate_boto_error
 from dfer.storage import s3_config
 
 PIECE = 2**20
-"""Bytes taken from the connection at once: larger ones take the interpreter's lock less often, smaller ones let the
-clock be looked at."""
+"""Bytes read from the connection at a time: larger pieces take the interpreter lock less often, smaller ones allow the
+deadline to be checked more often."""
 
 
-class S3Parts:
-    """A client that tries everything once. Threads may share it; processes may not."""
+class S3Ranges:
+    """A client that does not retry. Threads may share it; processes may not."""
 
     def __init__(self, *, timeout_s: float) -> None:
         self._timeout_s, self._lock = timeout_s, threading.Lock()
         self._client: Any = None
 
     def get(self, path: str, start: int, into: memoryview) -> int:
-        """Fill `into` with the bytes of `bucket/key` from `start` on; gives how many came.
+        """Fill `into` with the bytes of `bucket/key` from `start` on; returns the number of bytes received.
 
         Raises:
             TimeoutError: it took longer than `timeout_s`.
-            FileNotFoundError, PermissionError, OSError: what the store answers.
-            Exception: what botocore raises about the connection.
+            FileNotFoundError, PermissionError, OSError: errors that the store returns.
+            Exception: botocore's errors of the connection.
         """
         bucket, _, key = path.partition("/")
         deadline, at = time.monotonic() + self._timeout_s, 0

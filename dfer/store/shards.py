@@ -1,9 +1,9 @@
-"""Reading a shard folder: manifest, indexes, and the bytes of single frames, from a disk or any store fsspec knows.
+"""Read a shard folder: manifest, indexes, and the bytes of single frames, from a disk or any store that fsspec opens.
 
-Every byte that is used was checked: the manifest holds the hash of each index, and the index those of all chunks of its
-shard. So whatever changes under way, nothing else is read than what was there when the folder was opened. Local shards
-are memory-mapped; others are fetched in parts and kept in the cache of the node. Clients, maps and threads are made on
-first use and left out of pickles: every process has its own.
+Every byte is verified before use: the manifest holds the hash of each index, and an index those of all chunks of its
+shard. So if files change later, readers still get only the content that the folder had when it was opened. Local shards
+are memory-mapped; others are fetched in ranges and kept in the cache of the node. Clients, maps and threads are created
+on first use and left out of pickles, so that every process has its own.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from dfer.store.ranges import FileNotFoundInStore, Source
 from dfer.store.remote import Pending, RemoteShards, other_size
 
 CACHE_GIB = 64.0
-INDEXES_AT_ONCE = 16
+MAX_CONCURRENT_INDEXES = 16
 REPLACED = "The shards were built anew since: start again, or set data.shards to the ones this run began with."
 
 
@@ -37,12 +37,12 @@ class Store:
 
     Args:
         url: a path or any fsspec URL.
-        cache: where shards of remote stores are kept; by default the node's, with CACHE_GIB.
-        retry: how often and how patiently a remote store is asked.
+        cache: cache for shards of remote stores; by default the node's, with CACHE_GIB.
+        retry: attempts and waits for a remote store.
     Raises:
-        DataError: no manifest, of another version, too large, or damaged.
+        DataError: the manifest is missing, of another version, too large, or damaged.
         StorageError: the folder cannot be read.
-        UsageError: a URL of no known kind, or with credentials in it.
+        UsageError: a URL of an unknown scheme, or with credentials in it.
     """
 
     def __init__(self, url: str, *, cache: Cache | None = None, retry: Retry | None = None) -> None:
@@ -61,7 +61,7 @@ class Store:
         self._remote_shards: RemoteShards | None = None
 
     def index(self, shard: ShardInfo) -> ShardIndex:
-        """The shard's index, checked against the manifest's hash. Raises DataError, StorageError."""
+        """Read a shard's index and check it against the manifest's hash. Raises DataError, StorageError."""
         data = None if self.is_local else self.cache.small(shard.index_sha256)
         if data is None or hashlib.sha256(data).hexdigest() != shard.index_sha256:
             data = self._source.whole(shard.index_path, at_most=MAX_JSON_BYTES)
@@ -73,10 +73,10 @@ class Store:
         return index
 
     def indexes(self, shards: Sequence[ShardInfo]) -> list[ShardIndex]:
-        """The indexes of several shards, of a remote store side by side. Raises DataError, StorageError."""
+        """Read the indexes of several shards, from a remote store in parallel. Raises DataError, StorageError."""
         if self.is_local or not shards:
             return [self.index(shard) for shard in shards]
-        with ThreadPoolExecutor(min(INDEXES_AT_ONCE, len(shards))) as threads:
+        with ThreadPoolExecutor(min(MAX_CONCURRENT_INDEXES, len(shards))) as threads:
             return list(threads.map(self.index, shards))
 
     def file(self, path: str) -> bytes:
@@ -85,7 +85,7 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the shards are on a disk of this machine."""
+        """Whether the shards are on a local file system."""
         return self._source.local is not None
 
     @property
@@ -94,7 +94,7 @@ class Store:
         return self._remote_shards.fetched if self._remote_shards else 0
 
     def prefetch(self, shard: ShardInfo, spans: Sequence[Span], *, where: str = "") -> Pending | None:
-        """Start to fetch these (offset, size) of a shard, for `read` to wait for; None where shards are local."""
+        """Start to fetch these (offset, size) of a shard, for a later `read`; None for local shards."""
         if self.is_local:
             return None
         return self.remote.prefetch(shard, self.hashes(shard), spans, where=where or self._source.where(shard.path))
@@ -102,31 +102,31 @@ class Store:
     def read(
         self, shard: ShardInfo, spans: Sequence[Span], *, where: str = "", pending: Pending | None = None
     ) -> list[Bytes]:
-        """The bytes at these (offset, size) of a shard, in the same order. where: shard and clip, for messages.
+        """Read the bytes at these (offset, size) of a shard, in the same order. where: shard and clip, for messages.
 
         Raises:
-            DataError: the shard is missing, is not as long as the manifest says, or was changed there.
+            DataError: the shard is missing, has another size than in the manifest, or was changed at these bytes.
             StorageError: the shard cannot be read.
         """
         where = where or self._source.where(shard.path)
         if not self.is_local:
             return self.remote.read(shard, self.hashes(shard), spans, where=where, pending=pending)
-        with self._source.telling(shard.path):
+        with self._source.wrap_errors(shard.path):
             found = self.local.open(shard)
             if found != shard.bytes:
-                raise other_size(self._source.where(shard.path), shard, found, do=self._why())
+                raise other_size(self._source.where(shard.path), shard, found, do=self._remedy())
             return list(self.local.read(shard, self.hashes(shard), spans, where=where))
 
     def hashes(self, shard: ShardInfo) -> bytes:
-        """SHA-256 of all chunks of a shard, one after another, 32 bytes each."""
+        """Return the SHA-256 of all chunks of a shard, concatenated, 32 bytes each."""
         if shard.sha256 not in self._hashes:
             self.index(shard)
         return self._hashes[shard.sha256]
 
     def check_unchanged(self, *, trust_stamp: bool = True) -> None:
-        """Raise DataError when another manifest has taken the place of the one that was opened.
+        """Raise DataError when the manifest was replaced since the folder was opened.
 
-        trust_stamp: read it only if the store says that it changed, which some web servers never do."""
+        trust_stamp: read it only if the store's metadata changed, which some web servers never show."""
         stamp = self._source.stamp(MANIFEST)
         if trust_stamp and stamp == self._stamp:
             return
@@ -148,11 +148,11 @@ class Store:
     @property
     def remote(self) -> RemoteShards:
         if self._remote_shards is None:
-            self._remote_shards = RemoteShards(self._source, self.cache, why=self._why)
+            self._remote_shards = RemoteShards(self._source, self.cache, remedy=self._remedy)
         return self._remote_shards
 
-    def _why(self) -> str:
-        """The remedy when a shard is wrong because the whole folder was replaced."""
+    def _remedy(self) -> str:
+        """Return the remedy when a shard is wrong because the whole folder was replaced; else empty."""
         try:
             self.check_unchanged(trust_stamp=False)
         except DferError as error:

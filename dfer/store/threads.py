@@ -1,6 +1,6 @@
-"""Threads that end with their process, whatever they are doing.
+"""Daemon threads, which do not delay the end of their process.
 
-Those of `concurrent.futures` are waited for at exit: a worker would hang on a store that does not answer.
+Python waits at exit for threads of `concurrent.futures`: a worker would hang on a store that does not answer.
 """
 
 import queue
@@ -15,8 +15,8 @@ _Queue = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
 
 
 class Threads:
-    """Up to `count` threads that do what is submitted, first come first served. They start with the first work, and end
-    when this object goes."""
+    """Runs submitted work in up to `count` threads, in order of submission. Threads start with the first work and end
+    when this object is deleted."""
 
     def __init__(self, count: int, *, name: str) -> None:
         self._count, self._name = count, name
@@ -25,7 +25,7 @@ class Threads:
         self._started = 0
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
-        """Have a thread do it; the future gives its result or its error."""
+        """Run `work` in a thread; the future holds its result or its error."""
         future: Future[T] = Future()
         self._work.put((future, work))
         with self._lock:
@@ -43,7 +43,7 @@ def _run(work: "_Queue") -> None:
         future, call = item
         if future.set_running_or_notify_cancel():
             _fill(future, call)
-        del item, future, call  # or their results stay in memory until the next work comes
+        del item, future, call  # otherwise the result stays in memory until the next work is submitted
 
 
 def _fill(future: "Future[T]", work: Callable[[], T]) -> None:

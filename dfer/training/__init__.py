@@ -1,1 +1,1 @@
-"""Optimizers, engines, logging and the loop; knows no method and no file format of data."""
+"""Optimizers, engines, logging and the loop. Independent of methods and of the data's file format."""

@@ -1,4 +1,4 @@
-"""The engine that a configuration asks for."""
+"""Build the engine that a configuration selects."""
 
 from collections.abc import Callable
 
@@ -28,14 +28,14 @@ def build_engine(
     seed: int,
     key_of: Callable[[int], str] = str,
 ) -> Engine:
-    """The engine of `config` around `learner`, on this process's device, inside a process group.
+    """Build the engine of `config` for `learner`, on this process's device, inside a process group. COLLECTIVE.
 
-    global_batch: clips a step over all ranks; micro_batch: clips a rank takes through the model at once, fewer in the
-    last micro-batch of a step where that does not divide the rank's share;
-    seed: of random draws in the forward pass; key_of: a clip's name for its `ClipBatch.index`, for messages.
+    global_batch: clips per step over all ranks; micro_batch: clips per forward pass of a rank, fewer in the last
+    micro-batch of a step if it does not divide the rank's part of the step;
+    seed: of random draws in the forward pass; key_of: maps `ClipBatch.index` to the clip's key, for messages.
 
     Raises:
-        UsageError: precision, batch sizes or groups that do not fit, DeepSpeed missing.
+        UsageError: unusable precision, batch sizes or parameter groups, or DeepSpeed is missing.
     """
     check_precision(config.precision, world.device)
     set_tf32(config.tf32)
@@ -52,7 +52,7 @@ def build_engine(
         raise ConfigProblem(message("micro_batch", expected=expected, got=str(micro_batch), do=do))
     learner.to(world.device)
     for buffer in learner.buffers():
-        # The engines start from the first rank's parameters by themselves, but not from its buffers.
+        # The engines broadcast the first rank's parameters themselves, but not its buffers.
         dist.broadcast(buffer, src=0)
     task = Task(learner, precision=config.precision, cache=config.zero < 3)
     settings, optimizer = group_settings(optim, learner), build_optimizer(optim, learner)
@@ -76,7 +76,7 @@ def build_engine(
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises ConfigProblem for fp16 on a CPU, which neither DeepSpeed nor most CPUs can compute."""
+    """Raise ConfigProblem for fp16 on a CPU, which neither DeepSpeed nor most CPUs support."""
     if precision == "fp16" and device.type == "cpu":
         do = "Set engine.precision=bf16 (or fp32), or start on a machine with a GPU."
         raise ConfigProblem(message("engine.precision", expected="fp32 or bf16 on a CPU", got="fp16", do=do))

@@ -1,7 +1,7 @@
-"""How a step is computed, optimized and scheduled. Imports no torch.
+"""Configuration of engine, optimizer and learning-rate schedule. Imports no torch.
 
-A recognizer names its parameter groups; the configuration gives a rate for exactly these names. A schedule is a factor
-every group's rate is multiplied by, so that the ratios between the groups stay what the configuration says.
+A recognizer names its parameter groups; the configuration sets a rate for exactly these names. A schedule multiplies
+the rates of all groups by one factor, so that the ratios between groups stay as configured.
 """
 
 import math
@@ -15,9 +15,9 @@ from dfer.errors import message
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a step is computed. zero: what DeepSpeed shards over the ranks (1 optimizer state, 2 + gradients,
-    3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, none = no clipping;
-    tf32: whether a GPU may round fp32 factors of convolutions and matrix products to 10 bits, as it does it faster."""
+    """How a step is computed. zero: ZeRO stage, what DeepSpeed shards over the ranks (1 optimizer state, 2 + gradients,
+    3 + parameters; Rajbhandari et al., 2020); clip_norm: largest gradient norm over all groups, None = no clipping;
+    tf32: whether a GPU may round fp32 factors of convolutions and matrix products to 10 bits, which is faster."""
 
     name: Literal["deepspeed", "ddp"] = key("deepspeed", resume="free")
     zero: Literal[0, 1, 2, 3] = key(0, resume="free")
@@ -36,7 +36,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-    """One parameter group. lr: rate at schedule factor 1; weight_decay: in place of the optimizer's own."""
+    """One parameter group. lr: rate at schedule factor 1; weight_decay: overrides the optimizer's."""
 
     lr: float
     weight_decay: float | None = None
@@ -61,13 +61,13 @@ class SgdConfig:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What torch keeps in every group besides lr and weight_decay."""
+        """Settings of every torch parameter group besides lr and weight_decay."""
         return {"momentum": self.momentum}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """AdamW (Loshchilov & Hutter, 2019). no_decay: leave biases, norms and other vectors out of the weight decay."""
+    """AdamW (Loshchilov & Hutter, 2019). no_decay: exclude biases, norms and other vectors from weight decay."""
 
     name: Literal["adamw"] = "adamw"
     groups: dict[str, GroupConfig]
@@ -84,7 +84,7 @@ class AdamWConfig:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What torch keeps in every group besides lr and weight_decay."""
+        """Settings of every torch parameter group besides lr and weight_decay."""
         return {"betas": (self.betas[0], self.betas[1]), "eps": self.eps}
 
 
@@ -95,18 +95,18 @@ WHOLE_LENGTH = "the rates of the cosine schedule depend on the number of epochs 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantScheduleConfig:
-    """The rates stay as they are."""
+    """Constant rates."""
 
     name: Literal["constant"] = "constant"
 
     def factor(self, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-        """1 at every step."""
+        """Return 1 at every step."""
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepScheduleConfig:
-    """Multiply by `gamma` once each of `milestones` epochs is done (DFER-CLIP: 30 and 40 of 50, gamma 0.1)."""
+    """Multiply the rates by `gamma` after each of the `milestones` epochs (DFER-CLIP: 30 and 40 of 50, gamma 0.1)."""
 
     name: Literal["step"] = "step"
     milestones: tuple[int, ...]
@@ -118,7 +118,7 @@ class StepScheduleConfig:
         _check(self.gamma > 0, "gamma", "a factor above 0", self.gamma, "Usual: 0.1.")
 
     def factor(self, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-        """gamma to the number of milestones that lie behind `step`."""
+        """Return gamma to the power of the number of milestones passed at `step`."""
         epoch = step // steps_per_epoch
         return float(self.gamma ** sum(epoch >= milestone for milestone in self.milestones))
 
@@ -136,7 +136,7 @@ class CosineScheduleConfig:
         _check(0 <= self.final <= 1, "final", "a factor between 0 and 1", self.final, "0 ends at a rate of 0.")
 
     def factor(self, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
-        """(step + 1) / warm-up steps while rising; the cosine's value at the share of the rest that is done after."""
+        """Return (step + 1) / warm-up steps during warm-up, then the cosine at the fraction done of the other steps."""
         warmup = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
         if step < warmup:
             return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""The engine over torch's DistributedDataParallel: whole weights and optimizer state on every rank."""
+"""Engine on torch's DistributedDataParallel: full weights and optimizer state on every rank."""
 
 import contextlib
 import inspect
@@ -16,12 +16,12 @@ from dfer.training.engine import Engine
 
 
 class DdpEngine(Engine):
-    """Gradients are averaged over the ranks during the last micro-batch's backward pass."""
+    """Averages gradients over the ranks during the backward pass of the last micro-batch."""
 
     def __init__(self, task: Task, optimizer: torch.optim.Optimizer, **shared: Any) -> None:
         super().__init__(task, **shared)
         self._torch_optimizer = optimizer
-        # Training changes no buffer, so none needs to be sent around. The option was renamed in torch 2.15.
+        # No broadcast of buffers: the engine averages those that training changes. torch 2.15 renamed the option.
         known = inspect.signature(DistributedDataParallel).parameters
         renamed = "forward_sync_buffers" in known
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}

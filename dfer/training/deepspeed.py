@@ -1,8 +1,9 @@
-"""The engine over DeepSpeed: ZeRO 0-3 with torch optimizers, checkpoints free of DeepSpeed's own format.
+"""Engine on DeepSpeed: ZeRO 0-3 with torch optimizers; checkpoints do not use DeepSpeed's format.
 
-DeepSpeed keeps ZeRO's optimizer state in flat fp32 tensors cut over the ranks. What is saved is put together from them
-by parameter name, and cut again on loading, so that neither the stage nor the number of ranks is part of a checkpoint.
-DeepSpeed's universal checkpoints are not used: at ZeRO 3 they give every group the first group's rate (0.19.8).
+DeepSpeed keeps ZeRO's optimizer state in flat fp32 tensors that are partitioned over the ranks. On saving they are
+gathered into full tensors by parameter name, and on loading partitioned again, so that a checkpoint depends neither on
+the stage nor on the number of ranks. DeepSpeed's universal checkpoints are not used: at ZeRO 3 they give every group
+the first group's rate (0.19.8).
 """
 
 import contextlib
@@ -24,29 +25,30 @@ from dfer.training import replicated as plain
 from dfer.training.engine import Engine
 from dfer.training.state import state_slots
 
-# Elements a bucket; DeepSpeed's own 5e8 would allocate 2 GB of fp32 up front.
+# Elements per bucket; DeepSpeed's default of 5e8 would allocate 2 GB of fp32 at the start.
 BUCKET = 50_000_000
 
-# True of every run here, and nothing to act on: our own tests hold torch's SGD and AdamW under ZeRO to plain torch, and
-# `_keep_during_backward` deals with what ZeRO 3 cannot see in a Recognition. Skipped steps are reported by the engine.
+# Warnings that every run causes and that need no action: tests compare torch's SGD and AdamW under ZeRO with plain
+# torch, and `_keep_during_backward` registers the parameters that ZeRO 3 cannot see in a Recognition. The engine
+# reports skipped steps itself.
 _HARMLESS = ("ZeRO with an untested optimizer", "unknown inputs or outputs type", "OVERFLOW! Skipping step")
 
 
 class DeepSpeedEngine(Engine):
-    """Steps through `deepspeed.initialize`'s engine; the accumulation boundary is set by hand before each backward."""
+    """Steps with the engine of `deepspeed.initialize`; sets the accumulation boundary itself before each backward."""
 
     def __init__(self, task: Task, optimizer: torch.optim.Optimizer, **shared: Any) -> None:
         super().__init__(task, **shared)
         self._ds = _initialize(task, optimizer, self._plain_config(), self.world)
         if self.config.zero == 3:
             _keep_during_backward(task)
-        # ZeRO's wrapper, or the torch optimizer itself at stage 0.
+        # ZeRO's wrapper; at stage 0 the torch optimizer itself.
         self._zero: Any = self._ds.optimizer
         self._stage = self.config.zero
         self._torch_optimizer: torch.optim.Optimizer = self._zero.optimizer if self._stage else self._zero
 
     def close(self) -> None:
-        """Let go of the model: ZeRO's hooks would keep it for the process's life (ZeRO 3 an empty shell)."""
+        """Release the model, which ZeRO's hooks would keep alive until the process ends (ZeRO 3: an empty shell)."""
         self._ds.destroy()
 
     @property
@@ -62,11 +64,11 @@ class DeepSpeedEngine(Engine):
             "memory_efficient_linear": False,
         }
         return {
-            # Nominal: the last micro-batch may be smaller. Each is weighted by its clips, so DeepSpeed scales nothing.
+            # Nominal: the last micro-batch may be smaller. Each is weighted by its clips, so DeepSpeed must not scale.
             "train_batch_size": self.layout.micro_batch * self.accumulation * self.world.size,
             "train_micro_batch_size_per_gpu": self.layout.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
-            # At stage 0 the clipping is ours: DeepSpeed's does not tell the norm.
+            # At stage 0 `plain.clipped_update` clips: DeepSpeed's clipping does not return the norm.
             "gradient_clipping": (self.config.clip_norm or 0.0) if self.config.zero else 0.0,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
@@ -94,10 +96,10 @@ class DeepSpeedEngine(Engine):
         return norm
 
     def weights(self) -> dict[str, Tensor]:
-        """All fp32 parameters and buffers by name, on the CPU; on the first rank only, empty on the others."""
+        """Gather all fp32 parameters and buffers by name, on the CPU; empty except on the first rank. COLLECTIVE."""
         out = super().weights()
         if self._stage == 3:
-            # One parameter at a time is whole on the device, never the model.
+            # Gather one parameter at a time: the whole model may not fit on the device.
             for name, param in self.task.learner.named_parameters(remove_duplicate=False):
                 with _gathered(param, write=False):
                     if self.world.is_first:
@@ -153,7 +155,7 @@ class DeepSpeedEngine(Engine):
         return out
 
     def _parts(self) -> Iterator[tuple[str, nn.Parameter, "_Part"]]:
-        """Every trained parameter with this rank's part of it in ZeRO's flat tensors; same order on all ranks."""
+        """Yield every trained parameter with this rank's part of it in ZeRO's flat tensors; same order on all ranks."""
         groups = self._zero.fp16_groups if self._stage == 3 else self._zero.bit16_groups
         for i, group in enumerate(groups):
             for param in group:
@@ -173,27 +175,27 @@ class DeepSpeedEngine(Engine):
 
 
 class _Part:
-    """Elements start : start + size of a parameter of `shape`, kept at `at` of this rank's flat tensor."""
+    """Elements start : start + size of a parameter of `shape`, stored from `at` on in this rank's flat tensor."""
 
     def __init__(self, flat: Tensor, *, at: int, start: int, size: int, shape: torch.Size) -> None:
         self.flat, self._shape = flat, shape
         self._here, self._there = slice(at, at + size), slice(start, start + size)
 
     def joined(self, flat: Tensor, param: nn.Parameter) -> Tensor:
-        """The whole tensor out of every rank's part: parts do not overlap, so they add up."""
+        """Assemble the full tensor from all ranks' parts, which do not overlap, by a sum. COLLECTIVE."""
         full = torch.zeros(self._shape.numel(), dtype=torch.float32, device=flat.device)
         full[self._there] = flat[self._here]
         dist.all_reduce(full)
         return full.view(self._shape)
 
     def cut(self, full: Tensor, flat: Tensor) -> None:
-        """Write this rank's part of `full` into `flat`."""
+        """Copy this rank's part of `full` into `flat`."""
         flat[self._here] = full.reshape(-1)[self._there].to(flat)
 
 
 @contextlib.contextmanager
 def _gathered(param: nn.Parameter, *, write: bool) -> Iterator[None]:
-    """The whole parameter on every rank for the length of the block; `write`: rank 0's change is sent to all."""
+    """Gather a parameter on every rank within the block. write: broadcast rank 0's change at the end. COLLECTIVE."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([param], modifier_rank=0 if write else None):
@@ -201,7 +203,7 @@ def _gathered(param: nn.Parameter, *, write: bool) -> Iterator[None]:
 
 
 def _initialize(task: Task, optimizer: torch.optim.Optimizer, config: dict[str, Any], world: World) -> Any:
-    # DeepSpeed reads it all through training, as the number of the device. Left set: nothing else reads it after start.
+    # DeepSpeed reads LOCAL_RANK throughout training as the device number. Not restored: nothing else reads it later.
     os.environ["LOCAL_RANK"] = str(world.local_rank if world.device.index is None else world.device.index)
     with _quiet():
         deepspeed = _import()
@@ -210,7 +212,7 @@ def _initialize(task: Task, optimizer: torch.optim.Optimizer, config: dict[str, 
 
 
 def _import() -> Any:
-    """DeepSpeed, told which device to use and freed of what would need a compiler.
+    """Import DeepSpeed with its device set and its operators that need a compiler disabled.
 
     Raises:
         UsageError: it is not installed or does not start.
@@ -223,15 +225,16 @@ def _import() -> Any:
     except Exception as error:
         expected, do = "an importable deepspeed", "Install it (pip install deepspeed), or set engine.name=ddp."
         raise UsageError(message("engine.name=deepspeed", expected=expected, got=repr(error), do=do)) from error
-    # The only operator a CPU run compiles (for 25 s, with g++ and ninja) speeds up inference and is never called here.
+    # The only operator that a CPU run would compile (25 s, with g++ and ninja) is for inference and never called here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _forget_old_groups(groups)
     return deepspeed
 
 
 def _keep_during_backward(task: Task) -> None:
-    """ZeRO 3 finds the modules of a backward pass by the tensors they return, and does not look into a Recognition:
-    parameters the recognizer holds itself are tied to the task, which returns plain tensors."""
+    """Keep the recognizer's own parameters gathered during the backward pass. ZeRO 3 finds modules by the tensors they
+    return and does not look into a Recognition, so these parameters are registered with the task, which returns plain
+    tensors."""
     import deepspeed
 
     for param in task.learner.parameters(recurse=False):
@@ -242,7 +245,7 @@ _last_group: list[object] = []
 
 
 def _forget_old_groups(groups: Any) -> None:
-    """DeepSpeed keeps its process groups for the life of the process; those of a group that was left are dead."""
+    """Release DeepSpeed's cached process groups when they belong to a default group that no longer exists."""
     if _last_group and _last_group[0] is not dist.group.WORLD:
         groups._release_process_group_references()
     _last_group[:] = [dist.group.WORLD]
@@ -250,11 +253,11 @@ def _forget_old_groups(groups: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Only warnings that concern the user, and none of them on stdout, where results go."""
+    """Suppress DeepSpeed's warnings that need no action, and redirect its output to stderr; stdout is for results."""
     logger = logging.getLogger("DeepSpeed")
     if _concerns_user not in logger.filters:
         logger.addFilter(_concerns_user)
-    # torch notes the missing CUDA on every CPU machine with a CUDA build.
+    # A CUDA build of torch warns of missing CUDA on every CPU machine.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):
         yield

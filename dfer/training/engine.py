@@ -1,9 +1,9 @@
-"""One training step on all ranks, behind one interface for DeepSpeed (ZeRO 0-3) and plain DDP.
+"""The interface of a training step on all ranks, implemented with DeepSpeed (ZeRO 0-3) and with plain DDP.
 
 Parameters, gradients and optimizer state are fp32 in every engine and ZeRO stage; bf16 and fp16 are `torch.autocast`
 around the forward pass. So weights and optimizer state can move between engines, stages and world sizes unchanged.
-fp16 gradients are kept in range by one dynamic loss scale that all engines share. The gradient of a step is that of
-the mean loss over the global batch, however it is cut into ranks and micro-batches.
+One dynamic loss scale, shared by all engines, keeps fp16 gradients in range. A step's gradient is that of the mean loss
+over the global batch, however the batch is divided into ranks and micro-batches.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ MAX_KEYS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step over all ranks. loss and terms: means over the global batch; grad_norm: before clipping, inf when an
-    fp16 overflow skipped the update (applied is False then); clips: that counted; lr: rate by group."""
+    """Result of one step over all ranks. loss and terms: means over the global batch; grad_norm: before clipping, inf
+    when an fp16 overflow skipped the update (applied is False); clips: number without padding; lr: rate by group."""
 
     loss: float
     terms: dict[str, float]
@@ -55,7 +55,7 @@ class LossScale:
         self.good_steps = 0
 
     def update(self, *, overflowed: bool) -> None:
-        """Take note of one step. Raises NonFiniteLossError when no scale keeps the gradients finite."""
+        """Update the scale after a step. Raises NonFiniteLossError when no scale keeps the gradients finite."""
         self.good_steps = 0 if overflowed else self.good_steps + 1
         if overflowed:
             self.value /= 2
@@ -68,7 +68,7 @@ class LossScale:
 
 
 class Engine(ABC):
-    """A learner in training on all ranks. Every method is collective: all ranks call it, in the same order."""
+    """Trains a learner on all ranks. Every public method is COLLECTIVE: all ranks call it, in the same order."""
 
     def __init__(
         self,
@@ -87,12 +87,12 @@ class Engine(ABC):
         self._key_of, self._seed = key_of, seed
         self._scale = LossScale(enabled=config.precision == "fp16")
         self._names = {id(p): name for name, p in task.learner.named_parameters()}
-        # Taken now: ZeRO 3 leaves empty tensors behind.
+        # Read here, before ZeRO 3 replaces parameters by empty tensors.
         self._shapes = {name: value.shape for name, value in task.learner.state_dict().items()}
         self._gradients = Gradients(task.learner)
 
     def forward(self, batch: Batch) -> Recognition:
-        """The recognizer's answer for this rank's batch, in evaluation mode and without gradients."""
+        """Return the recognizer's answer for this rank's batch, in evaluation mode and without gradients."""
         self.task.eval()
         with torch.no_grad():
             out = self.task(batch, None)
@@ -100,11 +100,11 @@ class Engine(ABC):
         return out
 
     def step(self, micro_batches: Sequence[Batch], *, progress: Progress, lr_factor: float) -> StepReport:
-        """Forward, backward and update over this rank's micro-batches of one global batch, on the device.
+        """Run forward, backward and update for this rank's micro-batches of one global batch, which are on the device.
 
         Raises:
             NonFiniteLossError: on all ranks and before the update, when any rank's loss is NaN or infinite.
-            UsageError: likewise, when a parameter that is trained got no gradient from a micro-batch of any rank.
+            UsageError: likewise, when a trainable parameter got no gradient from a micro-batch of any rank.
         """
         if len(micro_batches) != self.accumulation:
             raise ValueError(f"expected {self.accumulation} micro-batches a step, got {len(micro_batches)}")
@@ -112,7 +112,7 @@ class Engine(ABC):
         self._set_rates(lr_factor)
         counts = torch.stack([(batch.index != PADDING).sum() for batch in micro_batches])
         clips = sum_over_ranks(counts.sum())
-        # DDP and DeepSpeed average over ranks; times the world size, the shares of all micro-batches add up to one.
+        # The shares of all micro-batches add up to one. DDP and DeepSpeed average over ranks: multiply by world size.
         shares = counts.float() / clips.clamp(min=1)
         terms = []
         for i, batch in enumerate(micro_batches):
@@ -127,7 +127,7 @@ class Engine(ABC):
             raise NonFiniteLossError(self._gradient_message(progress))
         self._scale.update(overflowed=not applied)
         if self.task.learner.coupling == "micro_batch":
-            # Batch statistics differ from rank to rank; one evaluation must not come from several models.
+            # Batch statistics differ between ranks; all ranks must evaluate with the same model.
             average_over_ranks([b for b in self.task.learner.buffers() if b.is_floating_point()])
         lr = {str(group["name"]): float(group["lr"]) for group in self._optimizer.param_groups}
         return StepReport(
@@ -137,8 +137,8 @@ class Engine(ABC):
 
     @contextmanager
     def _random_stream(self, step: int, number: int) -> Iterator[None]:
-        """Random draws of a forward pass (dropout) come from a stream of their own for every micro-batch of every rank
-        and step, so that a resumed run repeats them. The generators of the process are put back afterwards."""
+        """Seed the random draws of a forward pass (dropout) by (seed, step, rank, micro-batch), so that a resumed run
+        repeats them and no two micro-batches share a mask. Restores the process's generators afterwards."""
         device = self.world.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             text = f"{self._seed}/{step}/{self.world.rank}/{number}"
@@ -146,31 +146,32 @@ class Engine(ABC):
             yield
 
     def weights(self) -> dict[str, Tensor]:
-        """All fp32 parameters and buffers by name, on the CPU; on the first rank only, empty on the others."""
-        self._settle()
+        """Gather all fp32 parameters and buffers by name, on the CPU; empty except on the first rank."""
+        self._synchronize()
         full = self.task.learner.state_dict() if self.world.is_first else {}
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in full.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over `weights` (full tensors, the same on every rank). Raises CheckpointError for other names or
-        shapes than the recognizer's."""
+        """Load `weights` (full tensors, the same on every rank). Raises CheckpointError when names or shapes are not
+        the recognizer's."""
         check_names("weights", got=weights, expected=self._shapes)
         check_shapes("weights", got=weights, expected=self._shapes)
         self._write_weights(weights)
         self._assert_settings()
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Full fp32 state as `parameter/slot`, on the CPU; on the first rank only. Empty before the first step."""
-        self._settle()
+        """Gather the full fp32 optimizer state as `parameter/slot`, on the CPU; empty except on the first rank, and
+        before the first step."""
+        self._synchronize()
         state = with_fresh(self._read_state(), self._optimizer, self._trained())
         if self._scale.enabled and self.world.is_first:
             state[LOSS_SCALE] = torch.tensor([self._scale.value, self._scale.good_steps])
         return state
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `optimizer_state` of any engine, ZeRO stage and world size returned, on every rank.
+        """Load the result of `optimizer_state` of any engine, ZeRO stage and world size; full tensors on every rank.
 
-        Group settings stay the configuration's. Raises CheckpointError for another optimizer or other parameters.
+        Group settings stay as configured. Raises CheckpointError for another optimizer or other parameters.
         """
         trained = self._trained()
         slots = {key: value for key, value in state.items() if key != LOSS_SCALE}
@@ -186,20 +187,21 @@ class Engine(ABC):
         self._assert_settings()
 
     def close(self) -> None:  # noqa: B027
-        """Let go of the model and its hooks; the engine is not used after it."""
+        """Release the model and its hooks; the engine cannot be used afterwards."""
 
     @property
     @abstractmethod
     def _optimizer(self) -> torch.optim.Optimizer:
-        """The torch optimizer whose `param_groups` decide the rates."""
+        """The torch optimizer whose `param_groups` hold the rates."""
 
     @abstractmethod
     def _accumulate(self, batch: Batch, weight: Tensor, progress: Progress, *, last: bool) -> dict[str, Tensor]:
-        """Add weight x loss scale x gradient of one micro-batch; its loss terms, detached."""
+        """Add weight x loss scale x gradient of one micro-batch; returns its loss terms, detached."""
 
     @abstractmethod
     def _update(self) -> float:
-        """Clip, update, clear the gradients; the norm before clipping. Without an update when it is not finite."""
+        """Clip, update and clear the gradients; returns the norm before clipping. Skips the update when the norm is not
+        finite."""
 
     @abstractmethod
     def _read_state(self) -> dict[str, Tensor]: ...
@@ -212,14 +214,14 @@ class Engine(ABC):
 
     @abstractmethod
     def _group_params(self) -> list[set[str]]:
-        """Names of the parameters each optimizer group really holds, in the order of `param_groups`."""
+        """Return the names of the parameters that each optimizer group really holds, in the order of `param_groups`."""
 
     def _trained(self) -> dict[str, torch.Size]:
-        """Shapes of the parameters in the optimizer's groups, by name."""
+        """Return the shapes of the parameters in the optimizer's groups, by name."""
         return {name: self._shapes[name] for setting in self.settings for name in setting.params}
 
-    def _settle(self) -> None:
-        """Wait for the GPU: DeepSpeed may still be at work on streams of its own, which a copy does not wait for."""
+    def _synchronize(self) -> None:
+        """Wait for the GPU: DeepSpeed may still use its own streams, for which a copy does not wait."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
 
@@ -228,7 +230,7 @@ class Engine(ABC):
             group["lr"] = setting.lr * factor
 
     def _assert_settings(self) -> None:
-        """Every group holds its own parameters under its own settings: libraries have mixed them up on loading."""
+        """Assert that every group has its own parameters and settings: libraries have mixed them up on loading."""
         self._set_rates(1.0)
         expected = [(s.name, s.lr, s.weight_decay, s.others, set(s.params)) for s in self.settings]
         got = [
@@ -240,14 +242,14 @@ class Engine(ABC):
     def _agreed_means(
         self, batches: Sequence[Batch], terms: list[dict[str, Tensor]], shares: Tensor, progress: Progress
     ) -> dict[str, float]:
-        """Means of the terms over the global batch; raises on all ranks when one of them is not finite on any, or a
-        parameter was left out."""
+        """Average the terms over the global batch. COLLECTIVE. Raises on all ranks when a term is not finite on any
+        rank, or a parameter got no gradient."""
         names = sorted(terms[0])
         values = torch.stack([torch.stack([t[name] for name in names]) for t in terms])
         bad = ~torch.isfinite(values).all(dim=1)
         left_out = self._gradients.take_missing()
-        # One small message a step: how many micro-batches are not finite and how many parameters were left out, and
-        # each term's part of the mean.
+        # One small all-reduce per step: the number of non-finite micro-batches, the number of parameters without a
+        # gradient, and each term's part of the mean.
         counts = torch.stack([bad.sum().float(), values.new_tensor(float(len(left_out)))])
         sums = sum_over_ranks(torch.cat([counts, (values * shares[:, None]).sum(0)])).tolist()
         if sums[0]:

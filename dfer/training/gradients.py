@@ -1,6 +1,6 @@
-"""Which parameters got a gradient: every trained one must, from every micro-batch, whatever the engine.
+"""Check that every trainable parameter gets a gradient from every micro-batch, whatever the engine.
 
-DDP waits for all of them and fails a step later without a name; DeepSpeed goes on without.
+DDP waits for all gradients and fails a step later without naming the parameter; DeepSpeed ignores missing ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from dfer.errors import message
 
 
 class Gradients:
-    """Watches the backward passes of a model. Made before an engine wraps it."""
+    """Watches the backward passes of a model. Create it before an engine wraps the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -24,13 +24,13 @@ class Gradients:
 
     @contextmanager
     def of_one_backward(self) -> Iterator[None]:
-        """Take note of the parameters that get none within the block."""
+        """Record the parameters that get no gradient within the block."""
         self._got.clear()
         yield
         self._missing |= self._names - self._got
 
     def take_missing(self) -> list[str]:
-        """Names of those that were left out by any backward pass since the last call."""
+        """Return and clear the names of parameters without a gradient in any backward pass since the last call."""
         missing, self._missing = sorted(self._missing), set()
         return missing
 
@@ -44,7 +44,7 @@ class Gradients:
 
 
 def missing(names: Sequence[str], *, where: str, most: int = 5) -> str:
-    """What to tell of parameters without a gradient."""
+    """Format the message about parameters without a gradient."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     do = "Nothing was updated. Let the method use them in every loss, or freeze them (requires_grad=False)."
     got = f"none for {', '.join(names[:most])}{more}"

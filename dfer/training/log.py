@@ -1,7 +1,7 @@
-"""Numbers of a run: metrics.jsonl first; progress bar, console and TensorBoard are fed from the same dict.
+"""Record a run's metrics: metrics.jsonl first; progress bar, console and TensorBoard show the same dict.
 
-One line a record, `kind` "train" or "eval" (with the `split` evaluated), `step` the number of updates done. Only the
-first rank writes anything.
+One record per line: `kind` is "train" or "eval" (with the evaluated `split`), `step` the number of updates done. Only
+the first rank writes.
 """
 
 import json
@@ -31,14 +31,14 @@ _log = logging.getLogger("dfer")
 
 
 class RunLog:
-    """Records of one run folder. Continuing at `start_step` drops what was recorded after it, so that a step that is
-    taken twice stands once.
+    """Writer of one run folder's records. A resume at `start_step` drops later records, so that a repeated step is
+    recorded once.
 
-    Nothing is raised in the middle of training, where the other ranks would wait for this one: what goes wrong is kept
-    in `problem`, on which the ranks agree between two steps, and nothing more is written.
+    Methods do not raise during training, where the other ranks would wait for this one: an error is kept in `problem`,
+    nothing more is written, and the ranks agree on the error between two steps.
 
-    total_steps: updates of the whole run; every: steps between two recorded ones; progress: show a bar (None: when
-    stderr is a terminal), else a line a record; check: raises when this process may not write any more.
+    total_steps: updates of the whole run; every: steps between two records; progress: show a bar (None: if stderr is a
+    terminal), else print one line per record; check: raises when this process may no longer write.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RunLog:
         stream: TextIO | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises StorageError and what `check` raises, on all ranks."""
+        """Open the files. COLLECTIVE. Raises StorageError, and the errors of `check`, on all ranks."""
         self._total, self._every, self._active = total_steps, every, world.is_first
         self._skipped = 0
         self._since, self._last_step = _Window(step=start_step), time.monotonic()
@@ -62,7 +62,7 @@ class RunLog:
 
         def open_files() -> None:
             self._journal = Journal(folder, METRICS, start_step=start_step, check=check)
-            self._board = _Board(folder / TENSORBOARD, purge_step=start_step + 1)
+            self._board = _TensorBoard(folder / TENSORBOARD, purge_step=start_step + 1)
 
         on_first(open_files, world)
         if not self._active:
@@ -75,7 +75,7 @@ class RunLog:
         )
 
     def train(self, report: StepReport, *, step: int, epoch: int, wait_seconds: float) -> None:
-        """Take note of one step. step: updates done; wait_seconds: time waited for data since the start, running up."""
+        """Record one step. step: updates done; wait_seconds: total time waited for data since the start."""
         if not self._active:
             return
         self._skipped += not report.applied
@@ -96,7 +96,7 @@ class RunLog:
     def eval(self, metrics: dict[str, float], *, split: str, step: int, epoch: int) -> None:
         """Record an evaluation after `step` updates, `epoch` epochs. split: `validation` or `test` clips."""
         if self._active:
-            # Speed and ETA are those of training.
+            # Speed and ETA describe training only.
             self._since.leave_out(time.monotonic() - self._last_step)
             self._write({"kind": "eval", "split": split, "step": step, "epoch": epoch, **metrics})
 
@@ -111,13 +111,13 @@ class RunLog:
             self._write({"kind": "bad_clip", "step": step, **record})
 
     def sync(self) -> None:
-        """Return when everything recorded so far outlives this machine. Raises StorageError, FencedError."""
+        """Return when all records so far survive a loss of this machine. Raises StorageError, FencedError."""
         if self._active:
             self._journal.sync()
             self._board.sync()
 
     def close(self) -> None:
-        """Finish bar and files. Raises StorageError when the last records could not be written."""
+        """Close bar and files. Raises StorageError when the last records could not be written."""
         if not self._active:
             return
         if self._bar is not None:
@@ -151,7 +151,7 @@ class RunLog:
             self._bar.write(line, file=self._stream)
 
     def _journal_add(self, record: dict[str, Any]) -> bool:
-        """Whether it was written."""
+        """Append a record to the journal; returns whether it was written."""
         if self.problem is None:
             try:
                 self._journal.add(json.dumps(record, allow_nan=False))
@@ -161,17 +161,17 @@ class RunLog:
 
 
 class _Window:
-    """Clips and waiting since the last record."""
+    """Clips and waiting time since the last record."""
 
     def __init__(self, *, step: int, wait_seconds: float = 0.0) -> None:
         self.clips, self._step, self._wait, self._start = 0, step, wait_seconds, time.monotonic()
 
     def leave_out(self, seconds: float) -> None:
-        """Take time out that was not spent on training."""
+        """Exclude time that was not spent on training."""
         self._start += seconds
 
     def rates(self, *, step: int, left: int, wait_seconds: float) -> dict[str, float]:
-        """clips_per_s over all ranks, data_wait as a share of the time, eta_s to the end of the run."""
+        """Return clips_per_s over all ranks, data_wait as a fraction of the time, and eta_s to the end of the run."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         return {
             "clips_per_s": round(self.clips / seconds, 3),
@@ -181,12 +181,12 @@ class _Window:
 
 
 def curve(record: dict[str, Any]) -> str:
-    """What the numbers of a record belong to: `train`, or `eval/test`."""
+    """Return the TensorBoard prefix of a record's numbers: `train`, or `eval/test`."""
     return f"{record['kind']}/{record['split']}" if "split" in record else str(record["kind"])
 
 
 def flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """The finite numbers of a record with dotted names: what TensorBoard shows."""
+    """Return the finite numbers of a record with dotted names, for TensorBoard."""
     out = []
     for key, value in record.items():
         if isinstance(value, dict):
@@ -197,7 +197,7 @@ def flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
 
 
 def as_line(record: dict[str, Any], *, total: int) -> str:
-    """A record as one line for people."""
+    """Format a record as one line for the console."""
     where = f"step {record['step']}/{total} epoch {record['epoch']}"
     if record["kind"] == "bad_clip":
         return f"{where}: clip {record['key']} replaced by {record['replaced_by']}: {record['cause']}"
@@ -218,9 +218,10 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}"
 
 
-class _Board:
-    """TensorBoard's copy of the records. It is given up with a warning where it cannot be written: metrics.jsonl has
-    the same numbers, and says itself when the disk is full. Elsewhere than on a disk it is written here and sent."""
+class _TensorBoard:
+    """Writes a copy of the records for TensorBoard. When it cannot be written, it stops with a warning: metrics.jsonl
+    has the same numbers and raises its own error when the disk is full. For a remote store, files are written to a
+    local temporary folder and sent."""
 
     def __init__(self, folder: Folder, *, purge_step: int) -> None:
         self._folder = folder
@@ -263,7 +264,7 @@ class _Board:
 
 
 def _summary_writer(folder: Path, *, purge_step: int) -> Any:
-    # Imported here: it costs a second, and only the first rank needs it. Its import warns of deprecations of its own.
+    # Imported here: it takes a second, and only the first rank needs it. The import causes deprecation warnings.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.utils.tensorboard import SummaryWriter
@@ -274,7 +275,7 @@ def _summary_writer(folder: Path, *, purge_step: int) -> Any:
 
 @cache
 def _silence_writer_thread() -> None:
-    """TensorBoard's thread hands its errors over to the next call, and prints them as a traceback besides."""
+    """Suppress tracebacks printed by TensorBoard's thread: the next call raises its errors anyway."""
     usual = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:

@@ -20,11 +20,11 @@ from dfer.training.state import LAYOUT, TrainingState, refuse_other_layout
 Split = Literal["validation", "test"]
 
 _GO_ON, _SAVE, _STOP, _FAIL = range(4)
-"""What a rank can want between two steps; the largest counts."""
+"""Actions that a rank can propose between two steps; the largest proposal of all ranks is taken."""
 
 
 class Loader(Protocol):
-    """What the loop needs of a loader: this rank's micro-batches, in an order that depends on the epoch alone."""
+    """The interface of a loader for the loop: this rank's micro-batches, in an order that depends only on the epoch."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -42,7 +42,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best evaluation so far. protocol: on which data it was chosen; step: updates done at that time."""
+    """The best evaluation so far. protocol: the data used for the selection; step: updates done at that time."""
 
     protocol: Selection
     metric: str
@@ -53,11 +53,11 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """When to evaluate, and what chooses the best checkpoint.
+    """When to evaluate, and how to select the best checkpoint.
 
-    run: metrics of the current weights, the same on every rank, over the data `select` names, with a call of what it is
-    given after every batch; metric: which of them is compared (larger is better, the first of equals stays); split: on
-    which clips, for the record."""
+    run: computes metrics of the current weights, the same on every rank, over the data that `select` names, and calls
+    its argument after every batch; metric: name of the metric compared (larger is better, the first of equals is kept);
+    split: the evaluated clips, for the record."""
 
     run: Callable[[Callable[[], None]], dict[str, float]]
     every_epochs: int = 1
@@ -68,7 +68,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run ended. metrics: of the last evaluation; step: of the final checkpoint."""
+    """Outcome of a run. metrics: of the last evaluation; step: of the final checkpoint."""
 
     step: int
     epochs: int
@@ -77,11 +77,11 @@ class Summary:
 
 
 def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: int) -> tuple[TrainingState, Best | None]:
-    """Take over a checkpoint's weights, optimizer state and position; the start when there is none.
+    """Load a checkpoint's weights, optimizer state and position; without one, return the start position. COLLECTIVE.
 
     Raises:
-        CheckpointError: names, shapes or position that do not fit this model and data; another layout where the
-            method fixes it.
+        CheckpointError: names, shapes or position do not fit this model and data, or the method fixes the layout and
+            this is another one.
     """
     if checkpoint is None:
         return TrainingState(), None
@@ -120,17 +120,17 @@ def train(
     stop: Stop | None = None,
     record_clips: bool = False,
 ) -> Summary:
-    """Train from `start` to the end of `epochs`; all ranks call it.
+    """Train from `start` to the end of `epochs`. COLLECTIVE.
 
-    prepare: moves a micro-batch of an epoch to the device and augments it; extra_state: more for state.json;
-    stop: looked at between two steps and between two batches of an evaluation, on all ranks together;
-    record_clips: write which clips made up each step.
+    prepare: moves a micro-batch of an epoch to the device and augments it; extra_state: further entries of state.json;
+    stop: checked by all ranks together between two steps and between two batches of an evaluation;
+    record_clips: record which clips made up each step.
 
     Raises:
-        NonFiniteLossError, StorageError: on all ranks; the last checkpoint stands.
+        NonFiniteLossError, StorageError: on all ranks; the last checkpoint stays valid.
         DataError: on all ranks; more clips had to be replaced than is allowed.
-        FencedError: on all ranks; a newer copy has taken the run folder over.
-        StoppedError: on all ranks; a stop was asked for, and everything up to here is saved.
+        FencedError: on all ranks; a newer copy has taken over the run folder.
+        StoppedError: on all ranks; a stop was requested, and everything up to this step is saved.
     """
     training = _Training(
         engine=engine, loader=loader, prepare=prepare, schedule=schedule, log=log, checkpoints=checkpoints,
@@ -141,16 +141,16 @@ def train(
     try:
         return training.run()
     finally:
-        checkpoints.settle()  # what was being saved when an error came is worth having
+        checkpoints.wait_for_save()  # when an error unwinds, a save in progress is still completed
 
 
-class _StopWantedError(Exception):
-    """Leads out of an evaluation."""
+class _StopRequestedError(Exception):
+    """Raised to leave an evaluation when a stop is requested."""
 
 
 @dataclass(kw_only=True)
 class _Training:
-    """A run in progress: what `train` was given, and where it stands."""
+    """A run in progress: the arguments of `train`, and the position."""
 
     engine: Engine
     loader: Loader
@@ -173,10 +173,10 @@ class _Training:
         return self.epochs * self.loader.steps_per_epoch
 
     def run(self) -> Summary:
-        """To the end of the last epoch."""
-        if self._vote() == _STOP:
+        """Train to the end of the last epoch."""
+        if self._agree_on_action() == _STOP:
             self._stopped()
-        if self.state.evaluate and self.evaluation:  # not where eval_every was taken away
+        if self.state.evaluate and self.evaluation:  # None if eval_every was removed before this resume
             self._evaluate()
             self._save()
         self.state = replace(self.state, evaluate=False)
@@ -207,12 +207,12 @@ class _Training:
             self.log.clips(ids, step=self.state.global_step, epoch=epoch)
 
     def _after_step(self, epoch: int) -> None:
-        """Evaluate and save where it is time to, and heed what any rank wants."""
+        """Evaluate and save when due, and take the action that the ranks agree on."""
         done = self.state.epoch if self.state.epoch > epoch else None
         every = self.evaluation.every_epochs if self.evaluation else 0
         if every and done and (done % every == 0 or done == self.epochs):
             self.state = replace(self.state, evaluate=True)
-        wanted = self._vote(self.loader.take_bad())
+        wanted = self._agree_on_action(self.loader.take_bad())
         if wanted == _STOP:
             self._save_and_stop()
         is_best = self._evaluate() if self.state.evaluate else False
@@ -221,12 +221,12 @@ class _Training:
             self._save()
 
     def _evaluate(self) -> bool:
-        """Whether the current weights are the best so far."""
+        """Evaluate the current weights; returns whether they are the best so far."""
         evaluation = self.evaluation
-        assert evaluation is not None, "only asked for where there is one"
+        assert evaluation is not None, "callers check that there is one"
         try:
-            self.metrics = evaluation.run(self._between)
-        except _StopWantedError:
+            self.metrics = evaluation.run(self._between_batches)
+        except _StopRequestedError:
             self._save_and_stop()
         step, epoch = self.state.global_step, self.state.epoch
         self.log.eval(self.metrics, split=evaluation.split, step=step, epoch=epoch)
@@ -234,14 +234,14 @@ class _Training:
         self.state, self.best = replace(self.state, evaluate=False), better or self.best
         return better is not None
 
-    def _between(self) -> None:
-        if self._vote() == _STOP:
-            raise _StopWantedError
+    def _between_batches(self) -> None:
+        if self._agree_on_action() == _STOP:
+            raise _StopRequestedError
 
-    def _vote(self, bad: Sequence[BadClip] = ()) -> int:
-        """What the ranks want most: to go on, save, stop; raises the first rank's failure on all of them.
+    def _agree_on_action(self, bad: Sequence[BadClip] = ()) -> int:
+        """Agree on the next action (_GO_ON, _SAVE, _STOP); raises the first rank's failure on all. COLLECTIVE.
 
-        bad: clips that this rank had to replace; any rank's are recorded.
+        bad: clips that this rank had to replace; those of all ranks are recorded.
         """
         mine = _STOP if self.stop.requested else _SAVE if self.checkpoints.overdue else _GO_ON
         if self.checkpoints.failed or self.log.problem is not None:
@@ -262,7 +262,7 @@ class _Training:
         if len(bad) > self.loader.max_bad:
             got = f"{len(bad)} ({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; the last: {found[-1].cause})"
             expected = f"at most {self.loader.max_bad} bad clips, as data.max_bad_share allows"
-            do = "metrics.jsonl lists them; mend the shards, or allow more."
+            do = "metrics.jsonl lists them; repair the shards, or allow more."
             raise DataError(message("training clips", expected=expected, got=got, do=do))
 
     def _raise_failure(self) -> None:
@@ -290,8 +290,8 @@ class _Training:
 
 
 def stopped(stop: Stop, *, at: str) -> StoppedError:
-    """The error that ends a process in which a stop was asked for, the same on all ranks, which all call it."""
-    reason = next((reason for reason in gather_objects(stop.reason) if reason), "a wish to stop")
+    """Make the error that ends a process after a stop request, with the same reason on all ranks. COLLECTIVE."""
+    reason = next((reason for reason in gather_objects(stop.reason) if reason), "a stop request")
     do = "All is saved; the same command continues."
     return StoppedError(message(at, expected="to go on", got=reason, do=do))
 
@@ -299,7 +299,7 @@ def stopped(stop: Stop, *, at: str) -> StoppedError:
 def _better(
     best: Best | None, metrics: dict[str, float], evaluation: Evaluation, *, step: int, epoch: int
 ) -> Best | None:
-    """The new best when `metrics` beat it under a selecting protocol."""
+    """Return the new best if the protocol selects one and `metrics` beat the old; else None."""
     if evaluation.select == "last":
         return None
     value = metrics[evaluation.metric]

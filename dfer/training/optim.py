@@ -13,8 +13,7 @@ from dfer.training.config import AdamWConfig, OptimConfig, SgdConfig
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSetting:
-    """What one optimizer group must be set to. lr is the rate at schedule factor 1; others: momentum, or betas and
-    eps."""
+    """Required settings of one optimizer group. lr: rate at schedule factor 1; others: momentum, or betas and eps."""
 
     name: str
     lr: float
@@ -24,11 +23,11 @@ class GroupSetting:
 
 
 def group_settings(config: OptimConfig, learner: Learner) -> list[GroupSetting]:
-    """The optimizer groups of a learner in a fixed order, with parameters by name.
+    """Return the optimizer groups of a learner in a fixed order, with the names of their parameters.
 
     Raises:
         UsageError: `optim.groups` does not name exactly the learner's groups.
-        ValueError: the learner's groups are not exactly its trainable parameters (a mistake in the model).
+        ValueError: the learner's groups are not exactly its trainable parameters (a bug in the model).
     """
     groups = learner.param_groups()
     _check_names(config.groups, groups)
@@ -50,7 +49,7 @@ def group_settings(config: OptimConfig, learner: Learner) -> list[GroupSetting]:
 
 
 def build_optimizer(config: OptimConfig, learner: Learner) -> torch.optim.Optimizer:
-    """A torch optimizer over the trainable parameters only, one named group per setting of `group_settings`."""
+    """Build a torch optimizer over the trainable parameters, with one named group per entry of `group_settings`."""
     by_name = dict(learner.named_parameters())
     groups = [
         {"name": s.name, "lr": s.lr, "weight_decay": s.weight_decay, "params": [by_name[name] for name in s.params]}

@@ -1,4 +1,4 @@
-"""What an engine with a whole torch optimizer on every rank does the same way: DDP, and DeepSpeed at ZeRO 0."""
+"""Update and optimizer state of engines with a full torch optimizer on every rank: DDP, and DeepSpeed at ZeRO 0."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,7 +14,8 @@ def clipped_update(
 ) -> float:
     """Unscale and clip the gradients, call `apply`, and return their norm before clipping.
 
-    Without a call of `apply` when the norm is not finite. The gradients are the same on every rank, so is the answer.
+    When the norm is not finite, `apply` is not called and inf is returned. Gradients, and so the result, are the same
+    on every rank.
     """
     grads = [p.grad for p in params if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads)) / scale
@@ -28,7 +29,7 @@ def clipped_update(
 
 
 def read_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, keep: bool) -> dict[str, Tensor]:
-    """The optimizer's tensors as `parameter/slot` on the CPU; nothing unless `keep`."""
+    """Copy the optimizer's tensors to the CPU, as `parameter/slot`; empty unless `keep`."""
     out = {}
     for group in optimizer.param_groups if keep else ():
         for param in group["params"]:
@@ -40,7 +41,7 @@ def read_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, ke
 
 
 def write_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, Tensor]) -> None:
-    """Replace the optimizer's tensors by those of `state`, on each parameter's device."""
+    """Replace the optimizer's tensors by copies of those in `state`, on each parameter's device."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             name = names[id(param)]

@@ -1,4 +1,4 @@
-"""What is in a checkpoint of a training run: names of its tensors, and where training stands."""
+"""The contents of a training checkpoint: the position of training, and the names and shapes of its tensors."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +14,9 @@ from dfer.recognition import Coupling
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """Position in a run: the next step to take. epoch and step count from 0, step within the epoch, global_step over
-    all epochs; evaluate: the epoch that has just ended is still to be evaluated; bad_clips: keys of those replaced so
-    far. No random state: every draw is a function of (seed, epoch, sample)."""
+    """Position in a run: the next step. epoch and step count from 0, step within the epoch, global_step over all
+    epochs; evaluate: the epoch that just ended still has to be evaluated; bad_clips: keys of clips replaced so far.
+    No random state: every draw is a function of (seed, epoch, sample)."""
 
     epoch: int = 0
     step: int = 0
@@ -25,7 +25,7 @@ class TrainingState:
     bad_clips: tuple[str, ...] = ()
 
     def after_step(self, *, steps_per_epoch: int) -> "TrainingState":
-        """The position one step on."""
+        """Return the position after one more step."""
         epoch_done = self.step + 1 == steps_per_epoch
         return replace(
             self, epoch=self.epoch + epoch_done, step=0 if epoch_done else self.step + 1,
@@ -33,12 +33,12 @@ class TrainingState:
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a checkpoint's state.json."""
+        """Return plain values for a checkpoint's state.json."""
         return asdict(self)
 
     @classmethod
     def from_plain(cls, plain: Any, *, where: object) -> "TrainingState":
-        """The position in a checkpoint's state. Raises CheckpointError when there is none."""
+        """Read the position from a checkpoint's state. Raises CheckpointError when there is none."""
         try:
             return from_plain(cls, plain)
         except ConfigProblem as problem:
@@ -46,7 +46,7 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, plain: Any, *, where: object, steps_per_epoch: int) -> "TrainingState":
-        """The position a checkpoint holds. Raises CheckpointError when it does not fit `steps_per_epoch`."""
+        """As `from_plain`, and check the position. Raises CheckpointError when it does not fit `steps_per_epoch`."""
         state = cls.from_plain(plain, where=where)
         if state.global_step != state.epoch * steps_per_epoch + state.step or state.step >= steps_per_epoch:
             got = f"epoch {state.epoch}, step {state.step}, global step {state.global_step}"
@@ -94,23 +94,23 @@ def refuse_other_layout(coupling: Coupling, layout: Layout, state: Mapping[str, 
 
 
 def state_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of the tensors the optimizer keeps for each parameter; `step` is a single number."""
+    """Return the names of the tensors that the optimizer keeps for each parameter; `step` is a single number."""
     if isinstance(optimizer, torch.optim.AdamW):
         return ("exp_avg", "exp_avg_sq", "step")
     return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
 
 
 def expected_state(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> set[str]:
-    """Keys `parameter/slot` of the optimizer's state for these parameters."""
+    """Return the keys `parameter/slot` of the optimizer's state for these parameters."""
     return {f"{name}/{slot}" for name in names for slot in state_slots(optimizer)}
 
 
 def with_fresh(
     state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """The state, with that of an untouched parameter (zeros) for those it holds nothing of: they never had a gradient.
+    """Add zeros for parameters that have no state yet, since they never had a gradient. An empty state stays empty.
 
-    Empty as long as there is none at all. shapes: of the trained parameters, by name.
+    shapes: of the trained parameters, by name.
     """
     known = {key.rpartition("/")[0] for key in state}
     new = [name for name in shapes if name not in known] if state else []
@@ -124,7 +124,7 @@ def _shape(key: str, shapes: Mapping[str, torch.Size]) -> torch.Size:
 
 
 def check_names(what: str, *, got: Iterable[str], expected: Iterable[str]) -> None:
-    """Raises CheckpointError that lists names the checkpoint lacks and names the model does not know."""
+    """Raise CheckpointError that lists names missing from the checkpoint and names unknown to the model."""
     missing, unexpected = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     if missing or unexpected:
         found = f"missing {_some(missing)}; unexpected {_some(unexpected)}"
@@ -133,7 +133,7 @@ def check_names(what: str, *, got: Iterable[str], expected: Iterable[str]) -> No
 
 
 def check_shapes(what: str, *, got: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    """Raises CheckpointError that names the tensors whose shape is not the model's."""
+    """Raise CheckpointError that lists the tensors whose shape is not the model's."""
     wrong = [
         f"{name} {tuple(value.shape)} for {tuple(expected[name])}"
         for name, value in got.items()

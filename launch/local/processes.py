@@ -1,7 +1,7 @@
-"""The ranks of one job on this machine: started, listened to, and ended together.
+"""Start the ranks of one job on this machine, forward their output, and end them together.
 
-A rank that fails takes the others along, which notice by themselves (exit code 7) or are killed after GRACE_S. The
-job's exit code is that of the rank that failed first for a reason of its own.
+When a rank fails, the others end too: they notice by themselves (exit code 7) or are killed after GRACE_S. The job's
+exit code is that of the first rank that failed by a root cause, not by the loss of another rank.
 """
 
 import os
@@ -18,18 +18,18 @@ from launch.local.rank import LAUNCHER
 from launch.rendezvous import free_port
 
 GRACE_S = 30.0
-"""How long the other ranks may take to notice that one failed."""
+"""Time for the other ranks to notice that one failed, before they are killed."""
 POLL_S = 0.05
-# Told by every rank; the launcher passes on one of each.
+# Printed by every rank; the launcher prints each distinct line once.
 _LAST_WORDS = (b"error: ", b"interrupted; ")
 
 
 @dataclass
 class Rank:
-    """One process. label: of its job among several; stands before each line that is passed on.
+    """One process. label: name of its job among several; prefix of each line that is forwarded.
 
-    last_words: lines of its error stream that say why it ended. Those of the first rank are passed on at once, those of
-    the others are held back until all have ended.
+    last_words: lines of its stderr that say why it ended. Those of the first rank are forwarded at once, those of the
+    others are kept until all ranks have ended.
     """
 
     number: int
@@ -41,8 +41,8 @@ class Rank:
     killed: bool = False
 
     def listen(self) -> None:
-        """Pass on what it wrote to its error stream, all but the last words. The first rank of a job without a label
-        writes there itself."""
+        """Forward new lines of its stderr, except the last words. The first rank of a job without a label has no pipe
+        and writes to the launcher's stderr itself."""
         pipe = self.process.stderr
         if pipe is None:
             return
@@ -58,7 +58,7 @@ class Rank:
             _say(line, self.label)
 
     def finish(self) -> None:
-        """Say what is left of its words once it has ended."""
+        """Forward the remaining output of a process that has ended."""
         self.listen()
         if self.partial:
             self._pass_on(self.partial)
@@ -67,10 +67,10 @@ class Rank:
 
 
 class Group:
-    """All ranks of one job. `step` looks after them until `code` is set.
+    """All ranks of one job. Call `step` until `code` is set.
 
-    label: names this job among others that run at the same time. Their lines come labelled then, without progress
-    bars, which would overwrite each other.
+    label: name of this job among others that run at the same time. Its lines are then printed with the label, and
+    without progress bars, which would overwrite each other.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Group:
         self.ranks = [_start(arguments, own, number, label) for number in range(processes)]
 
     def step(self) -> None:
-        """Pass on what the ranks say, note who ended, end the others of a failed one."""
+        """Forward output, record ranks that ended, and kill the others once GRACE_S has passed after a failure."""
         for rank in [rank for rank in self.ranks if rank.code is None]:
             rank.listen()
             if (code := rank.process.poll()) is not None:
@@ -105,21 +105,21 @@ class Group:
             self.code = self._conclude()
 
     def forward(self, number: int) -> None:
-        """Send a signal to every rank that still runs."""
+        """Send a signal to every running rank."""
         self._forwarded.add(number)
         for rank in self.ranks:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)
 
     def kill(self) -> None:
-        """End every rank and the workers it started, now."""
+        """Kill every rank and the workers that it started."""
         for rank in self.ranks:
             if rank.code is None and not rank.killed:
                 rank.killed = True
                 _kill_session(rank.process.pid)
 
     def _conclude(self) -> int:
-        """The exit code, after the last words of the ranks that gave it."""
+        """Determine the exit code; first print the last words of the ranks that ended with it."""
         own = [rank for rank in self._ended if not rank.killed and rank.code not in (0, ProcessError.exit_code)]
         if own and own[0].code is not None and own[0].code < 0:
             return self._killed(own[0], -own[0].code)
@@ -133,7 +133,8 @@ class Group:
         return code
 
     def _tell(self, code: int) -> None:
-        """What the ranks of this code say, each thing once; the first rank has spoken for itself."""
+        """Print the last words of the ranks that ended with this code, each distinct line once. Those of the first rank
+        are printed already."""
         if self.ranks[0].code == code:
             return
         for line in dict.fromkeys(line for rank in self._ended if rank.code == code for line in rank.last_words):
@@ -145,7 +146,7 @@ class Group:
         error: ProcessError | StoppedError
         if number in self._forwarded:
             do = "Nothing was lost; the same command starts or continues the run."
-            error = StoppedError(message(where, expected="to be asked between two steps", got=f"{name} before", do=do))
+            error = StoppedError(message(where, expected="a stop while training", got=f"{name} before it", do=do))
         else:
             do = "The same command continues from the last checkpoint; SIGKILL is often the system short of memory."
             error = ProcessError(message(where, expected="to run to its end", got=name, do=do))
@@ -154,13 +155,13 @@ class Group:
 
 
 def meeting_place(processes: int) -> dict[str, str]:
-    """The variables that say where the ranks meet and how many they are."""
+    """Return the variables for the rendezvous address and the number of ranks."""
     sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **sizes}
 
 
 def _start(arguments: Sequence[str], environment: Mapping[str, str], number: int, label: str) -> Rank:
-    """A session of its own keeps a terminal's Ctrl-C from reaching a rank twice."""
+    """Start a rank in its own session, so that a terminal's Ctrl-C reaches it once, through the launcher."""
     own = {**environment, "RANK": str(number), "LOCAL_RANK": str(number)}
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.local.rank", *arguments], env=own, start_new_session=True,
@@ -191,7 +192,7 @@ def _say(line: bytes, label: str) -> None:
 
 
 def wait(groups: Sequence[Group]) -> None:
-    """Sleep until a rank says something, or POLL_S at most."""
+    """Sleep until a rank writes to stderr, at most POLL_S."""
     with selectors.DefaultSelector() as selector:
         for group in groups:
             for rank in group.ranks:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dfer.exit import Leaving
+from dfer.exit import ProcessExit
 
 if TYPE_CHECKING:
     from launch.job import Place
@@ -24,17 +24,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> NoReturn:
-    """Run the command and end with its exit code."""
+    """Run the command and exit with its code."""
     end_with_launcher()
-    leaving = Leaving()
+    process_exit = ProcessExit()
     words = sys.argv[1:]
     if words[:1] == [PART]:
-        sys.argv = ["dfer-launch", *words[3:]]  # what environment.json notes
-        leaving.after(lambda: _part(Path(words[1]), words[2]))
+        sys.argv = ["dfer-launch", *words[3:]]  # recorded in environment.json
+        process_exit.run_and_exit(lambda: _part(Path(words[1]), words[2]))
     sys.argv = ["dfer", *words]
-    from dfer.__main__ import main as dfer  # here: from now on the process ends with its launcher
+    from dfer.__main__ import main as dfer  # imported after `end_with_launcher`: the import takes long
 
-    leaving.after(lambda: dfer(words))
+    process_exit.run_and_exit(lambda: dfer(words))
 
 
 def _part(file: Path, name: str) -> int:
@@ -54,7 +54,7 @@ def _part(file: Path, name: str) -> int:
             print(said, flush=True)
 
     said = "the same command continues from the last checkpoint"
-    return exit_code(work, interrupted=said, speaks=lambda: place.local_rank == 0)
+    return exit_code(work, interrupted=said, prints_usage_errors=lambda: place.local_rank == 0)
 
 
 def _place() -> "Place":
@@ -67,7 +67,7 @@ def _place() -> "Place":
 
 
 def end_with_launcher() -> None:
-    """Have the kernel kill this process when its parent dies; end now if it died already."""
+    """Have the kernel kill this process when its parent dies; end now if the parent is already dead."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Several processes on this machine: the same job that a cluster runs, in ranks that start, fail and stop together."""
+"""Run a job in several processes on this machine; its ranks start, fail and stop together, as on a cluster."""
 
 import os
 import re
@@ -57,12 +57,13 @@ class Local:
 
 
 def command(job: Local) -> list[str]:
-    """The command that each rank runs."""
+    """Return the command that each rank runs."""
     return [sys.executable, "-m", "launch.local.rank", *job.arguments()]
 
 
 def run(job: Local) -> int:
-    """Run the job to its end and return its exit code; the ranks share the cores unless OMP_NUM_THREADS is set.
+    """Run the job to its end and return its exit code. The cores are divided among the ranks unless OMP_NUM_THREADS is
+    set.
 
     Raises:
         UsageError: a wrong configuration, or srun started several of these launchers; no process is started then.
@@ -155,7 +156,8 @@ class _Jobs:
 
 
 def slot_environment(slot: int, *, slots: int, processes: int) -> dict[str, str]:
-    """The environment of one job of several at a time: its share of the cores, and of the GPUs where they suffice."""
+    """Return the environment of one of several concurrent jobs: its part of the cores, and of the GPUs if they
+    suffice."""
     cores = len(os.sched_getaffinity(0))
     own = {"OMP_NUM_THREADS": str(max(1, cores // (processes * slots))), **os.environ}
     cards = visible_gpus(os.environ)
@@ -165,7 +167,7 @@ def slot_environment(slot: int, *, slots: int, processes: int) -> dict[str, str]
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """Names of the GPUs that this process may use, without asking torch."""
+    """List the names of the GPUs that this process may use, without torch."""
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]

@@ -40,11 +40,11 @@ class Board:
         return dict(self._endings)
 
     def note(self, text: str) -> None:
-        """Have the driver print something."""
+        """Add a note for the driver to print."""
         self._notes.append(text)
 
     def news(self) -> list[str]:
-        """Notes since the last call."""
+        """Return the notes since the last call."""
         news, self._notes = self._notes, []
         return news
 
@@ -64,7 +64,7 @@ class Board:
 
 
 def make_board() -> Any:
-    """A board as an actor, on the driver's host."""
+    """Start a board as a Ray actor on the driver's host."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

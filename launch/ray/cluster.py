@@ -1,4 +1,4 @@
-"""The Ray cluster and the job a driver runs in: joined, asked for its room, and what they refuse told in a line."""
+"""Connect to the Ray cluster, query its free resources, and turn its errors into one-line messages."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def in_ray_job() -> bool:
 
 
 def submission_id() -> str:
-    """Of the job that `ray job submit` made, else empty."""
+    """Return the id of the job that `ray job submit` made; empty outside such a job."""
     return str(_job_config("metadata").get("job_submission_id", ""))
 
 
@@ -62,17 +62,17 @@ def refuse_working_folder(places: Mapping[str, str]) -> None:
 
 @contextmanager
 def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[str]:
-    """Join the cluster; gives the address of its job server.
+    """Connect to the cluster; gives the address of its job server.
 
     Raises:
-        UsageError: there is none, or it does not take this driver.
+        UsageError: no cluster answers, or it refuses this driver.
     """
-    # A head of which only the address is left, from an earlier `ray start`, is then given up after a minute.
+    # So a stale address, left by an earlier `ray start`, is given up after a minute.
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     import ray
     from ray.exceptions import RayError
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # with it, every line of a process comes twice
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would print every line of a process twice
     if cluster.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -90,7 +90,7 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
 
 
 def _knock(address: str) -> None:
-    """Refuse an address, HOST:PORT, at which nobody answers."""
+    """Raise UsageError for an address, HOST:PORT, that does not accept a connection."""
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
         return
@@ -101,7 +101,8 @@ def _knock(address: str) -> None:
 
 
 def _not_connected(address: str, error: Exception) -> UsageError:
-    """Nobody there, which Ray tells in two ways, or a cluster that refuses: another version, too much to upload."""
+    """Make the error for a cluster that does not answer, which Ray reports in two ways, or that refuses this driver
+    (another version, too much to upload)."""
     expected, do = "to join the cluster", "Correct the cluster file or the installation."
     if isinstance(error, ConnectionError) or "connect to GCS" in str(error):
         expected = "a cluster"
@@ -150,5 +151,5 @@ def _amounts(cluster: RayCluster, there: Mapping[str, float]) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """The start of an error's text, which Ray likes to lay out in paragraphs."""
+    """Shorten an error's text to one line; Ray's texts have several paragraphs."""
     return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 
 from dfer.cli import INTERRUPTED
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, StorageError, message
-from dfer.exit import at_once
+from dfer.exit import exit_now
 from dfer.storage import Folder
 from launch.cluster import RayCluster
 from launch.job import LAUNCH
@@ -56,9 +56,9 @@ class Driver:
         self._told: set[str] = set()
         """Parts whose waiting has been told."""
         self._free = (float("-inf"), "")
-        """When the cluster was asked for its room, and its answer."""
+        """Time of the last query of the cluster's free resources, and its result."""
         self._older: set[str] | None = None
-        """Files of the records that were there before this job, and its own; none while they could not be listed."""
+        """Files of the records that existed before this job, and its own; None until they could be listed."""
         self.closed = ""
         self.abandoned: list[str] = []
         self._overtaken = self._unrecorded = self._unlisted = False
@@ -211,7 +211,7 @@ class Driver:
         """Have the parts save and stop when all of them were submitted again: the newer job may need their room."""
         try:
             kept = {record.file: record for record in records(self._home) if record.launcher == "ray"}
-        except DferError as error:  # the store is away, or a file of somebody else's in the way
+        except DferError as error:  # the store does not answer, or a file is no record
             if not self._unlisted:
                 note = f"note: newer jobs of this run cannot be looked for: {error}"
                 print(note, file=sys.stderr, flush=True)
@@ -235,7 +235,7 @@ class Driver:
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self.closed and number == signal.SIGINT:
-                at_once(INTERRUPTED)
+                exit_now(INTERRUPTED)
             self._close(signal.Signals(number).name)
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -261,7 +261,7 @@ class Driver:
         before = self._record.states.get(part, "")
         self._record = replace(self._record, states={**self._record.states, part: state})
         if before.partition(":")[0] != state.partition(":")[0]:
-            self._beaten = 0.0  # another state is written at once, more about the same with the next beat
+            self._beaten = 0.0  # a new state is written at once, a new detail of the same state with the next heartbeat
 
     def _renewed(self) -> Record:
         with self._lock:
@@ -302,7 +302,7 @@ def _state(code: int) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """The cause in few words: Ray's own text is a page long."""
+    """Shorten an error to its cause in one line; Ray's text is a page long."""
     failures = getattr(error, "worker_failures", {})
     cause = next(iter(failures.values()), error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

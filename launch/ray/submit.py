@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfer.exit import at_once
+from dfer.exit import exit_now
 from dfer.jobs.parts import Part
 from dfer.storage import Folder, client
 from launch.cluster import RayCluster
@@ -33,7 +33,7 @@ class Submission:
     cluster: RayCluster
 
     def dry_run(self) -> str:
-        """What Ray would be asked for."""
+        """Format what would be requested from Ray."""
         plan = {
             "parts": [part.name for part in self.job.parts], "run": self.job.run, "scaling": self.scaling(),
             "max_failures": self.cluster.max_failures, "parallel_parts": self.cluster.parallel_parts,
@@ -53,7 +53,7 @@ class Submission:
         return {**workers, "use_gpu": cluster.gpu, "resources_per_worker": cluster.per_worker}
 
     def runtime_env(self) -> dict[str, Any]:
-        """What every host gets: the code of this checkout, unless the job brought it along as its working folder."""
+        """Return Ray's runtime environment: the code of this checkout, unless it is the job's working folder."""
         found: dict[str, Any] = {"env_vars": dict(self.cluster.env_vars)} if self.cluster.env_vars else {}
         if not (in_ray_job() and Path.cwd().resolve() == PROJECT):
             found["py_modules"] = [str(PROJECT / name) for name in PACKAGES]
@@ -76,7 +76,7 @@ class Submission:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
                 if driver.abandoned:  # Ray crashes where it is left while threads wait in it
-                    at_once(code if driver.closed else conclude(self.job, code))
+                    exit_now(code if driver.closed else conclude(self.job, code))
             if code and driver.closed:
                 return code
         return conclude(self.job, code)
@@ -134,7 +134,7 @@ def run_alone(submission: Submission, part: Part, board: Any, mark: str) -> None
 
 
 def _storage(run: str) -> dict[str, Any]:
-    """Where Ray keeps its own files: in the run folder, through the same client as everything else there."""
+    """Return Ray's storage options: its files go into the run folder, through the same client as all others."""
     url = f"{run}/{LAUNCH}/ray"
     if "://" not in run:
         return {"storage_path": url}

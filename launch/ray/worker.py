@@ -58,14 +58,14 @@ def run_part(trial: Trial) -> None:
         run_job(trial.job, trial.part, where, stop)
     except DferError as error:
         _tell(trial, error)
-        if not isinstance(error, StoppedError):  # on which all agree: nothing for Ray to end and to start again
+        if not isinstance(error, StoppedError):  # raised on all ranks: Ray must not restart them
             raise
     finally:
         over.set()
 
 
 def check_shared(trial: Trial) -> None:
-    """Look for what the driver left in the run folder; network file systems may show it some seconds later.
+    """Check that this host sees the driver's marker file; network file systems may show it some seconds late.
 
     Raises:
         UsageError: this host has another folder at that path, or none.
@@ -88,12 +88,12 @@ def _tell(trial: Trial, error: DferError) -> None:
 
 
 def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
-    """Be heard, and pass the driver's wish on; what becomes of it the ranks agree on between two steps."""
+    """Send heartbeats and forward the driver's stop request, on which the ranks agree between two steps."""
     while not over.wait(WISH_S):
         try:
             reason = ray.get(trial.board.hear.remote(trial.part.name), timeout=10)
         except Exception:
-            continue  # the driver's host is slow or gone; Ray ends this process then
+            continue  # the driver's host is slow or lost; if lost, Ray ends this process
         if reason:
             stop.request(reason)
 
@@ -113,12 +113,12 @@ def place(trial: Trial) -> Place:
 
 
 class MeetingBackend(Backend):  # type: ignore[misc]
-    """Tells the processes where to meet. They make their process group themselves, as under every launcher."""
+    """Sends the rendezvous address to the processes, which form their process group as with all launchers."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: "MeetingConfig") -> None:
-        """Called by Ray at each start, before the training function."""
+        """Set the rendezvous variables in all processes; Ray calls it at each start, before the training function."""
         host, port = worker_group.execute_single(0, lambda: (get_node_ip_address(), free_port()))
         found = {"DFER_MEET_HOST": host, "DFER_MEET_PORT": str(port), "DFER_MEET_TOKEN": os.urandom(8).hex()}
         worker_group.execute(lambda: os.environ.update(found))
@@ -126,9 +126,9 @@ class MeetingBackend(Backend):  # type: ignore[misc]
 
 @dataclass
 class MeetingConfig(TorchConfig):  # type: ignore[misc]
-    """What TorchTrainer takes to set up its processes."""
+    """Configuration by which TorchTrainer uses MeetingBackend."""
 
     @property
     def backend_cls(self) -> type[MeetingBackend]:
-        """Instead of Ray's own, which makes the process group before anything could be checked."""
+        """Replaces Ray's backend, which would form the process group before the network is tested."""
         return MeetingBackend

@@ -1,4 +1,4 @@
-"""What can be known before a job waits for ever: partition, limits, account; and sbatch's refusals in plain words."""
+"""Check partition, limits and account before submission, so that no job waits forever. Explain sbatch's errors."""
 
 from dfer.errors import UsageError, message
 from launch.cluster import SlurmCluster
@@ -6,14 +6,14 @@ from launch.slurm.tools import Partition, accounts
 from launch.slurm.tools import partitions as all_partitions
 
 REPORT_MINUTES = 30
-"""Time limit of the job that writes the table, which takes seconds."""
+"""Time limit of the job that writes the report, which takes seconds."""
 
 
 def check(cluster: SlurmCluster) -> list[str]:
-    """Notes on what makes the job wait.
+    """Return notes on why the job will wait.
 
     Raises:
-        UsageError: it could never start.
+        UsageError: the job could never start.
     """
     known = all_partitions()
     partitions = _chosen(cluster.partition, known, key="partition")
@@ -31,10 +31,10 @@ def check(cluster: SlurmCluster) -> list[str]:
 
 
 def report_minutes(cluster: SlurmCluster) -> int:
-    """The time limit of the report's job where it is to run.
+    """Return the time limit of the report's job in its partition.
 
     Raises:
-        UsageError: it could never start.
+        UsageError: the report's job could never start.
     """
     name = cluster.report.get("partition", cluster.partition)
     key = "report: {partition}" if "partition" in cluster.report else "partition"
@@ -81,7 +81,7 @@ def _problem(cluster: SlurmCluster, partition: Partition, known: dict[str, Parti
 
 
 def explain(said: str, cluster: SlurmCluster, *, report: bool = False) -> UsageError:
-    """What sbatch refused, with what to do. report: of the job that writes the table."""
+    """Turn sbatch's error into a message with what to do. report: whether it refused the report's job."""
     lines = [line.strip() for line in said.splitlines() if "sbatch: error:" in line]
     got = "; ".join(line.partition("error:")[2].strip() for line in lines) or " ".join(said.split())[-300:]
     if "account" in got.lower():

@@ -1,8 +1,8 @@
-"""Runs in the batch script when a job's processes have ended badly: requeues it if trying again can help.
+"""Requeue a job whose processes failed, if a retry can help. Called at the end of the batch script.
 
-A lost process (killed, out of memory, a partner that vanished), a store that did not answer and an error that nobody
-has foreseen are tried again, at most `max_failures` times; mistakes, damaged data, a loss that is not finite, a GPU
-that is too small, a fenced run folder and a stop are not.
+A lost process (killed, out of memory, a partner that vanished), a store that did not answer and an unexpected error are
+retried, at most `max_failures` times. Usage errors, damaged data, a loss that is not finite, a GPU that is too small, a
+fenced run folder and a stop are not.
 """
 
 import json
@@ -14,11 +14,11 @@ from dfer.errors import DferError, ProcessError, StoppedError, StorageError
 from launch.slurm.tools import SlurmError, patiently, show_job, slurm
 
 _REQUEUED = 255
-"""submitit ends a process that has requeued its job like this."""
+"""Exit code of a process through which submitit has requeued the job."""
 
 
 def main(folder: Path, most: int, code: int) -> int:
-    """Requeue or not; the exit code for the script, which is the processes'."""
+    """Requeue if a retry can help; returns the exit code for the script, which is that of the processes."""
     job, start = _job(), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if not _may_help(code, folder / f"{job}_failure.json", start):
         return code
@@ -29,9 +29,9 @@ def main(folder: Path, most: int, code: int) -> int:
         return code
     try:
         if int(patiently(lambda: show_job(job)).get("Restarts", "0")) != start:
-            return code  # a newer start of this job runs elsewhere; this one was taken for dead
+            return code  # SLURM presumed this start dead; a newer one runs elsewhere
         print(f"note: exit code {code}; restart {before + 1} of {most} after a failure", file=sys.stderr, flush=True)
-        # Before the call, which ends this script; its failure is told and takes it back.
+        # Written before the call, which ends this script; if it fails, the count is restored.
         counter.write_text(str(before + 1))
         patiently(lambda: slurm("scontrol", "requeue", job))
     except SlurmError as error:

@@ -28,41 +28,41 @@ from launch.slurm.tools import Queued, comment_of, of_another_job, queued, settl
 
 SCRIPTS = "slurm"
 _SET_ALWAYS = ("ARRAY_INX", "COMMENT", "JOB_NAME", "NO_REQUEUE", "OPEN_MODE", "REQUEUE", "SIGNAL", "TIMELIMIT")
-"""What every script says, by the names of sbatch's variables."""
+"""Options that every script sets, by the names of sbatch's variables."""
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc]
-    """submitit's, which also makes a script where there is no SLURM, to look at."""
+    """submitit's executor, which can also format a script on a machine without SLURM, for `--dry-run`."""
 
     @classmethod
     def affinity(cls) -> int:
         return 2
 
     def text(self, tasks: int) -> str:
-        """The script that would be submitted for so many tasks."""
+        """Format the script that would be submitted for this number of tasks."""
         more = {"map_count": tasks} if tasks > 1 else {}
         return str(_sbatch(self._submitit_command_str, self.folder, {**self.parameters, **more}))
 
 
 def _sbatch(command: str, folder: Path, parameters: dict[str, Any]) -> str:
-    from submitit.slurm.slurm import _make_sbatch_string  # the only maker of the text that submitit has
+    from submitit.slurm.slurm import _make_sbatch_string  # submitit has no public function for it
 
     return str(_make_sbatch_string(command=command, folder=folder, **parameters))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job for a cluster: what would be submitted, and submitting it."""
+    """A job for a SLURM cluster: formats its scripts and submits them."""
 
     job: Job
     cluster: SlurmCluster
 
     @property
     def folder(self) -> Path:
-        """Where scripts and logs lie, on a disk that all hosts share.
+        """Folder of scripts and logs, on a disk that all hosts share.
 
         Raises:
-            UsageError: the run is in an object store, and no other folder is named.
+            UsageError: the run is in an object store, and no other folder is configured.
         """
         if self.cluster.folder:
             return Path(self.cluster.folder).absolute() / tag(self.job.run)
@@ -74,7 +74,7 @@ class Submission:
         return home / LAUNCH / SCRIPTS
 
     def name(self, what: str) -> str:
-        """What the queue calls this run's jobs."""
+        """Return the name of this run's jobs in the queue."""
         return f"dfer-{tag(self.job.run)}-{what}"
 
     def dry_run(self) -> str:
@@ -87,7 +87,7 @@ class Submission:
         """Submit the parts that are neither finished nor in the queue, and the report after them.
 
         Raises:
-            UsageError, StorageError: what stands in the way, before or in the words of sbatch.
+            UsageError, StorageError: a check before the submission failed, or sbatch refused it.
         """
         notes, minutes = check(self.cluster), report_minutes(self.cluster)
         home = Folder(self.job.run, what="run")
@@ -136,7 +136,7 @@ class Submission:
         print(_next(self.job.run), flush=True)
 
     def _submit_report(self, after: Iterable[str], minutes: int) -> str:
-        """The number of the job that writes the table after these have ended.
+        """Submit the job that writes the report after these jobs have ended; returns its number.
 
         Raises:
             UsageError: sbatch refuses it.
@@ -169,7 +169,7 @@ class Submission:
             constraint=cluster.constraint, exclude=cluster.exclude,
             partition=cluster.partition, account=cluster.account, qos=cluster.qos,
             srun_args=[*_each_host(cluster), "--kill-on-bad-exit=0", "--wait=60"],
-            setup=[*cluster.setup, "set +e"],  # the lines after srun decide on a restart
+            setup=[*cluster.setup, "set +e"],  # the lines after srun decide on a retry
             teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
             additional_parameters={"requeue": True, **_range(cluster), **cluster.options},
             **({} if cluster.elastic else {"ntasks_per_node": cluster.processes}),
@@ -192,10 +192,10 @@ class Submission:
 
 @contextmanager
 def _own_words(cluster: SlurmCluster) -> Iterator[None]:
-    """Without the variables by which sbatch would overrule what the script says, such as SBATCH_ACCOUNT in somebody's
-    profile: the cluster file counts, and it is what was checked. Others, and those of keys it leaves open, stay.
+    """Hide the variables by which sbatch would override the script, such as SBATCH_ACCOUNT in a user's profile: the
+    cluster file was checked, so it decides. Variables for keys that it leaves open stay visible.
 
-    Nor does sbatch see the variables of an interactive job that this is called from: they would pin the new one."""
+    Also hides the variables of an interactive job from which this is called: they would bind the new job to it."""
     said = {
         "ACCOUNT": cluster.account, "PARTITION": cluster.partition or cluster.report.get("partition"),
         "QOS": cluster.qos, "CONSTRAINT": cluster.constraint, "MEM_PER_NODE": cluster.memory_gb,
@@ -231,7 +231,7 @@ def _gigabytes(number: float | None) -> str | None:
 
 
 def _probe(home: Folder, scripts: Path) -> None:
-    """Find out now, not on a host, that a folder cannot be written."""
+    """Check before the submission that the folders can be written."""
     name = f"{LAUNCH}/.probe"
     home.write(name, b"")
     home.remove(name)

@@ -1,8 +1,8 @@
 """What runs in every process of a SLURM job: one part of it, or the report after all parts.
 
-SLURM asks for room with a signal some time before it takes the host away. It becomes a wish to stop, on which all ranks
-agree between two steps; when all is saved, the first rank lets submitit requeue the job through `checkpoint()`. After a
-host's failure no signal comes and SLURM requeues by itself: the run goes on from the last periodic checkpoint.
+SLURM sends a signal some time before it takes the host away. It becomes a stop request, on which all ranks agree
+between two steps; after saving, the first rank lets submitit requeue the job through `checkpoint()`. After a host's
+failure there is no signal, and SLURM requeues by itself: the run resumes from the last periodic checkpoint.
 """
 
 import json
@@ -20,7 +20,7 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DferError, FencedError, ProcessError, StoppedError, message
-from dfer.exit import Leaving
+from dfer.exit import ProcessExit
 from dfer.interruption import Stop
 from dfer.jobs.parts import Part
 from dfer.surroundings import accept_any_encoding
@@ -29,7 +29,8 @@ from launch.rendezvous import Meeting, port_of
 from launch.slurm.tools import SlurmError, patiently, show_job, slurm
 
 OTHERS_REASON = 1
-"""Exit code of a process that ends because another one did: below all own reasons, since srun tells the highest."""
+"""Exit code of a process that ends because another one did: below the codes of root causes, since srun returns the
+highest."""
 
 Requeue = Callable[[int, Any], None]
 
@@ -50,26 +51,26 @@ class PartTask:
         """Do the part; ends the process with the exit code of the error."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
         accept_any_encoding()
-        leaving, stop = Leaving(), Stop()
+        process_exit, stop = ProcessExit(), Stop()
         with stop.on_signals():
             share_cores(self.cpus)
             forget_failure()
             try:
                 said = run_job(self.job, self.part, place(self), stop)
             except StoppedError as error:
-                stopped(error, requeue if callable(requeue) else None, leaving)
+                stopped(error, requeue if callable(requeue) else None, process_exit)
             except DferError as error:
-                failed(error, leaving)
+                failed(error, process_exit)
             except Exception as error:
                 crashed(self, error)
-                leaving.will(DferError.exit_code)
+                process_exit.set_code(DferError.exit_code)
                 raise
         if rank() == 0:
             print(said, flush=True)
-        leaving.will(0)
+        process_exit.set_code(0)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit starts after a requeue: the same, since the run folder knows how far it is."""
+        """Return the task that submitit starts after a requeue: the same one, since the run folder has the position."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -85,15 +86,15 @@ class ReportTask:
         try:
             report(self.job)
         except DferError as error:
-            failed(error, Leaving())
+            failed(error, ProcessExit())
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """The same again."""
+        """Return the same task."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 def rank() -> int:
-    """Of this process in its job."""
+    """Return the rank of this process in its job."""
     return int(os.environ.get("SLURM_PROCID", "0"))
 
 
@@ -105,7 +106,7 @@ def place(task: PartTask) -> Place:
         rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank, local_size=job.num_tasks // job.num_nodes,
         meeting=Meeting(
             rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0],
-            # Another one each time: the last may be what stood in the way.
+            # A new port at each restart: the last one may have caused the failure.
             port=port_of(int(job.raw_job_id) + 1009 * restarts()), token=token,
             interface=task.interface, within_s=task.meet_s,
         ),
@@ -114,7 +115,7 @@ def place(task: PartTask) -> Place:
 
 
 def restarts() -> int:
-    """How often SLURM has started this job before."""
+    """Return how often SLURM has restarted this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
@@ -122,12 +123,12 @@ def restarts() -> int:
 
 
 def failure_file() -> Path:
-    """Where the first process that fails for a reason of its own says it: for `status`, and against useless retries."""
+    """Return the file for the root cause of a failure, which `status` shows and which prevents useless retries."""
     return Path(os.environ["SUBMITIT_FOLDER"]) / f"{submitit.JobEnvironment().job_id}_failure.json"
 
 
 def _said() -> dict[str, Any]:
-    """What stands there, nothing when there is no such file."""
+    """Read the failure file; empty when there is none."""
     try:
         said = json.loads(failure_file().read_text())
     except (OSError, ValueError):
@@ -136,17 +137,17 @@ def _said() -> dict[str, Any]:
 
 
 def forget_failure() -> None:
-    """A new start knows nothing of the last one's failure."""
+    """Remove the failure file of an earlier start."""
     if rank() == 0:
         failure_file().unlink(missing_ok=True)
 
 
-def failed(error: DferError, leaving: Leaving) -> NoReturn:
-    """Say why, keep it, end."""
+def failed(error: DferError, process_exit: ProcessExit) -> NoReturn:
+    """Print the error, record it in the failure file, and exit with its code."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     if not (isinstance(error, FencedError) and is_overtaken()):
         _keep(error)
-    leaving.now(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
+    process_exit.exit_with(OTHERS_REASON if isinstance(error, ProcessError) else error.exit_code)
 
 
 def crashed(task: PartTask, error: Exception) -> None:
@@ -159,7 +160,7 @@ def crashed(task: PartTask, error: Exception) -> None:
 
 
 def _keep(error: DferError) -> None:
-    """The first own reason of this start stays; what others noticed of it gives way, and what another start left."""
+    """Keep the first root cause of this start; overwrite secondary errors and leftovers of earlier starts."""
     if (said := _said()) and (said.get("start") != restarts() or _worth(said.get("code")) < _worth(error.exit_code)):
         failure_file().unlink(missing_ok=True)
     with suppress(OSError), failure_file().open("x") as file:
@@ -167,32 +168,32 @@ def _keep(error: DferError) -> None:
 
 
 def _worth(code: object) -> int:
-    """How much a reason says: what was noticed of others, what nobody knows, which may be that as well, an own one."""
+    """Rank an error: 0 secondary (another process was lost), 1 unexpected (may be secondary too), 2 root cause."""
     return {ProcessError.exit_code: 0, DferError.exit_code: 1}.get(code, 2) if isinstance(code, int) else 0
 
 
 def is_overtaken() -> bool:
-    """Whether SLURM has started this job again, taking this start for dead."""
+    """Whether SLURM has restarted this job because it presumed this start dead."""
     try:
         return int(show_job(submitit.JobEnvironment().job_id).get("Restarts", "0")) != restarts()
     except SlurmError:
         return False
 
 
-def stopped(error: StoppedError, requeue: Requeue | None, leaving: Leaving) -> NoReturn:
-    """All is saved: the first rank requeues the job, unless it was cancelled; the others make room."""
+def stopped(error: StoppedError, requeue: Requeue | None, process_exit: ProcessExit) -> NoReturn:
+    """End after a stop, when everything is saved: the first rank requeues the job unless it was cancelled."""
     if rank() == 0:
         print(f"note: {error}", file=sys.stderr, flush=True)
         if requeue is not None and is_wanted():
             _requeue(requeue)
-    leaving.now(error.exit_code)
+    process_exit.exit_with(error.exit_code)
 
 
 def is_wanted() -> bool:
-    """Whether SLURM takes this very start for the job's newest and lets it run; waits for the controller.
+    """Whether this start is the job's newest and SLURM lets it run; waits for the controller.
 
-    A job that is being cancelled is COMPLETING by now, and requeueing it would bring it back. So is one that SLURM
-    itself is about to requeue.
+    A job that is being cancelled is COMPLETING by now, and a requeue would restart it. So is one that SLURM itself is
+    about to requeue.
     """
     try:
         job = patiently(lambda: show_job(submitit.JobEnvironment().job_id))
@@ -202,10 +203,10 @@ def is_wanted() -> bool:
 
 
 def _requeue(requeue: Requeue) -> None:
-    """Through submitit: it counts the stretches cut by the time limit, calls `checkpoint()` and requeues."""
+    """Requeue through submitit: it counts how often the time limit was reached, calls `checkpoint()` and requeues."""
     environment = submitit.JobEnvironment()
     pickle = environment.paths.submitted_pickle
-    pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)  # of a start that was killed here
+    pickle.with_suffix(f"{pickle.suffix}.save_tmp").unlink(missing_ok=True)  # left by a start that was killed here
     try:
         requeue(int(signal.SIGUSR2), None)
     except UncompletedJobError as error:

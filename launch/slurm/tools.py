@@ -1,4 +1,4 @@
-"""SLURM's commands, each with an end and a message: what is queued, what a partition offers, who may use it."""
+"""Call SLURM's commands, with a timeout and a message for errors: the queue, partitions, accounts."""
 
 import getpass
 import os
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 TIMEOUT_S = 20
 CONTROLLER_S = 60.0
-"""How long a controller that restarts is waited for."""
+"""Longest wait for a controller that restarts."""
 ENDING_S = 30.0
-"""How long a job that is ending is waited for: it may go back into the queue."""
+"""Longest wait for a job that is ending: it may return to the queue."""
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "PMI")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
 """Variables that say which cluster is asked, and by whom."""
@@ -28,7 +28,7 @@ _FIELDS = "%P|%a|%D|%F|%l|%s|%G"
 
 
 class SlurmError(UsageError):
-    """A command of SLURM failed; `said` is what it wrote."""
+    """A command of SLURM failed; `said` is its error output."""
 
     def __init__(self, text: str, said: str = "") -> None:
         super().__init__(text)
@@ -36,23 +36,23 @@ class SlurmError(UsageError):
 
 
 def of_another_job(name: str) -> bool:
-    """Whether a variable describes the job that this process runs in, or changes what SLURM's commands answer.
+    """Whether a variable describes the job that this process runs in, or changes the answers of SLURM's commands.
 
-    sbatch hands its whole environment to the job, where srun obeys SLURM_CPU_BIND, SLURM_MEM_PER_CPU and the rest.
+    sbatch passes its whole environment to the job, where srun obeys SLURM_CPU_BIND, SLURM_MEM_PER_CPU and others.
     """
     return name.startswith(_OF_A_JOB) and name not in _OF_THE_CLUSTER
 
 
 def environment() -> dict[str, str]:
-    """The environment for SLURM's commands: this process's, without what belongs to the job around it."""
+    """Return the environment for SLURM's commands: this process's, without variables of the job that it runs in."""
     return {name: value for name, value in os.environ.items() if not of_another_job(name)}
 
 
 def slurm(*words: str, timeout: float = TIMEOUT_S) -> str:
-    """What one of SLURM's commands prints.
+    """Run one of SLURM's commands and return its output.
 
     Raises:
-        SlurmError: it is not there, fails or takes too long.
+        SlurmError: the command does not exist, fails or takes too long.
     """
     try:
         done = subprocess.run(
@@ -118,7 +118,7 @@ def names_of(comment: str) -> list[str]:
 
 
 def queued(name: str) -> list[Queued]:
-    """This user's jobs of a name that wait, run or end just now."""
+    """List this user's jobs of a name that are waiting, running or ending."""
     words = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--name={name}"]
     lines = slurm(*words, "--format=%i|%T|%r|%N|%k").splitlines()
     out = []
@@ -129,7 +129,7 @@ def queued(name: str) -> list[Queued]:
 
 
 def settled(name: str) -> list[Queued]:
-    """The same, once those have ended that are just ending; at most half a minute later."""
+    """As `queued`, but wait for jobs that are ending, at most ENDING_S."""
     until = time.monotonic() + ENDING_S
     while True:
         found = queued(name)
@@ -139,7 +139,7 @@ def settled(name: str) -> list[Queued]:
 
 
 def followed(name: str) -> list[Queued] | str:
-    """The same for those who only follow a run, or why that is not known."""
+    """As `queued`, but return the reason as text when the queue cannot be read; for `status` and `logs`."""
     if not shutil.which("squeue"):
         return "there is no squeue on this machine"
     try:
@@ -150,7 +150,7 @@ def followed(name: str) -> list[Queued] | str:
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """What sinfo tells of a partition. nodes, idle: hosts; minutes, most_nodes: limits of a job, none = without."""
+    """A partition as reported by sinfo. nodes, idle: hosts; minutes, most_nodes: limits of a job, None = unlimited."""
 
     name: str
     default: bool
@@ -163,7 +163,7 @@ class Partition:
 
 
 def partitions() -> dict[str, Partition]:
-    """All partitions of the cluster by name."""
+    """List all partitions of the cluster by name."""
     out: dict[str, Partition] = {}
     for line in slurm("sinfo", "--noheader", "--all", "--noconvert", f"--format={_FIELDS}").splitlines():
         found = _partition(line)
@@ -187,7 +187,7 @@ def _partition(line: str) -> Partition:
 
 
 def minutes_of(limit: str) -> int | None:
-    """SLURM's `1-02:30:00`, `30:00` or `infinite` in minutes."""
+    """Convert SLURM's `1-02:30:00` or `30:00` to minutes; None for `infinite`."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
     if not match:
         return None
@@ -196,8 +196,8 @@ def minutes_of(limit: str) -> int | None:
 
 
 def accounts() -> list[str]:
-    """Accounts that this user may charge; none where the cluster keeps no such books or does not say, or where the user
-    has a number but no name, as in a container."""
+    """List the accounts that this user may charge. Empty if the cluster has no accounting or does not answer, or if the
+    user has a number but no name, as in a container."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -210,19 +210,19 @@ def accounts() -> list[str]:
 
 
 def show_job(job: str) -> dict[str, str]:
-    """What scontrol knows of a job, `12_3` for a task of an array; fields by name.
+    """Return scontrol's fields of a job by name; `12_3` is a task of an array.
 
-    By their bare numbers tasks cannot be asked for: the last one that starts has the number of the whole array.
+    Do not ask for a task by its own job number: the last one that starts has the number of the whole array.
     """
     found = slurm("scontrol", "show", "job", "--oneliner", job).splitlines()
     return dict(re.findall(r"(\w+)=(\S*)", found[0])) if found else {}
 
 
 def patiently(work: Callable[[], T], *, seconds: float = CONTROLLER_S) -> T:
-    """The result of `work`, again and again while SLURM does not answer: its controller may just restart.
+    """Return the result of `work`, with retries while SLURM does not answer: its controller may be restarting.
 
     Raises:
-        SlurmError: it does not come back.
+        SlurmError: it still does not answer after `seconds`.
     """
     until = time.monotonic() + seconds
     while True:
@@ -235,7 +235,7 @@ def patiently(work: Callable[[], T], *, seconds: float = CONTROLLER_S) -> T:
 
 
 def ended(jobs: Sequence[str]) -> dict[str, str]:
-    """How jobs ended, from the accounting, by their numbers; none where there is no accounting."""
+    """Return the final states of jobs by their numbers, from the accounting; empty without accounting."""
     if not jobs:
         return {}
     words = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(jobs)}"]

@@ -1,4 +1,4 @@
-"""Raw data sets. A new one is a file with `read(raw) -> RawSet` and its line here."""
+"""Readers of raw data sets. To add one, write a file with `read(raw) -> RawSet` and add its line here."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every source hands to the builder, and how a clip's folder of frames is listed."""
+"""The data that every source passes to the builder, and the listing of a clip's frames."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ UNREADABLE = "cannot be read"
 
 
 class BadClip(Exception):
-    """A clip that cannot be packed; the text is the reason the manifest gives."""
+    """A clip cannot be packed; the text is the reason, which the manifest records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class FrameFile:
 
 
 def list_frames(folder: Path | None) -> list[FrameFile]:
-    """The clip's pictures in time order (`dfer.media.frames`).
+    """List the clip's pictures in time order (`dfer.media.frames`).
 
     Raises:
         BadClip: no folder, no frames, pictures of a kind that is not read, or names that give no order.

@@ -18,9 +18,9 @@ FOLDS = 5
 LAST_ID = 16_372
 PARTS = 11
 NUMBER = re.compile(r"[0-9]{1,5}")
-# Number in the split files -> name, as the distributor's README gives them.
+# Number in the split files -> name, as in the distributor's README.
 NUMBERS = {1: "happy", 2: "sad", 3: "neutral", 4: "angry", 5: "surprise", 6: "disgust", 7: "fear"}
-# Frames interpolated to 16 are another data set than all frames; the two are never mixed.
+# The distribution with 16 interpolated frames per clip differs from that with all frames; the two are never mixed.
 FRAME_FOLDERS = ("Clip/clip_224x224", "clip_224x224", "data", "Clip/data")
 PART_FOLDERS = ("Clip/clip_224x224_part_{}", "clip_224x224_part_{}", "Clip/clip_224x224/clip_224x224_part_{}",
                 "clip_224x224/clip_224x224_part_{}")  # fmt: skip
@@ -28,7 +28,7 @@ FRAMES_16 = ("Clip/clip_224x224_16f", "clip_224x224_16f")
 
 
 def read(raw: Path) -> RawSet:
-    """All single-labelled clips of DFEW; partition `fold_k` is the test set of fold k. Raises DataError."""
+    """Read all single-labelled clips of DFEW; partition `fold_k` is the test set of fold k. Raises DataError."""
     emotions = Emotions(names=BASIC7)
     tests = [_read_split(_split_file(raw, "test", fold), emotions) for fold in range(1, FOLDS + 1)]
     trains = [_read_split(_split_file(raw, "train", fold), emotions) for fold in range(1, FOLDS + 1)]

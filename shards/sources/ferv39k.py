@@ -21,7 +21,7 @@ CLIP = re.compile(r"[A-Za-z0-9]{1,40}/[A-Za-z]{1,40}/[0-9]{4}")
 
 
 def read(raw: Path) -> RawSet:
-    """All clips of FERV39k, partitions `train` and `test`; key `Scene/Emotion/NNNN`. Raises DataError."""
+    """Read all clips of FERV39k, partitions `train` and `test`; key `Scene/Emotion/NNNN`. Raises DataError."""
     emotions = Emotions(names=BASIC7)
     rows = {part: _read_split(_split_file(raw, part), emotions) for part in PARTITIONS}
     check_disjoint(rows, where=f"{raw}: split files")
@@ -42,7 +42,7 @@ def _split_file(raw: Path, part: str) -> Path:
 
 
 def _folders(copies: Iterable[Path]) -> dict[str, Path]:
-    """Key -> folder. Scenes may be spread over several unpacked copies; the best copy of a clip wins."""
+    """Map keys to folders. Scenes may be spread over several unpacked copies; the first copy of a clip is used."""
     found: dict[str, Path] = {}
     for faces in copies:
         for scene in subfolders([faces]).values():

@@ -1,6 +1,6 @@
-"""Whether a raw tree holds generated faces: `dfer-shards synth` leaves a record beside what it draws.
+"""Detect generated faces in a raw tree, by the record that `dfer-shards synth` writes.
 
-The layout is the real data set's, so the record is all that tells the two apart; it goes into the manifest.
+The layout is that of the real data set, so only the record distinguishes the two; it is copied into the manifest.
 """
 
 import json
@@ -17,7 +17,7 @@ MAX_RECORD_BYTES = 2**20
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises DataError when it is none."""
+    """Read the JSON object in `path`. Raises DataError when there is none."""
     try:
         found = json.loads(read_small(path, most=MAX_RECORD_BYTES))
     except (OSError, ValueError, RecursionError) as error:
@@ -31,7 +31,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def mark_generated(raw: RawSet, root: Path) -> RawSet:
-    """The set with `generated` among its options when `root` has the record of generated faces. Raises DataError."""
+    """Add `generated` to the set's options when `root` has the record of generated faces. Raises DataError."""
     root = root.resolve()
     places = [folder / name for folder in (root, root / root.name) for name in (RECORD, BEGUN)]
     path = next((place for place in places if place.exists() or place.is_symlink()), None)

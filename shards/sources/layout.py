@@ -1,4 +1,4 @@
-"""Finding files in raw trees that were unpacked in slightly different ways, and messages when they are not there."""
+"""Find files in raw trees that were unpacked in slightly different ways, with messages when they are missing."""
 
 import glob
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,10 +8,10 @@ from dfer.errors import DataError, message
 
 
 def locate_all(root: Path, alternatives: Iterable[str]) -> Iterator[Path]:
-    """Every existing path below `root` that fits one of the relative forms, best first.
+    """Yield every existing path below `root` that matches one of the relative alternatives, best first.
 
-    Archives unpacked into a folder of their own name leave it twice (`frames/frames`): the inner one comes first.
-    A part ending in `*` also fits the copies that download sites make of a name (`4_setups-002/4_setups`).
+    An archive unpacked into a folder of its own name gives that folder twice (`frames/frames`): the inner one is first.
+    A path component that ends in `*` also matches the names that download sites make (`4_setups-002/4_setups`).
     """
     root = root.resolve()
     for alternative in alternatives:
@@ -20,7 +20,7 @@ def locate_all(root: Path, alternatives: Iterable[str]) -> Iterator[Path]:
 
 
 def locate(root: Path, alternatives: Iterable[str]) -> Path | None:
-    """The best of `locate_all`, None when there is none."""
+    """Return the first path of `locate_all`, None when there is none."""
     return next(locate_all(root, alternatives), None)
 
 
@@ -44,7 +44,7 @@ def _steps(path: Path, part: str) -> Iterator[Path]:
 
 
 def require(root: Path, alternatives: Sequence[str], *, dataset: str, what: str) -> Path:
-    """As `locate`. Raises DataError that names what was looked for and what is there instead."""
+    """As `locate`, but raise DataError that names the expected paths and what the folder contains instead."""
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise DataError(message(root, expected=f"the folder of {dataset}", got=got, do="Correct the path."))
@@ -62,7 +62,8 @@ def require(root: Path, alternatives: Sequence[str], *, dataset: str, what: str)
 
 
 def subfolders(folders: Iterable[Path]) -> dict[str, Path]:
-    """Name -> path of all entries below the given folders; the first wins. One listing, not a look-up a clip."""
+    """Map names to paths of all entries of the folders; the first of equal names is used. One listing per folder is
+    faster than a look-up per clip."""
     found: dict[str, Path] = {}
     for folder in folders:
         for entry in folder.iterdir() if folder.is_dir() else ():
@@ -72,7 +73,7 @@ def subfolders(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def read_small(path: Path, *, most: int) -> bytes:
-    """A file's bytes. Raises OSError, also where no file is but a pipe or a device, or ValueError when it is larger."""
+    """Read a file. Raises OSError, also for a pipe or a device, or ValueError when it is larger than `most` bytes."""
     if not path.is_file():
         raise OSError("no file there")
     with path.open("rb") as file:

@@ -23,7 +23,7 @@ SPLITS = ("Train & Test Set/single/no_caption/set_{}/{}.txt", "Train&Test Set/si
 
 
 def read(raw: Path) -> RawSet:
-    """All single-labelled clips of MAFW; partition `fold_k` is the test set of fold k. Raises DataError."""
+    """Read all single-labelled clips of MAFW; partition `fold_k` is the test set of fold k. Raises DataError."""
     emotions = Emotions(names=MAFW11)
     tests = [_read_split(_split_file(raw, "test", fold), emotions) for fold in range(1, FOLDS + 1)]
     trains = [_read_split(_split_file(raw, "train", fold), emotions) for fold in range(1, FOLDS + 1)]

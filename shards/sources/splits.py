@@ -1,4 +1,4 @@
-"""Checks that every data set's split files must pass: each clip once, train sets the rest of the test sets."""
+"""Checks for the split files of every data set: each clip once, each train set equal to the other test sets."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ SHOWN = 10
 
 
 def add_row(rows: dict[str, int], key: str, label: int, *, where: str) -> None:
-    """Enter one row of a split file. Raises DataError when the clip stands in the file already."""
+    """Add one row of a split file. Raises DataError when the file has the clip already."""
     if key in rows:
         raise DataError(
             message(where, expected="every clip once", got=f"{key} a second time", do="Unpack the split files again.")
@@ -18,14 +18,14 @@ def add_row(rows: dict[str, int], key: str, label: int, *, where: str) -> None:
 
 
 def check_some(rows: dict[str, int], *, where: Path) -> dict[str, int]:
-    """The rows. Raises DataError when there are none."""
+    """Return the rows. Raises DataError when there are none."""
     if not rows:
         raise DataError(message(where, expected="at least one clip", got="none", do="Unpack the split files again."))
     return rows
 
 
 def check_disjoint(parts: Mapping[str, Mapping[str, int]], *, where: str) -> None:
-    """Raise DataError when a clip stands in two of the parts (test folds, or train and test)."""
+    """Raise DataError when a clip is in two of the sets (test folds, or train and test)."""
     home: dict[str, str] = {}
     for part, rows in parts.items():
         twice = [key for key in rows if key in home]
@@ -65,6 +65,6 @@ def check_folds(tests: Sequence[Mapping[str, int]], trains: Sequence[Mapping[str
 
 
 def listed(keys: Collection[str]) -> str:
-    """The first few keys and how many there are."""
+    """Format the first few keys and the number of the others."""
     shown = ", ".join(sorted(keys)[:SHOWN])
     return shown if len(keys) <= SHOWN else f"{shown} and {len(keys) - SHOWN} more"

@@ -1,4 +1,4 @@
-"""Split files as rows of cells, whatever separates them: commas, semicolons, tabs or blanks, quoted or not."""
+"""Read split files as rows of cells separated by commas, semicolons, tabs or blanks, quoted or not."""
 
 import codecs
 import csv
@@ -13,18 +13,18 @@ from dfer.errors import DataError, message
 from shards.sources.layout import read_small
 
 MAX_BYTES = 4 * 2**20
-"""Largest split file that is read; those of the three data sets have up to one megabyte."""
+"""Largest split file that is read. Those of the three data sets have up to one megabyte."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks"}
-MARKS = (  # UTF-32's begins with UTF-16's
+MARKS = (  # UTF-32 before UTF-16, since UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""Marks that programs put in front of a text, and the encoding that each tells."""
+"""Byte order marks that programs put before a text, and their encodings."""
 UNMARKED = ((rb"[^\0]\0", "utf-16-le"), (rb"\0[^\0]", "utf-16-be"))
-"""How a text begins that has lost its mark; the names and words of split files are ASCII."""
+"""First bytes of a UTF-16 text without a mark; the names and words of split files are ASCII."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +37,22 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The rows that hold something, and how the file was read."""
+    """The rows that are not blank, and how the file was read."""
 
     rows: tuple[Row, ...]
     separator: str
     encoding: str
 
     def told(self, row: Row | None) -> str:
-        """A row for a message, shortened, and how the file was read."""
+        """Format a row for a message, shortened, with the way in which the file was read."""
         text = self.separator.join(row.cells) if row else ""
         return f"{text[:80]!r}, read as {self.encoding} separated by {SEPARATORS[self.separator]}"
 
 
 def read_table(path: Path) -> Table:
-    """The rows of a small text file: UTF-8, or the encoding that its beginning tells. Blank rows are left out.
+    """Read the rows of a small text file in UTF-8, or in the encoding of its byte order mark. Blank rows are skipped.
 
-    The first row tells the separator: a tab, else a semicolon, else a comma outside of quotes, else blanks.
+    The first row decides the separator: a tab, else a semicolon, else a comma outside of quotes, else blanks.
 
     Raises:
         DataError: not readable, too large, no text, or quotes that do not close.
@@ -69,7 +69,7 @@ def read_table(path: Path) -> Table:
 
 
 def _text(path: Path) -> tuple[str, str]:
-    """The file's text and the name of its encoding."""
+    """Read the file's text and the name of its encoding."""
     try:
         data = read_small(path, most=MAX_BYTES)
     except (OSError, ValueError) as error:

@@ -1,11 +1,11 @@
-"""Facial action units of the generated faces, and which of them each expression contracts.
+"""Facial action units of the generated faces, and the units that each expression contracts.
 
 Numbers follow the Facial Action Coding System (Ekman and Friesen 1978); the sets per expression follow EMFACS
 (happiness 6+12, sadness 1+4+15, surprise 1+2+5+26, fear 1+2+4+5+20+26, anger 4+5+7+23, disgust 9+15+17 or 9+10,
 contempt unilateral 12+14). Anxiety, helplessness and disappointment of MAFW have no EMFACS entry; the sets here are
-chosen to be told apart by a person.
+chosen so that a person can distinguish them.
 
-An intensity of 0 is a relaxed muscle, 1 the strongest contraction drawn. AU12 and AU14 exist once a side.
+An intensity of 0 is a relaxed muscle, 1 the strongest contraction drawn. AU12 and AU14 exist once per side.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ CANONICAL: dict[str, dict[str, float]] = {
     "disappointment": {"4": 0.35, "14L": 0.7, "14R": 0.7, "15": 0.6, "24": 0.7, "43": 0.5},
 }
 
-# Each pair shares one distribution of patterns (a random blend of the two canonical ones) and so cannot be told apart
-# from any set of frames; only the direction of time differs. The first of a pair starts abruptly and fades, the second
-# builds up and stops abruptly.
+# The two classes of a pair share one distribution of patterns (a random blend of the two canonical ones), so no set of
+# frames distinguishes them; only the direction of time differs. The first of a pair starts abruptly and fades, the
+# second builds up and stops abruptly.
 TEMPORAL_PAIRS: tuple[tuple[str, str], ...] = (("surprise", "fear"), ("anger", "disgust"))
 
 
 def partner(emotion: str) -> str | None:
-    """The class that shares its frames with `emotion`, or None for a class that a single apex frame shows."""
+    """Return the class that shares its frames with `emotion`, or None for a class that one apex frame identifies."""
     return next((b if emotion == a else a for a, b in TEMPORAL_PAIRS if emotion in (a, b)), None)
 
 
 def vector(pattern: dict[str, float]) -> Array:
-    """Intensities in the order of `ACTION_UNITS`, shape (K,)."""
+    """Return the intensities in the order of `ACTION_UNITS`, shape (K,)."""
     out = np.zeros(len(ACTION_UNITS), np.float32)
     for name, value in pattern.items():
         out[COLUMN[name]] = value
@@ -80,9 +80,9 @@ def vector(pattern: dict[str, float]) -> Array:
 
 
 def apex(emotion: str, *, rng: np.random.Generator) -> Array:
-    """A random apex of `emotion`, shape (K,), values in [0, 1].
+    """Draw a random apex of `emotion`, shape (K,), values in [0, 1].
 
-    One overall intensity in [0.6, 1] times a jitter for each unit. The members of a temporal pair draw from the same
+    One overall intensity in [0.6, 1] times a jitter for each unit. Both classes of a temporal pair draw the same
     numbers in the same order, so equal generators give equal apexes.
     """
     other = partner(emotion)

@@ -1,7 +1,7 @@
-"""Draws the frames of a clip: 8-bit RGB pictures of a face from its projected curves.
+"""Draw the frames of a clip: 8-bit RGB pictures of a face from its projected curves.
 
-Shapes are antialiased polygons at sub-pixel positions. The skin is shaded by Gaussians (`shading`) and creased by a
-blurred layer of lines; both multiply the skin's colour, so they suit every skin tone.
+Shapes are antialiased polygons at sub-pixel positions. The skin is shaded by Gaussians (`shading`), and creases are a
+blurred layer of lines; both multiply the skin's colour, so they fit every skin tone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shards.synthetic.shading import SkinShader
 Image = NDArray[np.uint8]
 Points = NDArray[np.int32]  # fixed point with SHIFT fractional bits
 SHIFT = 4
-INK = 0.62  # share of the light that the darkest crease takes
+INK = 0.62  # fraction of the light that the darkest crease absorbs
 WHITE_OF_EYE: Colour = (236, 232, 228)
 CAVITY: Colour = (58, 18, 22)
 TEETH: Colour = (238, 234, 224)
@@ -31,7 +31,7 @@ TONGUE: Colour = (176, 84, 88)
 
 
 def fixed(points: Array) -> Points:
-    """Pixel coordinates as OpenCV's fixed-point integers; pixel centres lie at halves."""
+    """Convert pixel coordinates to OpenCV's fixed-point integers; pixel centres are at halves."""
     out: Points = np.rint((points - 0.5) * (1 << SHIFT)).astype(np.int32)
     return out
 
@@ -53,13 +53,13 @@ def disc(image: Image, centre: Points, radius: float, colour: Colour) -> None:
 
 
 def dim(colour: Colour, factor: float) -> Colour:
-    """The colour with its light multiplied by `factor`."""
+    """Multiply a colour's brightness by `factor`."""
     r, g, b = (min(255.0, c * factor) for c in colour)
     return (r, g, b)
 
 
 def blend(below: Image, above: Image, mask: Image) -> None:
-    """Lay `above` over `below` in place where `mask` (H, W) is 255, in proportion where it is less."""
+    """Blend `above` over `below` in place: opaque where `mask` (H, W) is 255, in proportion where it is less."""
     cover = cv2.merge((mask, mask, mask))
     kept = cv2.multiply(below, cv2.bitwise_not(cover), scale=1 / 255)
     cv2.add(cv2.multiply(above, cover, scale=1 / 255), kept, dst=below)
@@ -80,14 +80,14 @@ def polygon(*corners: tuple[float, float]) -> Array:
 
 @lru_cache(maxsize=4)
 def noise_pool(size: int) -> Array:
-    """Unit sensor noise (2S, 2S, 3) that frames are cropped from: mostly luminance, some in each channel."""
+    """Make unit sensor noise (2S, 2S, 3), from which frames take crops: mostly luminance, some in each channel."""
     rng = np.random.default_rng(size)
     luminance = rng.standard_normal((2 * size, 2 * size, 1), np.float32)
     return 0.8 * luminance + 0.5 * rng.standard_normal((2 * size, 2 * size, 3), np.float32)
 
 
 class ClipPainter:
-    """Holds what a clip shares (curves of all frames, colours, scene) and draws one frame after the other."""
+    """Draws the frames of a clip one after the other; holds its common data (curves of all frames, colours, scene)."""
 
     def __init__(self, motion: Motion, *, who: Identity, scene: Scene, size: int) -> None:
         self.who, self.scene, self.size = who, scene, size
@@ -139,20 +139,20 @@ class ClipPainter:
         ]
 
     def frames(self, *, rng: np.random.Generator) -> Iterator[Image]:
-        """The pictures (S, S, 3) of the clip in order; `rng` places the sensor noise."""
+        """Yield the pictures (S, S, 3) of the clip in order; `rng` places the sensor noise."""
         pool = noise_pool(self.size)
         for frame in range(len(self.head)):
             x, y = rng.integers(0, self.size, 2).tolist()
             yield self._expose(self.draw(frame), pool[y : y + self.size, x : x + self.size])
 
     def _expose(self, image: Image, noise: Array) -> Image:
-        """Light, then sensor noise."""
+        """Apply the scene's light, then sensor noise."""
         lit = cv2.multiply(image, self.scene.light, dtype=cv2.CV_32F)
         out: Image = cv2.convertScaleAbs(cv2.max(cv2.scaleAdd(noise, self.scene.noise, lit), 0.0))
         return out
 
     def draw(self, frame: int) -> Image:
-        """The evenly lit picture of one frame, (S, S, 3)."""
+        """Draw the evenly lit picture of one frame, (S, S, 3)."""
         image = self.scene.background.copy()
         if self.back is not None:
             fill(image, self.back[frame], dim(self.who.hair, 0.7))
@@ -185,7 +185,7 @@ class ClipPainter:
         blend(image, skin, mask)
 
     def _window(self, points: Points) -> tuple[slice, slice, Points]:
-        """The pixels around a shape, clipped to the picture, and the fixed-point offset of their corner."""
+        """Return the window of pixels around a shape, clipped to the picture, and its corner in fixed point."""
         (x0, y0), (x1, y1) = (points.min(0) >> SHIFT) - 2, (points.max(0) >> SHIFT) + 3
         x0, y0 = (int(np.clip(v, 0, self.size - 1)) for v in (x0, y0))
         x1, y1 = (int(np.clip(v, low + 1, self.size)) for v, low in ((x1, x0), (y1, y0)))

@@ -1,8 +1,8 @@
-"""The curves of a face, in pixels, for every frame of a clip.
+"""Compute the curves of a face, in pixels, for every frame of a clip.
 
-A face is built in its own plane: the origin between eyes and nose, x to the image's right, y down, half a face height
-as unit. Action units displace the control points; then every point gets a depth on a shallow ellipsoid, is turned by
-the head's rotation (so the nose moves against the outline) and projected to pixels. All curves have shape (T, n, 2).
+A face is built in its own plane: the origin between eyes and nose, x to the image's right, y down, the unit half a face
+height. Action units displace the control points; then every point gets a depth on a shallow ellipsoid, is rotated with
+the head (so that the nose moves against the outline) and projected to pixels. All curves have shape (T, n, 2).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shards.synthetic.motion import Motion
 EYE_Y, BROW_Y, NOSE_Y, MOUTH_Y = -0.12, -0.36, 0.20, 0.46
 EYE_X = 0.31
 HEAD_WIDTH, HEAD_TOP, HEAD_BOTTOM = 0.72, 0.98, 0.90
-ZOOM = 0.98  # half image widths a face unit
+ZOOM = 0.98  # half image widths per face unit
 SIDES = (("L", -1.0), ("R", 1.0))
 
 
@@ -33,11 +33,11 @@ class Camera:
 
     @property
     def pixels(self) -> float:
-        """Pixels a face unit."""
+        """Pixels per face unit."""
         return self.size / 2 * ZOOM * self.scene.scale
 
     def project(self, points: Array, *, depth: float | Array | None = None) -> Array:
-        """Pixels of `points` (T or 1, n, 2) as (T, n, 2) float32; without `depth` they lie on the face's surface."""
+        """Project `points` (T or 1, n, 2) to pixels (T, n, 2) float32; without `depth` they are on the face surface."""
         x, y = points[..., 0] * self.identity.width, points[..., 1] * self.identity.height
         z = surface(points) if depth is None else depth
         yaw, pitch, roll = (self.motion.rotation[:, i, None] for i in range(3))

@@ -15,7 +15,7 @@ POINTS = 41
 
 @dataclass(frozen=True, kw_only=True)
 class Hair:
-    """back: polygon (1, n, 2) behind the head or None. front: polygon before it or None. strands: (1, m, 2) lines."""
+    """back: polygon (1, n, 2) behind the head or None. front: polygon in front or None. strands: (1, m, 2) lines."""
 
     back: Array | None
     front: Array | None
@@ -23,7 +23,7 @@ class Hair:
 
 
 def dome(*, width: float, height: float, low: float, bumps: float = 0.0) -> Array:
-    """The upper contour (n, 2) of hair from the left at y = `low` over the crown to the right."""
+    """Compute the upper contour (n, 2) of hair, from the left at y = `low` over the crown to the right."""
     angle = np.linspace(np.pi, 2 * np.pi, POINTS)
     swell = 1 + bumps * np.abs(np.sin(9 * angle))
     arc = np.stack([HEAD_WIDTH * width * np.cos(angle) * swell, HEAD_TOP * height * np.sin(angle) * swell], axis=1)
@@ -33,7 +33,7 @@ def dome(*, width: float, height: float, low: float, bumps: float = 0.0) -> Arra
 
 
 def hairline(who: Identity) -> Array:
-    """The lower edge (n, 2) of the front hair, left to right, by style."""
+    """Compute the lower edge (n, 2) of the front hair, left to right, by style."""
     x = np.concatenate([[-1.0], np.linspace(-1, 1, POINTS), [1.0]])
     top, part = who.hairline - 0.70, who.parting
     side = np.abs(x)
@@ -62,7 +62,7 @@ def hairline(who: Identity) -> Array:
 
 
 def style_hair(who: Identity) -> Hair:
-    """The hair of a person; a bald one has none."""
+    """Make the hair of a person; empty for the style `bald`."""
     if who.style == "bald":
         return Hair(back=None, front=None, strands=())
     volume, bumps, back = {
@@ -79,14 +79,14 @@ def style_hair(who: Identity) -> Hair:
 
 
 def behind(volume: float, *, low: float) -> Array:
-    """The polygon (1, n, 2) of hair behind the head, hanging down to y = `low`."""
+    """Compute the polygon (1, n, 2) of hair behind the head, down to y = `low`."""
     arc = dome(width=volume + 0.06, height=volume, low=0.0)
     ends = np.array([[0.92 * volume * HEAD_WIDTH, low], [-0.92 * volume * HEAD_WIDTH, low]])
     return np.concatenate([arc, ends])[None].astype(np.float32)
 
 
 def strands(upper: Array, lower: Array) -> tuple[Array, ...]:
-    """Lines (1, 5, 2) that run from the hairline to the crown."""
+    """Compute lines (1, 5, 2) from the hairline to the crown."""
     share = np.linspace(0.04, 0.9, 5)[:, None]
     bend = np.sin(np.pi * share) * np.array([0.05, 0.0])
     picks = range(4, len(upper) - 4, 2)

@@ -1,4 +1,4 @@
-"""Who is seen and how: the appearance of a generated person, and the scene of one clip."""
+"""The appearance of a generated person, and the scene of one clip."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Scene:
 
 
 def between(colours: tuple[Colour, ...], *, rng: np.random.Generator) -> Colour:
-    """A colour between two neighbours of `colours`, slightly lighter or darker."""
+    """Draw a colour between two neighbours of `colours`, slightly lighter or darker."""
     at = rng.uniform(0, len(colours) - 1)
     low = int(at)
     a, b = np.array(colours[low]), np.array(colours[min(low + 1, len(colours) - 1)])
@@ -95,7 +95,7 @@ def as_colour(values: NDArray[np.floating]) -> Colour:
 
 
 def draw_identity(rng: np.random.Generator) -> Identity:
-    """A person from `rng` alone."""
+    """Draw a person; depends on `rng` only."""
     skin = between(SKINS, rng=rng)
     hair = HAIRS[int(rng.integers(len(HAIRS)))]
     redness = rng.uniform(0.75, 1.0)
@@ -146,7 +146,7 @@ def backdrop(size: int, *, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def draw_scene(size: int, *, rng: np.random.Generator) -> Scene:
-    """The surroundings of a clip with frames of `size` pixels a side, from `rng` alone."""
+    """Draw the scene of a clip with frames of `size` pixels per side; depends on `rng` only."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 0.22)
     key = (float(np.cos(angle)), float(0.6 * np.sin(angle)))
     axis = np.linspace(-1, 1, size, dtype=np.float32)

@@ -1,6 +1,6 @@
-"""Which clips a generated data set has and where its files lie: the raw trees of DFEW, FERV39k and MAFW.
+"""Plan the clips and files of a generated data set, in the raw trees of DFEW, FERV39k and MAFW.
 
-Everything is decided here from (data set, number of clips, seed) before a picture is drawn.
+The plan depends only on (data set, number of clips, seed) and is made before any picture is drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCENES = (
 )
 # fmt: on
 FERV39K_WORDS = dict(zip(BASIC7, ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear"), strict=True))
-# Uneven as in the real sets, but with no class so rare that a few hundred clips cannot teach it.
+# Uneven as in the real sets, but no class is too rare to be learned from a few hundred clips.
 SHARES7 = (0.18, 0.16, 0.17, 0.15, 0.13, 0.10, 0.11)
 SHARES11 = (0.12, 0.12, 0.11, 0.11, 0.10, 0.08, 0.08, 0.07, 0.08, 0.07, 0.06)
 
@@ -46,8 +46,9 @@ class Clip:
 class Layout:
     """The raw form of one data set.
 
-    fold_shares: relative sizes of the disjoint folds; identities never cross them. lengths: (first, last, probability)
-    ranges of the number of frames. place: clips' folders and file names. splits: the split files and their text.
+    fold_shares: relative sizes of the disjoint folds, which share no identity. lengths: (first, last, probability)
+    ranges of the number of frames. place: makes the clips' folders and file names. splits: makes the split files and
+    their text.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Layout:
 
 
 def apportion(total: int, *, shares: Sequence[float], least: int = 1) -> list[int]:
-    """Whole numbers near `shares` of `total`, none below `least`, by largest remainders."""
+    """Divide `total` into whole numbers near `shares`, none below `least`, by the largest-remainder method."""
     spare = total - least * len(shares)
     exact = np.array(shares) / sum(shares) * total - least
     exact = np.clip(exact, 0, None) * (spare / max(np.clip(exact, 0, None).sum(), 1e-9))
@@ -71,13 +72,13 @@ def apportion(total: int, *, shares: Sequence[float], least: int = 1) -> list[in
 
 
 def draw_frames(layout: Layout, *, rng: np.random.Generator) -> int:
-    """A clip length from the layout's ranges."""
+    """Draw a clip length from the layout's ranges."""
     first, last, _ = layout.lengths[int(rng.choice(len(layout.lengths), p=[p for *_, p in layout.lengths]))]
     return int(rng.integers(first, last + 1))
 
 
 def plan_clips(layout: Layout, *, clips: int, seed: int) -> list[Clip]:
-    """All clips of the data set in the order of their numbers. Raises UsageError when `clips` are too few."""
+    """Plan all clips of the data set, in the order of their numbers. Raises UsageError when `clips` is too small."""
     least = len(layout.emotions) * len(layout.fold_shares)
     if clips < least:
         each = f"one of each of {len(layout.emotions)} classes in each of {len(layout.fold_shares)} parts"
@@ -139,7 +140,7 @@ def place_mafw(emotions: list[str], rng: np.random.Generator) -> list[tuple[str,
 
 
 def splits_dfew(clips: Sequence[Clip]) -> dict[str, str]:
-    """The CSV files of five folds; the test part of one is the training part of the others."""
+    """Make the CSV files of five folds; the test clips of one fold are training clips of the others."""
     out = {}
     for fold in range(1, 6):
         for part, chosen in parts(clips, fold=fold).items():
@@ -149,7 +150,7 @@ def splits_dfew(clips: Sequence[Clip]) -> dict[str, str]:
 
 
 def splits_ferv39k(clips: Sequence[Clip]) -> dict[str, str]:
-    """One split; lines without a header, separated by a blank in spite of the file's name."""
+    """Make the files of the one split: no header, separated by a blank although the files are named .csv."""
     chosen = {"train": [c for c in clips if c.fold == 1], "test": [c for c in clips if c.fold == 2]}
     return {
         f"4_setups/All_scenes/{part}_All.csv": "".join(f"{c.key} {FERV39K_WORDS[c.emotion]}\n" for c in of)
@@ -158,7 +159,7 @@ def splits_ferv39k(clips: Sequence[Clip]) -> dict[str, str]:
 
 
 def splits_mafw(clips: Sequence[Clip]) -> dict[str, str]:
-    """Five folds of `00025.mp4 anger`, the last line without a newline."""
+    """Make the files of five folds, with lines such as `00025.mp4 anger`, the last line without a newline."""
     out = {}
     for fold in range(1, 6):
         for part, chosen in parts(clips, fold=fold).items():
@@ -168,7 +169,7 @@ def splits_mafw(clips: Sequence[Clip]) -> dict[str, str]:
 
 
 def parts(clips: Sequence[Clip], *, fold: int) -> dict[str, list[Clip]]:
-    """The clips of `fold` as test, all others as train."""
+    """Split into the clips of `fold` as test and all others as train."""
     return {"train": [c for c in clips if c.fold != fold], "test": [c for c in clips if c.fold == fold]}
 
 

@@ -1,6 +1,6 @@
-"""Action units, gaze and head pose over the frames of a clip: onset, apex, offset.
+"""Generate action units, gaze and head pose over the frames of a clip: onset, apex, offset.
 
-Three of the seven classes (happiness, sadness, neutral) show in their apex frames. The other four form two pairs,
+Three of the seven classes (happiness, sadness, neutral) are visible in apex frames. The other four form two pairs,
 surprise/fear and anger/disgust, whose frames are drawn from the same distribution: the same blends of the two
 canonical patterns, under the same set of intensities. Only the order differs. Surprise and anger start within the
 first tenth to fifth of the clip and then fade until its end; fear and disgust run the same curve backwards. Their
@@ -8,7 +8,7 @@ curve for generator g is exactly the reversed curve of the partner for the same 
 the order of frames (a mean of frame features, a histogram, a maximum) is distributed equally for both, and no model
 can do better than chance within a pair without looking at order.
 
-For that to hold nothing else may tell the direction of time. Blinks are symmetric pulses, gaze jumps between
+For that to hold, nothing else may reveal the direction of time. Blinks are symmetric pulses, gaze jumps between
 independent targets, head motion is a sum of sinusoids of random phase: each is distributed like its own reversal.
 """
 
@@ -22,7 +22,7 @@ from shards.synthetic.action_units import COLUMN, TEMPORAL_PAIRS, Array, apex
 
 BACKWARDS = frozenset(second for _, second in TEMPORAL_PAIRS)
 PAIRED = frozenset(name for pair in TEMPORAL_PAIRS for name in pair)
-# Radians of head rotation and gaze at the apex that belong to the expression: (pitch, roll, gaze x, gaze y).
+# Head rotation in radians and gaze at the apex of the expression: (pitch, roll, gaze x, gaze y).
 POSTURE: dict[str, tuple[float, float, float, float]] = {
     "sadness": (0.05, 0.0, 0.0, 0.35),
     "contempt": (-0.05, 0.03, 0.3, 0.0),
@@ -48,7 +48,7 @@ class Motion:
 
 
 def frame_times(frames: int) -> Array:
-    """Midpoints of `frames` equal steps of [0, 1]; reversing the clip maps t to 1 - t exactly."""
+    """Return the midpoints of `frames` equal steps of [0, 1]; reversing the clip maps t to 1 - t exactly."""
     return ((np.arange(frames) + 0.5) / frames).astype(np.float32)
 
 
@@ -83,7 +83,7 @@ def expression_curve(emotion: str, *, times: Array, rng: np.random.Generator) ->
 
 
 def blinks(times: Array, *, rng: np.random.Generator, rate: float = 0.8) -> Array:
-    """Eyelid closure (T,) from `rate` blinks a clip on average, each a symmetric pulse of about 8 % of the clip."""
+    """Draw eyelid closure (T,): on average `rate` blinks per clip, each a symmetric pulse of about 8 % of the clip."""
     out = np.zeros_like(times)
     for centre in rng.uniform(0.0, 1.0, rng.poisson(rate)):
         out = np.maximum(out, np.clip(1.4 - np.abs(times - centre) / 0.03, 0.0, 1.0))
@@ -91,7 +91,7 @@ def blinks(times: Array, *, rng: np.random.Generator, rate: float = 0.8) -> Arra
 
 
 def saccades(times: Array, *, rng: np.random.Generator, targets: int) -> Array:
-    """Gaze (T, 2) that rests on `targets` independent points and jumps between them."""
+    """Draw gaze (T, 2) that rests on `targets` independent points and jumps between them."""
     edges = np.sort(rng.uniform(0.0, 1.0, targets - 1))
     points = rng.normal(0.0, 0.25, (targets, 2)) * (1.0, 0.6)
     out: Array = points[np.searchsorted(edges, times)].astype(np.float32)
@@ -99,7 +99,7 @@ def saccades(times: Array, *, rng: np.random.Generator, targets: int) -> Array:
 
 
 def sway(times: Array, *, rng: np.random.Generator, size: float) -> Array:
-    """A slow wander (T,) of amplitude about `size`: two sinusoids of random frequency and phase."""
+    """Draw a slow movement (T,) of amplitude about `size`: two sinusoids of random frequency and phase."""
     frequency, phase = rng.uniform(0.3, 2.0, 2), rng.uniform(0.0, 2.0 * np.pi, 2)
     waves = np.sin(2.0 * np.pi * times[:, None] * frequency + phase)
     out: Array = size * waves.sum(1) / 2.0
@@ -107,9 +107,9 @@ def sway(times: Array, *, rng: np.random.Generator, size: float) -> Array:
 
 
 def clip_motion(emotion: str, *, frames: int, rng: np.random.Generator) -> Motion:
-    """The movement of a clip of `emotion` with `frames` frames, from `rng` alone.
+    """Draw the movement of a clip of `emotion` with `frames` frames; depends on `rng` only.
 
-    The members of a temporal pair, given equal generators, get the same resting pose, blinks and sway, and each
+    With equal generators, the two classes of a temporal pair get the same resting pose, blinks and sway, and each
     other's action units in reversed order.
     """
     times = frame_times(frames)
@@ -117,7 +117,7 @@ def clip_motion(emotion: str, *, frames: int, rng: np.random.Generator) -> Motio
     envelope = expression_curve(emotion, times=times, rng=rng)
     rest = rng.uniform(0.0, 0.06, len(peak)) * (rng.random(len(peak)) < 0.3)
     units = np.clip(rest + peak * envelope[:, None], 0.0, 1.0)
-    if emotion == "anxiety":  # the mouth works to and fro; a sinusoid of random phase has no direction in time
+    if emotion == "anxiety":  # the mouth moves to and fro: a sinusoid of random phase has no direction in time
         units[:, COLUMN["20"]] *= 0.75 + 0.25 * np.sin(2 * np.pi * (3.0 * times + rng.random()))
     units[:, COLUMN["43"]] = np.maximum(units[:, COLUMN["43"]], blinks(times, rng=rng))
     gaze = saccades(times, rng=rng, targets=int(rng.integers(1, 4)))

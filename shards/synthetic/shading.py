@@ -1,6 +1,6 @@
-"""Light and shadow on the skin: Gaussians that sit on the face and move with it.
+"""Shade the skin with Gaussians that move with the face.
 
-A Gaussian along the axes is a product of one row and one column, so a picture of K of them is one matrix product of
+An axis-aligned Gaussian is the product of a row and a column, so a picture of K Gaussians is one matrix product of
 (H, K) with (K, 3W): shading a frame costs less than copying it.
 """
 
@@ -44,7 +44,7 @@ def blob(
 
 
 def still_blobs(who: Identity) -> list[Blob]:
-    """Relief that the action units leave alone: forehead, nose, stubble."""
+    """Make the relief that no action unit changes: forehead, nose, stubble."""
     nose = who.nose_width
     return [
         blob(0.0, -0.62, 0.26, 0.14, 0.09),
@@ -62,7 +62,7 @@ def still_blobs(who: Identity) -> list[Blob]:
 
 
 def moving_blobs(plane: FacePlane) -> list[Blob]:
-    """Relief that follows the lips, the chin and the brows."""
+    """Make the relief that follows the lips, the chin and the brows."""
     au = plane.units
     lip = plane.mouth.outer_lower[:, 12:13, 1]
     blobs = [
@@ -105,11 +105,11 @@ class SkinShader:
         self.grid = np.arange(self.side, dtype=np.float32) + 0.5
 
     def draw(self, frame: int) -> Array:
-        """The skin of one frame, (S/2, S/2, 3) float32 in grey levels, unclipped, over the whole picture."""
+        """Draw the skin of one frame, (S/2, S/2, 3) float32 in grey levels, unclipped, over the whole picture."""
         off = (self.grid - self.centres[frame, :, :, None]) / self.sigma[..., None]
         bell = np.exp(-0.5 * off * off)
         columns = bell[:, 0, :, None] * self.strength[frame, :, None, :]
-        # OpenCV's product and not NumPy's: BLAS brings threads of its own, and with them sums in another order.
+        # OpenCV's product, not NumPy's: BLAS uses its own threads, which would change the order of sums.
         relief = cv2.gemm(bell[:, 1], columns.reshape(len(columns), -1), 1.0, None, 0.0, flags=cv2.GEMM_1_T)
         relief = relief.reshape(self.side, self.side, 3)
         x, y = (self.grid[None, :] - self.middle[frame, :, None]) / self.radius[:, None]

@@ -1,4 +1,4 @@
-"""A contact sheet of generated faces, to look at: one row a class, columns over people and time."""
+"""Make a contact sheet of generated faces: one row per class, columns over people and time."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def clip_pictures(emotion: str, *, identity: int, seed: int, size: int, noise: f
 def contact_sheet(
     *, emotions: Sequence[str] = BASIC7, people: int = 2, times: Sequence[float] = TIMES, seed: int = 2, size: int = 84
 ) -> Image:
-    """Rows of classes; in each, `people` at the relative `times` of their clips. RGB, without sensor noise.
+    """Draw one row per class with `people` persons at the relative `times` of their clips. RGB, no sensor noise.
 
-    Grey levels are multiples of eight: the picture is for a page of documentation and shall stay small.
+    Grey levels are multiples of eight, so that the picture is small enough for a page of documentation.
     """
     rows = []
     for row, emotion in enumerate(emotions):
@@ -47,7 +47,7 @@ def contact_sheet(
 
 
 def caption(text: str, *, size: int) -> Image:
-    """A white cell with a word in it."""
+    """Draw a white cell with a word in it."""
     cell = np.full((size, size, 3), 255, np.uint8)
     cv2.putText(cell, text, (3, size // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.0045 * size, (0, 0, 0), 1, cv2.LINE_AA)
     return cell

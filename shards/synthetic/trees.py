@@ -1,8 +1,8 @@
-"""Writes the raw trees of DFEW, FERV39k and MAFW, filled with generated faces.
+"""Write the raw trees of DFEW, FERV39k and MAFW with generated faces.
 
-A clip's pictures depend on the seed, the clip and its identity alone, so any number of processes writes the same
-bytes. A clip is drawn into `<folder>.part` and renamed when its last frame is written; `synthetic.json` comes last.
-An interrupted run therefore leaves only whole clips behind, and the same command goes on from there.
+A clip's pictures depend only on the seed, the clip and its identity, so any number of processes writes the same bytes.
+A clip is drawn into `<folder>.part` and renamed when its last frame is written; `synthetic.json` is written last. So an
+interrupted run leaves only whole clips behind, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from shards.synthetic.identity import draw_identity, draw_scene
 from shards.synthetic.layouts import Clip, Layout, layout_of, plan_clips
 from shards.synthetic.motion import clip_motion
 
-VERSION = 1  # raise when the same arguments give other pictures
+VERSION = 1  # increase when the same arguments give different pictures
 SIZES = range(32, 1025)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthSummary:
-    """What `synth` left in `out`. drawn: clips drawn by this call, none when the tree was already complete."""
+    """Result of `synth`. drawn: clips drawn by this call, 0 when the tree was already complete."""
 
     out: Path
     dataset: str
@@ -66,10 +66,10 @@ def synth(
 ) -> SynthSummary:
     """Write a data set's raw tree (`dfew`, `ferv39k` or `mafw`) of generated faces into `out`.
 
-    clips: how many in all folds together. size: side of the frames in pixels. jobs: processes; the bytes written do
-    not depend on it. A complete tree of the same arguments is left as it is, an incomplete one is completed.
-    Raises UsageError for wrong arguments and for a folder that holds something else, StorageError when the disk is
-    full or not writable.
+    clips: number in all folds together. size: side of the frames in pixels. jobs: processes; the bytes written do not
+    depend on it. A complete tree of the same arguments is left unchanged, an incomplete one is completed.
+    Raises UsageError for wrong arguments and for a folder with other files, StorageError when the disk is full or not
+    writable.
     """
     layout = layout_of(dataset)
     check_numbers(seed=seed, jobs=jobs, size=size)
@@ -88,7 +88,7 @@ def synth(
 
 
 def check_numbers(*, seed: int, jobs: int, size: int) -> None:
-    """Raises UsageError for numbers out of range."""
+    """Raise UsageError for numbers out of range."""
     if seed < 0:
         raise UsageError(message("--seed", expected="0 or more", got=str(seed), do="Choose another seed."))
     if jobs < 1:
@@ -99,7 +99,7 @@ def check_numbers(*, seed: int, jobs: int, size: int) -> None:
 
 
 def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
-    """Raises UsageError unless `out` is absent, empty, or holds a tree of the same arguments, complete or not."""
+    """Raise UsageError unless `out` is absent, empty, or holds a tree of the same arguments, complete or not."""
     if out.exists() and not out.is_dir():
         raise UsageError(message(out, expected="a folder", got="a file", do="Choose another place for the data set."))
     found = next((read_record(out / name) for name in (RECORD, BEGUN) if (out / name).exists()), None)
@@ -112,13 +112,13 @@ def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
     if other:
         expected = ", ".join(f"{key} {arguments[key]}" for key in other)
         got = ", ".join(f"{key} {value}" for key, value in other.items())
-        do = "Choose another folder, or delete this one to generate it anew."
+        do = "Choose another folder, or delete this one to generate it again."
         raise UsageError(message(out, expected=f"generated faces with {expected}", got=got, do=do))
 
 
 @contextmanager
 def explained(out: Path) -> Iterator[None]:
-    """Turns failures of the disk and of the processes below into StorageError."""
+    """Turn failures of the disk and of child processes into StorageError."""
     try:
         yield
     except OSError as error:
@@ -164,12 +164,12 @@ def write_tree(
 
 
 def in_processes(draw: partial[int], clips: list[Clip], *, jobs: int) -> Iterable[int]:
-    """Frames drawn, clip after clip, in this process or in `jobs` others."""
+    """Draw clips in this process or in `jobs` others; yields the number of frames of each."""
     if jobs == 1 or len(clips) < 2:
         with one_thread():
             yield from map(draw, clips)
         return
-    # Spawned, because OpenCV's and the caller's threads do not survive a fork.
+    # Spawn, not fork: the threads of OpenCV and of the caller do not survive a fork.
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         try:
             yield from pool.map(draw, clips, chunksize=max(1, min(8, len(clips) // (4 * jobs))))
@@ -179,7 +179,7 @@ def in_processes(draw: partial[int], clips: list[Clip], *, jobs: int) -> Iterabl
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """OpenCV on one thread: its pool costs more than it saves on pictures this small."""
+    """Limit OpenCV to one thread within the block: for pictures this small its pool costs more than it saves."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -189,7 +189,7 @@ def one_thread() -> Iterator[None]:
 
 
 def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> int:
-    """Draw and write one clip; returns its number of frames. Raises OSError when the disk does not take it."""
+    """Draw and write one clip; returns its number of frames. Raises OSError when it cannot be written."""
     who = draw_identity(np.random.default_rng([seed, 1, clip.identity]))
     rng = np.random.default_rng([seed, 2, clip.index])
     motion = clip_motion(clip.emotion, frames=clip.frames, rng=rng)
@@ -207,7 +207,7 @@ def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> int:
 
 
 def write_text(path: Path, *, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(text.encode())
@@ -215,7 +215,7 @@ def write_text(path: Path, *, text: str) -> None:
 
 
 def summarise(out: Path, *, dataset: str, plan: list[Clip], missing: list[Clip], seconds: float) -> SynthSummary:
-    """The summary of a finished tree."""
+    """Make the summary of a finished tree."""
     counts = Counter(clip.emotion for clip in plan)
     return SynthSummary(
         out=out,

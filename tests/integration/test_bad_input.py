@@ -89,7 +89,7 @@ def test_a_batch_that_two_processes_cannot_share(tiny: Path, tmp_path: Path) -> 
 LOSES_ITS_PARTNER = """
 import sys, time
 from dfer import __main__ as cli
-leaving = cli.Leaving()
+process_exit = cli.ProcessExit()
 from dfer import distributed
 from dfer.jobs import train as job
 from dfer.errors import DataError
@@ -99,7 +99,7 @@ def train(config, world, stop):
         raise DataError("x: broken")
     distributed.barrier()
 job.train = train
-leaving.after(lambda: cli.main(sys.argv[1:]))
+process_exit.run_and_exit(lambda: cli.main(sys.argv[1:]))
 """
 
 
@@ -117,7 +117,9 @@ def test_a_process_that_lost_the_other_says_so_in_one_line(tiny: Path, tmp_path:
     told = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [7, 3]
     # gloo says what it was about, and which way the connection went.
-    line = r"error: process 0 of 2: expected word of the others, got .*Connection (closed|reset) by peer.*"
+    line = (
+        r"error: process 0 of 2: expected an answer from the other processes, got .*Connection (closed|reset) by peer.*"
+    )
     end = r"\. Another process stopped; its message says why\.\n"
     assert re.fullmatch(line + end, told[0])
     assert told[1] == "error: x: broken\n"
@@ -232,7 +234,7 @@ def test_a_damaged_checkpoint(capsys: Capture, crossval: tuple[Path, str], tmp_p
     run = copied(crossval[0] / "fold_1", tmp_path / "run")
     path = next(run.glob("checkpoints/*/weights.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
-    refused(here(capsys, "evaluate", run), 5, "weights.safetensors has ", "Copy them anew from where they came")
+    refused(here(capsys, "evaluate", run), 5, "weights.safetensors has ", "Copy them again from their source")
 
 
 def test_prediction_from_what_is_not_there(capsys: Capture, crossval: tuple[Path, str], tmp_path: Path) -> None:

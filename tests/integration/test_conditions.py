@@ -61,10 +61,10 @@ UNSEEN = """
 import sys
 from dfer import __main__ as cli
 if __name__ == "__main__":
-    leaving = cli.Leaving()
+    process_exit = cli.ProcessExit()
     from dfer.data import loader
     loader.lack = lambda need, ranks: ""
-    leaving.after(lambda: cli.main(sys.argv[1:]))
+    process_exit.run_and_exit(lambda: cli.main(sys.argv[1:]))
 """
 
 
@@ -95,7 +95,7 @@ IMPATIENT = """
 import sys
 from dfer import __main__ as cli, distributed
 distributed.process_group.__wrapped__.__kwdefaults__["meet_s"] = 3.0
-cli.Leaving().after(lambda: cli.main(sys.argv[1:]))
+cli.ProcessExit().run_and_exit(lambda: cli.main(sys.argv[1:]))
 """
 
 

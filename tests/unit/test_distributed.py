@@ -1,4 +1,4 @@
-"""Meeting, leaving and control messages of ranks, without other ranks."""
+"""Rendezvous, process groups and control messages of ranks, without other ranks."""
 
 import socket
 from collections.abc import Iterator

@@ -9,11 +9,11 @@ CODE = """
 import sys
 if sys.argv[1:] == ["multiprocessing first"]:
     import multiprocessing.util
-from dfer.exit import Leaving
-leaving = Leaving()
+from dfer.exit import ProcessExit
+process_exit = ProcessExit()
 import multiprocessing
 kept = multiprocessing.get_context("forkserver").Lock()  # has a name in the system, and who is told to remove it
-leaving.now(7)
+process_exit.exit_with(7)
 """
 
 

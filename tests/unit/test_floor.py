@@ -85,7 +85,7 @@ def test_several_processes_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UsageError) as caught, process_group(World(size=2)):
         pass
     assert str(caught.value) == (
-        "MASTER_ADDR: expected the place where the 2 processes of WORLD_SIZE meet, got nothing. "
+        "MASTER_ADDR: expected the address at which the 2 processes of WORLD_SIZE meet, got nothing. "
         "Start all of them with torchrun or `dfer-launch local`, or unset WORLD_SIZE."
     )
 

@@ -206,7 +206,7 @@ def test_a_file_that_may_not_be_read_is_told_by_the_command_line(
 def filled(cache: Cache, name: str) -> None:
     file = cache.shard(name, 100)
     assert file is not None
-    with file.held(), file.alone(0, 0):
+    with file.held(), file.exclusive(0, 0):
         file.write(0, b"x" * 100)
 
 

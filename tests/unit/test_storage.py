@@ -178,7 +178,7 @@ def test_faults_that_cannot_pass_are_not_tried_again(monkeypatch: pytest.MonkeyP
 def test_which_answers_of_a_server_last(status: int, lasting: bool) -> None:
     error: Any = RuntimeError()
     error.status = status
-    assert storage.lasting(error) == lasting
+    assert storage.is_permanent(error) == lasting
 
 
 def test_waits_grow_and_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

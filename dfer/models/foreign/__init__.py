@@ -1,1 +1,1 @@
-"""Weight files of others, read as data."""
+"""Read weight files of other projects as data, without running code from them."""

@@ -1,7 +1,7 @@
-"""Architectures in open_clip's JSON layout, from files that may be anybody's: known keys, sizes within reason.
+"""Read architectures in open_clip's JSON layout from untrusted files: only known keys, and bounded sizes.
 
-open_clip builds what such a file asks for: any number of layers, image towers by the name of a model on a hub. Here a
-file may ask for what the published CLIPs are, up to the largest of them.
+open_clip builds anything such a file describes: any number of layers, or an image tower named on a hub. Here the limits
+are those of the largest published CLIPs.
 """
 
 import json
@@ -16,9 +16,9 @@ from dfer.errors import message
 
 MAX_BYTES = 64 * 1024
 MAX_WEIGHTS = 2**28
-"""Layers times width squared: the largest published ones have half of that, ours a hundredth."""
+"""Most layers times width squared. The largest published CLIPs have half of that, this project's own a hundredth."""
 MAX_PATCHES = 64
-"""Patches along a side."""
+"""Most patches along a side."""
 LIMITS: dict[str, float] = {
     "embed_dim": 4096, "layers": 64, "width": 4096, "heads": 128, "head_width": 256, "mlp_ratio": 8.0,
     "patch_size": 64, "image_size": 1024, "context_length": 256, "vocab_size": 2**17, "patch_dropout": 1.0,
@@ -26,17 +26,17 @@ LIMITS: dict[str, float] = {
     "attn_pooler_heads": 128, "pad_id": 2**17, "eos_id": 2**17,
 }  # fmt: skip
 BESIDE = "open_clip_config.json"
-"""What open_clip writes beside weights on a hub: the architecture as `model_cfg`, and how pictures are prepared."""
+"""File that open_clip writes beside weights on a hub: the architecture as `model_cfg`, and the preprocessing."""
 _DO = "Check towers.arch; see dfer/models/configs for examples."
 _BESIDE_DO = "Download it again from where the weights came, or take it away; then the file's activation is unknown."
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
 
 
 def read_architecture(path: Path, *, vision: Collection[str], text: Collection[str]) -> dict[str, Any]:
-    """embed_dim, quick_gelu, vision_cfg and text_cfg of a file. vision, text: the keys that open_clip knows.
+    """Read embed_dim, quick_gelu, vision_cfg and text_cfg from a file. vision, text: the keys that open_clip accepts.
 
     Raises:
-        ConfigProblem: no such file, or not such an architecture.
+        ConfigProblem: the file does not exist, or holds no such architecture.
     """
     settings = _parsed(path)
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in settings]
@@ -57,11 +57,11 @@ def read_architecture(path: Path, *, vision: Collection[str], text: Collection[s
 
 
 def activation_beside(weights: Path) -> tuple[Path, bool] | None:
-    """The file by which a hub says how to build the model of a file of weights, and whether that has OpenAI's quick
-    GELU; None without one.
+    """Find the architecture file beside a file of weights. Returns its path, and whether the architecture has OpenAI's
+    quick GELU; None when there is no such file.
 
     Raises:
-        ConfigProblem: not such a file.
+        ConfigProblem: the file has another form.
     """
     path = weights.parent / BESIDE
     if not path.exists():
@@ -94,13 +94,13 @@ def _parsed(path: Path, do: str = _DO) -> dict[str, Any]:
 
 
 def _check(path: Path, name: str, value: Any) -> None:
-    """Raise ConfigProblem unless the value is one that such a key may have."""
+    """Raise ConfigProblem unless the value is allowed for the key `name`."""
     limit = LIMITS.get(name.rpartition(".")[2])
-    if limit is None:  # switches, and names of open_clip's own variants
+    if limit is None:  # switches, and names of open_clip's variants
         if not isinstance(value, bool | None) and not (isinstance(value, str) and _WORD.fullmatch(value)):
             raise _problem(path, expected=f"true, false, null or a plain word as {name}", got=type(value).__name__)
         return
-    several = name == "vision_cfg.layers" and isinstance(value, list) and len(value) == 4  # of a ResNet's stages
+    several = name == "vision_cfg.layers" and isinstance(value, list) and len(value) == 4  # the stages of a ResNet
     for number in value if several else [value]:
         whole = isinstance(limit, int)
         fits = type(number) is int and 1 - (name.endswith("_id")) <= number <= limit

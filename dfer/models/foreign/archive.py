@@ -1,10 +1,10 @@
-"""torch's archives read as data: nothing that a file names is looked up, called or built.
+"""Read torch's archives as data: no class or function that a file names is looked up, called or built.
 
-A `torch.save` file is a zip of `X/data.pkl`, which says what there is, and `X/data/KEY`, the bytes of its storages; a
-TorchScript file has a program besides, which is not looked at. A pickle is a program too, for a machine that makes any
-object at all. Here it runs on one that knows plain containers only: what would be a call becomes a `Call`, a note of
-what was to be called with what. Tensors are made of the notes that torch writes for tensors, inside the bytes that
-the archive has for them.
+A `torch.save` file is a zip of `X/data.pkl`, which describes the content, and `X/data/KEY`, the bytes of its storages.
+A TorchScript file also has a program, which is ignored. A pickle is itself a program, and Python's unpickler can build
+any object. This module runs it on a machine that supports plain containers only: instead of making a call, it records
+the function's name and arguments as a `Call`. Tensors are built from the calls that torch writes for tensors, within
+the bytes that the archive has for them.
 """
 
 import math
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 2 * 2**20
-"""Largest `data.pkl`; of the largest CLIP with the state of its optimizer it has a tenth of that."""
+"""Largest `data.pkl`. That of the largest CLIP with its optimizer state has a tenth of this."""
 MAX_ENTRIES = 100_000
 MAX_DIMENSIONS = 16
 STORAGES = {
@@ -36,7 +36,7 @@ SUBCLASSED = "torch._tensor._rebuild_from_type_v2"
 
 
 class NotAnArchive(ValueError):
-    """Why a file is not read."""
+    """The reason why a file is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Name:
 
 @dataclass(eq=False)
 class Call:
-    """What would be made by calling `name`. state: what would be put into it."""
+    """A recorded call of `name`. state: the state that the pickle would set on its result."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Where a tensor's numbers lie."""
+    """Location of a tensor's numbers in the archive. kind: torch's storage class; count: of numbers."""
 
     kind: str
     key: str
@@ -65,7 +65,7 @@ class Storage:
 
 
 class Archive:
-    """An open archive. Raises NotAnArchive, or whatever a damaged zip makes the reader raise."""
+    """An open archive. Raises NotAnArchive, or any error of the zip reader on a damaged file."""
 
     def __init__(self, path: Path) -> None:
         self._zip = zipfile.ZipFile(path)
@@ -90,7 +90,7 @@ class Archive:
         self._zip.close()
 
     def tensor(self, value: Any) -> Tensor | None:
-        """The tensor that a call stands for, on the CPU; None for other values. Raises NotAnArchive."""
+        """Build the tensor that a recorded call describes, on the CPU; None for other values. Raises NotAnArchive."""
         for _ in range(3):  # parameters and subclasses are wrapped around a tensor
             if not isinstance(value, Call):
                 return None
@@ -114,7 +114,7 @@ class Archive:
         return self._numbers(storage).as_strided(size, strides, offset if count else 0)
 
     def _numbers(self, storage: Storage) -> Tensor:
-        """All numbers of a storage, which several tensors may share."""
+        """Read all numbers of a storage, which several tensors may share."""
         found = self._flat.get((storage.kind, storage.key))
         if found is None:
             dtype = STORAGES.get(storage.kind)
@@ -138,14 +138,15 @@ class Archive:
             raise NotAnArchive(f"no {name[:80]!r} of at most {most} bytes in it")
         data = bytearray(entry.file_size)
         with self._zip.open(entry) as file:
-            buffer: Any = file  # one of `io`'s, which typeshed does not tell
-            if buffer.readinto(data) != len(data) or file.read(1):  # the end is where its checksum is compared
+            buffer: Any = file  # has `readinto`, which typeshed does not declare
+            if buffer.readinto(data) != len(data) or file.read(1):  # reading to the end compares the checksum
                 raise NotAnArchive(f"{name[:80]!r} is cut off")
         return data
 
 
 def _entries(archive: zipfile.ZipFile, *, size: int) -> dict[str, zipfile.ZipInfo]:
-    """What is read of it by name. torch stores that as it is; packed files could unfold into any size."""
+    """Return the entries to read, by name. torch stores them uncompressed; compressed ones, which could expand to any
+    size, are refused."""
     if len(archive.infolist()) > MAX_ENTRIES:
         raise NotAnArchive(f"{len(archive.infolist())} files in it, more than {MAX_ENTRIES}")
     entries = [entry for entry in archive.infolist() if _READ.fullmatch(entry.filename)]
@@ -171,7 +172,7 @@ def _unwrapped(call: Call) -> Any:
 
 
 def _counts(value: Any) -> bool:
-    """Whether it is a tuple of whole numbers from 0 on that no file exceeds."""
+    """Whether a value is a tuple of whole numbers from 0 to below 2^48, more than any file holds."""
     return isinstance(value, tuple) and all(type(n) is int and 0 <= n < 2**48 for n in value)
 
 
@@ -180,7 +181,7 @@ def _short(size: tuple[int, ...]) -> str:
 
 
 class Machine:
-    """Carries out the opcodes of pickle's protocol 2, which torch writes, as far as they make plain containers."""
+    """Executes the opcodes of pickle protocol 2, which torch writes, that build plain containers."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -188,7 +189,7 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, program: bytes | bytearray) -> Any:
-        """What the pickle describes. Raises NotAnArchive for opcodes and uses that torch has none for."""
+        """Return the object that the pickle describes. Raises NotAnArchive for opcodes that torch does not write."""
         for opcode, argument, _ in pickletools.genops(bytes(program)):
             if opcode.name == "STOP":
                 return self._pop()
@@ -280,7 +281,7 @@ class Machine:
         state, target = self._pop(), self._pop()
         if isinstance(target, Call):
             target.state = state
-        self._stack.append(target)  # attributes of a dictionary, such as a module's versions, are not kept
+        self._stack.append(target)  # attributes of a dictionary, such as a module's versions, are dropped
 
     def _append(self, _: Any) -> None:
         self._extend([self._pop()])
@@ -303,7 +304,7 @@ class Machine:
 
     def _update(self, items: list[Any]) -> None:
         target = self._pop()
-        if isinstance(target, dict):  # keys of other kinds name no weights, and their hash could take for ever
+        if isinstance(target, dict):  # keys of other types name no weights, and hashing them could take forever
             target.update(pair for pair in zip(items[::2], items[1::2]) if isinstance(pair[0], str | int))
         self._stack.append(target)
 

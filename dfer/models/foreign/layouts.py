@@ -1,4 +1,4 @@
-"""Whose layout a file, a folder or a set of names is in, for messages: what came, and what to give instead."""
+"""Recognise the layout of a file, a folder or a set of names, for messages: what it is, and what to give instead."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -22,19 +22,19 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
 
 
 def head_of(path: Path) -> bytes:
-    """The first bytes of a file. Raises OSError."""
+    """Read the first bytes of a file. Raises OSError."""
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins so is in the safetensors format: the size of a JSON header, and that header."""
+    """Whether a file with these first bytes is in the safetensors format: the size of a JSON header, and the header."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40
 
 
 def foreign_file(head: bytes) -> tuple[str, str] | None:
-    """What a file is that begins so and holds no weights that are read, and what to do; None for others."""
-    if is_safetensors(head):  # its size may begin with any byte
+    """Recognise by its first bytes a file whose weights cannot be read: (what it is, what to do); None for others."""
+    if is_safetensors(head):  # checked first: its size field may start with any byte
         return None
     if head.startswith(LFS):
         size = re.search(rb"^size ([0-9]{1,15})$", head, re.MULTILINE)
@@ -45,13 +45,13 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
         if head.startswith(beginning) or start.startswith(beginning):
             return kind, do
     if PICKLE.match(head):
-        do = "Save it anew with a newer one: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
+        do = "Save it again with a newer torch: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
         return "a bare pickle, as torch before 1.6 wrote", do
     return None
 
 
 def in_folder(folder: Path) -> tuple[str, str]:
-    """What a folder that was given for a file of weights is, and which file in it to give."""
+    """Recognise a folder that was given in place of a file of weights: (what it is, which file to give)."""
     if (folder / "config.yaml").is_file() or any(folder.glob("fold_*/config.yaml")):
         return "a run folder of this project", "Begin from that run's weights with model.start=RUN."
     found = _files_of_weights(folder)
@@ -61,7 +61,8 @@ def in_folder(folder: Path) -> tuple[str, str]:
 
 
 def _files_of_weights(folder: Path) -> list[Path]:
-    """Those in the folder, or in the versions of a hub's cache; open_clip's first. A hub has one model in two forms."""
+    """List the files of weights in a folder, or in the snapshots of a hub's cache. open_clip's files come first, then
+    safetensors: hubs often hold one model in two formats."""
     found = [path for pattern in ("*", "snapshots/*/*", "*/mp_rank_*_model_states.pt") for path in folder.glob(pattern)]
     found = sorted(path for path in found if path.suffix in _WEIGHTS and "optim" not in path.name)
     own = [path for path in found if path.name.startswith("open_clip")] or found
@@ -69,8 +70,8 @@ def _files_of_weights(folder: Path) -> list[Path]:
 
 
 def foreign_names(names: Collection[str]) -> tuple[str, str] | None:
-    """What weights with such names are and what to give instead, where they are no CLIP's in OpenAI's or open_clip's
-    layout; None for others."""
+    """Recognise weights by their names when they are not a CLIP in OpenAI's or open_clip's layout: (what they are, what
+    to give instead); None for others."""
     for marks, kind, do in _LAYOUTS:
         if all(_any(mark, names) for mark in marks):
             return kind, do

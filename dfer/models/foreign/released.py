@@ -1,7 +1,7 @@
-"""Checkpoints of the authors' DFER-CLIP code: their layout, mapped to ours.
+"""Load checkpoints of the authors' DFER-CLIP code, by mapping their layout to this project's.
 
-Source: github zengqunzhao/DFER-CLIP. The file holds the whole CLIP (`clip_model_.*`, and its towers once more under
-their own names), the contexts with the fixed token embeddings around them, and the temporal model.
+Source: github zengqunzhao/DFER-CLIP. The file holds the whole CLIP (`clip_model_.*`, and its towers again under their
+own names), the contexts with the fixed token embeddings around them, and the temporal model.
 """
 
 import re
@@ -20,7 +20,7 @@ from dfer.models.towers import NOT_NEEDED, check_activation, check_names
 TEXT = "token_embedding|positional_embedding|transformer|ln_final|text_projection"
 LAYER = r"temporal_net\.temporal_transformer\.layers\.([0-9]{1,4})"
 
-# The pattern that matches a released name gives ours.
+# (pattern of a released name, replacement that gives this project's name).
 NAMES = (
     (r"prompt_learner\.ctx", r"prompts.contexts"),
     (r"image_encoder\.(.+)", r"towers.visual.\1"),
@@ -35,7 +35,7 @@ NAMES = (
     (rf"{LAYER}\.1\.fn\.fn\.net\.3\.(.+)", r"temporal.blocks.\1.mlp.2.\2"),
 )
 
-# The second copies, and the embeddings around the contexts, which are compared instead of loaded.
+# Not loaded: second copies, and the embeddings around the contexts, which are compared instead.
 COPIES = ("clip_model_.visual.", "text_encoder.", "prompt_learner.token_")
 CONTEXTS, PREFIX, SUFFIX = "prompt_learner.ctx", "prompt_learner.token_prefix", "prompt_learner.token_suffix"
 POSITIONS = "temporal_net.pos_embedding"
@@ -43,11 +43,11 @@ DIMENSIONS = {CONTEXTS: (2, 3), PREFIX: (3,), SUFFIX: (3,), POSITIONS: (3,)}
 
 
 def load_released(model: DferClip, path: Path) -> None:
-    """Fill `model` with a released checkpoint; its optimizer state and records are not looked at.
+    """Load a released checkpoint into `model`; its optimizer state and records are ignored.
 
     Raises:
-        CheckpointError: not such a file, or trained with another configuration; says which settings it needs.
-        ConfigProblem: the architecture lacks the activation of OpenAI's CLIP, which the authors' code trains.
+        CheckpointError: no such file, or trained with another configuration; the message gives the settings needed.
+        ConfigProblem: the architecture lacks the activation of OpenAI's CLIP, which the authors' code uses.
     """
     released = read_weights(path)
     wrong = [f"one without {name}" for name in DIMENSIONS if name not in released]
@@ -67,7 +67,7 @@ def load_released(model: DferClip, path: Path) -> None:
 
 
 def translated(released: Weights) -> Weights:
-    """Released names and shapes to ours; what has no counterpart keeps its name."""
+    """Translate released names and shapes to this project's; names without a counterpart are kept."""
     out: Weights = {}
     for name, value in released.items():
         if name.startswith(COPIES) or name.removeprefix("clip_model_.") in NOT_NEEDED:
@@ -88,7 +88,7 @@ def _own_name(name: str) -> str:
 
 
 def _check_settings(model: DferClip, released: Weights, path: Path) -> None:
-    """Compare what the shapes tell with the configuration, so that a message names a setting and not a tensor."""
+    """Compare settings derived from the shapes with the configuration, so that messages name settings, not tensors."""
     contexts, config = released[CONTEXTS], model.config
     depth = 1 + max((int(n) for name in released for n in re.findall(rf"^{LAYER}\.", name)), default=-1)
     found = {
@@ -106,7 +106,8 @@ def _check_settings(model: DferClip, released: Weights, path: Path) -> None:
 
 
 def _check_texts(model: DferClip, released: Weights, path: Path) -> None:
-    """The embeddings stored around the contexts must be those of our prompts: else text or class order differ."""
+    """Raise CheckpointError unless the embeddings stored around the contexts equal those of the model's prompts;
+    otherwise texts or class order differ."""
     ours = fixed_part(model.prompts, model)
     theirs = released[SUFFIX].float()
     same = all(torch.equal(own, row[: len(own)]) for own, row in zip(ours, theirs))
@@ -118,7 +119,7 @@ def _check_texts(model: DferClip, released: Weights, path: Path) -> None:
 
 
 def fixed_part(prompts: PromptLearner, model: DferClip) -> list[Tensor]:
-    """Per class, the embeddings of text and end token, in order, without start and contexts."""
+    """Return per class the embeddings of text and end token, in order, without start and contexts."""
     out = []
     for tokens, slots, eos in zip(prompts.tokens, prompts.slots, prompts.eos):
         kept = [i for i in range(1, int(eos) + 1) if i not in slots.tolist()]

@@ -1,7 +1,7 @@
-"""Reading foreign weight files without running anything they name.
+"""Read foreign weight files without running code that they name.
 
-Understood: safetensors, `torch.save` archives and TorchScript archives (OpenAI's own CLIP downloads). The latter two
-hold a pickle, which is read as data (`dfer.models.foreign.archive`).
+Supported: safetensors, `torch.save` archives and TorchScript archives (OpenAI's own CLIP downloads). The latter two
+contain a pickle, which is read as data (`dfer.models.foreign.archive`).
 """
 
 from collections.abc import Mapping
@@ -18,24 +18,27 @@ from dfer.models.foreign.archive import Archive, Call
 Weights = dict[str, Tensor]
 WRAPPERS = ("module.", "_orig_mod.")
 MAX_HEADER_BYTES = 16 * 2**20
-"""Largest header of a safetensors file; of the largest CLIP it has a hundredth of that."""
+"""Largest header of a safetensors file. That of the largest CLIP has a hundredth of this."""
 MAX_MODULES = 100_000
 INNER = ("state_dict", "model", "module", "model_state_dict")
-"""Where training code keeps the model in a checkpoint: most of it, some of it, DeepSpeed, PyTorch's tutorials."""
+"""Keys of the model in a checkpoint: of most training code, of some, of DeepSpeed, of PyTorch's tutorials."""
 
 
 def read_weights(path: Path) -> Weights:
-    """Tensors by name, on the CPU, of a safetensors file, torch archive (`.pt`, `.pth`, `.bin`) or TorchScript archive.
+    """Read tensors by name, onto the CPU, from a safetensors file, torch archive (`.pt`, `.pth`, `.bin`) or TorchScript
+    archive.
 
-    What the file is tells its beginning, not its name. A training checkpoint's model is taken (INNER) and its optimizer
-    state left; the prefixes that DataParallel and torch.compile put before every name are cut off.
+    The first bytes decide the format, not the file's name. From a training checkpoint only the model is read (INNER).
+    The prefixes that DataParallel and torch.compile put before every name are removed.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds no weights.
     """
     check_file(path, path)
     read = _read_safetensors(path) if _is_safetensors(path) else _read_archive(path)
-    weights = {name: value for name, value in read.items() if not value.is_complex()}  # no model has such
+    weights = {
+        name: value for name, value in read.items() if not value.is_complex()
+    }  # no model here has complex weights
     if not weights:
         do = "Give the file that holds the model; DeepSpeed's is mp_rank_00_model_states.pt."
         raise CheckpointError(message(path, expected="tensors by name, or a `state_dict` of them", got="none", do=do))
@@ -47,7 +50,8 @@ def read_weights(path: Path) -> Weights:
 
 
 def check_file(path: Path, where: object) -> None:
-    """Raise CheckpointError unless there is a file that may hold weights; a folder is told with what is in it."""
+    """Raise CheckpointError unless the path is a file that may hold weights; for a folder the message says what it
+    contains."""
     got, do = "no such file", "Check the path; null stands for none."
     if path.is_file():
         found = layouts.foreign_file(_head(path, where))
@@ -68,7 +72,7 @@ def _head(path: Path, where: object) -> bytes:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its beginning; by its name where that is of neither format."""
+    """Whether a file is in the safetensors format: by its first bytes, or by its name if they show no format."""
     head = _head(path, path)
     if head.startswith(layouts.ZIP):
         return False
@@ -82,7 +86,7 @@ def _read_safetensors(path: Path) -> Weights:
         if header > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {header} bytes")
         return dict(safetensors.torch.load_file(path))
-    except Exception as error:  # a damaged header fails in the parser's own classes
+    except Exception as error:  # the parser raises its own classes for a damaged header
         raise CheckpointError(
             message(path, expected="a whole safetensors file", got=f"a damaged one ({error})", do="Copy it again.")
         ) from error
@@ -94,7 +98,7 @@ def _read_archive(path: Path) -> Weights:
             read = {name: archive.tensor(value) for name, value in _state(archive.content).items()}
     except Exception as error:  # a damaged or hostile zip can make its reader fail in any way
         got = f"one that the safe reader refuses ({_reason(error)})"
-        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 anew."
+        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 again."
         raise CheckpointError(
             message(path, expected="a torch archive of tensors and plain containers", got=got, do=do)
         ) from error
@@ -107,7 +111,7 @@ def _reason(error: Exception) -> str:
 
 
 def _state(content: Any) -> Mapping[str, Any]:
-    """The mapping of names to tensors inside what a file held."""
+    """Find the mapping of names to tensors in a file's content."""
     for _ in range(3):
         if isinstance(content, Call):
             return _flat(content)
@@ -121,7 +125,8 @@ def _state(content: Any) -> Mapping[str, Any]:
 
 
 def _flat(root: Call) -> dict[str, Any]:
-    """What a scripted module and its children hold, with dotted names. A file may say that modules hold each other."""
+    """Collect the entries of a scripted module and its children, with dotted names. Modules that contain each other,
+    as a hostile file may have, raise ValueError."""
     out: dict[str, Any] = {}
     todo, seen = [("", root)], 0
     while todo:

@@ -11,7 +11,7 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from dfer.errors import DataError, FencedError, ProcessError, StoppedError
-from dfer.exit import Leaving
+from dfer.exit import ProcessExit
 from launch.slurm import retry as slurm_retry
 from launch.slurm import task as slurm_task
 from launch.slurm import tools as slurm_tools
@@ -68,60 +68,64 @@ class Asked:
 
 
 @pytest.fixture
-def leaving(monkeypatch: pytest.MonkeyPatch) -> Leaving:
+def process_exit(monkeypatch: pytest.MonkeyPatch) -> ProcessExit:
     """One that does not end the tests' process."""
     monkeypatch.setattr("dfer.exit.atexit.register", lambda _: None)
-    return Leaving()
+    return ProcessExit()
 
 
-def test_after_saving_the_first_rank_lets_submitit_requeue(task: FakeSlurm, leaving: Leaving, tmp_path: Path) -> None:
+def test_after_saving_the_first_rank_lets_submitit_requeue(
+    task: FakeSlurm, process_exit: ProcessExit, tmp_path: Path
+) -> None:
     stale = tmp_path / "30_1_submitted.pkl.save_tmp"
     stale.touch()
     requeue = Asked(SystemExit(-1))
     with pytest.raises(SystemExit) as caught:
-        stopped(StoppedError("saved"), requeue, leaving)
+        stopped(StoppedError("saved"), requeue, process_exit)
     assert requeue.calls == [signal.SIGUSR2] and caught.value.code == -1 and not stale.exists()
 
 
 @pytest.mark.parametrize("state", [RUNNING.replace("RUNNING", "COMPLETING"), RUNNING.replace("=2", "=3")])
-def test_a_cancelled_job_and_an_orphan_are_not_requeued(task: FakeSlurm, leaving: Leaving, state: str) -> None:
+def test_a_cancelled_job_and_an_orphan_are_not_requeued(task: FakeSlurm, process_exit: ProcessExit, state: str) -> None:
     says(task, state)
     requeue = Asked(SystemExit(-1))
     with pytest.raises(SystemExit) as caught:
-        stopped(StoppedError("saved"), requeue, leaving)
+        stopped(StoppedError("saved"), requeue, process_exit)
     assert requeue.calls == [] and caught.value.code == 9
 
 
 def test_other_ranks_leave_it_to_the_first(
-    task: FakeSlurm, leaving: Leaving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    task: FakeSlurm, process_exit: ProcessExit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLURM_PROCID", "1")
     requeue = Asked(SystemExit(-1))
     with pytest.raises(SystemExit) as caught:
-        stopped(StoppedError("saved"), requeue, leaving)
+        stopped(StoppedError("saved"), requeue, process_exit)
     assert requeue.calls == [] and caught.value.code == 9 and capsys.readouterr().err == ""
 
 
-def test_too_many_stretches_are_told(task: FakeSlurm, leaving: Leaving, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_stretches_are_told(
+    task: FakeSlurm, process_exit: ProcessExit, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        stopped(StoppedError("saved"), Asked(UncompletedJobError("timed-out too many times")), leaving)
+        stopped(StoppedError("saved"), Asked(UncompletedJobError("timed-out too many times")), process_exit)
     assert caught.value.code == 9
     assert "expected to be requeued by submitit, got timed-out too many times. Submit again" in capsys.readouterr().err
 
 
-def test_a_requeue_that_fails_is_tried_again(task: FakeSlurm, leaving: Leaving) -> None:
+def test_a_requeue_that_fails_is_tried_again(task: FakeSlurm, process_exit: ProcessExit) -> None:
     with pytest.raises(SystemExit):
-        stopped(StoppedError("saved"), Asked(subprocess.CalledProcessError(1, "scontrol")), leaving)
+        stopped(StoppedError("saved"), Asked(subprocess.CalledProcessError(1, "scontrol")), process_exit)
     assert ["scontrol", "requeue", "30_1"] in task.calls
 
 
 def test_a_job_that_cannot_be_requeued_is_told(
-    task: FakeSlurm, leaving: Leaving, patient: list[float], capsys: pytest.CaptureFixture[str]
+    task: FakeSlurm, process_exit: ProcessExit, patient: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As in a container without SLURM's commands."""
     task.change(broken={"scontrol requeue": "no munge"})
     with pytest.raises(SystemExit):
-        stopped(StoppedError("saved"), Asked(FileNotFoundError("scontrol")), leaving)
+        stopped(StoppedError("saved"), Asked(FileNotFoundError("scontrol")), process_exit)
     assert "error: not requeued: scontrol: expected an answer of SLURM, got no munge" in capsys.readouterr().err
     assert sum(patient) >= 60
 
@@ -133,11 +137,11 @@ def test_a_controller_that_restarts_is_waited_for(task: FakeSlurm, monkeypatch: 
 
 
 def test_an_own_reason_is_kept_and_a_new_start_forgets_it(
-    task: FakeSlurm, leaving: Leaving, capsys: pytest.CaptureFixture[str]
+    task: FakeSlurm, process_exit: ProcessExit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for error in (DataError("first"), DataError("second")):
         with pytest.raises(SystemExit) as caught:
-            failed(error, leaving)
+            failed(error, process_exit)
         assert caught.value.code == 3
     assert json.loads(failure_file().read_text()) == {"code": 3, "text": "first", "start": 2}
     assert capsys.readouterr().err == "error: first\nerror: second\n"
@@ -145,28 +149,28 @@ def test_an_own_reason_is_kept_and_a_new_start_forgets_it(
     assert not failure_file().exists()
 
 
-def test_anothers_reason_is_below_all_own_ones(task: FakeSlurm, leaving: Leaving) -> None:
+def test_anothers_reason_is_below_all_own_ones(task: FakeSlurm, process_exit: ProcessExit) -> None:
     with pytest.raises(SystemExit) as caught:
-        failed(ProcessError("another stopped"), leaving)
+        failed(ProcessError("another stopped"), process_exit)
     assert caught.value.code == 1 and json.loads(failure_file().read_text())["code"] == 7
     with pytest.raises(SystemExit):
-        failed(DataError("bad clip"), leaving)
+        failed(DataError("bad clip"), process_exit)
     with pytest.raises(SystemExit):
-        failed(ProcessError("another stopped"), leaving)
+        failed(ProcessError("another stopped"), process_exit)
     assert json.loads(failure_file().read_text())["text"] == "bad clip"
 
 
 def test_what_nobody_has_foreseen_is_kept_and_raised(
-    task: FakeSlurm, leaving: Leaving, monkeypatch: pytest.MonkeyPatch
+    task: FakeSlurm, process_exit: ProcessExit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job's log gets the traceback, `status` the reason; partners that only noticed do not cover it."""
 
     def broken(*_: object) -> None:
         with pytest.raises(SystemExit):
-            failed(ProcessError("another stopped"), leaving)
+            failed(ProcessError("another stopped"), process_exit)
         raise KeyError("nothing\nof this kind")
 
-    monkeypatch.setattr(slurm_task, "Leaving", lambda: leaving)
+    monkeypatch.setattr(slurm_task, "ProcessExit", lambda: process_exit)
     monkeypatch.setattr(slurm_task, "place", lambda _: None)
     monkeypatch.setattr(slurm_task, "run_job", broken)
     job = training("runs/x", 1)
@@ -178,20 +182,20 @@ def test_what_nobody_has_foreseen_is_kept_and_raised(
     assert said["text"].endswith("`dfer-launch logs runs/x fold_1` shows where; please report it.")
 
 
-def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, leaving: Leaving) -> None:
+def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, process_exit: ProcessExit) -> None:
     failure_file().write_text(json.dumps({"code": 8, "text": "a newer copy", "start": 1}))
     with pytest.raises(SystemExit):
-        failed(DataError("bad clip"), leaving)
+        failed(DataError("bad clip"), process_exit)
     assert json.loads(failure_file().read_text())["text"] == "bad clip"
 
 
 @pytest.mark.parametrize(("now", "kept"), [("=2", True), ("=3", False)])
 def test_an_orphan_says_nothing_in_the_name_of_the_newer_start(
-    task: FakeSlurm, leaving: Leaving, now: str, kept: bool
+    task: FakeSlurm, process_exit: ProcessExit, now: str, kept: bool
 ) -> None:
     says(task, RUNNING.replace("=2", now))
     with pytest.raises(SystemExit) as caught:
-        failed(FencedError("a newer copy"), leaving)
+        failed(FencedError("a newer copy"), process_exit)
     assert caught.value.code == 8 and failure_file().exists() is kept
 
 
@@ -250,7 +254,7 @@ def test_a_controller_that_restarts_is_waited_for_before_a_restart(
     assert retried(task, tmp_path, 137)
 
 
-# --- leaving
+# --- exit
 
 
 @pytest.mark.parametrize("code", [0, 9])
@@ -258,19 +262,19 @@ def test_what_happens_after_pythons_end_does_not_change_the_code(code: int) -> N
     """`late` stands for a library whose threads abort the process; it was imported, so registered, after us."""
     text = f"""
 import atexit, os, sys
-from dfer.exit import Leaving
-leaving = Leaving()
+from dfer.exit import ProcessExit
+process_exit = ProcessExit()
 class Late:
     def __del__(self): os.abort()
 sys.late = Late()
 atexit.register(lambda: print("tidied up"))
 print("done")
-leaving.now({code})
+process_exit.exit_with({code})
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, "done\ntidied up\n")
 
 
 def test_without_a_code_a_process_ends_as_always() -> None:
-    text = "from dfer.exit import Leaving; Leaving(); raise SystemExit(4)"
+    text = "from dfer.exit import ProcessExit; ProcessExit(); raise SystemExit(4)"
     assert subprocess.run([sys.executable, "-c", text], timeout=60, check=False).returncode == 4

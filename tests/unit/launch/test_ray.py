@@ -533,7 +533,7 @@ def test_a_second_interruption_ends_at_once(driver: Driver, monkeypatch: pytest.
     def exit(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(ray_driver, "at_once", exit)
+    monkeypatch.setattr(ray_driver, "exit_now", exit)
     monkeypatch.setattr(Trainer, "does", interrupt)
     with pytest.raises(SystemExit) as caught:
         driver.run()
@@ -558,7 +558,7 @@ def test_ray_is_not_left_while_threads_wait_in_it(job: Job, monkeypatch: pytest.
         raise SystemExit(code)
 
     monkeypatch.setattr(module, "connected", connected)
-    monkeypatch.setattr(module, "at_once", exit)
+    monkeypatch.setattr(module, "exit_now", exit)
     monkeypatch.setattr(Trainer, "heard", False)
     monkeypatch.setattr(Trainer, "does", lambda _: os.kill(os.getpid(), signal.SIGTERM) or never.wait(60))
     with pytest.raises(SystemExit) as caught:
@@ -584,7 +584,7 @@ def test_a_fold_that_has_ended_is_not_waited_for(
         raise SystemExit(code)
 
     monkeypatch.setattr(Submission, "_fit", fit)
-    monkeypatch.setattr(module, "at_once", exit)
+    monkeypatch.setattr(module, "exit_now", exit)
     with pytest.raises(SystemExit) as caught:
         submission(job).run()
     never.set()

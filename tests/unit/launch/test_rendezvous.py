@@ -99,7 +99,7 @@ def test_who_does_not_come_is_named_to_those_who_did() -> None:
     assert time.monotonic() - start < 30
     for answer in found:
         assert isinstance(answer, ProcessError)
-        assert f"port {parts[0].port}: expected 3 processes within 1 s, got no word from rank 2" in str(answer)
+        assert f"port {parts[0].port}: expected 3 processes within 1 s, got no answer from rank 2" in str(answer)
 
 
 def test_a_first_rank_that_does_not_come_is_named() -> None:
@@ -134,7 +134,7 @@ def test_processes_of_another_start_are_not_taken_for_ours() -> None:
     parts = meetings(2, within_s=1)
     found = all_hold([parts[0], replace(parts[1], token="1.1")])
     assert all(isinstance(answer, ProcessError) for answer in found)
-    assert "no word from rank 1" in str(found[0])
+    assert "no answer from rank 1" in str(found[0])
 
 
 def test_a_stranger_at_the_door_disturbs_nobody() -> None:

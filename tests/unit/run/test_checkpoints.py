@@ -201,7 +201,7 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
         checkpoints.latest()
     text = str(caught.value)
     assert text.startswith(f"{checkpoints.folder}: expected one whole checkpoint, got 2 damaged (step_00000002-g1-")
-    assert text.endswith("Copy them anew from where they came, or start over with another run=FOLDER.")
+    assert text.endswith("Copy them again from their source, or start over with another run=FOLDER.")
     assert caught.value.exit_code == 5
 
 

@@ -21,7 +21,7 @@ def test_a_lease_tells_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert lease.owner == Owner(host=socket.gethostname(), pid=os.getpid(), job="77")
     assert str(lease.owner) == f"process {os.getpid()} on {socket.gethostname()}, job 77"
     assert (lease.processes, lease.base, lease.step) == (4, None, None)
-    fence.goes_on_from("step_00000005-g1-00000000", 5)
+    fence.record_base("step_00000005-g1-00000000", 5)
     assert Leases(Folder(tmp_path)).get(fence.id).step == 5
     assert [path.name for path in (tmp_path / "lease").iterdir()] == [f"000001-{fence.id.token}.json"]
 
@@ -34,7 +34,7 @@ def test_the_newest_holds(tmp_path: Path) -> None:
         with pytest.raises(FencedError, match=f"lease {older.id}.*got a newer copy at work there"):
             older.check()
     with pytest.raises(FencedError):
-        fences[0].goes_on_from(None, 0)
+        fences[0].record_base(None, 0)
 
 
 def test_of_two_starts_at_the_same_moment_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_damaged_lease_is_named(tmp_path: Path, text: str) -> None:
         Leases(home).holds(LeaseId(generation=0, token="00000000"), 3)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path}/lease/{fence.id.file}: expected a lease, got something else (")
-    assert said.endswith("Delete this file and the checkpoints that bear its name.")
+    assert said.endswith("Delete this file and the checkpoints named after it.")
 
 
 def test_leases_are_plain_json(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_a_full_disk(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         patch.setattr(os, "fsync", full)
         with pytest.raises(
             StorageError,
-            match=r"expected to write it, got (no space left. Free|File too large. Lift) .* Then run the same command",
+            match=r"expected to write it, got (no space left. Free|File too large. Raise) .* Then run the same command",
         ) as caught:
             build_small(raw, tmp_path / "out")
     assert caught.value.exit_code == 6

@@ -16,7 +16,7 @@ import pytest
 from dfer.store import cache as cache_module
 from dfer.store import cached_shard
 from dfer.store.cache import Cache, default_folder
-from dfer.store.cached_shard import ABSENT, UNSURE, VERIFIED, CachedShard, Gone
+from dfer.store.cached_shard import ABSENT, UNSURE, VERIFIED, CachedShard, Evicted
 
 CHUNK = 262_144
 NAMES = [f"{number:064x}" for number in range(40)]
@@ -37,7 +37,7 @@ def disk_use(folder: Path) -> int:
 def filled(cache: Cache, name: str, chunks: int = 4) -> CachedShard:
     file = cache.shard(name, chunks * CHUNK)
     assert file is not None
-    with file.held(), file.alone(0, chunks - 1):
+    with file.held(), file.exclusive(0, chunks - 1):
         file.write(0, b"".join(bytes([number]) * CHUNK for number in range(chunks)))
     return file
 
@@ -58,7 +58,7 @@ def test_chunks_come_back_as_they_were_written(tmp_path: Path) -> None:
     file = cache.shard(NAMES[0], 3 * CHUNK + 5)
     assert file is not None and cache.shard(NAMES[0], 3 * CHUNK + 5) is file
     assert file.states(0, 9)[:4] == bytes([ABSENT] * 4)
-    with file.held(), file.alone(2, 3):
+    with file.held(), file.exclusive(2, 3):
         file.write(2, b"x" * (CHUNK + 5))
     other = pickle.loads(pickle.dumps(cache)).shard(NAMES[0], 3 * CHUNK + 5)
     assert other is not file and other.states(0, 4) == bytes([ABSENT, ABSENT, VERIFIED, VERIFIED])
@@ -93,7 +93,7 @@ def test_a_file_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
 def _fetch(folder: Path, log: Path, pause: float) -> None:
     file = Cache(folder, budget=2**30).shard(NAMES[0], 4 * CHUNK)
     assert file is not None
-    with file.held(), file.alone(0, 3):
+    with file.held(), file.exclusive(0, 3):
         if file.states(0, 4) != bytes([VERIFIED] * 4):
             with log.open("a") as out:
                 out.write("fetched\n")
@@ -116,7 +116,7 @@ def test_threads_of_a_process_fetch_the_same_chunks_once(tmp_path: Path) -> None
     inside, worst = [0], [0]
 
     def work() -> None:
-        with file.held(), file.alone(1, 2):
+        with file.held(), file.exclusive(1, 2):
             inside[0] += 1
             worst[0] = max(worst[0], inside[0])
             time.sleep(0.01)
@@ -125,7 +125,7 @@ def test_threads_of_a_process_fetch_the_same_chunks_once(tmp_path: Path) -> None
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
-    with file.held(), file.alone(3, 3):
+    with file.held(), file.exclusive(3, 3):
         pass  # other chunks are free meanwhile
     for thread in threads:
         thread.join()
@@ -170,7 +170,7 @@ def test_what_is_needed_or_in_use_stays(tmp_path: Path) -> None:
     cache._refused.clear()
     assert cache.shard(NAMES[3], 4 * CHUNK) is not None
     assert files[0].gone() and not files[1].gone() and not files[2].gone()
-    with pytest.raises(Gone), files[0].held():
+    with pytest.raises(Evicted), files[0].held():
         pass
     assert cache.shard(NAMES[5], 2**32) is None, "larger than the budget"
     assert not files[1].gone(), "nothing goes for what does not fit anyway"
@@ -194,11 +194,11 @@ def _churn(folder: Path, budget: int, seed: int, until: float) -> None:
             continue
         try:
             with file.held():
-                with file.alone(0, chunks - 1):
+                with file.exclusive(0, chunks - 1):
                     if file.states(0, chunks) != bytes([VERIFIED] * chunks):
                         file.write(0, bytes([number]) * chunks * CHUNK)
                 assert file.read(0, chunks * CHUNK) == bytes([number]) * chunks * CHUNK
-        except Gone:
+        except Evicted:
             continue
 
 

@@ -236,8 +236,8 @@ def test_a_server_that_knows_no_parts(server: Site, tmp_path: Path) -> None:
     server.ranges = False
     clips = opened(server.url, tmp_path / "c")
     assert refused(clips, StorageError) == (
-        f"{server.url}/train/00000.tar: expected the 262,144 bytes asked for, got the whole file. "
-        "The server does not answer Range requests: take one that does, or copy the shards to a disk."
+        f"{server.url}/train/00000.tar: expected the 262,144 requested bytes, got the whole file. "
+        "The server does not support Range requests: use one that does, or copy the shards to a disk."
     )
 
 

@@ -365,7 +365,7 @@ def test_a_copy_that_was_thought_dead_stops_and_changes_nothing(tmp_path: Path) 
                     saved_by = time.monotonic() + 30
                     while checkpoints.latest() is None and time.monotonic() < saved_by:
                         time.sleep(0.01)
-                    Fence.take(Folder(tmp_path)).goes_on_from("whatever it found", 5)
+                    Fence.take(Folder(tmp_path)).record_base("whatever it found", 5)
                     self.seen = (tmp_path / "metrics.jsonl").read_text()
                     self.served.append(-1)
                 yield batch
@@ -435,5 +435,5 @@ def test_more_replaced_clips_than_allowed_stop_the_run(tmp_path: Path) -> None:
     assert loader.served == [5, 6, 7]
     assert str(caught.value) == (
         "training clips: expected at most 2 bad clips, as data.max_bad_share allows, got 3 (a, b, c; the last: "
-        "not a JPEG). metrics.jsonl lists them; mend the shards, or allow more."
+        "not a JPEG). metrics.jsonl lists them; repair the shards, or allow more."
     )
