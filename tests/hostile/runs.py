@@ -9,9 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from dfer import __main__ as cli
 from dfer import config, config_files
-from dfer.distributed import World
+from dfer.commands.run import config_of
 from dfer.jobs.config import RunConfig
 from dfer.report.crossval import summarise
 from dfer.report.tables import markdown, plain, text_table
@@ -114,8 +113,8 @@ def _case(seeds: Seeds, name: str, files: dict[str, bytes], *, draw: bool = Fals
 def _reads(seeds: Seeds, *, draw: bool) -> dict[str, Callable[[Path], object]]:
     reads: dict[str, Callable[[Path], object]] = {
         "summary": _summary,
-        "evaluate": lambda at: cli._config_of(str(at / "run")),
-        "continue": lambda at: folder.check(Folder(at / "run"), seeds.config, World()),
+        "evaluate": lambda at: config_of(str(at / "run")),
+        "continue": lambda at: folder.check(Folder(at / "run"), seeds.config),
         "metrics": lambda at: kept_lines(Folder(at / "run").text("metrics.jsonl") or "", 10),
     }
     if draw:
