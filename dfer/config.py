@@ -192,8 +192,13 @@ def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _union(kind, plain, where, problems)
     if origin is Literal:
-        return _checked(plain, plain in get_args(kind) and not isinstance(plain, bool), where, problems,
-                        expected=" or ".join(repr(a) for a in get_args(kind)))  # fmt: skip
+        return _checked(
+            plain,
+            plain in get_args(kind) and not isinstance(plain, bool),
+            where,
+            problems,
+            expected=" or ".join(repr(a) for a in get_args(kind)),
+        )
     if origin is tuple:
         return _tuple(get_args(kind)[0], plain, where, problems)
     if origin is dict:

@@ -114,9 +114,13 @@ def _join(world: World, timeout_s: int, meet_s: float) -> None:
     else:
         store = meet(world.rank, world.size, card=_card(world), within_s=meet_s)
     dist.init_process_group(
-        "nccl" if cuda else "gloo", store=store, rank=world.rank, world_size=world.size,
-        timeout=timedelta(seconds=timeout_s), device_id=world.device if cuda else None,
-    )  # fmt: skip
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=world.device if cuda else None,
+    )
 
 
 def _card(world: World) -> str:
@@ -138,9 +142,15 @@ def _destroy_groups(ours: bool) -> None:
 
 
 _LOST = (
-    "closed by peer", "reset by peer", "closed by remote peer", "remote process exit", "broken pipe", "pair closure",
-    "connection was likely closed", "timed out waiting",
-)  # fmt: skip
+    "closed by peer",
+    "reset by peer",
+    "closed by remote peer",
+    "remote process exit",
+    "broken pipe",
+    "pair closure",
+    "connection was likely closed",
+    "timed out waiting",
+)
 
 
 def _lost_another(error: RuntimeError) -> bool:

@@ -18,10 +18,17 @@ NAME = re.compile(r"[a-z][a-z0-9_ -]{0,39}")
 
 # Words for the same emotion in raw folders, split files and annotation tables.
 SYNONYMS: dict[str, str] = {
-    "happy": "happiness", "sad": "sadness", "angry": "anger", "surprised": "surprise",
-    "disgusted": "disgust", "fearful": "fear", "contemptuous": "contempt", "anxious": "anxiety",
-    "helpless": "helplessness", "disappointed": "disappointment",
-}  # fmt: skip
+    "happy": "happiness",
+    "sad": "sadness",
+    "angry": "anger",
+    "surprised": "surprise",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "contemptuous": "contempt",
+    "anxious": "anxiety",
+    "helpless": "helplessness",
+    "disappointed": "disappointment",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

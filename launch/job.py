@@ -91,9 +91,11 @@ class Place:
     def variables(self) -> dict[str, str]:
         """As torch and `dfer.distributed` read them."""
         return {
-            "RANK": str(self.rank), "WORLD_SIZE": str(self.size),
-            "LOCAL_RANK": str(self.local_rank), "LOCAL_WORLD_SIZE": str(self.local_size),
-        }  # fmt: skip
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_size),
+        }
 
 
 def make_job(
@@ -124,9 +126,12 @@ def make_job(
     parts = chosen(known, only)
     within(ANSWER_S, lambda: module.check(config, parts, worlds), what=config.run)
     return Job(
-        kind=name_of(module), config=to_yaml(config), run=config.run.rstrip("/"), parts=tuple(parts),
+        kind=name_of(module),
+        config=to_yaml(config),
+        run=config.run.rstrip("/"),
+        parts=tuple(parts),
         revision=source_revision(),
-    )  # fmt: skip
+    )
 
 
 def revision() -> str:

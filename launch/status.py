@@ -162,10 +162,18 @@ def table(rows: Sequence[PartStatus]) -> str:
 
 def _cells(row: PartStatus) -> tuple[str, ...]:
     return (
-        row.part, row.state, _or(row.step, "{}"), _or(row.loss, "{:.3f}"), _or(row.clips_per_s, "{:.1f}"),
-        "-" if row.eta_s is None else duration(row.eta_s), _or(row.checkpoint, "{}"), str(row.restarts),
-        _or(None if row.uar is None else 100 * row.uar, "{:.2f}"), row.job or "-", row.hosts or "-",
-    )  # fmt: skip
+        row.part,
+        row.state,
+        _or(row.step, "{}"),
+        _or(row.loss, "{:.3f}"),
+        _or(row.clips_per_s, "{:.1f}"),
+        "-" if row.eta_s is None else duration(row.eta_s),
+        _or(row.checkpoint, "{}"),
+        str(row.restarts),
+        _or(None if row.uar is None else 100 * row.uar, "{:.2f}"),
+        row.job or "-",
+        row.hosts or "-",
+    )
 
 
 def _or(value: float | None, form: str) -> str:

@@ -96,21 +96,41 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT_URL", help="folder or fsspec URL for the shards")
     media = "form of the stored frames; those that have it are kept byte for byte (default: the data set's)"
     parser.add_argument("--media", choices=get_args(Media), help=media)
-    parser.add_argument("--max-side", type=int, default=defaults.max_side,
-                        help="longest side of a frame in pixels; larger ones are scaled (default 256)")  # fmt: skip
-    parser.add_argument("--quality", type=int, default=defaults.quality,
-                        help="JPEG quality of frames that must be encoded (default 95)")  # fmt: skip
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=defaults.max_side,
+        help="longest side of a frame in pixels; larger ones are scaled (default 256)",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=defaults.quality, help="JPEG quality of frames that must be encoded (default 95)"
+    )
     parser.add_argument("--clips-per-shard", type=int, default=defaults.clips_per_shard, help="default 128")
     gaps = parser.add_mutually_exclusive_group()
-    gaps.add_argument("--strict", action="store_const", const=0, default=0, dest="allow_missing",
-                      help="write no manifest when a clip cannot be packed (default)")  # fmt: skip
-    gaps.add_argument("--allow-missing", type=cli.not_negative, default=0, metavar="N",
-                      help="accept up to N clips that cannot be packed; the manifest lists them")  # fmt: skip
+    gaps.add_argument(
+        "--strict",
+        action="store_const",
+        const=0,
+        default=0,
+        dest="allow_missing",
+        help="write no manifest when a clip cannot be packed (default)",
+    )
+    gaps.add_argument(
+        "--allow-missing",
+        type=cli.not_negative,
+        default=0,
+        metavar="N",
+        help="accept up to N clips that cannot be packed; the manifest lists them",
+    )
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--dry-run", action="store_true", help="print what would be built and write nothing")
     steps.add_argument("--part", type=_part, metavar="K/N", help="make the shards of part K of N only, such as 2/3")
-    steps.add_argument("--finish", type=cli.positive, metavar="N",
-                       help="make the shards of N parts a data set: check them, write the manifest")  # fmt: skip
+    steps.add_argument(
+        "--finish",
+        type=cli.positive,
+        metavar="N",
+        help="make the shards of N parts a data set: check them, write the manifest",
+    )
     _add_common(parser)
 
 
@@ -126,8 +146,15 @@ def _part(text: str) -> parts.BuildPart:
 def _synth(args: argparse.Namespace) -> None:
     from shards.synthetic import synth  # the drawing code is not needed to build
 
-    synth(args.dataset, Path(args.out), clips=args.clips, seed=args.seed, jobs=args.jobs, size=args.size,
-          progress=args.progress)  # fmt: skip
+    synth(
+        args.dataset,
+        Path(args.out),
+        clips=args.clips,
+        seed=args.seed,
+        jobs=args.jobs,
+        size=args.size,
+        progress=args.progress,
+    )
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -158,8 +185,9 @@ def _tell(notes: Sequence[str]) -> None:
 
 
 def _make_part(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> None:
-    made = parts.make(raw, args.out, options, args.part, jobs=args.jobs, allow_missing=args.allow_missing,
-                      progress=args.progress)  # fmt: skip
+    made = parts.make(
+        raw, args.out, options, args.part, jobs=args.jobs, allow_missing=args.allow_missing, progress=args.progress
+    )
     excluded = [item for state in made.states for item in state.excluded]
     if excluded:
         print(f"clips that cannot be packed: {len(excluded)}\n{listed(excluded)}")
@@ -169,8 +197,16 @@ def _make_part(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> 
 
 
 def _finish(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> None:
-    done = parts.finish(raw, args.out, options, of=args.finish, command=_command(args, options), jobs=args.jobs,
-                        allow_missing=args.allow_missing, progress=args.progress)  # fmt: skip
+    done = parts.finish(
+        raw,
+        args.out,
+        options,
+        of=args.finish,
+        command=_command(args, options),
+        jobs=args.jobs,
+        allow_missing=args.allow_missing,
+        progress=args.progress,
+    )
     _tell(done.notes)
     print(describe(done.manifest))
     already = ": nothing to do, it is finished and no part has begun since"

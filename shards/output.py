@@ -62,9 +62,13 @@ def _lock(handle: int, url: str, kind: int) -> None:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(
-            message(url, expected="one builder at a time", got="another dfer-shards build at work there",
-                    do="Wait for it or stop it.")
-        ) from error  # fmt: skip
+            message(
+                url,
+                expected="one builder at a time",
+                got="another dfer-shards build at work there",
+                do="Wait for it or stop it.",
+            )
+        ) from error
     except OSError as error:
         # Network file systems that cannot lock a folder: there the lock is a courtesy, not a need.
         if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):

@@ -53,9 +53,13 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise StorageError(
-                message("worker process", expected="to end its work", got="killed, most likely for want of memory",
-                        do="Run the same command again with fewer --jobs; finished shards are kept.")
-            ) from error  # fmt: skip
+                message(
+                    "worker process",
+                    expected="to end its work",
+                    got="killed, most likely for want of memory",
+                    do="Run the same command again with fewer --jobs; finished shards are kept.",
+                )
+            ) from error
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -64,8 +68,16 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
 def progress_bar(total: int, *, label: str, unit: str, show: bool = True) -> "tqdm[Any]":
     """A bar on the error stream; in a log file it prints a line every ten seconds only."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total >= 100_000, disable=not show,
-                mininterval=interval, smoothing=0.1, file=sys.stderr)  # fmt: skip
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=f" {unit}",
+        unit_scale=total >= 100_000,
+        disable=not show,
+        mininterval=interval,
+        smoothing=0.1,
+        file=sys.stderr,
+    )
 
 
 def default_jobs() -> int:

@@ -99,8 +99,11 @@ def plan_shards(clips: Sequence[RawClip], classes: tuple[str, ...], options: Bui
         members = sorted((c for c in clips if c.partition == partition), key=lambda c: _spread(c.key))
         for number, start in enumerate(range(0, len(members), options.clips_per_shard)):
             held = tuple(members[start : start + options.clips_per_shard])
-            plans.append(ShardPlan(name=f"{partition}/{number:05d}", partition=partition, clips=held,
-                                   classes=classes, options=options))  # fmt: skip
+            plans.append(
+                ShardPlan(
+                    name=f"{partition}/{number:05d}", partition=partition, clips=held, classes=classes, options=options
+                )
+            )
     return plans
 
 

@@ -83,8 +83,9 @@ def _verdict(rows: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[
     differ = [name for name, row in rows.items() if tuple(row) != tuple(expected.get(name, row))]
     if not differ and not absent:
         return "all counts as published"
-    cells = sum(a != b for name in differ for a, b in zip(rows[name][:-1], expected[name][:-1], strict=True)
-                if name != "all")  # fmt: skip
+    cells = sum(
+        a != b for name in differ for a, b in zip(rows[name][:-1], expected[name][:-1], strict=True) if name != "all"
+    )
     text = f"found/published; class counts that differ: {cells}"
     return text + (f"; partitions not here: {', '.join(absent)}" if absent else "")
 

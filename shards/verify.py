@@ -81,9 +81,13 @@ def load_manifest(url: str) -> Manifest:
         data = shard_folder(url).read(MANIFEST)
     if data is None:
         raise DataError(
-            message(url, expected=f"a folder of shards with its {MANIFEST}", got="none there",
-                    do="Correct the path, or finish the build: the manifest is written last.")
-        )  # fmt: skip
+            message(
+                url,
+                expected=f"a folder of shards with its {MANIFEST}",
+                got="none there",
+                do="Correct the path, or finish the build: the manifest is written last.",
+            )
+        )
     return read_manifest(data, where=f"{url}/{MANIFEST}")
 
 
@@ -304,9 +308,11 @@ def _problem_text(url: str, problems: Sequence[str]) -> str:
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN} more")
     things = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"{url}: expected the shards as they were built, got {things}:\n" + "\n".join(lines) + (
-        "\nCopy these files again from where they were built, or run `dfer-shards build` again."
-    )  # fmt: skip
+    return (
+        f"{url}: expected the shards as they were built, got {things}:\n"
+        + "\n".join(lines)
+        + ("\nCopy these files again from where they were built, or run `dfer-shards build` again.")
+    )
 
 
 def _padded(size: int) -> int:

@@ -16,14 +16,27 @@ from dfer.evaluation.scores import scores
 from dfer.storage import Folder
 
 SHARES = {  # of the classes, and recalls as such models reach them
-    "happiness": (0.21, 0.93), "sadness": (0.16, 0.74), "neutral": (0.23, 0.72), "anger": (0.19, 0.75),
-    "surprise": (0.13, 0.62), "disgust": (0.012, 0.14), "fear": (0.078, 0.40), "contempt": (0.03, 0.12),
-    "anxiety": (0.09, 0.31), "helplessness": (0.04, 0.16), "disappointment": (0.03, 0.06),
-}  # fmt: skip
+    "happiness": (0.21, 0.93),
+    "sadness": (0.16, 0.74),
+    "neutral": (0.23, 0.72),
+    "anger": (0.19, 0.75),
+    "surprise": (0.13, 0.62),
+    "disgust": (0.012, 0.14),
+    "fear": (0.078, 0.40),
+    "contempt": (0.03, 0.12),
+    "anxiety": (0.09, 0.31),
+    "helplessness": (0.04, 0.16),
+    "disappointment": (0.03, 0.06),
+}
 ENVIRONMENT = {
-    "python": "3.11.14", "torch": "2.11.0", "cuda": "13.0", "deepspeed": "0.19.2",
-    "device": "4 x NVIDIA H200", "revision": "0123abcd", "command": "dfer crossval methods/dfer_clip sets/dfew",
-}  # fmt: skip
+    "python": "3.11.14",
+    "torch": "2.11.0",
+    "cuda": "13.0",
+    "deepspeed": "0.19.2",
+    "device": "4 x NVIDIA H200",
+    "revision": "0123abcd",
+    "command": "dfer crossval methods/dfer_clip sets/dfew",
+}
 
 
 def confusion(classes: tuple[str, ...], *, clips: int, seed: int) -> tuple[tuple[int, ...], ...]:
@@ -48,31 +61,63 @@ def result(*, fold: int = 1, num_folds: int = 5, classes: tuple[str, ...] = BASI
     parts = [f"fold_{k}" for k in range(1, num_folds + 1)] if num_folds > 1 else ["train", "test"]
     test = (parts[fold - 1],) if num_folds > 1 else ("test",)
     facts: dict[str, Any] = {
-        "dataset": "MAFW" if classes == MAFW11 else "DFEW", "method": "DFER-CLIP", "fold": fold,
-        "num_folds": num_folds, "train_partitions": tuple(p for p in parts if p not in test),
-        "test_partitions": test, "classes": classes, "selection": "last", "step": 9750, "epoch": 50, "epochs": 50,
-        "complete": True, "seed": 1,
-        "protocol": Protocol(num_frames=16, size=224, normalisation="none, RGB from 0 to 1",
-                             augment="random resized crop, flip 0.5, brightness 0.5"),
-        "checkpoint": f"fold_{fold}/checkpoints/step_00009750", "manifest_sha256": "ab" * 32,
-        "finished": f"2026-03-0{fold}T12:34:56Z", "seconds": 41.5 + fold,
-    }  # fmt: skip
+        "dataset": "MAFW" if classes == MAFW11 else "DFEW",
+        "method": "DFER-CLIP",
+        "fold": fold,
+        "num_folds": num_folds,
+        "train_partitions": tuple(p for p in parts if p not in test),
+        "test_partitions": test,
+        "classes": classes,
+        "selection": "last",
+        "step": 9750,
+        "epoch": 50,
+        "epochs": 50,
+        "complete": True,
+        "seed": 1,
+        "protocol": Protocol(
+            num_frames=16,
+            size=224,
+            normalisation="none, RGB from 0 to 1",
+            augment="random resized crop, flip 0.5, brightness 0.5",
+        ),
+        "checkpoint": f"fold_{fold}/checkpoints/step_00009750",
+        "manifest_sha256": "ab" * 32,
+        "finished": f"2026-03-0{fold}T12:34:56Z",
+        "seconds": 41.5 + fold,
+    }
     return fold_result(scores(matrix), **{**facts, **changes})
 
 
 def config(*, fold: int = 1, **changes: Any) -> dict[str, Any]:
     """A resolved configuration."""
     plain: dict[str, Any] = {
-        "run": f"runs/dfew_dfer_clip/fold_{fold}", "seed": 1, "fold": fold,
-        "data": {"shards": "data/dfew", "frames": 16, "size": 224, "workers": 4,
-                 "augment": {"crop": True, "min_area": 0.08, "flip": 0.5, "brightness": 0.5, "rotation": 0.0}},
+        "run": f"runs/dfew_dfer_clip/fold_{fold}",
+        "seed": 1,
+        "fold": fold,
+        "data": {
+            "shards": "data/dfew",
+            "frames": 16,
+            "size": 224,
+            "workers": 4,
+            "augment": {"crop": True, "min_area": 0.08, "flip": 0.5, "brightness": 0.5, "rotation": 0.0},
+        },
         "model": {"name": "dfer_clip", "text": "class_descriptor", "num_contexts": 8, "temporal_depth": 1},
-        "optim": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4,
-                  "groups": {"image": {"lr": 1e-5}, "temporal": {"lr": 1e-2}, "prompts": {"lr": 1e-3}}},
-        "epochs": 50, "batch": 48, "select": "last",
-        "published": {"uar": 59.61, "war": 71.25, "source": "Zhao & Patras, BMVC 2023, table 1",
-                      "selection": "best_on_test"},
-    }  # fmt: skip
+        "optim": {
+            "name": "sgd",
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "groups": {"image": {"lr": 1e-5}, "temporal": {"lr": 1e-2}, "prompts": {"lr": 1e-3}},
+        },
+        "epochs": 50,
+        "batch": 48,
+        "select": "last",
+        "published": {
+            "uar": 59.61,
+            "war": 71.25,
+            "source": "Zhao & Patras, BMVC 2023, table 1",
+            "selection": "best_on_test",
+        },
+    }
     return {**plain, **changes}
 
 
@@ -133,6 +178,11 @@ def without_class(found: FoldResult, number: int) -> FoldResult:
     matrix = [[0] * len(row) if k == number else list(row) for k, row in enumerate(found.confusion)]
     true = scores(matrix)
     return replace(
-        found, confusion=true.confusion, war=true.war, uar=true.uar, recall=true.recall, count=true.count,
+        found,
+        confusion=true.confusion,
+        war=true.war,
+        uar=true.uar,
+        recall=true.recall,
+        count=true.count,
         clips=true.num_clips,
-    )  # fmt: skip
+    )

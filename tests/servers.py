@@ -46,10 +46,14 @@ class S3:
     def environment(self) -> dict[str, str]:
         """What a user sets, and nothing of the machine's own profile."""
         return {
-            "AWS_ENDPOINT_URL_S3": self.endpoint, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        }  # fmt: skip
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }
 
 
 def use(server: S3, patch: pytest.MonkeyPatch) -> None:
@@ -101,10 +105,27 @@ def rclone(
     # The default ETag hash and read chunks make ranged reads 10 to 30 times slower; a directory cache of 0 s makes
     # writes take seconds.
     words = [
-        BIN / "rclone", "serve", "s3", "--config", "/dev/null", "--addr", f"{address}:{port}",
-        "--auth-key", ",".join(keys), "--force-path-style", "--vfs-cache-mode", "off",
-        "--vfs-read-chunk-size", "0", "--dir-cache-time", remembers, "--no-checksum", "--etag-hash", "", folder,
-    ]  # fmt: skip
+        BIN / "rclone",
+        "serve",
+        "s3",
+        "--config",
+        "/dev/null",
+        "--addr",
+        f"{address}:{port}",
+        "--auth-key",
+        ",".join(keys),
+        "--force-path-style",
+        "--vfs-cache-mode",
+        "off",
+        "--vfs-read-chunk-size",
+        "0",
+        "--dir-cache-time",
+        remembers,
+        "--no-checksum",
+        "--etag-hash",
+        "",
+        folder,
+    ]
     with _running([str(word) for word in words], address, port):
         yield S3(f"http://{address}:{port}", folder=folder)
 
@@ -119,9 +140,12 @@ def moto() -> Iterator[S3]:
         import boto3
 
         client = boto3.client(
-            "s3", endpoint_url=server.endpoint, aws_access_key_id=ACCESS, aws_secret_access_key=SECRET,
+            "s3",
+            endpoint_url=server.endpoint,
+            aws_access_key_id=ACCESS,
+            aws_secret_access_key=SECRET,
             region_name="us-east-1",
-        )  # fmt: skip
+        )
         client.create_bucket(Bucket=server.bucket)
         yield server
 

@@ -42,8 +42,14 @@ def bench_save(
     world = World()
     with process_group(world), tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
         engine = build_engine(
-            EngineConfig(name="ddp"), model, optim=SgdConfig(groups=rates), world=world, global_batch=clips,
-            micro_batch=clips, seed=1)  # fmt: skip
+            EngineConfig(name="ddp"),
+            model,
+            optim=SgdConfig(groups=rates),
+            world=world,
+            global_batch=clips,
+            micro_batch=clips,
+            seed=1,
+        )
         with closing(engine):
             checkpoints = Checkpoints(Folder(out or folder), world=world, config=CheckpointConfig(keep_last=1))
             checkpoints.start(checkpoints.latest())

@@ -106,12 +106,21 @@ def estimate(backbone: Backbone, gpus: int, *, clips_a_gpu: int, cluster: Cluste
     can = min(c.store_all, c.store_node * math.ceil(gpus / c.gpus_a_node))
     saved = 4 * (backbone.saved + backbone.trained)
     return Estimate(
-        backbone=backbone.name, gpus=gpus, clips_a_gpu=clips_a_gpu, step=compute + exposed, compute=compute,
-        exposed=exposed, clips_a_second=rate, efficiency=compute / (compute + exposed), cold_traffic=cold,
-        cold_limit=min(1.0, can / cold), cores_a_gpu=rate / gpus * c.frames / c.frames_a_core,
-        copy_out=saved / c.pcie, written=saved / min(c.hash_rate, c.store_node),
+        backbone=backbone.name,
+        gpus=gpus,
+        clips_a_gpu=clips_a_gpu,
+        step=compute + exposed,
+        compute=compute,
+        exposed=exposed,
+        clips_a_second=rate,
+        efficiency=compute / (compute + exposed),
+        cold_traffic=cold,
+        cold_limit=min(1.0, can / cold),
+        cores_a_gpu=rate / gpus * c.frames / c.frames_a_core,
+        copy_out=saved / c.pcie,
+        written=saved / min(c.hash_rate, c.store_node),
         resume=saved / c.store_node + saved / c.hash_rate + saved / (c.wire if gpus > c.gpus_a_node else c.node_link),
-    )  # fmt: skip
+    )
 
 
 def _all_reduce(size: float, gpus: int, c: Cluster) -> float:
@@ -126,9 +135,20 @@ def _all_reduce(size: float, gpus: int, c: Cluster) -> float:
 def markdown(gpus: tuple[int, ...] = (1, 8, 64, 512), *, batch: int | None = None, clips_a_gpu: int = 12) -> str:
     """Format the table. batch: a fixed global batch, divided over the GPUs; without it, clips_a_gpu per GPU."""
     columns = (
-        "backbone", "GPUs", "clips a GPU", "step, ms", "sums not hidden, ms", "clips/s", "efficiency",
-        "store, cold, GB/s", "cold speed", "cores a GPU", "copy out, s", "written, s", "read again, s",
-    )  # fmt: skip
+        "backbone",
+        "GPUs",
+        "clips a GPU",
+        "step, ms",
+        "sums not hidden, ms",
+        "clips/s",
+        "efficiency",
+        "store, cold, GB/s",
+        "cold speed",
+        "cores a GPU",
+        "copy out, s",
+        "written, s",
+        "read again, s",
+    )
     head = f"| {' | '.join(columns)} |"
     lines = [head, "| --- |" + " ---: |" * 12]
     for backbone in BACKBONES:
@@ -143,10 +163,20 @@ def markdown(gpus: tuple[int, ...] = (1, 8, 64, 512), *, batch: int | None = Non
 
 def _line(e: Estimate) -> str:
     cells: list[Any] = [
-        e.backbone, e.gpus, e.clips_a_gpu, f"{1e3 * e.step:.1f}", f"{1e3 * e.exposed:.1f}", f"{e.clips_a_second:,.0f}",
-        f"{e.efficiency:.0%}", f"{e.cold_traffic / 1e9:.1f}", f"{e.cold_limit:.0%}", f"{e.cores_a_gpu:.1f}",
-        f"{e.copy_out:.2f}", f"{e.written:.1f}", f"{e.resume:.1f}",
-    ]  # fmt: skip
+        e.backbone,
+        e.gpus,
+        e.clips_a_gpu,
+        f"{1e3 * e.step:.1f}",
+        f"{1e3 * e.exposed:.1f}",
+        f"{e.clips_a_second:,.0f}",
+        f"{e.efficiency:.0%}",
+        f"{e.cold_traffic / 1e9:.1f}",
+        f"{e.cold_limit:.0%}",
+        f"{e.cores_a_gpu:.1f}",
+        f"{e.copy_out:.2f}",
+        f"{e.written:.1f}",
+        f"{e.resume:.1f}",
+    ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -54,8 +54,15 @@ def bench_step(
     rate = clips / statistics.median(seconds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {used} threads"
     print(f"{arch}, {precision}, {clips} clips x {frames} frames on {name}: {rate:.2f} clips/s")
-    return {"arch": arch, "precision": precision, "clips": clips, "frames": frames, "device": name,
-            "seconds": seconds, "clips_per_second": rate}  # fmt: skip
+    return {
+        "arch": arch,
+        "precision": precision,
+        "clips": clips,
+        "frames": frames,
+        "device": name,
+        "seconds": seconds,
+        "clips_per_second": rate,
+    }
 
 
 def clips_of_noise(clips: int, frames: int, size: int, device: torch.device) -> ClipBatch:

@@ -111,6 +111,4 @@ def _bench_scale(_: argparse.Namespace) -> None:
 def _bench_step(args: argparse.Namespace) -> None:
     from dfer.bench.step import bench_step
 
-    bench_step(
-        arch=args.arch, clips=args.clips, precision=args.precision, steps=args.steps, threads=args.threads
-    )  # fmt: skip
+    bench_step(arch=args.arch, clips=args.clips, precision=args.precision, steps=args.steps, threads=args.threads)

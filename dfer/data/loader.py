@@ -66,9 +66,14 @@ class Loader:
         """
         self._clips = clips
         self._plan = Plan(
-            shard_of=clips.shard_of, world=world, seed=seed, train=train, global_batch=global_batch,
-            micro_batch=micro_batch, partitions=config.canonical_partitions,
-        )  # fmt: skip
+            shard_of=clips.shard_of,
+            world=world,
+            seed=seed,
+            train=train,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            partitions=config.canonical_partitions,
+        )
         if train:
             self._plan.check()
         self.steps_per_epoch, self.accumulation = self._plan.steps, self._plan.accumulation
@@ -80,9 +85,15 @@ class Loader:
         side = size or config.size
         self._clip_bytes = config.frames * 3 * side**2
         reader = Reader(
-            clips, self._plan, frames=config.frames, size=side, replace_bad=self.max_bad > 0,
-            read_ahead=config.read_ahead, keys=self._keys, draws=config.train_frames == "random",
-        )  # fmt: skip
+            clips,
+            self._plan,
+            frames=config.frames,
+            size=side,
+            replace_bad=self.max_bad > 0,
+            read_ahead=config.read_ahead,
+            keys=self._keys,
+            draws=config.train_frames == "random",
+        )
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
         _LOADERS.add(self._batches)
 
@@ -92,9 +103,7 @@ class Loader:
         clips = min(plan.micro_batch, -(-min(plan.num_clips, plan.global_batch) // plan.world.size))
         # What the workers prepare, and the one that is being used.
         at_a_time = min(PREFETCH * self._workers + 1, batches) if self._workers else 0
-        need = Need(
-            workers=self._workers, batches=at_a_time, batch_bytes=clips * self._clip_bytes, keys=self._keys
-        )  # fmt: skip
+        need = Need(workers=self._workers, batches=at_a_time, batch_bytes=clips * self._clip_bytes, keys=self._keys)
         return lack(need, ranks=plan.world.local_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:

@@ -38,9 +38,17 @@ class Reader(Dataset[Parts | DferError]):
     """Reads and decodes the clips of one request; runs in a worker process or in the training process."""
 
     def __init__(
-        self, clips: ClipSet, plan: Plan, *, frames: int, size: int, replace_bad: bool = False, read_ahead: bool = True,
-        keys: str = "micro_batch", draws: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        clips: ClipSet,
+        plan: Plan,
+        *,
+        frames: int,
+        size: int,
+        replace_bad: bool = False,
+        read_ahead: bool = True,
+        keys: str = "micro_batch",
+        draws: bool = True,
+    ) -> None:
         """keys: of the configuration that size a batch, for messages. draws: whether training draws its frames."""
         self._clips, self._plan = clips, plan
         self._frames, self._size, self._keys = frames, size, keys

@@ -113,9 +113,15 @@ def _check_target(home: Folder, out: Folder | None) -> None:
 
 
 def score(
-    config: RunConfig, clips: FoldData, part: ClipSet, forward: Forward, world: World, *, predictions: bool = False,
+    config: RunConfig,
+    clips: FoldData,
+    part: ClipSet,
+    forward: Forward,
+    world: World,
+    *,
+    predictions: bool = False,
     between: Callable[[], None] = lambda: None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Evaluate a part of the fold on all ranks, every clip once; a collective call."""
     loader = eval_loader(config, clips, part, world)
     return evaluate(
@@ -131,10 +137,18 @@ def score(
 
 
 def report_test(
-    config: RunConfig, clips: FoldData, forward: Forward, chosen: Checkpoint | None, initial: Initial, world: World,
-    *, training: Training, checkpoints: Checkpoints | None = None, stop: Stop | None = None,
+    config: RunConfig,
+    clips: FoldData,
+    forward: Forward,
+    chosen: Checkpoint | None,
+    initial: Initial,
+    world: World,
+    *,
+    training: Training,
+    checkpoints: Checkpoints | None = None,
+    stop: Stop | None = None,
     out: Folder | None = None,
-) -> FoldResult:  # fmt: skip
+) -> FoldResult:
     """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too. out: where
     the results go instead of the run."""
 
@@ -144,22 +158,7 @@ def report_test(
 
     found = score(config, clips, clips.test, forward, world, predictions=True, between=between)
     home = out or Folder(config.run)
-    position = chosen.state["training"] if chosen else {"epoch": 0}
-    # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
-    untrained = initial.selection or ("best_on_test" if is_released(config.model) else config.select)
-    selection = config.select if chosen else untrained
-    result = fold_result(
-        found.scores, dataset=clips.store.manifest.dataset, method=config.model.name, fold=clips.number,
-        num_folds=clips.num_folds, train_partitions=clips.fold.train.names, test_partitions=clips.fold.test.names,
-        validation=clips.validation, classes=clips.emotions.names, selection=selection,
-        step=chosen.step if chosen else 0, epoch=position["epoch"], epochs=training.epochs,
-        complete=training.complete, changed=training.changed, seed=config.seed,
-        protocol=protocol_of(config, initial.model),
-        checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
-        manifest_sha256=manifest_hash(clips.store), finished=now(), seconds=round(found.seconds, 2),
-        generated=clips.store.manifest.generated, excluded=len(clips.store.manifest.excluded),
-        start=initial.start, variants=found.variants,
-    )  # fmt: skip
+    result = _result(config, clips, found, chosen, initial, training)
 
     def write() -> None:
         assert found.predictions is not None
@@ -172,3 +171,44 @@ def report_test(
 
     on_first(write, world)
     return result
+
+
+def _result(
+    config: RunConfig,
+    clips: FoldData,
+    found: Evaluation,
+    chosen: Checkpoint | None,
+    initial: Initial,
+    training: Training,
+) -> FoldResult:
+    position = chosen.state["training"] if chosen else {"epoch": 0}
+    # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
+    untrained = initial.selection or ("best_on_test" if is_released(config.model) else config.select)
+    selection = config.select if chosen else untrained
+    return fold_result(
+        found.scores,
+        dataset=clips.store.manifest.dataset,
+        method=config.model.name,
+        fold=clips.number,
+        num_folds=clips.num_folds,
+        train_partitions=clips.fold.train.names,
+        test_partitions=clips.fold.test.names,
+        validation=clips.validation,
+        classes=clips.emotions.names,
+        selection=selection,
+        step=chosen.step if chosen else 0,
+        epoch=position["epoch"],
+        epochs=training.epochs,
+        complete=training.complete,
+        changed=training.changed,
+        seed=config.seed,
+        protocol=protocol_of(config, initial.model),
+        checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
+        manifest_sha256=manifest_hash(clips.store),
+        finished=now(),
+        seconds=round(found.seconds, 2),
+        generated=clips.store.manifest.generated,
+        excluded=len(clips.store.manifest.excluded),
+        start=initial.start,
+        variants=found.variants,
+    )

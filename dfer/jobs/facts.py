@@ -58,9 +58,10 @@ class Training:
         """Of a run whose newest checkpoint this is, whichever is evaluated."""
         position = TrainingState.from_plain(newest.state.get("training"), where=newest.folder)
         return cls(
-            epochs=epochs, complete=position.epoch == epochs and not position.evaluate,
+            epochs=epochs,
+            complete=position.epoch == epochs and not position.evaluate,
             changed=changes.changes(newest.state, where=newest.folder),
-        )  # fmt: skip
+        )
 
 
 def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
@@ -74,20 +75,28 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         "the middle frame of every segment" if config.data.train_frames == "middle" else "",
     ]
     return Protocol(
-        num_frames=config.data.frames, size=config.data.size, normalisation=model.normalisation,
+        num_frames=config.data.frames,
+        size=config.data.size,
+        normalisation=model.normalisation,
         augment=", ".join(word for word in words if word) or "none",
-    )  # fmt: skip
+    )
 
 
 def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: tuple[Change, ...]) -> dict[str, object]:
     """What a checkpoint must say of itself to be used without its run folder."""
     return {
-        "model": asdict(config.model), "classes": list(clips.emotions.names), "num_frames": config.data.frames,
-        "size": config.data.size, "normalisation": initial.model.normalisation, "seed": config.seed,
-        "manifest_sha256": manifest_hash(clips.store), FEATURES: features_id(clips),
-        TEXTS: _texts(config, clips.emotions), START: initial.start,
+        "model": asdict(config.model),
+        "classes": list(clips.emotions.names),
+        "num_frames": config.data.frames,
+        "size": config.data.size,
+        "normalisation": initial.model.normalisation,
+        "seed": config.seed,
+        "manifest_sha256": manifest_hash(clips.store),
+        FEATURES: features_id(clips),
+        TEXTS: _texts(config, clips.emotions),
+        START: initial.start,
         **changes.to_state(RunConfig, changed, to_plain(config)),
-    }  # fmt: skip
+    }
 
 
 def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:

@@ -229,9 +229,14 @@ def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
     """This rank's clips in batches, then None until every rank has had all of its own; a collective call."""
     alone = World(local_rank=world.local_rank, local_size=world.local_size)
     loader = Loader(
-        clips, config.data, world=alone, seed=config.seed, train=False, global_batch=config.eval_batch,
+        clips,
+        config.data,
+        world=alone,
+        seed=config.seed,
+        train=False,
+        global_batch=config.eval_batch,
         micro_batch=config.eval_batch,
-    )  # fmt: skip
+    )
     refuse_little_memory([loader] if len(clips) else [])
     count = -(-len(clips) // config.eval_batch)
     rounds = highest([count])[0]

@@ -53,9 +53,16 @@ def open_fold(config: RunConfig) -> FoldData:
         validation = f"{len(held)} of {len(train)} training clips held out"
         train, select = train.select(kept), train.select(held)
     return FoldData(
-        store=store, fold=fold, number=config.fold, num_folds=len(folds(store.manifest, protocol)), emotions=emotions,
-        train=train, test=clips["test"], select=select, validation=validation,
-    )  # fmt: skip
+        store=store,
+        fold=fold,
+        number=config.fold,
+        num_folds=len(folds(store.manifest, protocol)),
+        emotions=emotions,
+        train=train,
+        test=clips["test"],
+        select=select,
+        validation=validation,
+    )
 
 
 def manifest_hash(store: Store) -> str:
@@ -99,9 +106,14 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | F
 def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
     """The loader of a part of the fold that is evaluated, each clip once."""
     return _loader(
-        config, clips, part, world, train=False, global_batch=config.eval_batch * world.size,
+        config,
+        clips,
+        part,
+        world,
+        train=False,
+        global_batch=config.eval_batch * world.size,
         micro_batch=config.eval_batch,
-    )  # fmt: skip
+    )
 
 
 def _loader(
@@ -110,13 +122,23 @@ def _loader(
     """Over the part's features where there are some, else over its frames; the same clips in the same order."""
     if clips.features is None:
         return Loader(
-            part, config.data, world=world, seed=config.seed, train=train, global_batch=global_batch,
+            part,
+            config.data,
+            world=world,
+            seed=config.seed,
+            train=train,
+            global_batch=global_batch,
             micro_batch=micro_batch,
-        )  # fmt: skip
+        )
     plan = Plan(
-        shard_of=part.shard_of, world=world, seed=config.seed, train=train, global_batch=global_batch,
-        micro_batch=micro_batch, partitions=config.data.canonical_partitions,
-    )  # fmt: skip
+        shard_of=part.shard_of,
+        world=world,
+        seed=config.seed,
+        train=train,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        partitions=config.data.canonical_partitions,
+    )
     return FeatureLoader(clips.features.select(part.keys, labels=part.labels), plan)
 
 

@@ -54,9 +54,13 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
     begins = config.model.start is not None
     found = clips.features
     model = build(
-        config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed,
-        weights=resumed is None and not begins, dims=found.dims if found is not None else None,
-    )  # fmt: skip
+        config.model,
+        clips.emotions,
+        num_frames=config.data.frames,
+        seed=config.seed,
+        weights=resumed is None and not begins,
+        dims=found.dims if found is not None else None,
+    )
     if resumed is not None:
         return Initial(model=model, start=str(resumed.state.get(START, "")))
     if not begins:
@@ -79,9 +83,7 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
         _refuse_test_clips(config, state, plain, manifest_sha256, home)
         _check_architecture(config, state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
-        taken = take(
-            model, found.weights(), classes=classes_of(state, where), own_classes=emotions.names, where=where
-        )  # fmt: skip
+        taken = take(model, found.weights(), classes=classes_of(state, where), own_classes=emotions.names, where=where)
     finally:
         found.close()
     start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"

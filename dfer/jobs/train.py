@@ -32,6 +32,7 @@ from dfer.jobs.fold_data import (
     refuse_other_shards,
     train_loader,
 )
+from dfer.jobs.initial import Initial
 from dfer.recognition import Batch, ClipBatch
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
@@ -72,11 +73,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     parts = [part for part in (clips.select, clips.test) if part]
     refuse_little_memory([loader, *(eval_loader(config, clips, part, world) for part in parts)])
     initial = initial_of(config, clips, world, resumed=latest)
-    recognizer = initial.model
-    engine = build_engine(
-        config.engine, recognizer, optim=config.optim, world=world, global_batch=config.batch,
-        micro_batch=config.share(world), key_of=clips.train.keys.__getitem__, seed=config.seed)  # fmt: skip
-    with closing(engine):
+    with closing(_engine(config, initial, clips, world)) as engine:
         loop.check_layout(engine, latest)
         recorded = on_first(lambda: folder.recorded(home), world)
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
@@ -85,26 +82,70 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         changed = changes_of(config, latest, recorded)
         if latest:
             latest.close()
-        total = loader.steps_per_epoch * config.epochs
+        steps = loader.steps_per_epoch * config.epochs
+        check = checkpoints.may_write
         with RunLog(
-            home, world=world, total_steps=total, start_step=start.global_step, every=config.log_every,
-            check=checkpoints.may_write,
-        ) as log:  # fmt: skip
+            home, world=world, total_steps=steps, start_step=start.global_step, every=config.log_every, check=check
+        ) as log:
             loop.train(
-                engine, loader=loader, prepare=_prepare(config, world),
-                schedule=config.schedule, log=log, checkpoints=checkpoints, epochs=config.epochs,
-                evaluation=_evaluation(config, clips, engine, world), start=start, best=best,
-                extra_state=state_facts(initial, clips, config, changed), stop=stop,
+                engine,
+                loader=loader,
+                prepare=_prepare(config, world),
+                schedule=config.schedule,
+                log=log,
+                checkpoints=checkpoints,
+                epochs=config.epochs,
+                evaluation=_evaluation(config, clips, engine, world),
+                start=start,
+                best=best,
+                extra_state=state_facts(initial, clips, config, changed),
+                stop=stop,
                 record_clips=config.record_clips,
-            )  # fmt: skip
-        chosen = selected_checkpoint(config, checkpoints)
-        if config.select != "last":
-            engine.load_weights(chosen.weights())
-        chosen.close()
-        return report_test(
-            config, clips, engine.forward, chosen, initial, world, checkpoints=checkpoints, stop=stop,
-            training=Training(epochs=config.epochs, complete=True, changed=changed),
-        )  # fmt: skip
+            )
+        training = Training(epochs=config.epochs, complete=True, changed=changed)
+        return _tested(config, clips, engine, checkpoints, initial, world, stop=stop, training=training)
+
+
+def _engine(config: RunConfig, initial: Initial, clips: FoldData, world: World) -> Engine:
+    return build_engine(
+        config.engine,
+        initial.model,
+        optim=config.optim,
+        world=world,
+        global_batch=config.batch,
+        micro_batch=config.share(world),
+        key_of=clips.train.keys.__getitem__,
+        seed=config.seed,
+    )
+
+
+def _tested(
+    config: RunConfig,
+    clips: FoldData,
+    engine: Engine,
+    checkpoints: Checkpoints,
+    initial: Initial,
+    world: World,
+    *,
+    stop: Stop,
+    training: Training,
+) -> FoldResult:
+    """Evaluate the selected checkpoint on the test clips, all ranks together."""
+    chosen = selected_checkpoint(config, checkpoints)
+    if config.select != "last":
+        engine.load_weights(chosen.weights())
+    chosen.close()
+    return report_test(
+        config,
+        clips,
+        engine.forward,
+        chosen,
+        initial,
+        world,
+        checkpoints=checkpoints,
+        stop=stop,
+        training=training,
+    )
 
 
 def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world: World) -> Checkpoint | None:
@@ -156,6 +197,8 @@ def _evaluation(config: RunConfig, clips: FoldData, engine: Engine, world: World
         return {"war": found.war, "uar": found.uar}
 
     return loop.Evaluation(
-        run=metrics, every_epochs=config.eval_every or 1, select=config.select,
+        run=metrics,
+        every_epochs=config.eval_every or 1,
+        select=config.select,
         split="validation" if config.select == "best_on_val" else "test",
-    )  # fmt: skip
+    )

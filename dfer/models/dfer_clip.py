@@ -92,11 +92,19 @@ class DferClip(Recognizer):
         size, height, width = self.towers.image_size, *frames.shape[-2:]
         if (height, width) != (size, size):
             raise UsageError(
-                message("frames", expected=f"{size} x {size} pixels, as the image tower takes them",
-                        got=f"{height} x {width}", do=f"Set data.size={size} or model.towers.image_size={height}.")
-            )  # fmt: skip
+                message(
+                    "frames",
+                    expected=f"{size} x {size} pixels, as the image tower takes them",
+                    got=f"{height} x {width}",
+                    do=f"Set data.size={size} or model.towers.image_size={height}.",
+                )
+            )
         if frames.shape[1] > self.num_frames:
             raise UsageError(
-                message("frames", expected=f"at most {self.num_frames} a clip", got=str(frames.shape[1]),
-                        do=f"Set data.frames={self.num_frames}, or train with more frames.")
-            )  # fmt: skip
+                message(
+                    "frames",
+                    expected=f"at most {self.num_frames} a clip",
+                    got=str(frames.shape[1]),
+                    do=f"Set data.frames={self.num_frames}, or train with more frames.",
+                )
+            )

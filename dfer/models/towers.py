@@ -218,8 +218,11 @@ def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, whe
     expected = {name: tuple(value.shape) for name, value in own.items()}
     wrong = [f"no {name}" for name in expected if name not in shapes]
     wrong += [f"unknown {name}" for name in shapes if name not in expected]
-    wrong += [f"{name} {shapes[name]} instead of {expected[name]}" for name in expected
-              if shapes.get(name, expected[name]) != expected[name]]  # fmt: skip
+    wrong += [
+        f"{name} {shapes[name]} instead of {expected[name]}"
+        for name in expected
+        if shapes.get(name, expected[name]) != expected[name]
+    ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(
@@ -254,15 +257,23 @@ def _settings(config: TowersConfig) -> dict[str, Any]:
         )
     if timm == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
         raise ConfigProblem(
-            message("towers.image_size", expected=f"{conv.IMAGE_SIZE} for {config.arch}", got=str(vision["image_size"]),
-                    do="Leave it out, or use another architecture.")
-        )  # fmt: skip
+            message(
+                "towers.image_size",
+                expected=f"{conv.IMAGE_SIZE} for {config.arch}",
+                got=str(vision["image_size"]),
+                do="Leave it out, or use another architecture.",
+            )
+        )
     other = [key for key in ("no_causal_mask", "hf_model_name", "embed_cls", "proj_bias") if text.get(key)]
     if other or text.get("pool_type", "argmax") != "argmax" or text.get("vocab_size", VOCABULARY) != VOCABULARY:
         raise ConfigProblem(
-            message("towers.arch", expected="a causal text tower with CLIP's vocabulary that pools at the end token",
-                    got=repr(config.arch), do="Take one of the ViT-B, ViT-L or RN architectures.")
-        )  # fmt: skip
+            message(
+                "towers.arch",
+                expected="a causal text tower with CLIP's vocabulary that pools at the end token",
+                got=repr(config.arch),
+                do="Take one of the ViT-B, ViT-L or RN architectures.",
+            )
+        )
     quick = bool(settings.get("quick_gelu", False))
     return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
 
@@ -317,9 +328,13 @@ def check_activation(arch: str, *, quick: bool, trained: bool, where: object) ->
     if other in open_clip.list_models():
         do = f"Set model.towers.arch={other}."
     raise ConfigProblem(
-        message(where, expected=f"an architecture with {ACTIVATIONS[trained]}, which these weights were trained with",
-                got=f"model.towers.arch={arch} with {ACTIVATIONS[quick]}", do=do)
-    )  # fmt: skip
+        message(
+            where,
+            expected=f"an architecture with {ACTIVATIONS[trained]}, which these weights were trained with",
+            got=f"model.towers.arch={arch} with {ACTIVATIONS[quick]}",
+            do=do,
+        )
+    )
 
 
 def _download(arch: str, pretrained: str) -> Path:
@@ -328,10 +343,13 @@ def _download(arch: str, pretrained: str) -> Path:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, pretrained)))
     except Exception as error:  # the hub's client raises many kinds of errors without a network
         raise CheckpointError(
-            message(f"model.towers.pretrained={pretrained}", expected="to download the weights once",
-                    got=f"{type(error).__name__} ({' '.join(str(error).split())[:160]})",
-                    do="Give the path of a local checkpoint: model.towers.pretrained=/path/to/ViT-B-32.pt.")
-        ) from error  # fmt: skip
+            message(
+                f"model.towers.pretrained={pretrained}",
+                expected="to download the weights once",
+                got=f"{type(error).__name__} ({' '.join(str(error).split())[:160]})",
+                do="Give the path of a local checkpoint: model.towers.pretrained=/path/to/ViT-B-32.pt.",
+            )
+        ) from error
 
 
 def _architecture(arch: str) -> dict[str, Any]:
@@ -345,9 +363,13 @@ def _architecture(arch: str) -> dict[str, Any]:
     known = [*shipped(), *open_clip.list_models()]
     if arch not in known:
         raise ConfigProblem(
-            message("towers.arch", expected="a known architecture or the path of a .json file", got=repr(arch),
-                    do=did_you_mean(arch, known))
-        )  # fmt: skip
+            message(
+                "towers.arch",
+                expected="a known architecture or the path of a .json file",
+                got=repr(arch),
+                do=did_you_mean(arch, known),
+            )
+        )
     return typing.cast(dict[str, Any], open_clip.get_model_config(arch))
 
 

@@ -168,10 +168,20 @@ def _details(report: Report) -> str:
 def _checkpoints(report: Report) -> str:
     head = ("fold", "seed", "step", "epoch", "clips", "seconds", "finished", "tested on", "trained on", "checkpoint")
     rows = [
-        (f.fold, f.seed, f.step, f.epoch, f.clips, f"{f.seconds:.0f}", f.finished, ", ".join(f.test_partitions),
-         ", ".join(f.train_partitions), f.checkpoint)
+        (
+            f.fold,
+            f.seed,
+            f.step,
+            f.epoch,
+            f.clips,
+            f"{f.seconds:.0f}",
+            f.finished,
+            ", ".join(f.test_partitions),
+            ", ".join(f.train_partitions),
+            f.checkpoint,
+        )
         for f in report.folds
-    ]  # fmt: skip
+    ]
     top = "".join(f"<th>{name}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

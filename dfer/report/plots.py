@@ -25,12 +25,26 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 INK = "#010203"
 """Stands for the page's own text colour while drawing; replaced by `currentColor` in the SVG."""
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "dfer", "font.family": "sans-serif", "font.size": 8.5,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlesize": 9.5,
-    "axes.titlelocation": "left", "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.3,
-    "axes.formatter.use_mathtext": False, "axes.formatter.useoffset": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dfer",
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.3,
+    "axes.formatter.use_mathtext": False,
+    "axes.formatter.useoffset": False,
+}
 MAX_POINTS = 300
 """Points of a line; longer ones are averaged in equal runs of steps."""
 MAX_LABEL = 20
@@ -90,8 +104,13 @@ def confusion_picture(found: Scores, *, classes: Sequence[str], title: str, smal
             for j, cell in enumerate(row):
                 _cell(axes, i, j, share=float(shares[i, j]), clips=cell, large=size <= 8)
         names = [_label(name) for name in (short_names(classes) if small else classes)]
-        axes.set_xticks(np.arange(size) + 0.5, names, rotation=0 if small else 35, ha="center" if small else "right",
-                        rotation_mode="anchor")  # fmt: skip
+        axes.set_xticks(
+            np.arange(size) + 0.5,
+            names,
+            rotation=0 if small else 35,
+            ha="center" if small else "right",
+            rotation_mode="anchor",
+        )
         axes.set_yticks(np.arange(size) + 0.5, [f"{name}  {n:,}" for name, n in zip(names, found.count)])
         axes.tick_params(length=0, labelsize=7.5 if size <= 8 else 7)
         axes.set(xlabel="predicted", ylabel="truth, with test clips", aspect="equal", title=title)
@@ -136,8 +155,15 @@ def recall_picture(folds: Mapping[str, FoldResult], *, mean: Row) -> Picture:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         if len(folds) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, handletextpad=0, borderpad=0,
-                        columnspacing=1)  # fmt: skip
+            axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=5,
+                frameon=False,
+                handletextpad=0,
+                borderpad=0,
+                columnspacing=1,
+            )
         several = "one dot per fold; the tick and the number at the right are the mean"
         caption = f"Recall per class{': ' + several if len(folds) > 1 else ''}."
         return Picture(svg=_svg(figure, label=caption), caption=caption)

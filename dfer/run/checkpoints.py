@@ -317,9 +317,13 @@ class Checkpoints:
         if found is None:
             return None
         made = Checkpoint(
-            folder=self.folder / str(found.name), name=found.name, state=found.state, world=self._world,
-            files=found.files if self._world.is_first else None, fetched=found.fetched,
-        )  # fmt: skip
+            folder=self.folder / str(found.name),
+            name=found.name,
+            state=found.state,
+            world=self._world,
+            files=found.files if self._world.is_first else None,
+            fetched=found.fetched,
+        )
         if made.fetched and made.files:  # in case the caller does not close it
             weakref.finalize(made, shutil.rmtree, made.files, ignore_errors=True)
         return made

@@ -61,7 +61,13 @@ class LocalShards:
 
     def _states(self, shard: ShardInfo, status: os.stat_result) -> "mmap.mmap | bytearray":
         identity = [
-            str((self._root / shard.path).resolve()), status.st_dev, status.st_ino, status.st_size,
-            status.st_mtime_ns, status.st_ctime_ns, shard.sha256, boot_id(),
-        ]  # fmt: skip
+            str((self._root / shard.path).resolve()),
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            shard.sha256,
+            boot_id(),
+        ]
         return self._cache.states(hashlib.sha256(repr(identity).encode()).hexdigest(), num_chunks(shard.bytes))

@@ -143,9 +143,14 @@ class RemoteShards:
                 return self._source.retry.call(work)
             except WrongHash as error:
                 raise wrong_chunk(
-                    where, shard, error.chunk, error.data, hashes, attempts=attempts_of(error),
+                    where,
+                    shard,
+                    error.chunk,
+                    error.data,
+                    hashes,
+                    attempts=attempts_of(error),
                     do=self._remedy() or CHANGED,
-                ) from error  # fmt: skip
+                ) from error
             except FileNotFoundError as error:
                 if do := self._remedy():
                     where, expected = self._source.where(shard.path), "a file of the shard folder"

@@ -131,9 +131,14 @@ class Engine(ABC):
             average_over_ranks([b for b in self.task.learner.buffers() if b.is_floating_point()])
         lr = {str(group["name"]): float(group["lr"]) for group in self._optimizer.param_groups}
         return StepReport(
-            loss=sum(means.values()), terms=means, grad_norm=grad_norm, clips=int(clips), applied=applied, lr=lr,
+            loss=sum(means.values()),
+            terms=means,
+            grad_norm=grad_norm,
+            clips=int(clips),
+            applied=applied,
+            lr=lr,
             loss_scale=scale,
-        )  # fmt: skip
+        )
 
     @contextmanager
     def _random_stream(self, step: int, number: int) -> Iterator[None]:
@@ -179,8 +184,11 @@ class Engine(ABC):
         if slots:
             check_names("optimizer state", got=slots, expected=expected_state(self._optimizer, trained))
             parts = [key for key in slots if not key.endswith("/step")]
-            check_shapes("optimizer state", got={key: slots[key] for key in parts},
-                         expected={key: self._shapes[key.rpartition("/")[0]] for key in parts})  # fmt: skip
+            check_shapes(
+                "optimizer state",
+                got={key: slots[key] for key in parts},
+                expected={key: self._shapes[key.rpartition("/")[0]] for key in parts},
+            )
             self._write_state(slots)
         if LOSS_SCALE in state and self._scale.enabled:
             self._scale.value, self._scale.good_steps = float(state[LOSS_SCALE][0]), int(state[LOSS_SCALE][1])

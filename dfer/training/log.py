@@ -87,11 +87,20 @@ class RunLog:
             return
         rates = self._since.rates(step=step, left=self._total - step, wait_seconds=wait_seconds)
         self._since = _Window(step=step, wait_seconds=wait_seconds)
-        self._write({
-            "kind": "train", "step": step, "epoch": epoch, "loss": report.loss, "terms": report.terms, "lr": report.lr,
-            "grad_norm": report.grad_norm if report.applied else None, "skipped_steps": self._skipped,
-            "loss_scale": report.loss_scale, **rates,
-        })  # fmt: skip
+        self._write(
+            {
+                "kind": "train",
+                "step": step,
+                "epoch": epoch,
+                "loss": report.loss,
+                "terms": report.terms,
+                "lr": report.lr,
+                "grad_norm": report.grad_norm if report.applied else None,
+                "skipped_steps": self._skipped,
+                "loss_scale": report.loss_scale,
+                **rates,
+            }
+        )
 
     def eval(self, metrics: dict[str, float], *, split: str, step: int, epoch: int) -> None:
         """Record an evaluation after `step` updates, `epoch` epochs. split: `validation` or `test` clips."""

@@ -133,10 +133,18 @@ def train(
         StoppedError: on all ranks; a stop was requested, and everything up to this step is saved.
     """
     training = _Training(
-        engine=engine, loader=loader, prepare=prepare, schedule=schedule, log=log, checkpoints=checkpoints,
-        epochs=epochs, evaluation=evaluation, extra_state=extra_state or {}, stop=stop or Stop(),
+        engine=engine,
+        loader=loader,
+        prepare=prepare,
+        schedule=schedule,
+        log=log,
+        checkpoints=checkpoints,
+        epochs=epochs,
+        evaluation=evaluation,
+        extra_state=extra_state or {},
+        stop=stop or Stop(),
         record_clips=record_clips,
-    )  # fmt: skip
+    )
     training.state, training.best = start or TrainingState(), best
     try:
         return training.run()
@@ -198,9 +206,7 @@ class _Training:
         progress = Progress(epoch=epoch, step=step, fraction=step / self.total)
         report = self.engine.step(micro_batches, progress=progress, lr_factor=factor)
         self.state = self.state.after_step(steps_per_epoch=per_epoch)
-        self.log.train(
-            report, step=self.state.global_step, epoch=epoch, wait_seconds=self.loader.wait_seconds
-        )  # fmt: skip
+        self.log.train(report, step=self.state.global_step, epoch=epoch, wait_seconds=self.loader.wait_seconds)
         if self.record_clips:
             mine = [index for batch in micro_batches for index in batch.index.tolist()]
             ids = [index for rank in gather_objects(mine) for index in rank]
@@ -273,12 +279,17 @@ class _Training:
     def _save(self) -> None:
         best = asdict(self.best) if self.best else None
         self.checkpoints.save(
-            self.state.global_step, weights=self.engine.weights(), optimizer=self.engine.optimizer_state(),
+            self.state.global_step,
+            weights=self.engine.weights(),
+            optimizer=self.engine.optimizer_state(),
             state={
-                **self.extra_state, "training": self.state.to_json(), BEST: best, LAYOUT: asdict(self.engine.layout),
+                **self.extra_state,
+                "training": self.state.to_json(),
+                BEST: best,
+                LAYOUT: asdict(self.engine.layout),
             },
             before=self.log.sync,
-        )  # fmt: skip
+        )
 
     def _save_and_stop(self) -> NoReturn:
         self._save()

@@ -28,9 +28,12 @@ class TrainingState:
         """Return the position after one more step."""
         epoch_done = self.step + 1 == steps_per_epoch
         return replace(
-            self, epoch=self.epoch + epoch_done, step=0 if epoch_done else self.step + 1,
-            global_step=self.global_step + 1, evaluate=False,
-        )  # fmt: skip
+            self,
+            epoch=self.epoch + epoch_done,
+            step=0 if epoch_done else self.step + 1,
+            global_step=self.global_step + 1,
+            evaluate=False,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a checkpoint's state.json."""

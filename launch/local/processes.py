@@ -164,9 +164,11 @@ def _start(arguments: Sequence[str], environment: Mapping[str, str], number: int
     """Start a rank in its own session, so that a terminal's Ctrl-C reaches it once, through the launcher."""
     own = {**environment, "RANK": str(number), "LOCAL_RANK": str(number)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.local.rank", *arguments], env=own, start_new_session=True,
+        [sys.executable, "-m", "launch.local.rank", *arguments],
+        env=own,
+        start_new_session=True,
         stderr=subprocess.PIPE if number or label else None,
-    )  # fmt: skip
+    )
     if process.stderr is not None:
         os.set_blocking(process.stderr.fileno(), False)
     return Rank(number, process, label)

@@ -88,9 +88,11 @@ def run_parts(job: Job, *, processes: int = 1, parallel: int = 1) -> int:
         file.flush()
         each = [[PART, file.name, part.name, *sys.argv[1:]] for part in job.parts]
         jobs = _Jobs(
-            each, processes=processes if job.module.grouped else 1, parallel=parallel,
+            each,
+            processes=processes if job.module.grouped else 1,
+            parallel=parallel,
             labels=[part.name for part in job.parts],
-        )  # fmt: skip
+        )
         code = jobs.run()
     return code if code and jobs.stopped else conclude(job, code)
 

@@ -68,11 +68,16 @@ class Driver:
         self._mark = "" if home.local is None else f"{LAUNCH}/.shared-{secrets.token_hex(8)}"
         number = submission_id()
         self._record = Record(
-            launcher="ray", job=number or f"{socket.gethostname()}-{os.getpid()}",
-            submitted=datetime.now(UTC).isoformat(timespec="milliseconds"), revision=revision,
-            tasks=dict.fromkeys(parts, number or "driver"), states=dict.fromkeys(parts, "waiting"),
-            address=address if number else "", host=socket.gethostname(), pid=os.getpid(),
-        )  # fmt: skip
+            launcher="ray",
+            job=number or f"{socket.gethostname()}-{os.getpid()}",
+            submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            revision=revision,
+            tasks=dict.fromkeys(parts, number or "driver"),
+            states=dict.fromkeys(parts, "waiting"),
+            address=address if number else "",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
 
     def run(self) -> int:
         """Until every part has ended; the exit code of the first that failed.

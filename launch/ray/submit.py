@@ -35,10 +35,13 @@ class Submission:
     def dry_run(self) -> str:
         """Format what would be requested from Ray."""
         plan = {
-            "parts": [part.name for part in self.job.parts], "run": self.job.run, "scaling": self.scaling(),
-            "max_failures": self.cluster.max_failures, "parallel_parts": self.cluster.parallel_parts,
+            "parts": [part.name for part in self.job.parts],
+            "run": self.job.run,
+            "scaling": self.scaling(),
+            "max_failures": self.cluster.max_failures,
+            "parallel_parts": self.cluster.parallel_parts,
             "runtime_env": self.runtime_env(),
-        }  # fmt: skip
+        }
         return json.dumps(plan, indent=1)
 
     def scaling(self) -> dict[str, Any]:
@@ -94,9 +97,14 @@ class Submission:
 
         cluster = self.cluster
         return Trial(
-            job=self.job, part=part, gpu=cluster.gpu, interface=cluster.interface, meet_s=cluster.meet_s, board=board,
+            job=self.job,
+            part=part,
+            gpu=cluster.gpu,
+            interface=cluster.interface,
+            meet_s=cluster.meet_s,
+            board=board,
             mark=mark,
-        )  # fmt: skip
+        )
 
 
 def trainer(submission: Submission, part: Part, board: Any, mark: str) -> Any:
@@ -127,9 +135,12 @@ def run_alone(submission: Submission, part: Part, board: Any, mark: str) -> None
 
     need = dict(submission.cluster.per_worker)
     task = ray.remote(
-        num_cpus=need.pop("CPU"), num_gpus=need.pop("GPU", 0.0), resources=need,
-        max_retries=submission.cluster.max_failures, retry_exceptions=True,
-    )(run_part)  # fmt: skip
+        num_cpus=need.pop("CPU"),
+        num_gpus=need.pop("GPU", 0.0),
+        resources=need,
+        max_retries=submission.cluster.max_failures,
+        retry_exceptions=True,
+    )(run_part)
     ray.get(task.remote(submission.trial(part, board, mark)))
 
 

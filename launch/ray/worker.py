@@ -103,13 +103,21 @@ def place(trial: Trial) -> Place:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     return Place(
-        rank=rank, size=size, local_rank=context.get_local_rank(), local_size=context.get_local_world_size(),
+        rank=rank,
+        size=size,
+        local_rank=context.get_local_rank(),
+        local_size=context.get_local_world_size(),
         meeting=Meeting(
-            rank=rank, size=size, host=os.environ["DFER_MEET_HOST"], port=int(os.environ["DFER_MEET_PORT"]),
-            token=os.environ["DFER_MEET_TOKEN"], interface=trial.interface, within_s=trial.meet_s,
+            rank=rank,
+            size=size,
+            host=os.environ["DFER_MEET_HOST"],
+            port=int(os.environ["DFER_MEET_PORT"]),
+            token=os.environ["DFER_MEET_TOKEN"],
+            interface=trial.interface,
+            within_s=trial.meet_s,
         ),
         gpu=trial.gpu,
-    )  # fmt: skip
+    )
 
 
 class MeetingBackend(Backend):  # type: ignore[misc]

@@ -121,10 +121,13 @@ class Submission:
             raise explain(str(error), self.cluster) from error
         array = jobs[0].job_id.partition("_")[0]
         record = Record(
-            launcher="slurm", job=array, submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            revision=self.job.revision, tasks={part.name: job.job_id for part, job in zip(wanted, jobs)},
+            launcher="slurm",
+            job=array,
+            submitted=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            revision=self.job.revision,
+            tasks={part.name: job.job_id for part, job in zip(wanted, jobs)},
             folder=str(self.folder),
-        )  # fmt: skip
+        )
         keep(home, record)
         try:
             last = self._submit_report({task.job.partition("_")[0] for task in live} | {array}, minutes)
@@ -151,9 +154,13 @@ class Submission:
     def _task(self, part: Part) -> PartTask:
         cluster = self.cluster
         return PartTask(
-            job=self.job, part=part, cpus=cluster.cpus_per_process, gpu=cluster.gpus_per_node > 0,
-            interface=cluster.interface, meet_s=cluster.meet_s,
-        )  # fmt: skip
+            job=self.job,
+            part=part,
+            cpus=cluster.cpus_per_process,
+            gpu=cluster.gpus_per_node > 0,
+            interface=cluster.interface,
+            meet_s=cluster.meet_s,
+        )
 
     def _parts_executor(self, parts: Sequence[Part]) -> _Executor:
         """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
@@ -162,28 +169,43 @@ class Submission:
         words = ["-m", "launch.slurm.retry", str(executor.folder), str(cluster.max_failures)]
         retry = f"{executor.python} {shlex.join(words)}"
         executor.update_parameters(
-            job_name=self.name("parts"), comment=comment_of([part.name for part in parts]), time=cluster.minutes,
-            nodes=cluster.nodes, cpus_per_task=cluster.cpus_per_process,
-            gpus_per_node=cluster.gpus_per_node or None, mem=_gigabytes(cluster.memory_gb),
-            signal_delay_s=cluster.signal_s, array_parallelism=cluster.parallel_parts,
-            constraint=cluster.constraint, exclude=cluster.exclude,
-            partition=cluster.partition, account=cluster.account, qos=cluster.qos,
+            job_name=self.name("parts"),
+            comment=comment_of([part.name for part in parts]),
+            time=cluster.minutes,
+            nodes=cluster.nodes,
+            cpus_per_task=cluster.cpus_per_process,
+            gpus_per_node=cluster.gpus_per_node or None,
+            mem=_gigabytes(cluster.memory_gb),
+            signal_delay_s=cluster.signal_s,
+            array_parallelism=cluster.parallel_parts,
+            constraint=cluster.constraint,
+            exclude=cluster.exclude,
+            partition=cluster.partition,
+            account=cluster.account,
+            qos=cluster.qos,
             srun_args=[*_each_host(cluster), "--kill-on-bad-exit=0", "--wait=60"],
             setup=[*cluster.setup, "set +e"],  # the lines after srun decide on a retry
             teardown=["code=$?", f'[ "$code" -eq 0 ] || {retry} "$code"', 'exit "$code"'],
             additional_parameters={"requeue": True, **_range(cluster), **cluster.options},
             **({} if cluster.elastic else {"ntasks_per_node": cluster.processes}),
-        )  # fmt: skip
+        )
         return executor
 
     def _report_executor(self, after: Sequence[str], minutes: int) -> _Executor:
         executor = self._executor()
         executor.update_parameters(
-            job_name=self.name("report"), time=minutes, nodes=1, ntasks_per_node=1, cpus_per_task=1,
-            dependency="afterany:" + ":".join(after), setup=list(self.cluster.setup) or None,
-            additional_parameters={"requeue": True, **self.cluster.report}, partition=self.cluster.partition,
-            account=self.cluster.account, qos=None if "partition" in self.cluster.report else self.cluster.qos,
-        )  # fmt: skip
+            job_name=self.name("report"),
+            time=minutes,
+            nodes=1,
+            ntasks_per_node=1,
+            cpus_per_task=1,
+            dependency="afterany:" + ":".join(after),
+            setup=list(self.cluster.setup) or None,
+            additional_parameters={"requeue": True, **self.cluster.report},
+            partition=self.cluster.partition,
+            account=self.cluster.account,
+            qos=None if "partition" in self.cluster.report else self.cluster.qos,
+        )
         return executor
 
     def _executor(self) -> _Executor:
@@ -197,10 +219,13 @@ def _own_words(cluster: SlurmCluster) -> Iterator[None]:
 
     Also hides the variables of an interactive job from which this is called: they would bind the new job to it."""
     said = {
-        "ACCOUNT": cluster.account, "PARTITION": cluster.partition or cluster.report.get("partition"),
-        "QOS": cluster.qos, "CONSTRAINT": cluster.constraint, "MEM_PER_NODE": cluster.memory_gb,
+        "ACCOUNT": cluster.account,
+        "PARTITION": cluster.partition or cluster.report.get("partition"),
+        "QOS": cluster.qos,
+        "CONSTRAINT": cluster.constraint,
+        "MEM_PER_NODE": cluster.memory_gb,
         "GPUS_PER_NODE": cluster.gpus_per_node,
-    }  # fmt: skip
+    }
     names = [*_SET_ALWAYS, *(name for name, value in said.items() if value)]
     said_twice = [name for name in map("SBATCH_{}".format, names) if name in os.environ]
     if said_twice:

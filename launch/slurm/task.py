@@ -103,15 +103,22 @@ def place(task: PartTask) -> Place:
     job = submitit.JobEnvironment()
     token = f"{job.job_id}.{restarts()}"
     return Place(
-        rank=job.global_rank, size=job.num_tasks, local_rank=job.local_rank, local_size=job.num_tasks // job.num_nodes,
+        rank=job.global_rank,
+        size=job.num_tasks,
+        local_rank=job.local_rank,
+        local_size=job.num_tasks // job.num_nodes,
         meeting=Meeting(
-            rank=job.global_rank, size=job.num_tasks, host=job.hostnames[0],
+            rank=job.global_rank,
+            size=job.num_tasks,
+            host=job.hostnames[0],
             # A new port at each restart: the last one may have caused the failure.
-            port=port_of(int(job.raw_job_id) + 1009 * restarts()), token=token,
-            interface=task.interface, within_s=task.meet_s,
+            port=port_of(int(job.raw_job_id) + 1009 * restarts()),
+            token=token,
+            interface=task.interface,
+            within_s=task.meet_s,
         ),
         gpu=task.gpu,
-    )  # fmt: skip
+    )
 
 
 def restarts() -> int:

@@ -180,10 +180,15 @@ def _partition(line: str) -> Partition:
     most = sizes.rpartition("-")[2]
     cards = [int(number) for number in re.findall(r"gpu(?::[^:,()]+)*:(\d+)", gres)]
     return Partition(
-        name=name.rstrip("*"), default=name.endswith("*"), up=up == "up", nodes=int(nodes),
-        idle=int(counts.split("/")[1]), minutes=minutes_of(limit), most_nodes=int(most) if most.isdigit() else None,
+        name=name.rstrip("*"),
+        default=name.endswith("*"),
+        up=up == "up",
+        nodes=int(nodes),
+        idle=int(counts.split("/")[1]),
+        minutes=minutes_of(limit),
+        most_nodes=int(most) if most.isdigit() else None,
         gpus=max(cards, default=0),
-    )  # fmt: skip
+    )
 
 
 def minutes_of(limit: str) -> int | None:

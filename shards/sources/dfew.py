@@ -22,8 +22,12 @@ NUMBER = re.compile(r"[0-9]{1,5}")
 NUMBERS = {1: "happy", 2: "sad", 3: "neutral", 4: "angry", 5: "surprise", 6: "disgust", 7: "fear"}
 # The distribution with 16 interpolated frames per clip differs from that with all frames; the two are never mixed.
 FRAME_FOLDERS = ("Clip/clip_224x224", "clip_224x224", "data", "Clip/data")
-PART_FOLDERS = ("Clip/clip_224x224_part_{}", "clip_224x224_part_{}", "Clip/clip_224x224/clip_224x224_part_{}",
-                "clip_224x224/clip_224x224_part_{}")  # fmt: skip
+PART_FOLDERS = (
+    "Clip/clip_224x224_part_{}",
+    "clip_224x224_part_{}",
+    "Clip/clip_224x224/clip_224x224_part_{}",
+    "clip_224x224/clip_224x224_part_{}",
+)
 FRAMES_16 = ("Clip/clip_224x224_16f", "clip_224x224_16f")
 
 
@@ -83,8 +87,9 @@ def _read_split(path: Path, emotions: Emotions) -> dict[str, int]:
         where = f"{path}, line {row.line}"
         clip, label = _cell(row, name_at), _cell(row, label_at)
         if not NUMBER.fullmatch(clip) or not 1 <= int(clip) <= LAST_ID:
-            raise DataError(message(where, expected=f"a clip number 1..{LAST_ID}", got=repr(clip),
-                                    do="Unpack the file again."))  # fmt: skip
+            raise DataError(
+                message(where, expected=f"a clip number 1..{LAST_ID}", got=repr(clip), do="Unpack the file again.")
+            )
         if not NUMBER.fullmatch(label) or int(label) not in NUMBERS:
             raise DataError(
                 message(

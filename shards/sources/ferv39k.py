@@ -77,12 +77,20 @@ def _label(clip: str, word: str, emotions: Emotions, *, where: str) -> int:
     name = canonical_name(word)
     if name not in emotions.names:
         raise DataError(
-            message(where, expected="one of the seven emotions as a word", got=repr(word),
-                    do=f"{did_you_mean(name, emotions.names)} Use the split files of the release.")
-        )  # fmt: skip
+            message(
+                where,
+                expected="one of the seven emotions as a word",
+                got=repr(word),
+                do=f"{did_you_mean(name, emotions.names)} Use the split files of the release.",
+            )
+        )
     if canonical_name(clip.split("/")[1]) != name:
         raise DataError(
-            message(where, expected=f"the emotion of the folder, {clip.split('/')[1]}", got=repr(word),
-                    do="Folder and label never differ in the release; use its split files.")
-        )  # fmt: skip
+            message(
+                where,
+                expected=f"the emotion of the folder, {clip.split('/')[1]}",
+                got=repr(word),
+                do="Folder and label never differ in the release; use its split files.",
+            )
+        )
     return emotions.index(name)

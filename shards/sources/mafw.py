@@ -18,8 +18,11 @@ FOLDS = 5
 CLIP = re.compile(r"([0-9]{5})(?:\.mp4)?")
 FACES = ("data/faces", "faces")
 WHOLE_PICTURES = ("data/frames", "frames")
-SPLITS = ("Train & Test Set/single/no_caption/set_{}/{}.txt", "Train&Test Set/single/no_caption/set_{}/{}.txt",
-          "single/no_caption/set_{}/{}.txt")  # fmt: skip
+SPLITS = (
+    "Train & Test Set/single/no_caption/set_{}/{}.txt",
+    "Train&Test Set/single/no_caption/set_{}/{}.txt",
+    "single/no_caption/set_{}/{}.txt",
+)
 
 
 def read(raw: Path) -> RawSet:
@@ -38,8 +41,14 @@ def read(raw: Path) -> RawSet:
     )
     note = f"{base} holds whole pictures, not faces; published results are on face crops, expected in {raw}/data/faces"
     protocols = published_folds([f"fold_{fold}" for fold in range(1, FOLDS + 1)], source="Liu et al., ACM MM 2022")
-    return RawSet(dataset="mafw", emotions=emotions, clips=clips, protocols=protocols, notes=() if faces else (note,),
-                  options={"source_frames": "faces" if faces else "whole pictures"})  # fmt: skip
+    return RawSet(
+        dataset="mafw",
+        emotions=emotions,
+        clips=clips,
+        protocols=protocols,
+        notes=() if faces else (note,),
+        options={"source_frames": "faces" if faces else "whole pictures"},
+    )
 
 
 def _split_file(raw: Path, side: str, fold: int) -> Path:
@@ -66,8 +75,12 @@ def _read_split(path: Path, emotions: Emotions) -> dict[str, int]:
         name = canonical_name(cells[1])
         if name not in emotions.names:
             raise DataError(
-                message(where, expected="one of the eleven emotions as a word", got=repr(cells[1]),
-                        do=f"{did_you_mean(name, emotions.names)} Use the split files of the release.")
-            )  # fmt: skip
+                message(
+                    where,
+                    expected="one of the eleven emotions as a word",
+                    got=repr(cells[1]),
+                    do=f"{did_you_mean(name, emotions.names)} Use the split files of the release.",
+                )
+            )
         add_row(rows, clip[1], emotions.index(name), where=where)
     return check_some(rows, where=path)

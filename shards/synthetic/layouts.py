@@ -14,14 +14,30 @@ from dfer.emotions import BASIC7, MAFW11
 from dfer.errors import UsageError, did_you_mean, message
 
 CLIPS_PER_IDENTITY = 6
-# fmt: off
 SCENES = (
-    "Action", "Argue", "Business", "Conflict", "Contest", "Crime",
-    "Crisis", "DailyLife", "ElegantArt", "Experiment", "History", "Interview",
-    "Liveshow", "Medicine", "OfficialEvent", "ScholarReport", "School", "Social",
-    "Speech", "Talkshow", "Terror", "War",
+    "Action",
+    "Argue",
+    "Business",
+    "Conflict",
+    "Contest",
+    "Crime",
+    "Crisis",
+    "DailyLife",
+    "ElegantArt",
+    "Experiment",
+    "History",
+    "Interview",
+    "Liveshow",
+    "Medicine",
+    "OfficialEvent",
+    "ScholarReport",
+    "School",
+    "Social",
+    "Speech",
+    "Talkshow",
+    "Terror",
+    "War",
 )
-# fmt: on
 FERV39K_WORDS = dict(zip(BASIC7, ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear"), strict=True))
 # Uneven as in the real sets, but no class is too rare to be learned from a few hundred clips.
 SHARES7 = (0.18, 0.16, 0.17, 0.15, 0.13, 0.10, 0.11)

@@ -97,10 +97,23 @@ def ray_start(bench: Bench, bed: RayBed) -> dict[str, float]:
     environment = {"env_vars": variables, "excludes": [".venv", ".git", "demo"]}
     words = ["cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--only", "fold_1", *ENDLESS]
     bed.ray(
-        "job", "submit", "--no-wait", f"--submission-id={name}", f"--working-dir={ROOT}",
-        f"--runtime-env-json={json.dumps(environment)}", "--",
-        sys.executable, "-m", "launch", "ray", str(DEMO), f"run={run.url}", bench.shards, *words, timeout=120,
-    )  # fmt: skip
+        "job",
+        "submit",
+        "--no-wait",
+        f"--submission-id={name}",
+        f"--working-dir={ROOT}",
+        f"--runtime-env-json={json.dumps(environment)}",
+        "--",
+        sys.executable,
+        "-m",
+        "launch",
+        "ray",
+        str(DEMO),
+        f"run={run.url}",
+        bench.shards,
+        *words,
+        timeout=120,
+    )
     submitted = time.time() - since
     seconds = first_step(run, since)
     bed.ray("job", "stop", name)
@@ -184,12 +197,23 @@ def processes(run: Run, shards: str) -> Iterator[None]:
     env = commands.environment(**{**run.env, "DFER_CACHE": str(run.files.parent / "cache")})
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "dfer", "train", str(DEMO), f"fold={fold}", f"run={run.url}/fold_{fold}", *ENDLESS,
-             shards],
-            env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [
+                sys.executable,
+                "-m",
+                "dfer",
+                "train",
+                str(DEMO),
+                f"fold={fold}",
+                f"run={run.url}/fold_{fold}",
+                *ENDLESS,
+                shards,
+            ],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for fold in range(1, 5)
-    ]  # fmt: skip
+    ]
     try:
         yield
     finally:

@@ -21,9 +21,10 @@ TOTAL = 300
 # The same under DeepSpeed. Small steps of plain SGD, since the training would make much of the rounding by which
 # another number of processes differs.
 ZERO = (
-    "engine={name: deepspeed, zero: 1}", "optim.name=sgd",
+    "engine={name: deepspeed, zero: 1}",
+    "optim.name=sgd",
     "optim.groups={image: {lr: 0.001}, temporal: {lr: 0.001}, prompts: {lr: 0.001}}",
-)  # fmt: skip
+)
 # Nothing is there but what was saved because somebody asked.
 UNSAVED = ("checkpoint.every_steps=1000",)
 Undisturbed = Callable[..., Path]
@@ -98,9 +99,13 @@ def launch(env: Mapping[str, str], *words: object, code: int = 0, timeout: float
 def command(env: Mapping[str, str], *words: object, code: int = 0, timeout: float = 120) -> str:
     """What a command prints. It must end with `code`."""
     done = subprocess.run(
-        [*map(str, words)], env=commands.environment(**env), capture_output=True, text=True, timeout=timeout,
+        [*map(str, words)],
+        env=commands.environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == code, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done.stdout + done.stderr
 

@@ -23,9 +23,16 @@ pytestmark = pytest.mark.cluster(long=True)
 CPU = ROOT / "configs" / "clusters" / "slurm_cpu.yaml"
 # Two hosts, a process on each; a limit of some minutes.
 PAIR = (
-    "--cluster", CPU, "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.cpus_per_process=1",
-    "cluster.hours=0.2", "--only", "fold_1", *STEPS,
-)  # fmt: skip
+    "--cluster",
+    CPU,
+    "cluster.nodes=2",
+    "cluster.processes_per_node=1",
+    "cluster.cpus_per_process=1",
+    "cluster.hours=0.2",
+    "--only",
+    "fold_1",
+    *STEPS,
+)
 PROCESS = "^[^ ]*python[^ ]* -u -m submitit.core._submit"
 # One process of the array's task of this number.
 KILL_OF_TASK = """
@@ -173,10 +180,18 @@ def test_a_cancelled_run_on_a_shared_disk_stops_saved_and_is_not_requeued(
 
 # The published configuration in small: of its method, splits and report nothing is changed.
 SMALL = (
-    "model.towers={arch: tiny-conv-64, pretrained: null}", "model.num_contexts=2", "batch=8", "eval_batch=4",
-    "epochs=40", "eval_every=null", "data.frames=4", "data.size=64", "data.workers=0", "checkpoint.every_steps=20",
+    "model.towers={arch: tiny-conv-64, pretrained: null}",
+    "model.num_contexts=2",
+    "batch=8",
+    "eval_batch=4",
+    "epochs=40",
+    "eval_every=null",
+    "data.frames=4",
+    "data.size=64",
+    "data.workers=0",
+    "checkpoint.every_steps=20",
     "model.temporal={depth: 1, heads: 2, head_dim: 16, mlp_dim: 64}",
-)  # fmt: skip
+)
 
 
 @pytest.mark.usefixtures("tiny")  # it puts the shards into the bucket

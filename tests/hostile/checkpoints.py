@@ -25,8 +25,11 @@ from tests.hostile.worker import MUTATED, Case
 
 COUNT = 320
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
-STATE = {"training": {"epoch": 1, "step": 0, "global_step": 3, "evaluate": False}, "manifest_sha256": "ab" * 32,
-         "best": {"protocol": "best_on_val", "metric": "uar", "value": 0.5, "step": 3, "epoch": 1}}  # fmt: skip
+STATE = {
+    "training": {"epoch": 1, "step": 0, "global_step": 3, "evaluate": False},
+    "manifest_sha256": "ab" * 32,
+    "best": {"protocol": "best_on_val", "metric": "uar", "value": 0.5, "step": 3, "epoch": 1},
+}
 
 
 class Model(nn.Module):
@@ -59,8 +62,9 @@ def seeds(folder: Path) -> Seeds:
     checkpoints = Checkpoints(Folder(folder / "run"), world=World())
     checkpoints.start(checkpoints.latest())
     for step in (2, 3):
-        checkpoints.save(step, weights=model.state_dict(), optimizer={"a.weight/momentum_buffer": torch.ones(2, 3)},
-                         state=STATE)  # fmt: skip
+        checkpoints.save(
+            step, weights=model.state_dict(), optimizer={"a.weight/momentum_buffer": torch.ones(2, 3)}, state=STATE
+        )
     checkpoints.finish()
     run = folder / "run"
     newest = sorted((run / "checkpoints").iterdir())[-1]

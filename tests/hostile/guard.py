@@ -32,16 +32,59 @@ LONGEST = 10_000
 """Characters of a message: what a file holds may be quoted, not poured out."""
 
 RUNS = (
-    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen",
-    "pickle.find_class", "marshal.load", "marshal.loads", "code.__new__", "function.__new__", "exec", "compile",
-    "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function", "import", "sys.addaudithook", "sys.setprofile",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "marshal.load",
+    "marshal.loads",
+    "code.__new__",
+    "function.__new__",
+    "exec",
+    "compile",
+    "ctypes.dlopen",
+    "ctypes.dlsym",
+    "ctypes.call_function",
+    "import",
+    "sys.addaudithook",
+    "sys.setprofile",
     "webbrowser.open",
-)  # fmt: skip
-REACHES_OUT = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname",
-               "urllib.Request", "ftplib.connect", "http.client.connect", "smtplib.connect")  # fmt: skip
-CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown",
-           "os.truncate", "os.utime", "os.setxattr", "shutil.rmtree", "shutil.copyfile", "shutil.move",
-           "shutil.unpack_archive", "tempfile.mkstemp", "tempfile.mkdtemp")  # fmt: skip
+)
+REACHES_OUT = (
+    "socket.connect",
+    "socket.bind",
+    "socket.sendto",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "urllib.Request",
+    "ftplib.connect",
+    "http.client.connect",
+    "smtplib.connect",
+)
+CHANGES = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.chown",
+    "os.truncate",
+    "os.utime",
+    "os.setxattr",
+    "shutil.rmtree",
+    "shutil.copyfile",
+    "shutil.move",
+    "shutil.unpack_archive",
+    "tempfile.mkstemp",
+    "tempfile.mkdtemp",
+)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CODECS = (
     "utf_8_sig",

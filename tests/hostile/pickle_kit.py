@@ -48,8 +48,14 @@ def numbers(*values: int) -> bytes:
     return tuple_(*map(number, values))
 
 
-def tensor(*, data: bytes | None = None, offset: int = 0, size: tuple[int, ...] = (2, 3),
-           strides: tuple[int, ...] = (3, 1), function: str = "torch._utils._rebuild_tensor_v2") -> bytes:  # fmt: skip
+def tensor(
+    *,
+    data: bytes | None = None,
+    offset: int = 0,
+    size: tuple[int, ...] = (2, 3),
+    strides: tuple[int, ...] = (3, 1),
+    function: str = "torch._utils._rebuild_tensor_v2",
+) -> bytes:
     found = storage() if data is None else data
     return call(
         function, found, number(offset), numbers(*size), numbers(*strides), b"\x89", call("collections.OrderedDict")
@@ -63,8 +69,14 @@ def program(content: bytes) -> bytes:
 NUMBERS = struct.pack("<6f", *range(6))
 
 
-def archive(content: bytes, *, files: Mapping[str, bytes] | None = None, folder: str = "a", packed: bool = False,
-            extra: Mapping[str, bytes] | None = None) -> bytes:  # fmt: skip
+def archive(
+    content: bytes,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    folder: str = "a",
+    packed: bool = False,
+    extra: Mapping[str, bytes] | None = None,
+) -> bytes:
     """A zip as torch writes it. content: its data.pkl; files: its storages; extra: other files by their whole name."""
     out = io.BytesIO()
     how = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
@@ -85,8 +97,12 @@ def any_opcode(draw: random.Random, opcode: Any) -> bytes:
     if argument is None:
         return bytes([ord(opcode.code)])
     lies = draw.choice((0, 1, 3, 255, 2**31 - 1, 2**32 - 1, 2**63))
-    by_size = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-               pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # fmt: skip
+    by_size = {
+        pickletools.TAKEN_FROM_ARGUMENT1: 1,
+        pickletools.TAKEN_FROM_ARGUMENT4: 4,
+        pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+        pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+    }
     if argument.n in by_size:
         width = by_size[argument.n]
         length = draw.choice((3, lies)) % 2 ** (8 * width)

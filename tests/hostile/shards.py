@@ -85,8 +85,17 @@ def _published() -> RawProtocol:
     return RawProtocol(source="nobody", folds=(fold,))
 
 
-def case(name: str, seeds: Seeds, *, tar: bytes | None = None, index: Any = None, manifest: Any = None,
-         keys: bytes | None = None, sign: bool = True, refuse: tuple[str, ...] = ()) -> Case:  # fmt: skip
+def case(
+    name: str,
+    seeds: Seeds,
+    *,
+    tar: bytes | None = None,
+    index: Any = None,
+    manifest: Any = None,
+    keys: bytes | None = None,
+    sign: bool = True,
+    refuse: tuple[str, ...] = (),
+) -> Case:
     """A copy of the folder with these contents instead. index, manifest: a tree, or the bytes of the file. keys: the
     list of test keys."""
 

@@ -14,14 +14,39 @@ from tests.hostile.worker import MUTATED, Case
 COUNT = 520
 BLOCK = 512
 FIELDS = {
-    "name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12),
-    "checksum": (148, 8), "type": (156, 1), "link": (157, 100), "magic": (257, 6), "version": (263, 2),
-    "user": (265, 32), "group": (297, 32), "major": (329, 8), "minor": (337, 8), "prefix": (345, 155),
-}  # fmt: skip
+    "name": (0, 100),
+    "mode": (100, 8),
+    "uid": (108, 8),
+    "gid": (116, 8),
+    "size": (124, 12),
+    "mtime": (136, 12),
+    "checksum": (148, 8),
+    "type": (156, 1),
+    "link": (157, 100),
+    "magic": (257, 6),
+    "version": (263, 2),
+    "user": (265, 32),
+    "group": (297, 32),
+    "major": (329, 8),
+    "minor": (337, 8),
+    "prefix": (345, 155),
+}
 TYPES = b"\x001234567SxgLKVMNADX\xff "
-SIZES = (b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"0x000000010\0", b"99999999999\0", b"            ",
-         b"\x80" + b"\0" * 10 + b"\x01", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\x80" + b"\0" * 11,
-         b"\xff" + b"\xff" * 10 + b"\x9c", b"1e10\0\0\0\0\0\0\0\0", b"\xb2\xb2\0\0\0\0\0\0\0\0\0\0")  # fmt: skip
+SIZES = (
+    b"00000000000\0",
+    b"77777777777\0",
+    b"-0000000001\0",
+    b"0x000000010\0",
+    b"99999999999\0",
+    b"            ",
+    b"\x80" + b"\0" * 10 + b"\x01",
+    b"\x80" + b"\xff" * 11,
+    b"\xff" * 12,
+    b"\x80" + b"\0" * 11,
+    b"\xff" + b"\xff" * 10 + b"\x9c",
+    b"1e10\0\0\0\0\0\0\0\0",
+    b"\xb2\xb2\0\0\0\0\0\0\0\0\0\0",
+)
 
 seeds = shards.seeds
 
@@ -76,8 +101,18 @@ def _link(tar: bytes, draw: random.Random) -> tuple[str, bytes, bool]:
     member = draw.choice(headers(tar))
     info = tarfile.TarInfo(member.name)
     info.size = member.size
-    info.type = draw.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE,
-                             tarfile.FIFOTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE))  # fmt: skip
+    info.type = draw.choice(
+        (
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.CHRTYPE,
+            tarfile.BLKTYPE,
+            tarfile.DIRTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.CONTTYPE,
+            tarfile.GNUTYPE_SPARSE,
+        )
+    )
     info.linkname = draw.choice(("/etc/passwd", "../MARK", "../../MARK", member.name, "."))
     if draw.random() < 0.3:
         info.name = draw.choice(("../MARK", "/MARK", "a/../../MARK"))
@@ -159,11 +194,37 @@ def _json(tar: bytes, draw: random.Random) -> tuple[str, bytes, bool]:
 
 def _other(tar: bytes, draw: random.Random) -> tuple[str, bytes, bool]:
     """No such tar at all."""
-    data = draw.choice((b"", b"\0" * BLOCK, b"\0" * 10240, b"\xff" * 10240, draw.randbytes(20_000), tar[:BLOCK] * 50,
-                        tar[BLOCK:], b"PK\x03\x04" + tar, b"\x1f\x8b\x08\0" + tar, tar[::-1], tar + tar,
-                        b"pipe:touch MARK\n" * 700))  # fmt: skip
+    data = draw.choice(
+        (
+            b"",
+            b"\0" * BLOCK,
+            b"\0" * 10240,
+            b"\xff" * 10240,
+            draw.randbytes(20_000),
+            tar[:BLOCK] * 50,
+            tar[BLOCK:],
+            b"PK\x03\x04" + tar,
+            b"\x1f\x8b\x08\0" + tar,
+            tar[::-1],
+            tar + tar,
+            b"pipe:touch MARK\n" * 700,
+        )
+    )
     return f"{data[:8]!r} instead", data, True
 
 
-FORMS = (_field, _link, _extra, _damage, _header_damage, _payload, _json, _field, _other, _extra, _payload, _damage,
-         _json)  # fmt: skip
+FORMS = (
+    _field,
+    _link,
+    _extra,
+    _damage,
+    _header_damage,
+    _payload,
+    _json,
+    _field,
+    _other,
+    _extra,
+    _payload,
+    _damage,
+    _json,
+)

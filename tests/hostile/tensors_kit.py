@@ -32,8 +32,11 @@ def shapes(clip: Mapping[str, torch.Tensor]) -> Iterator[Made]:
         yield f"layer {layer[:20]}", "pth", _saved({**released, **extra})
     yield "tensors of no numbers", "pth", _saved({**released, "temporal_net.cls_token": torch.ones(0)})
     for shape in ((), (3,), (65,), (65, 3), (6, 3, 3), (0, 0), (7, 64), (64, 64), (70, 64)):
-        weights = {"visual.positional_embedding": torch.ones(shape), "positional_embedding": torch.ones(shape),
-                   **{f"visual.{name}": value[:1] for name, value in list(clip.items())[:2]}}  # fmt: skip
+        weights = {
+            "visual.positional_embedding": torch.ones(shape),
+            "positional_embedding": torch.ones(shape),
+            **{f"visual.{name}": value[:1] for name, value in list(clip.items())[:2]},
+        }
         yield f"positions of {shape}", "pth", _saved(weights)
     yield "not finite", "pth", _saved({"visual.positional_embedding": torch.full((65, 64), float("nan"))})
     for dtype in (torch.bool, torch.int8, torch.bfloat16, torch.float64, torch.complex64, torch.float8_e4m3fn):
@@ -55,15 +58,22 @@ def headers() -> Iterator[Made]:
     """safetensors."""
     entry = '{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}'
     texts = {
-        "no such kind": entry.replace("F32", "F31"), "another kind": entry.replace("F32", "F64"),
+        "no such kind": entry.replace("F32", "F31"),
+        "another kind": entry.replace("F32", "F64"),
         "huge shape": entry.replace("[2,3]", "[9223372036854775807,9223372036854775807]"),
-        "negative shape": entry.replace("[2,3]", "[-2,-3]"), "long shape": entry.replace("[2,3]", f"[{'1,' * 5000}6]"),
+        "negative shape": entry.replace("[2,3]", "[-2,-3]"),
+        "long shape": entry.replace("[2,3]", f"[{'1,' * 5000}6]"),
         "nothing of much": entry.replace("[2,3]", "[0,9223372036854775807]").replace("24]", "0]"),
-        "backwards": entry.replace("[0,24]", "[24,0]"), "behind": entry.replace("[0,24]", "[24,48]"),
+        "backwards": entry.replace("[0,24]", "[24,0]"),
+        "behind": entry.replace("[0,24]", "[24,48]"),
         "huge places": entry.replace("[0,24]", "[18446744073709551615,18446744073709551615]"),
-        "deep": "[" * 100_000, "null": "null", "a list": "[]", "text as shape": entry.replace("[2,3]", '"x"'),
-        "keys twice": entry.replace("{", '{"dtype":"F32",'), "more": entry.replace("{", '{"x":[[[1]]],'),
-    }  # fmt: skip
+        "deep": "[" * 100_000,
+        "null": "null",
+        "a list": "[]",
+        "text as shape": entry.replace("[2,3]", '"x"'),
+        "keys twice": entry.replace("{", '{"dtype":"F32",'),
+        "more": entry.replace("{", '{"x":[[[1]]],'),
+    }
     for name, text in texts.items():
         yield name, "safetensors", _header(f'{{"w":{text}}}')
     wholes = {

@@ -17,9 +17,18 @@ ROOT = Path(__file__).parents[2]
 Lines = list[dict[str, Any]]
 
 KINDS = {
-    "tars": 500, "png_shards": 100, "indexes": 300, "manifests": 300, "pictures": 200, "raw_pictures": 100,
-    "weights": 300, "checkpoints": 200, "configs": 200, "runs": 100, "raw_sets": 100,
-}  # fmt: skip
+    "tars": 500,
+    "png_shards": 100,
+    "indexes": 300,
+    "manifests": 300,
+    "pictures": 200,
+    "raw_pictures": 100,
+    "weights": 300,
+    "checkpoints": 200,
+    "configs": 200,
+    "runs": 100,
+    "raw_sets": 100,
+}
 """Least number of files of each kind in the long form, more than 2,000 together."""
 
 
@@ -27,9 +36,14 @@ def fed(kind: str, folder: Path) -> tuple[Lines, str]:
     """What became of every file of a kind, and of the process where it ended on one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile.worker", kind, str(folder)], env=environment, cwd=folder, text=True,
-        capture_output=True, check=False, timeout=500,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.hostile.worker", kind, str(folder)],
+        env=environment,
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=500,
+    )
     lines = [json.loads(line) for line in (folder / OUTCOMES).read_text().splitlines()]
     last = lines[-1].get("begun", "the end") if lines else "the start"
     problem = f"ended with {done.returncode} at {last}\n{done.stderr[-5000:]}" if done.returncode else ""
@@ -47,8 +61,10 @@ def test_hostile_files_come_to_a_message_or_to_nothing(kind: str, tmp_path: Path
     assert not problem
     refused, files = sum(line["refused"] for line in found), len({line["case"] for line in found})
     slowest, largest = max(found, key=lambda line: line["seconds"]), max(found, key=lambda line: line["mib"])
-    print(f"{kind}: {files} files, {refused} of {len(found)} readings refused, at most {slowest['seconds']:.1f} s "
-          f"({slowest['name']}) and {largest['mib']:.0f} MiB ({largest['name']})")  # fmt: skip
+    print(
+        f"{kind}: {files} files, {refused} of {len(found)} readings refused, at most {slowest['seconds']:.1f} s "
+        f"({slowest['name']}) and {largest['mib']:.0f} MiB ({largest['name']})"
+    )
     faults = [f"{line['name']}: {line['fault']}" for line in found if line["fault"]]
     assert not faults, f"{len(faults)} faults\n" + "\n\n".join(faults[:20])
     assert files >= (KINDS[kind] if os.environ.get(LONG) else KINDS[kind] // SHARE)

@@ -47,10 +47,48 @@ PATHS = (
     "fold_1/../../x.tar",
 )
 """Names that lead elsewhere, are no names, or are commands to whoever runs them."""
-NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, -(2**31), 2**53, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, HUGE, -HUGE, 1e308, -0.0,
-           float("nan"), float("inf"), -float("inf"), 0.5, 1e-320, True, False)  # fmt: skip
-TEXTS = ("", "x", "\0", "\ud800", "\x1b]0;x\x07", "<script>alert(1)</script>", "__import__('os').system('touch MARK')",
-         "{{7*7}}", "%s%n", "1e5", "nan", "null", "\u0661\u0662", "a" * 20_000, "\n" * 50, "${jndi:x}")  # fmt: skip
+NUMBERS = (
+    0,
+    -1,
+    1,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**53,
+    2**63 - 1,
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    HUGE,
+    -HUGE,
+    1e308,
+    -0.0,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    0.5,
+    1e-320,
+    True,
+    False,
+)
+TEXTS = (
+    "",
+    "x",
+    "\0",
+    "\ud800",
+    "\x1b]0;x\x07",
+    "<script>alert(1)</script>",
+    "__import__('os').system('touch MARK')",
+    "{{7*7}}",
+    "%s%n",
+    "1e5",
+    "nan",
+    "null",
+    "\u0661\u0662",
+    "a" * 20_000,
+    "\n" * 50,
+    "${jndi:x}",
+)
 
 
 def rng(kind: str) -> random.Random:
@@ -184,9 +222,14 @@ def damaged(data: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 def trees() -> st.SearchStrategy[Any]:
     """JSON of any shape, hostile leaves among it."""
-    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(
-        [*NUMBERS, *TEXTS, *PATHS]
-    )  # fmt: skip
+    leaves = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=20)
+        | st.sampled_from([*NUMBERS, *TEXTS, *PATHS])
+    )
     keys = st.text(max_size=10) | st.sampled_from(PATHS)
     return st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
 
@@ -197,8 +240,14 @@ def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
 
     found: list[Any] = []
 
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def collect(value: Any) -> None:
         found.append(value)

@@ -115,9 +115,11 @@ def seeds(folder: Path) -> Seeds:
         torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))).save(str(folder / "s.pt"))
     safetensors.torch.save_file(STATE, folder / "a.safetensors")
     return Seeds(
-        model=model, archive=(folder / "a.pt").read_bytes(), script=(folder / "s.pt").read_bytes(),
+        model=model,
+        archive=(folder / "a.pt").read_bytes(),
+        script=(folder / "s.pt").read_bytes(),
         header=(folder / "a.safetensors").read_bytes(),
-    )  # fmt: skip
+    )
 
 
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:

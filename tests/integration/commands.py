@@ -67,9 +67,12 @@ def command(arguments: Sequence[object], *, ranks: int, module: str) -> list[str
 def start(*arguments: object, ranks: int = 1, module: str = "dfer", timeout: float = 300, **variables: str) -> Done:
     """Run a command to its end, whatever the end is."""
     return warm.run(
-        command(arguments, ranks=ranks, module=module), env=environment(**variables), capture_output=True, text=True,
+        command(arguments, ranks=ranks, module=module),
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
         timeout=timeout,
-    )  # fmt: skip
+    )
 
 
 def here(capsys: Capture, *arguments: object) -> Done:
@@ -101,9 +104,12 @@ def refused(done: Done, code: int, *said: str) -> str:
 def killed(*arguments: object, when: Callable[[], bool], timeout: float = 120) -> None:
     """Start a command and SIGKILL it as soon as `when` holds; it must not have ended by then."""
     process = warm.Popen(
-        command(arguments, ranks=1, module="dfer"), env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        command(arguments, ranks=1, module="dfer"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + timeout
         while not when():

@@ -20,9 +20,13 @@ class Job:
     def __init__(self, *arguments: object, processes: int = 2, **variables: str) -> None:
         words = ["-m", "launch", "local", *map(str, arguments), "--verb", "train", "--processes", str(processes)]
         self._log = warm.Popen(
-            [sys.executable, *words], env=environment(**variables), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, *words],
+            env=environment(**variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     @property
     def alive(self) -> bool:

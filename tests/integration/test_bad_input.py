@@ -42,11 +42,14 @@ def test_all_mistakes_of_a_file_are_told_at_once(tiny: Path, tmp_path: Path) -> 
     path = tmp_path / "mine.yaml"
     path.write_text(f"base: {tiny}\nepoch: 3\nbatch: many\noptim: {{groups: {{image: {{lr: 1e-5}}}}}}\n")
     refused(
-        start("train", path, f"run={tmp_path / 'run'}"), 2, f"error: {path}: ",
-        "epoch: unknown key. Did you mean 'epochs'?", "batch: expected a whole number, got 'many' (str)",
+        start("train", path, f"run={tmp_path / 'run'}"),
+        2,
+        f"error: {path}: ",
+        "epoch: unknown key. Did you mean 'epochs'?",
+        "batch: expected a whole number, got 'many' (str)",
         "optim.groups.image.lr: expected a number, got '1e-5' (str). YAML reads 1e-5 as text: write it with a point, "
         "1.0e-5, and no quotes",
-    )  # fmt: skip
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -113,7 +116,7 @@ def test_a_process_that_lost_the_other_says_so_in_one_line(tiny: Path, tmp_path:
             words, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)), stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     told = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [7, 3]
     # gloo says what it was about, and which way the connection went.
@@ -143,9 +146,12 @@ def refused_shards(capsys: Capture, tiny: Path, shards: Path, *said: str) -> Non
 def test_a_folder_without_manifest(capsys: Capture, tiny: Path, shards: Path) -> None:
     (shards / "manifest.json").unlink()
     refused_shards(
-        capsys, tiny, shards, f"{shards}/manifest.json: expected the manifest that a finished build writes last, ",
+        capsys,
+        tiny,
+        shards,
+        f"{shards}/manifest.json: expected the manifest that a finished build writes last, ",
         "got no such file. Correct data.shards, or run `dfer-shards build` to its end.",
-    )  # fmt: skip
+    )
 
 
 def test_a_manifest_of_another_version(capsys: Capture, tiny: Path, shards: Path) -> None:
@@ -280,8 +286,13 @@ def test_a_disk_that_fills_up_in_training(tiny: Path, small_disk: Path, crossval
     one = sum(path.stat().st_size for path in next(theirs.glob("checkpoints/*")).iterdir())
     resize(small_disk, one * 5 // 2)
     arguments = ("train", tiny, f"run={run}", "checkpoint.keep_last=99")
-    refused(start(*arguments), 6, f"{run}/checkpoints/step_", "expected to write it, got no space left. Free some.",
-            "The same command continues from the last checkpoint.")  # fmt: skip
+    refused(
+        start(*arguments),
+        6,
+        f"{run}/checkpoints/step_",
+        "expected to write it, got no space left. Free some.",
+        "The same command continues from the last checkpoint.",
+    )
     kept = list(run.glob("checkpoints/*"))
     assert kept and [damage(Folder(path)) for path in kept] == [None] * len(kept)
     assert not (run / "results").exists()

@@ -153,9 +153,12 @@ def test_ctrl_c(raw: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
 def test_ctrl_c_while_the_workers_start(raw: Path, tmp_path: Path) -> None:
     """They import for a second before they can leave it to their parent; a traceback of each would hide its message."""
     process = subprocess.Popen(
-        arguments(raw, tmp_path / "out", jobs=2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        arguments(raw, tmp_path / "out", jobs=2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     while not (workers := children(process.pid)) or not imports_numpy(workers[-1]):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
@@ -182,8 +185,12 @@ def test_a_killed_worker_ends_the_build_with_a_message(raw: Path, tmp_path: Path
 def test_file_size_limit(raw: Path, tmp_path: Path, expected: dict[str, bytes], jobs: int) -> None:
     largest = max(map(len, expected.values()))
     command = f'ulimit -f {largest // 1024 // 2}; exec "$@"'
-    done = subprocess.run(["bash", "-c", command, "bash", *arguments(raw, tmp_path / "out", jobs=jobs)],
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *arguments(raw, tmp_path / "out", jobs=jobs)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     check_full(done, tmp_path / "out", expected)
     assert "File too large" in done.stderr
     assert finish(raw, tmp_path / "out", jobs=2).returncode == 0

@@ -17,9 +17,13 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 PART = [
-    "tests/unit/test_surroundings.py", "tests/unit/test_storage.py", "tests/unit/run/test_lease.py",
-    "tests/unit/test_rights.py", "tests/unit/store/test_cache.py", "tests/integration/test_build.py",
-]  # fmt: skip
+    "tests/unit/test_surroundings.py",
+    "tests/unit/test_storage.py",
+    "tests/unit/run/test_lease.py",
+    "tests/unit/test_rights.py",
+    "tests/unit/store/test_cache.py",
+    "tests/integration/test_build.py",
+]
 CHOSEN = "not budget and not fetcher and not command_line and not somebody_elses_run and (not test_build or ctrl_c)"
 """Without those of a second and more that show nothing else here."""
 
@@ -35,8 +39,12 @@ def test_a_part_of_the_suite_passes_however_it_is_started() -> None:
         done = subprocess.run(
             [*start, "-m", "pytest", *PART, "-k", CHOSEN, "-p", "no:cacheprovider", "--durations=0"],
             env={**inherited, "LC_ALL": "C", "TMPDIR": str(temporary)},
-            cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         left = [path.name for path in temporary.iterdir() if not path.name.startswith("pytest-of-")]
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert not left, "tests clean up after themselves"

@@ -63,8 +63,16 @@ def server(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 URL = "s3://data/shards"
 
 
-def loader(url: Any, cache: Path, *, budget: int = 2**30, workers: int = 0, world: World | None = None,
-           train: bool = True, **config: Any) -> Loader:  # fmt: skip
+def loader(
+    url: Any,
+    cache: Path,
+    *,
+    budget: int = 2**30,
+    workers: int = 0,
+    world: World | None = None,
+    train: bool = True,
+    **config: Any,
+) -> Loader:
     store = Store(str(url), cache=Cache(cache, budget=budget), retry=QUICK)
     clips = ClipSet.open(store, ["train"], emotions=label_set("basic7"))
     data = DataConfig(shards=str(url), frames=8, size=SIZE, workers=workers, **config)
@@ -233,12 +241,15 @@ def spoilt(served: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("flipped", r"train/000\d\d.tar, clip c\d+: expected sha256 .* of its bytes \d+ to \d+, got .* "
-                    r"\(8 attempts\). The file was changed or damaged after the build"),
+        (
+            "flipped",
+            r"train/000\d\d.tar, clip c\d+: expected sha256 .* of its bytes \d+ to \d+, got .* "
+            r"\(8 attempts\). The file was changed or damaged after the build",
+        ),
         ("truncated", r"train/000\d\d.tar: expected \d+ bytes as the manifest says, got \d+. The copy"),
         ("replaced", r"train/.*The shards were built anew since: start again"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shards_that_change_under_way_stop_the_run_before_anything_wrong_is_trained_on(
     local: Path, server: FaultProxy, tmp_path: Path, kind: str, says: str, workers: int

@@ -18,9 +18,12 @@ from tests.integration.commands import Capture, finish, here, refused, result
 pytestmark = pytest.mark.integration
 
 OWN = {
-    "delighted": ("happiness",), "low": ("sadness", "fear"), "wide awake": ("surprise",), "cross": ("anger", "disgust"),
+    "delighted": ("happiness",),
+    "low": ("sadness", "fear"),
+    "wide awake": ("surprise",),
+    "cross": ("anger", "disgust"),
     "calm": ("neutral",),
-}  # fmt: skip
+}
 TEXTS = {
     "calm": "a face at rest.",
     "cross": "a frown and a tight mouth.",
@@ -62,9 +65,13 @@ def moods(dfew: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(tiny: Path, moods: Path, run: Path) -> tuple[object, ...]:
     return (
-        tiny, f"data.shards={moods / 'shards'}", "data.protocol=thirds", f"model.text={moods / 'texts.yaml'}",
-        f"run={run}", "epochs=1",
-    )  # fmt: skip
+        tiny,
+        f"data.shards={moods / 'shards'}",
+        "data.protocol=thirds",
+        f"model.text={moods / 'texts.yaml'}",
+        f"run={run}",
+        "epochs=1",
+    )
 
 
 def test_five_classes_of_ones_own_train_evaluate_and_predict(
@@ -122,9 +129,11 @@ def test_what_does_not_fit_own_classes_is_refused_with_what_to_do(
         here(capsys, "train", *words, f"model.text={texts}"), 2, "got none for delighted, low, wide awake", "Add a line"
     )
     refused(
-        here(capsys, "train", *words, "model.text=class_descriptor"), 2,
-        "text=class_descriptor: expected a text for every class, got none for delighted", "Give `text` the path of",
-    )  # fmt: skip
+        here(capsys, "train", *words, "model.text=class_descriptor"),
+        2,
+        "text=class_descriptor: expected a text for every class, got none for delighted",
+        "Give `text` the path of",
+    )
     refused(
         here(capsys, "train", *words, "data.classes=[calm, sleepy]"), 2, "got 5 without sleepy", "data.classes, by name"
     )

@@ -27,10 +27,17 @@ Picture = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 
 VIDEOS = (
-    "grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_lbax4n.mpg", "grid_lbbc2a.mpg", "grid_lrwp9a.mpg",
-    "intel_asl_again.mkv", "intel_asl_eat.mkv", "intel_asl_no.mkv", "openmpf_h264_aac.mp4",
+    "grid_bbaf2n.mpg",
+    "grid_brbk7n.mpg",
+    "grid_lbax4n.mpg",
+    "grid_lbbc2a.mpg",
+    "grid_lrwp9a.mpg",
+    "intel_asl_again.mkv",
+    "intel_asl_eat.mkv",
+    "intel_asl_no.mkv",
+    "openmpf_h264_aac.mp4",
     "pyfeat_WolfgangLanger_Pexels.mp4",
-)  # fmt: skip
+)
 SIDE, FRAMES, MARGIN = 224, 20, 0.2
 CONFIGS = ("methods/dfer_clip", "sets/dfew")
 FULL = ("model.towers.pretrained=null", "eval_batch=1", "epochs=1")

@@ -23,9 +23,17 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: install it (apt-get install chromium)"),
 ]
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+)
 MEASURE = """<script>
 addEventListener("load", () => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
@@ -105,7 +113,9 @@ def test_scripts_in_a_run_folder_do_not_run(tmp_path):
 
 def test_the_measure_itself_sees_text_outside_a_picture_and_a_page_too_wide(tmp_path):
     page = tmp_path / "bad.html"
-    page.write_text('<body style="margin:0"><div style="width:900px">.</div><svg width="320" height="40">'
-                    '<text x="300" y="20">this text leaves its picture</text></svg>')  # fmt: skip
+    page.write_text(
+        '<body style="margin:0"><div style="width:900px">.</div><svg width="320" height="40">'
+        '<text x="300" y="20">this text leaves its picture</text></svg>'
+    )
     needed, pictures, spilled, _ = measured(tmp_path, page, 420)
     assert (needed, pictures, spilled) == (900, 1, 1)

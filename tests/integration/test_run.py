@@ -82,16 +82,24 @@ def test_a_run_folder_holds_what_the_documents_say(crossval: tuple[Path, str]) -
     for fold in FOLDS:
         run = crossval[0] / fold
         assert {path.name for path in run.iterdir()} == {
-            "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "lease", "results", "tensorboard",
-        }  # fmt: skip
+            "config.yaml",
+            "environment.json",
+            "metrics.jsonl",
+            "checkpoints",
+            "lease",
+            "results",
+            "tensorboard",
+        }
         assert [path.name[:16] for path in run.glob("checkpoints/*")] == [f"step_{STEPS:08d}-g1"]
         assert {path.name for path in run.glob("results/*")} == {"test.json", "test_predictions.csv"}
         resolved = config_files.load([run / "config.yaml"], RunConfig)
         assert (resolved.run, resolved.fold, resolved.epochs) == (str(run), FOLDS.index(fold) + 1, 3)
         assert json.loads((run / "environment.json").read_text())["command"][1] == "crossval"
     assert sorted(path.name for path in (crossval[0] / "report").iterdir()) == [
-        "index.html", "report.json", "report.md",
-    ]  # fmt: skip
+        "index.html",
+        "report.json",
+        "report.md",
+    ]
 
 
 def test_generated_faces_are_called_so_from_shards_to_report(crossval: tuple[Path, str]) -> None:

@@ -36,8 +36,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3, Path]]
 def remote(store: tuple[S3, Path], dfew: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration of shards that were built straight into the bucket."""
     server, bucket = store
-    finish("build", "dfew", dfew / "raw", f"{server.url}/shards", "--jobs", 1, "--no-progress", module="shards",
-           **server.environment)  # fmt: skip
+    finish(
+        "build",
+        "dfew",
+        dfew / "raw",
+        f"{server.url}/shards",
+        "--jobs",
+        1,
+        "--no-progress",
+        module="shards",
+        **server.environment,
+    )
     for path in (dfew / "shards").glob("**/*"):
         if path.is_file():
             assert (bucket / "shards" / path.relative_to(dfew / "shards")).read_bytes() == path.read_bytes()

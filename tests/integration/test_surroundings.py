@@ -14,9 +14,19 @@ def test_a_run_does_not_mind_where_it_is_started(tiny: Path, tmp_path: Path) -> 
     """A run folder with ` #1` in it below `~`, output in ASCII, a TMPDIR too long for sockets, a data worker."""
     with tempfile.TemporaryDirectory(prefix="d" * 80, dir="/tmp") as temporary:
         done = finish(
-            "crossval", tiny, "--only", "fold_1", "run=~/lr #1", "epochs=1", "data.workers=1", "eval_every=null",
-            HOME=str(tmp_path), TMPDIR=temporary, PYTHONIOENCODING="ascii", LC_ALL="C",
-        )  # fmt: skip
+            "crossval",
+            tiny,
+            "--only",
+            "fold_1",
+            "run=~/lr #1",
+            "epochs=1",
+            "data.workers=1",
+            "eval_every=null",
+            HOME=str(tmp_path),
+            TMPDIR=temporary,
+            PYTHONIOENCODING="ascii",
+            LC_ALL="C",
+        )
         assert not [*Path(temporary).glob("pymp-*")] and not [*Path(temporary).glob("dfer-*")]
     assert (tmp_path / "lr #1" / "fold_1" / "results" / "test.json").exists()
     assert not (tmp_path / "lr").exists() and not Path("~").exists()

@@ -17,9 +17,13 @@ CLIP_LAYOUT = {
     "quick_gelu": True,
     "vision_cfg": {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS, "head_width": 64},
     "text_cfg": {
-        "context_length": CONTEXT, "vocab_size": VOCABULARY, "width": WIDTH, "heads": WIDTH // 64, "layers": LAYERS,
+        "context_length": CONTEXT,
+        "vocab_size": VOCABULARY,
+        "width": WIDTH,
+        "heads": WIDTH // 64,
+        "layers": LAYERS,
     },
-}  # fmt: skip
+}
 
 Array = NDArray[np.float32]
 
@@ -71,14 +75,17 @@ def clip_shapes() -> dict[str, tuple[int, ...]]:
         "visual.positional_embedding": ((SIZE // PATCH) ** 2 + 1, WIDTH),
         "visual.proj": (WIDTH, EMBED),
         "visual.conv1.weight": (WIDTH, 3, PATCH, PATCH),
-        **_norm("visual.ln_pre"), **_norm("visual.ln_post"), **_blocks("visual.transformer.resblocks"),
-    }  # fmt: skip
+        **_norm("visual.ln_pre"),
+        **_norm("visual.ln_post"),
+        **_blocks("visual.transformer.resblocks"),
+    }
     text = {
         "positional_embedding": (CONTEXT, WIDTH),
         "text_projection": (WIDTH, EMBED),
         "token_embedding.weight": (VOCABULARY, WIDTH),
-        **_norm("ln_final"), **_blocks("transformer.resblocks"),
-    }  # fmt: skip
+        **_norm("ln_final"),
+        **_blocks("transformer.resblocks"),
+    }
     return {**visual, **text, "logit_scale": ()}
 
 
@@ -92,10 +99,13 @@ def new_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     for layer in range(case.depth):
         root = f"temporal_net.temporal_transformer.layers.{layer}"
         shapes |= {
-            **_norm(f"{root}.0.fn.norm"), f"{root}.0.fn.fn.to_qkv.weight": (3 * HEADS * HEAD_DIM, EMBED),
-            **_linear(f"{root}.0.fn.fn.to_out.0", EMBED, HEADS * HEAD_DIM), **_norm(f"{root}.1.fn.norm"),
-            **_linear(f"{root}.1.fn.fn.net.0", MLP, EMBED), **_linear(f"{root}.1.fn.fn.net.3", EMBED, MLP),
-        }  # fmt: skip
+            **_norm(f"{root}.0.fn.norm"),
+            f"{root}.0.fn.fn.to_qkv.weight": (3 * HEADS * HEAD_DIM, EMBED),
+            **_linear(f"{root}.0.fn.fn.to_out.0", EMBED, HEADS * HEAD_DIM),
+            **_norm(f"{root}.1.fn.norm"),
+            **_linear(f"{root}.1.fn.fn.net.0", MLP, EMBED),
+            **_linear(f"{root}.1.fn.fn.net.3", EMBED, MLP),
+        }
     return shapes
 
 
@@ -113,8 +123,10 @@ def clips(number: int = 3) -> NDArray[np.uint8]:
 
 
 def _norm(name: str) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (WIDTH if not name.startswith("temporal") else EMBED,),
-            f"{name}.bias": (WIDTH if not name.startswith("temporal") else EMBED,)}  # fmt: skip
+    return {
+        f"{name}.weight": (WIDTH if not name.startswith("temporal") else EMBED,),
+        f"{name}.bias": (WIDTH if not name.startswith("temporal") else EMBED,),
+    }
 
 
 def _linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
@@ -126,8 +138,12 @@ def _blocks(root: str) -> dict[str, tuple[int, ...]]:
     for layer in range(LAYERS):
         block = f"{root}.{layer}"
         shapes |= {
-            f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH), f"{block}.attn.in_proj_bias": (3 * WIDTH,),
-            **_linear(f"{block}.attn.out_proj", WIDTH, WIDTH), **_norm(f"{block}.ln_1"), **_norm(f"{block}.ln_2"),
-            **_linear(f"{block}.mlp.c_fc", 4 * WIDTH, WIDTH), **_linear(f"{block}.mlp.c_proj", WIDTH, 4 * WIDTH),
-        }  # fmt: skip
+            f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH),
+            f"{block}.attn.in_proj_bias": (3 * WIDTH,),
+            **_linear(f"{block}.attn.out_proj", WIDTH, WIDTH),
+            **_norm(f"{block}.ln_1"),
+            **_norm(f"{block}.ln_2"),
+            **_linear(f"{block}.mlp.c_fc", 4 * WIDTH, WIDTH),
+            **_linear(f"{block}.mlp.c_proj", WIDTH, 4 * WIDTH),
+        }
     return shapes

@@ -32,7 +32,7 @@ from tests.reference.recipe import (  # noqa: E402
     clips,
     drawn,
     new_shapes,
-)  # fmt: skip
+)
 
 
 def main(checkout: Path) -> None:
@@ -59,9 +59,12 @@ def record(case: Case) -> tuple[dict[str, np.ndarray], list[str]]:
     clip.load_state_dict({name: torch.from_numpy(np.asarray(x)) for name, x in drawn(clip_shapes()).items()})
     texts = getattr(Text, f"{case.text}_{case.classes}")
     args = types.SimpleNamespace(
-        contexts_number=case.contexts, class_specific_contexts=str(not case.shared), temporal_layers=case.depth,
-        class_token_position=case.position, load_and_tune_prompt_learner="False",
-    )  # fmt: skip
+        contexts_number=case.contexts,
+        class_specific_contexts=str(not case.shared),
+        temporal_layers=case.depth,
+        class_token_position=case.position,
+        load_and_tune_prompt_learner="False",
+    )
     model = GenerateModel(texts, clip, args).eval()
     new = {name: torch.from_numpy(x) for name, x in drawn(new_shapes(case)).items()}
     expected = {name for name in model.state_dict() if name.startswith(("prompt_learner.ctx", "temporal_net."))}

@@ -112,9 +112,13 @@ def outcome(monkeypatch: pytest.MonkeyPatch, raises: BaseException) -> int:
 
 
 KINDS: dict[Callable[[str], errors.DferError], int] = {
-    errors.UsageError: 2, errors.DataError: 3, errors.NonFiniteLossError: 4, errors.CheckpointError: 5,
-    errors.StorageError: 6, errors.ProcessError: 7,
-}  # fmt: skip
+    errors.UsageError: 2,
+    errors.DataError: 3,
+    errors.NonFiniteLossError: 4,
+    errors.CheckpointError: 5,
+    errors.StorageError: 6,
+    errors.ProcessError: 7,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,8 +67,11 @@ def test_reads_values_defaults_and_overrides(tmp_path: Path) -> None:
         ("optim: {name: sgd}", "optim.lr: required, but missing. Add it to the file or as optim.lr=VALUE"),
         ("optim: {name: sgd, lr: fast}", "optim.lr: expected a number, got 'fast' (str)"),
         ("optim: {name: sgd, lr: true}", "optim.lr: expected a number, got True (bool)"),
-        ("optim: {name: sgd, lr: 1e-5}", "optim.lr: expected a number, got '1e-5' (str). YAML reads 1e-5 as text: "
-         "write it with a point, 1.0e-5, and no quotes"),
+        (
+            "optim: {name: sgd, lr: 1e-5}",
+            "optim.lr: expected a number, got '1e-5' (str). YAML reads 1e-5 as text: "
+            "write it with a point, 1.0e-5, and no quotes",
+        ),
         ("optim: {name: sgd, lr: .inf}", "optim.lr: expected a number, got inf"),
         ("optim: {name: sgdd, lr: 1}", "optim.name: unknown 'sgdd'. Did you mean 'sgd'?"),
         ("optim: {name: adam, nesterov: true}", "optim.nesterov: unknown key"),
@@ -84,7 +87,7 @@ def test_reads_values_defaults_and_overrides(tmp_path: Path) -> None:
         ("- 1", "expected a mapping of keys, got list"),
         ("a: [", "not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_messages(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigProblem) as caught:
         load(tmp_path, text)
@@ -100,9 +103,34 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 
 
 TEXTS = [
-    "/data/lr #1", "010", "0x10", "1_000", "1:30", "yes", "null", "true", "~x", "'a'", '"a"', "a: b", "{a: 1}", "[1]",
-    "&a *b", "!x", "- a", " a ", "漢 é", "a\nb", "#", "%", "|", "2026-01-01", "a=b", "\\", "\t",
-]  # fmt: skip
+    "/data/lr #1",
+    "010",
+    "0x10",
+    "1_000",
+    "1:30",
+    "yes",
+    "null",
+    "true",
+    "~x",
+    "'a'",
+    '"a"',
+    "a: b",
+    "{a: 1}",
+    "[1]",
+    "&a *b",
+    "!x",
+    "- a",
+    " a ",
+    "漢 é",
+    "a\nb",
+    "#",
+    "%",
+    "|",
+    "2026-01-01",
+    "a=b",
+    "\\",
+    "\t",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -126,8 +154,13 @@ def test_any_text_comes_through(text: str) -> None:
 
 def test_null_and_nothing_are_no_text_where_there_may_be_none(tmp_path: Path) -> None:
     for value in ("", "null"):
-        run = load(tmp_path, "optim: {name: adam}\nnote: x\ncache: y\nwords: {a: z}", f"note={value}", f"cache={value}",
-                   f"words.a={value}")  # fmt: skip
+        run = load(
+            tmp_path,
+            "optim: {name: adam}\nnote: x\ncache: y\nwords: {a: z}",
+            f"note={value}",
+            f"cache={value}",
+            f"words.a={value}",
+        )
         assert (run.note, run.cache, run.words) == (None, None, {})
 
 

@@ -114,16 +114,39 @@ LOWER = ("dfer.run", "dfer.store", "dfer.media")
 """Rooms that import the floor alone; every room may import them."""
 ROOMS = (*LOWER, "dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.report", "dfer.jobs")
 WITHOUT_TORCH = (
-    "dfer.__main__", "dfer.data.config", "dfer.models.config", "dfer.models.files", "dfer.training.config",
-    "dfer.run.config", "dfer.run.folder", "dfer.run.layout", "dfer.run.lease", "dfer.evaluation.scores",
-    "dfer.evaluation.results", "dfer.report.write", "dfer.report.page", "dfer.jobs.config", "dfer.jobs.parts",
+    "dfer.__main__",
+    "dfer.data.config",
+    "dfer.models.config",
+    "dfer.models.files",
+    "dfer.training.config",
+    "dfer.run.config",
+    "dfer.run.folder",
+    "dfer.run.layout",
+    "dfer.run.lease",
+    "dfer.evaluation.scores",
+    "dfer.evaluation.results",
+    "dfer.report.write",
+    "dfer.report.page",
+    "dfer.jobs.config",
+    "dfer.jobs.parts",
     "dfer.jobs.crossval",
-    "dfer.store.format", "dfer.store.index", "dfer.store.shards", "dfer.media.bounds", "dfer.models.texts",
-    "shards.__main__", "shards.build", "shards.verify",
-    "launch.__main__", "launch.job", "launch.status", "launch.control", "launch.local.submit", "launch.local.rank",
+    "dfer.store.format",
+    "dfer.store.index",
+    "dfer.store.shards",
+    "dfer.media.bounds",
+    "dfer.models.texts",
+    "shards.__main__",
+    "shards.build",
+    "shards.verify",
+    "launch.__main__",
+    "launch.job",
+    "launch.status",
+    "launch.control",
+    "launch.local.submit",
+    "launch.local.rank",
     "launch.slurm.submit",
     "launch.ray.submit",
-)  # fmt: skip
+)
 
 
 def imports_of(path: Path) -> set[str]:

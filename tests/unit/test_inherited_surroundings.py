@@ -52,10 +52,13 @@ def test_reset_mends_what_was_inherited(tmp_path: Path, monkeypatch: pytest.Monk
     }
     start = 'umask 077; trap "" INT HUP TERM USR1 CHLD; exec "$@"'
     done = subprocess.run(
-        ["sh", "-c", start, "sh", sys.executable, "-c", code, str(tmp_path)], env={**os.environ, **odd},
-        capture_output=True, text=True, check=True,
+        ["sh", "-c", start, "sh", sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, **odd},
+        capture_output=True,
+        text=True,
+        check=True,
         cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    )
     ignored, blocked = ignored_and_blocked(done.stdout)
     assert (ignored - {int(number) for number in surroundings.PYTHON_IGNORES}, blocked) == (set(), set())
     lines = done.stdout.splitlines()

@@ -58,7 +58,7 @@ def test_dates_are_text() -> None:
         (b"a: \0", "special characters are not allowed"),
         (b" " * (MAX_BYTES + 1), "65,537 bytes, more than 65,536"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(text: bytes, says: str) -> None:
     with pytest.raises(YamlProblem, match=says) as caught:
         parse(text)

@@ -20,11 +20,25 @@ MAX_WEIGHTS = 2**28
 MAX_PATCHES = 64
 """Most patches along a side."""
 LIMITS: dict[str, float] = {
-    "embed_dim": 4096, "layers": 64, "width": 4096, "heads": 128, "head_width": 256, "mlp_ratio": 8.0,
-    "patch_size": 64, "image_size": 1024, "context_length": 256, "vocab_size": 2**17, "patch_dropout": 1.0,
-    "ls_init_value": 1.0, "timm_drop": 1.0, "timm_drop_path": 1.0, "attn_pooler_queries": 1024,
-    "attn_pooler_heads": 128, "pad_id": 2**17, "eos_id": 2**17,
-}  # fmt: skip
+    "embed_dim": 4096,
+    "layers": 64,
+    "width": 4096,
+    "heads": 128,
+    "head_width": 256,
+    "mlp_ratio": 8.0,
+    "patch_size": 64,
+    "image_size": 1024,
+    "context_length": 256,
+    "vocab_size": 2**17,
+    "patch_dropout": 1.0,
+    "ls_init_value": 1.0,
+    "timm_drop": 1.0,
+    "timm_drop_path": 1.0,
+    "attn_pooler_queries": 1024,
+    "attn_pooler_heads": 128,
+    "pad_id": 2**17,
+    "eos_id": 2**17,
+}
 BESIDE = "open_clip_config.json"
 """File that open_clip writes beside weights on a hub: the architecture as `model_cfg`, and the preprocessing."""
 _DO = "Check towers.arch; see dfer/models/configs for examples."
@@ -108,8 +122,11 @@ def _check(path: Path, name: str, value: Any) -> None:
             fits = number is None or (type(number) in (int, float) and 0 <= number <= limit)
         if not fits:
             kind = "a whole number from 1" if whole else "a number from 0"
-            raise _problem(path, expected=f"{kind} to {limit} as {name}", got=type(value).__name__ if whole and
-                           type(number) is not int else str(number)[:40])  # fmt: skip
+            raise _problem(
+                path,
+                expected=f"{kind} to {limit} as {name}",
+                got=type(value).__name__ if whole and type(number) is not int else str(number)[:40],
+            )
 
 
 def _check_size(path: Path, part: str, settings: Mapping[str, Any]) -> None:

@@ -25,10 +25,17 @@ MAX_PICKLE_BYTES = 2 * 2**20
 MAX_ENTRIES = 100_000
 MAX_DIMENSIONS = 16
 STORAGES = {
-    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 _READ = re.compile(r"[^/]+/(data\.pkl|byteorder|data/[^/]+)")
 REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
@@ -311,12 +318,29 @@ class Machine:
 
 _LITERALS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
 _STEPS: Mapping[str, Any] = {
-    "PROTO": lambda machine, version: None, "MARK": Machine._mark, "NONE": Machine._none, "NEWTRUE": Machine._true,
-    "NEWFALSE": Machine._false, "EMPTY_LIST": Machine._list, "EMPTY_DICT": Machine._dict,
-    "EMPTY_TUPLE": Machine._empty_tuple, "TUPLE": Machine._tuple, "TUPLE1": Machine._tuple1,
-    "TUPLE2": Machine._tuple2, "TUPLE3": Machine._tuple3, "BINPUT": Machine._put, "LONG_BINPUT": Machine._put,
-    "BINGET": Machine._get, "LONG_BINGET": Machine._get, "GLOBAL": Machine._global,
-    "BINPERSID": Machine._persistent, "REDUCE": Machine._call, "NEWOBJ": Machine._call, "BUILD": Machine._build,
-    "APPEND": Machine._append, "APPENDS": Machine._appends, "SETITEM": Machine._set_item,
+    "PROTO": lambda machine, version: None,
+    "MARK": Machine._mark,
+    "NONE": Machine._none,
+    "NEWTRUE": Machine._true,
+    "NEWFALSE": Machine._false,
+    "EMPTY_LIST": Machine._list,
+    "EMPTY_DICT": Machine._dict,
+    "EMPTY_TUPLE": Machine._empty_tuple,
+    "TUPLE": Machine._tuple,
+    "TUPLE1": Machine._tuple1,
+    "TUPLE2": Machine._tuple2,
+    "TUPLE3": Machine._tuple3,
+    "BINPUT": Machine._put,
+    "LONG_BINPUT": Machine._put,
+    "BINGET": Machine._get,
+    "LONG_BINGET": Machine._get,
+    "GLOBAL": Machine._global,
+    "BINPERSID": Machine._persistent,
+    "REDUCE": Machine._call,
+    "NEWOBJ": Machine._call,
+    "BUILD": Machine._build,
+    "APPEND": Machine._append,
+    "APPENDS": Machine._appends,
+    "SETITEM": Machine._set_item,
     "SETITEMS": Machine._set_items,
-}  # fmt: skip
+}

@@ -51,13 +51,20 @@ def load_released(model: DferClip, path: Path) -> None:
     """
     released = read_weights(path)
     wrong = [f"one without {name}" for name in DIMENSIONS if name not in released]
-    wrong += [f"one with {name} of {tuple(released[name].shape)}" for name, dimensions in DIMENSIONS.items()
-              if name in released and released[name].dim() not in dimensions]  # fmt: skip
+    wrong += [
+        f"one with {name} of {tuple(released[name].shape)}"
+        for name, dimensions in DIMENSIONS.items()
+        if name in released and released[name].dim() not in dimensions
+    ]
     if wrong:
         raise CheckpointError(
-            message(path, expected="a checkpoint of the released DFER-CLIP code", got=wrong[0],
-                    do="A plain CLIP goes to model.towers.pretrained, a run of this project to model.start.")
-        )  # fmt: skip
+            message(
+                path,
+                expected="a checkpoint of the released DFER-CLIP code",
+                got=wrong[0],
+                do="A plain CLIP goes to model.towers.pretrained, a run of this project to model.start.",
+            )
+        )
     check_activation(model.towers.arch, quick=model.towers.quick_gelu, trained=True, where=path)
     _check_settings(model, released, path)
     weights = translated(released)
@@ -113,9 +120,13 @@ def _check_texts(model: DferClip, released: Weights, path: Path) -> None:
     same = all(torch.equal(own, row[: len(own)]) for own, row in zip(ours, theirs))
     if not same:
         raise CheckpointError(
-            message(path, expected="the class texts that it was trained with", got=f"model.text={model.config.text}",
-                    do="Try another model.text, and the classes in the order of the project.")
-        )  # fmt: skip
+            message(
+                path,
+                expected="the class texts that it was trained with",
+                got=f"model.text={model.config.text}",
+                do="Try another model.text, and the classes in the order of the project.",
+            )
+        )
 
 
 def fixed_part(prompts: PromptLearner, model: DferClip) -> list[Tensor]:

@@ -36,8 +36,14 @@ def test_a_config_selects_and_orders_classes_by_name(tmp_path: Path) -> None:
     clips = ClipSet.open(store, ["train"], emotions=seven)
     assert seven.names == ("fear", "happiness", "sadness", "neutral", "surprise", "disgust", "anger")
     assert {clips.key(i): int(clips.labels[i]) for i in range(len(clips))} == {
-        "fear": 0, "happy": 1, "sad": 2, "neutral": 3, "surprise": 4, "disgust": 5, "anger": 6,
-    }  # fmt: skip
+        "fear": 0,
+        "happy": 1,
+        "sad": 2,
+        "neutral": 3,
+        "surprise": 4,
+        "disgust": 5,
+        "anger": 6,
+    }
     assert (clips.left_out, clips.num_classes) == (2, 7)
     assert emotions_for(None, store.manifest).names[:3] == ("neutral", "happiness", "sadness")
 

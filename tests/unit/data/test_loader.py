@@ -43,9 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loader(folder: Path, *, workers: int = 0, rank: int = 0, ranks: int = 1, **changes: object) -> Loader:
     clips = ClipSet.open(Store(str(folder)), ["train"], emotions=label_set("basic7"))
     config = DataConfig(
-        shards=str(folder), frames=8, size=32, workers=workers,
+        shards=str(folder),
+        frames=8,
+        size=32,
+        workers=workers,
         canonical_partitions=int(str(changes.pop("partitions", 1))),
-    )  # fmt: skip
+    )
     options = {"seed": 3, "train": True, "global_batch": 4, "micro_batch": 2} | changes
     return Loader(clips, config, world=World(rank=rank, size=ranks), **options)
 

@@ -70,8 +70,9 @@ def test_parts_are_chosen_by_name_in_the_order_of_the_job() -> None:
     every = job.parts(demo("seeds=[1,2]"))
     assert chosen(every, []) == every
     assert [part.name for part in chosen(every, ["seed_2/fold_1", "seed_1/fold_3"])] == [
-        "seed_1/fold_3", "seed_2/fold_1",
-    ]  # fmt: skip
+        "seed_1/fold_3",
+        "seed_2/fold_1",
+    ]
     with pytest.raises(UsageError, match=r"--only: expected some of seed_1/fold_1, .*, got fold_1\. Correct --only"):
         chosen(every, ["fold_1"])
 

@@ -79,15 +79,26 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(home: Path, faces: Path, *, features: Path | str | None = None, **changes: Any) -> RunConfig:
     data = DataConfig(
-        shards=str(faces), workers=0, frames=3, size=64, augment=STILL, train_frames="middle",
+        shards=str(faces),
+        workers=0,
+        frames=3,
+        size=64,
+        augment=STILL,
+        train_frames="middle",
         features=None if features is None else str(features),
-    )  # fmt: skip
+    )
     values: dict[str, Any] = {
-        "run": str(home), "epochs": 3, "batch": 4, "eval_batch": 4, "eval_every": 1, "data": data,
-        "model": LinearProbeConfig(towers=TowersConfig(arch=ARCH)), "engine": EngineConfig(name="ddp"),
+        "run": str(home),
+        "epochs": 3,
+        "batch": 4,
+        "eval_batch": 4,
+        "eval_every": 1,
+        "data": data,
+        "model": LinearProbeConfig(towers=TowersConfig(arch=ARCH)),
+        "engine": EngineConfig(name="ddp"),
         "optim": SgdConfig(groups={"head": GroupConfig(lr=0.05)}),
         "schedule": StepScheduleConfig(milestones=(2,)),
-    }  # fmt: skip
+    }
     return RunConfig(**{**values, **changes})
 
 
@@ -159,9 +170,13 @@ def test_variants_reach_the_result(tmp_path: Path, faces: Path, alone: World, mo
 
 
 def test_they_are_computed_once_and_no_tower_is_built_afterwards(
-    tmp_path: Path, faces: Path, weights: Path, alone: World, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    faces: Path,
+    weights: Path,
+    alone: World,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """All folds, a resume, evaluation: with the file of weights gone, once the features stand."""
     mine = tmp_path / "clip.safetensors"
     shutil.copy(weights, mine)

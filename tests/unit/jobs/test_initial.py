@@ -296,8 +296,11 @@ def test_a_file_whose_activation_is_unknown_is_told_everywhere(
     tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the dry run, in the log, and in environment.json, where a later start leaves it."""
-    clip = {name.removeprefix("towers.").removeprefix("text."): value
-            for name, value in model(3).state_dict().items() if name.startswith("towers.")}  # fmt: skip
+    clip = {
+        name.removeprefix("towers.").removeprefix("text."): value
+        for name, value in model(3).state_dict().items()
+        if name.startswith("towers.")
+    }
     torch.save(clip, tmp_path / "clip.pt")
     towers = TowersConfig(arch="tiny-conv-64", pretrained=str(tmp_path / "clip.pt"))
     config = run_config(tmp_path / "run", shards(tmp_path / "a"), model=replace(tiny(), towers=towers))

@@ -63,8 +63,13 @@ def model(*, depth: int = 1, contexts: int = 2, width: int = 48) -> DferClipConf
 
 
 def run_config(folder: Path, **changes: Any) -> RunConfig:
-    values = {"run": str(folder), "epochs": 1, "data": DataConfig(shards="nowhere"), "model": model(),
-              "optim": SgdConfig(groups=RATES)}  # fmt: skip
+    values = {
+        "run": str(folder),
+        "epochs": 1,
+        "data": DataConfig(shards="nowhere"),
+        "model": model(),
+        "optim": SgdConfig(groups=RATES),
+    }
     return RunConfig(**{**values, **changes})
 
 
@@ -135,9 +140,17 @@ def test_a_rank_takes_at_most_the_micro_batch_at_once(
     assert config.share(World(size=ranks)) == share
 
 
-@pytest.mark.parametrize(("batch", "ranks", "micro_batch", "share", "times"), [
-    (46, 2, 8, 8, 3), (46, 2, 23, 23, 1), (46, 2, 22, 12, 2), (46, 1, 8, 8, 6), (26, 2, 5, 5, 3), (46, 23, 1, 1, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "ranks", "micro_batch", "share", "times"),
+    [
+        (46, 2, 8, 8, 3),
+        (46, 2, 23, 23, 1),
+        (46, 2, 22, 12, 2),
+        (46, 1, 8, 8, 6),
+        (26, 2, 5, 5, 3),
+        (46, 23, 1, 1, 2),
+    ],
+)
 def test_a_micro_batch_that_does_not_divide_the_share_leaves_a_smaller_last_one(
     tmp_path: Path, batch: int, ranks: int, micro_batch: int, share: int, times: int
 ) -> None:
@@ -211,11 +224,26 @@ def test_weights_as_they_are_are_not_evaluated_into_a_training_run(tmp_path: Pat
 def test_the_evaluation_of_untrained_weights_does_not_pass_for_a_finished_training(tmp_path: Path) -> None:
     confusion = tuple(tuple(int(i == j) for j in range(7)) for i in range(7))
     result = fold_result(
-        scores(confusion), dataset="dfew", method="dfer_clip", fold=1, num_folds=5, train_partitions=("fold_2",),
-        test_partitions=("fold_1",), classes=BASIC7, selection="last", step=0, epoch=0, seed=1, checkpoint="openai",
-        protocol=Protocol(num_frames=16, size=224, normalisation="none", augment="none"), manifest_sha256="0" * 64,
-        finished="2026-01-01T00:00:00+00:00", seconds=1.0, epochs=0, complete=True,
-    )  # fmt: skip
+        scores(confusion),
+        dataset="dfew",
+        method="dfer_clip",
+        fold=1,
+        num_folds=5,
+        train_partitions=("fold_2",),
+        test_partitions=("fold_1",),
+        classes=BASIC7,
+        selection="last",
+        step=0,
+        epoch=0,
+        seed=1,
+        checkpoint="openai",
+        protocol=Protocol(num_frames=16, size=224, normalisation="none", augment="none"),
+        manifest_sha256="0" * 64,
+        finished="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        epochs=0,
+        complete=True,
+    )
     config = run_config(tmp_path / "run")
     save_result(result, Folder(tmp_path / "run"))
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
@@ -511,8 +539,9 @@ def test_an_evaluation_beside_a_live_run_touches_nothing_of_it(tmp_path: Path, a
                 after = contents(tmp_path / "run")
                 changed = {name for name in after if before.get(name) != after[name]}
                 assert {name for name in changed if not name.startswith("tensorboard/")} == {
-                    "results/test-step_00000002.json", "results/test-step_00000002_predictions.csv",
-                }  # fmt: skip
+                    "results/test-step_00000002.json",
+                    "results/test-step_00000002_predictions.csv",
+                }
             return False
 
     result = train(config, alone, Beside(5))
@@ -612,9 +641,10 @@ def test_evaluations_and_the_bad_share_may_change_with_a_note(tmp_path: Path, al
     result = train(last, alone)
     first = 2 if pending else 3
     assert [str(change) for change in result.changed] == [
-        f"eval_every from 1 to none at step {first}", f"data.max_bad_share from 0 to 0.5 at step {first}",
+        f"eval_every from 1 to none at step {first}",
+        f"data.max_bad_share from 0 to 0.5 at step {first}",
         f"eval_every from none to 2 at step {first + 1}",
-    ]  # fmt: skip
+    ]
     assert read_result(Folder(config.run)).changed == result.changed
     with pytest.raises(CheckpointError, match=r"data.max_bad_share was 0.5, now 0.0: it may only be raised"):
         train(replace(last, data=data), alone)
@@ -636,6 +666,4 @@ def test_a_run_of_an_older_version_goes_on_and_notes_changes(tmp_path: Path, alo
         data = (folder / "state.json").read_bytes()
         manifest["files"]["state.json"] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert train(replace(config, eval_every=2), alone).changed == (
-        Change(key="eval_every", was=None, now=2, step=3),
-    )  # fmt: skip
+    assert train(replace(config, eval_every=2), alone).changed == (Change(key="eval_every", was=None, now=2, step=3),)

@@ -40,9 +40,19 @@ class FakeSlurm:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "slurm.json"
         self.change(
-            calls=[], jobs=[], gone=[], states={}, broken={}, sinfo=SINFO, sacct="", sacctmgr="vision\nresearch\n",
-            scontrol={}, refuses="-", foreign={}, hangs=[],
-        )  # fmt: skip
+            calls=[],
+            jobs=[],
+            gone=[],
+            states={},
+            broken={},
+            sinfo=SINFO,
+            sacct="",
+            sacctmgr="vision\nresearch\n",
+            scontrol={},
+            refuses="-",
+            foreign={},
+            hangs=[],
+        )
 
     def change(self, **fields: Any) -> None:
         before = json.loads(self.file.read_text()) if self.file.exists() else {}

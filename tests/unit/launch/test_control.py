@@ -66,9 +66,14 @@ def no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def submitted(run: Path, address: str) -> None:
     record = Record(
-        launcher="ray", job="raysubmit_7", submitted="2026-01-01", revision="abc", tasks={"fold_1": "raysubmit_7"},
-        states={"fold_1": "running"}, address=address,
-    )  # fmt: skip
+        launcher="ray",
+        job="raysubmit_7",
+        submitted="2026-01-01",
+        revision="abc",
+        tasks={"fold_1": "raysubmit_7"},
+        states={"fold_1": "running"},
+        address=address,
+    )
     keep(Folder(run), record)
 
 

@@ -28,9 +28,14 @@ def commands(home: Path, **more: str) -> list[list[str]]:
         program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
-        ["bash", str(ROOT / "launch" / "demo.sh"), "some where"], cwd=home, capture_output=True, text=True, timeout=30,
-        env={**kept, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", **more}, check=True,
-    )  # fmt: skip
+        ["bash", str(ROOT / "launch" / "demo.sh"), "some where"],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**kept, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", **more},
+        check=True,
+    )
     return [line.rstrip("\t").split("\t") for line in done.stdout.splitlines() if "\t" in line]
 
 

@@ -27,9 +27,14 @@ OTHER = "JobId=32 ArrayJobId=30 ArrayTaskId=2 JobState=PENDING Reason=None Resta
 def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_slurm: FakeSlurm) -> FakeSlurm:
     """The first process of the third start of job 30_1."""
     variables = {
-        "SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "31",
-        "SLURM_ARRAY_JOB_ID": "30", "SLURM_ARRAY_TASK_ID": "1", "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": "2",
-    }  # fmt: skip
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_FOLDER": str(tmp_path),
+        "SLURM_JOB_ID": "31",
+        "SLURM_ARRAY_JOB_ID": "30",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_RESTART_COUNT": "2",
+    }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     says(fake_slurm, RUNNING)

@@ -88,11 +88,16 @@ def test_ray_starts_a_plain_task_a_part(tmp_path: Path, monkeypatch: pytest.Monk
     submission = ray_submit.Submission(job=counted(tmp_path), cluster=cluster.of(grouped=False))
     assert submission.cluster.worlds == [1]
     board = SimpleNamespace(
-        hear=SimpleNamespace(remote=lambda _: ""), endings=SimpleNamespace(remote=dict),
+        hear=SimpleNamespace(remote=lambda _: ""),
+        endings=SimpleNamespace(remote=dict),
         end=SimpleNamespace(remote=lambda *words: pytest.fail(str(words))),
-    )  # fmt: skip
+    )
     submission._fit("worker_1", board, "")
     assert asked == {
-        "num_cpus": 2.0, "num_gpus": 0.0, "resources": {"disk": 1.0}, "max_retries": 5, "retry_exceptions": True,
-    }  # fmt: skip
+        "num_cpus": 2.0,
+        "num_gpus": 0.0,
+        "resources": {"disk": 1.0},
+        "max_retries": 5,
+        "retry_exceptions": True,
+    }
     assert (tmp_path / "worker_1" / "numbers.txt").read_text() == "001\n004\n007\n"

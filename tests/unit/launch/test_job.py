@@ -39,10 +39,11 @@ def five_folds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PROBE = (
-    "model={name: linear_probe, towers: {arch: tiny-conv-64}}", "data.train_frames=middle",
+    "model={name: linear_probe, towers: {arch: tiny-conv-64}}",
+    "data.train_frames=middle",
     "data.augment={crop: false, flip: 0.0, brightness: 0.0, rotation: 0.0}",
     "optim.groups={image: null, temporal: null, prompts: null, head: {lr: 0.1}}",
-)  # fmt: skip
+)
 
 
 def made(*overrides: str, only: tuple[str, ...] = (), worlds: tuple[int, ...] = (1,)) -> Job:

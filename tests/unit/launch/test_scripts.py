@@ -26,9 +26,13 @@ def told(tmp_path: Path) -> dict[str, str]:
 def run(environment: dict[str, str], name: str, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
     script = Path(environment["HERE"]) / "launch" / f"slurm_{name}.sh"
     return subprocess.run(
-        ["bash", str(script), *words], env={**environment, **more}, capture_output=True, text=True, timeout=30,
+        ["bash", str(script), *words],
+        env={**environment, **more},
+        capture_output=True,
+        text=True,
+        timeout=30,
         check=False,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -36,9 +40,12 @@ def test_nothing_but_the_name_is_needed(told: dict[str, str], name: str) -> None
     home = told["HERE"]
     words = run(told, name).stdout.split()
     assert words == [
-        "slurm", f"{home}/configs/methods/dfer_clip.yaml", f"{home}/configs/sets/{name}.yaml",
-        "--cluster", f"{home}/configs/clusters/slurm.yaml",
-    ]  # fmt: skip
+        "slurm",
+        f"{home}/configs/methods/dfer_clip.yaml",
+        f"{home}/configs/sets/{name}.yaml",
+        "--cluster",
+        f"{home}/configs/clusters/slurm.yaml",
+    ]
 
 
 def test_flags_go_before_the_environment(told: dict[str, str]) -> None:

@@ -44,18 +44,45 @@ def test_the_folds_are_an_array_and_the_report_comes_after_any_end(
     fake_slurm: FakeSlurm, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = submission(
-        job, partition="gpu", account="vision", nodes=2, min_nodes=1, gpus_per_node=4, cpus_per_process=6, hours=1.5,
-        signal_s=60, parallel_parts=2, memory_gb=1.5, setup=("set -e", "module load cuda"),
-        options={"mail-type": "END"}, constraint="a100", exclude="node9", qos="gpu", report={"partition": "small"},
-    )  # fmt: skip
+        job,
+        partition="gpu",
+        account="vision",
+        nodes=2,
+        min_nodes=1,
+        gpus_per_node=4,
+        cpus_per_process=6,
+        hours=1.5,
+        signal_s=60,
+        parallel_parts=2,
+        memory_gb=1.5,
+        setup=("set -e", "module load cuda"),
+        options={"mail-type": "END"},
+        constraint="a100",
+        exclude="node9",
+        qos="gpu",
+        report={"partition": "small"},
+    )
     assert chosen.submit() == 0
     folds, after = (flags(each["script"]) for each in fake_slurm.jobs)
     wanted = {
-        "array": "0-2%2", "nodes": "1-2", "mincpus": "24", "gpus-per-node": "4", "cpus-per-task": "6",
-        "time": "90", "signal": "USR2@60", "partition": "gpu", "account": "vision", "mem": "1536M",
-        "comment": "parts=fold_1,fold_2,fold_3", "mail-type": "END", "requeue": "", "open-mode": "append",
-        "constraint": "a100", "exclude": "node9", "qos": "gpu",
-    }  # fmt: skip
+        "array": "0-2%2",
+        "nodes": "1-2",
+        "mincpus": "24",
+        "gpus-per-node": "4",
+        "cpus-per-task": "6",
+        "time": "90",
+        "signal": "USR2@60",
+        "partition": "gpu",
+        "account": "vision",
+        "mem": "1536M",
+        "comment": "parts=fold_1,fold_2,fold_3",
+        "mail-type": "END",
+        "requeue": "",
+        "open-mode": "append",
+        "constraint": "a100",
+        "exclude": "node9",
+        "qos": "gpu",
+    }
     assert {key: folds[key] for key in wanted} == wanted
     assert (after["dependency"], after["partition"], after["nodes"]) == ("afterany:1", "small", "1")
     assert after["account"] == "vision" and not after.keys() & {"constraint", "exclude", "qos"}
@@ -354,10 +381,18 @@ def test_more_names_than_slurm_keeps_are_refused() -> None:
 
 def test_a_process_reads_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {
-        "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "31", "SLURM_ARRAY_JOB_ID": "30", "SLURM_ARRAY_TASK_ID": "1",
-        "SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
-        "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_RESTART_COUNT": "2",
-    }  # fmt: skip
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "31",
+        "SLURM_ARRAY_JOB_ID": "30",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "1",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_RESTART_COUNT": "2",
+    }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     job = training("run", 1)

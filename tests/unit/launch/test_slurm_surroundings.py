@@ -21,10 +21,20 @@ from tests.unit.launch.conftest import FakeSlurm, training
 
 ROOT = Path(__file__).parents[3]
 OF_A_JOB = {
-    "SLURM_CPU_BIND": "verbose,mask_cpu:0x1", "SLURM_MEM_PER_CPU": "100", "SLURM_TRES_PER_TASK": "cpu=1",
-    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURMD_NODENAME": "n1", "PMI_RANK": "0", "PMIX_NAMESPACE": "x",
-    "PMI2_RANK": "0", "SQUEUE_STATES": "RUNNING", "SINFO_PARTITION": "x", "SACCT_FORMAT": "x", "SRUN_DEBUG": "3",
-}  # fmt: skip
+    "SLURM_CPU_BIND": "verbose,mask_cpu:0x1",
+    "SLURM_MEM_PER_CPU": "100",
+    "SLURM_TRES_PER_TASK": "cpu=1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURMD_NODENAME": "n1",
+    "PMI_RANK": "0",
+    "PMIX_NAMESPACE": "x",
+    "PMI2_RANK": "0",
+    "SQUEUE_STATES": "RUNNING",
+    "SINFO_PARTITION": "x",
+    "SACCT_FORMAT": "x",
+    "SRUN_DEBUG": "3",
+}
 OF_THE_CLUSTER = {"SLURM_CONF": "/etc/slurm/other.conf", "SLURM_CLUSTERS": "other"}
 
 
@@ -67,9 +77,14 @@ def launched(words: Sequence[object], tmp_path: Path, *before: str) -> "subproce
     """`dfer-launch` as it is started in a container: without a name of the user in the environment."""
     own = {**{name: os.environ[name] for name in ("PATH", "FAKE_SLURM")}, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [*before, sys.executable, "-m", "launch", *map(str, words)], env=own, cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c,
-    )  # fmt: skip
+        [*before, sys.executable, "-m", "launch", *map(str, words)],
+        env=own,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
+    )
 
 
 def hear_ctrl_c() -> None:

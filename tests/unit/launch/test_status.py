@@ -42,9 +42,14 @@ def train(folder: Path, *, step: int, checkpoint: int, starts: int) -> None:
 
 def submitted(run: Path, **changes: Any) -> Record:
     facts = {
-        "launcher": "slurm", "job": "30", "submitted": "2026-01-01", "revision": "abc", "report": "31",
-        "folder": str(run / "launch" / "slurm"), "tasks": {f"fold_{fold}": f"30_{fold - 1}" for fold in range(1, 6)},
-    }  # fmt: skip
+        "launcher": "slurm",
+        "job": "30",
+        "submitted": "2026-01-01",
+        "revision": "abc",
+        "report": "31",
+        "folder": str(run / "launch" / "slurm"),
+        "tasks": {f"fold_{fold}": f"30_{fold - 1}" for fold in range(1, 6)},
+    }
     record = Record(**{**facts, **changes})
     keep(Folder(run), record)
     (run / "launch" / "slurm").mkdir(exist_ok=True)
@@ -76,9 +81,19 @@ def test_every_fold_is_told(run: Path) -> None:
     rows = status.status(str(run), now=NOW)
     assert [row.state for row in rows] == ["finished", "running", "waiting", "failed", "stopped"]
     second = PartStatus(
-        part="fold_2", state="running", why="Priority", step=120, loss=0.5, clips_per_s=80.0, eta_s=3725.0, age_s=4.0,
-        checkpoint=100, restarts=2, hosts="node1", job="30_1",
-    )  # fmt: skip
+        part="fold_2",
+        state="running",
+        why="Priority",
+        step=120,
+        loss=0.5,
+        clips_per_s=80.0,
+        eta_s=3725.0,
+        age_s=4.0,
+        checkpoint=100,
+        restarts=2,
+        hosts="node1",
+        job="30_1",
+    )
     assert rows[1] == second
     assert rows[0].uar == pytest.approx(fake_runs.result(fold=1).uar)
     assert rows[3].why == "clip 7 is damaged" and "the same command continues" in rows[4].why
@@ -145,8 +160,10 @@ def test_parts_of_several_seeds_are_told_in_order(tmp_path: Path, fake_slurm: Fa
     fake_slurm.change(jobs=[job], states={"30_0": "RUNNING"}, gone=["30_1"], sacct="30_1|FAILED\n")
     rows = status.status(str(tmp_path), now=NOW)
     assert [(row.part, row.state, row.step) for row in rows] == [
-        ("seed_2/fold_1", "failed", 3), ("seed_2/fold_2", "waiting", None), ("seed_10/fold_1", "running", 3),
-    ]  # fmt: skip
+        ("seed_2/fold_1", "failed", 3),
+        ("seed_2/fold_2", "waiting", None),
+        ("seed_10/fold_1", "running", 3),
+    ]
 
 
 def test_a_part_that_is_no_training_is_finished_when_slurm_says_so(tmp_path: Path, fake_slurm: FakeSlurm) -> None:

@@ -46,9 +46,11 @@ class RecorderMeter:
 
 @pytest.fixture
 def released(
-    clip_weights: dict[str, Tensor], recorded: dict[str, Any], tmp_path: Path,
+    clip_weights: dict[str, Tensor],
+    recorded: dict[str, Any],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Released:  # fmt: skip
+) -> Released:
     """Writes a checkpoint as the released script does: DataParallel names, CLIP twice, optimizer, recorder."""
 
     def write(case: Any, **extra: Any) -> Path:
@@ -65,9 +67,12 @@ def released(
         state["prompt_learner.token_suffix"] = embedded[:, 1 + case.contexts :]
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
         whole = {
-            "epoch": 50, "state_dict": {f"module.{name}": value for name, value in state.items()},
-            "best_acc": torch.tensor(71.25), "optimizer": optimizer.state_dict(), **extra,
-        }  # fmt: skip
+            "epoch": 50,
+            "state_dict": {f"module.{name}": value for name, value in state.items()},
+            "best_acc": torch.tensor(71.25),
+            "optimizer": optimizer.state_dict(),
+            **extra,
+        }
         path = tmp_path / f"{case.name}.pth"
         main = sys.modules["__main__"]
         with monkeypatch.context() as patch:

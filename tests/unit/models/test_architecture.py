@@ -51,7 +51,7 @@ def test_what_is_in_the_file_comes_back(tmp_path: Path) -> None:
         (with_vision(act_kwargs={"x": 1}), "a plain word as vision_cfg.act_kwargs, got dict"),
         (with_vision(evil=1), "expected keys of open_clip in vision_cfg, got 'evil'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(tmp_path: Path, settings: Any, says: str) -> None:
     with pytest.raises(ConfigProblem) as caught:
         read(tmp_path, settings)

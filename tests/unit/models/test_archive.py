@@ -26,11 +26,15 @@ def made(tmp_path: Path, tensor: bytes, **more: Any) -> torch.Tensor | None:
 @pytest.mark.parametrize(
     "value",
     [
-        torch.arange(24.0).reshape(2, 3, 4), torch.arange(24).reshape(4, 6).t()[1:, ::2], torch.tensor(3.5),
-        torch.ones(0, 3), torch.ones(2, 2, dtype=torch.bfloat16), torch.tensor([True, False]),
+        torch.arange(24.0).reshape(2, 3, 4),
+        torch.arange(24).reshape(4, 6).t()[1:, ::2],
+        torch.tensor(3.5),
+        torch.ones(0, 3),
+        torch.ones(2, 2, dtype=torch.bfloat16),
+        torch.tensor([True, False]),
         torch.ones(3, dtype=torch.uint8),
     ],
-)  # fmt: skip
+)
 def test_tensors_of_every_kind_come_back(tmp_path: Path, value: torch.Tensor) -> None:
     torch.save({"plain": value, "parameter": torch.nn.Parameter(value.float())}, tmp_path / "x.pt")
     with Archive(tmp_path / "x.pt") as archive:

@@ -37,8 +37,11 @@ def test_the_callers_random_state_stays() -> None:
 
 def test_a_pretrained_clip_does_not_change_what_is_drawn(tmp_path: Path) -> None:
     plain = weights(5)
-    clip = {name.removeprefix("towers.").removeprefix("text."): value
-            for name, value in weights(9).items() if name.startswith("towers.")}  # fmt: skip
+    clip = {
+        name.removeprefix("towers.").removeprefix("text."): value
+        for name, value in weights(9).items()
+        if name.startswith("towers.")
+    }
     torch.save(clip, tmp_path / "clip.pt")
     loaded = weights(5, towers=TowersConfig(arch="tiny-vit-64", pretrained=str(tmp_path / "clip.pt")))
     assert all(torch.equal(loaded[name], plain[name]) for name in plain if not name.startswith("towers."))

@@ -23,8 +23,11 @@ WORDS = st.lists(
 )
 
 
-@given(texts=st.lists(WORDS.map(" ".join), min_size=1, max_size=4), contexts=st.integers(0, 16),
-       position=st.sampled_from(get_args(ContextPosition)))  # fmt: skip
+@given(
+    texts=st.lists(WORDS.map(" ".join), min_size=1, max_size=4),
+    contexts=st.integers(0, 16),
+    position=st.sampled_from(get_args(ContextPosition)),
+)
 def test_taking_the_contexts_out_leaves_clips_own_tokens(texts: list[str], contexts: int, position: str) -> None:
     placed = layout(texts, num_contexts=contexts, position=position, context_length=77)  # type: ignore[arg-type]
     plain = TOKENIZER(texts)

@@ -111,8 +111,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     torch.save(weights, tmp_path / "w.pt")
     with pytest.raises(CheckpointError) as caught:
         Towers(TowersConfig(arch=arch, pretrained=str(tmp_path / "w.pt")))
-    expected = {"missing": "got no ln_final.bias", "unknown": "got unknown head.weight",
-                "shape": "got ln_final.bias (5,) instead of (128,)"}  # fmt: skip
+    expected = {
+        "missing": "got no ln_final.bias",
+        "unknown": "got unknown head.weight",
+        "shape": "got ln_final.bias (5,) instead of (128,)",
+    }
     assert expected[change] in str(caught.value) and "Set `arch`" in str(caught.value)
 
 
@@ -182,8 +185,11 @@ def test_the_papers_architectures_are_known(arch: str) -> None:
         towers = Towers(TowersConfig(arch=arch))
     assert towers.image_size == 224 and towers.embed_dim == {"B": 512, "L": 768}[arch[4]]
     # Table 20 of the CLIP paper; the class token beside the patches.
-    patch, width, layers, text_width = {"B-32": (32, 768, 12, 512), "B-16": (16, 768, 12, 512),
-                                        "L-14": (14, 1024, 24, 768)}[arch[4:8]]  # fmt: skip
+    patch, width, layers, text_width = {
+        "B-32": (32, 768, 12, 512),
+        "B-16": (16, 768, 12, 512),
+        "L-14": (14, 1024, 24, 768),
+    }[arch[4:8]]
     shapes = {name: tuple(value.shape) for name, value in towers.state_dict().items()}
     assert shapes["visual.conv1.weight"] == (width, 3, patch, patch)
     assert shapes["visual.positional_embedding"] == ((224 // patch) ** 2 + 1, width)

@@ -18,9 +18,14 @@ def read(tmp_path: Path, *lines: object) -> Recorded:
 
 def test_numbers_by_metric_and_step(tmp_path: Path) -> None:
     found = read(
-        tmp_path, {"kind": "train", "step": 1, "loss": 2, "lr": {"a": 0.5}, "note": "x", "flag": True},
-        {"kind": "train", "step": 2, "loss": 3.5}, {"kind": "train", "step": 1, "loss": 1}, "", "{torn", [1],
-    )  # fmt: skip
+        tmp_path,
+        {"kind": "train", "step": 1, "loss": 2, "lr": {"a": 0.5}, "note": "x", "flag": True},
+        {"kind": "train", "step": 2, "loss": 3.5},
+        {"kind": "train", "step": 1, "loss": 1},
+        "",
+        "{torn",
+        [1],
+    )
     assert found == Recorded(points={"train/loss": {1: 1, 2: 3.5}, "train/lr/a": {1: 0.5}}, damaged=1)
 
 
@@ -62,6 +67,10 @@ def test_evaluations_of_different_splits_are_different_curves(tmp_path: Path) ->
     records += [{**records[0], "split": split, "war": war} for split, war in (("test", 0.6), ("validation", 0.7))]
     found = read(tmp_path, *records, {**records[0], "split": "<b>", "uar": 0.8}, {**records[0], "split": 3, "f1": 0.9})
     assert found.points == {
-        "eval/war": {1: 0.5}, "eval/test/war": {1: 0.6}, "eval/validation/war": {1: 0.7}, "eval/uar": {1: 0.8},
-        "eval/split": {1: 3}, "eval/f1": {1: 0.9},
-    }  # fmt: skip
+        "eval/war": {1: 0.5},
+        "eval/test/war": {1: 0.6},
+        "eval/validation/war": {1: 0.7},
+        "eval/uar": {1: 0.8},
+        "eval/split": {1: 3},
+        "eval/f1": {1: 0.9},
+    }

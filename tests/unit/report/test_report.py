@@ -99,8 +99,11 @@ def test_json_holds_counts_and_everything_to_make_the_table_again(crossval):
     counts = [[sum(r["confusion"][i][j] for r in plain["results"]) for j in range(7)] for i in range(7)]
     assert plain["pooled"]["confusion"] == counts
     assert plain["published"] == {
-        "uar": 59.61, "war": 71.25, "source": "Zhao & Patras, BMVC 2023, table 1", "selection": "best_on_test",
-    }  # fmt: skip
+        "uar": 59.61,
+        "war": 71.25,
+        "source": "Zhao & Patras, BMVC 2023, table 1",
+        "selection": "best_on_test",
+    }
     assert (plain["selection"], plain["seeds"], plain["std_kind"][:6]) == ("last", [1], "sample")
 
 
@@ -134,8 +137,14 @@ def test_the_page_shows_folds_pictures_config_and_environment(page):
         assert expected in text, expected
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert sum(label.startswith("Confusion matrix.") for label in labels) == 6
-    curves = ("Training loss", "Learning rate, by parameter group", "UAR while training (%)", "WAR while training (%)",
-              "Training clips per second", "Share of time waiting for data (%)")  # fmt: skip
+    curves = (
+        "Training loss",
+        "Learning rate, by parameter group",
+        "UAR while training (%)",
+        "WAR while training (%)",
+        "Training clips per second",
+        "Share of time waiting for data (%)",
+    )
     assert set(curves) <= set(labels)
 
 
@@ -149,9 +158,15 @@ def test_every_count_of_the_pooled_matrix_is_in_its_picture(crossval, page):
 
 
 def test_whatever_a_run_folder_says_stays_text(tmp_path):
-    found = fake_runs.result(num_folds=1, method=f"m {EVIL}", dataset=EVIL, checkpoint=EVIL, validation=EVIL,
-                             classes=("<b>a", EVIL, "neutral", "anger|x", "surprise", "$title", "fear"),
-                             confusion=fake_runs.result().confusion)  # fmt: skip
+    found = fake_runs.result(
+        num_folds=1,
+        method=f"m {EVIL}",
+        dataset=EVIL,
+        checkpoint=EVIL,
+        validation=EVIL,
+        classes=("<b>a", EVIL, "neutral", "anger|x", "surprise", "$title", "fear"),
+        confusion=fake_runs.result().confusion,
+    )
     published = {"uar": 59.0, "war": 71.0, "source": EVIL}
     run = fake_runs.write_fold(tmp_path / "run", found, plain=fake_runs.config(run=EVIL, published=published))
     (run / "environment.json").write_text(json.dumps({"command": EVIL}))

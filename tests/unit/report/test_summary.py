@@ -138,7 +138,7 @@ MIXTURES = [
     ({"epochs": 0, "step": 0, "epoch": 0}, "one number of epochs for all folds, got 50 (fold_1, fold_2, fold_4"),
     ({"num_folds": 10}, "one number of folds for all folds, got 5 ("),
     ({"test_partitions": ("fold_2",), "train_partitions": ("fold_1",)}, "partition fold_2 in fold_2 and fold_3"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "text"), MIXTURES)

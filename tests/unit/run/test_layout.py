@@ -99,8 +99,12 @@ def test_a_configuration_that_does_not_tell_its_epochs_decides_nothing(tmp_path:
     (tmp_path / "config.yaml").write_text(text)
     assert finished(home)
     assert result_values(home, RESULT) == {
-        "step": 100, "epoch": 50, "selection": "last", "complete": True, "epochs": 50,
-    }  # fmt: skip
+        "step": 100,
+        "epoch": 50,
+        "selection": "last",
+        "complete": True,
+        "epochs": 50,
+    }
 
 
 def test_evaluations_in_between_have_files_of_their_own(tmp_path: Path) -> None:

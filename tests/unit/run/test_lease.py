@@ -64,8 +64,9 @@ IDS = st.builds(LeaseId, generation=st.integers(1, 40), token=st.sampled_from(["
 
 @given(
     starts=st.lists(st.tuples(IDS, st.integers(0, 30)), max_size=8, unique_by=lambda start: start[0]),
-    mine=IDS, step=st.integers(0, 40),
-)  # fmt: skip
+    mine=IDS,
+    step=st.integers(0, 40),
+)
 def test_a_checkpoint_holds_as_long_as_no_later_start_went_on_from_before_it(
     starts: list[tuple[LeaseId, int]], mine: LeaseId, step: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

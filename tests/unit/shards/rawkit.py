@@ -82,8 +82,18 @@ def ferv39k(root: Path) -> Path:
 
 def mafw(root: Path, *, faces: str = "data/faces") -> Path:
     """MAFW with ten clips; the split files end without a newline, as in the release."""
-    words = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise", "contempt", "anxiety",
-             "helplessness")  # fmt: skip
+    words = (
+        "anger",
+        "disgust",
+        "fear",
+        "happiness",
+        "neutral",
+        "sadness",
+        "surprise",
+        "contempt",
+        "anxiety",
+        "helplessness",
+    )
     ids = [f"{20 + 7 * n:05d}" for n in range(10)]
     for n, clip in enumerate(ids):
         fill(root / faces / clip, [f"{clip}_{i}.png" for i in (1, 2, 10)], seed=n)

@@ -125,9 +125,16 @@ def test_facts_of_clips_are_in_index_and_json(raw: RawSet, tmp_path: Path) -> No
     assert (found["00003"].label, found["00004"].subject) == (None, None)
     said = {key: json.loads(sample["json"]) for key, sample in read_by_webdataset(tmp_path / "out").items()}
     assert said["00001"] == {
-        "key": "00001", "num_frames": 1, "partition": "all", "label": 1, "class_name": "awake", "subject": "anna",
-        "text": "She looks up.", "votes": [1, 9], "faces": [[1.0, 2.0, 30.0, 40.0]],
-    }  # fmt: skip
+        "key": "00001",
+        "num_frames": 1,
+        "partition": "all",
+        "label": 1,
+        "class_name": "awake",
+        "subject": "anna",
+        "text": "She looks up.",
+        "votes": [1, 9],
+        "faces": [[1.0, 2.0, 30.0, 40.0]],
+    }
     assert said["00003"] == {"key": "00003", "num_frames": 1, "partition": "all", "subject": "anna"}
     assert manifest.counts == {"all": (2, 1)}
     assert (manifest.faces, manifest.licence) == (raw.faces, "for research")

@@ -171,15 +171,19 @@ DFEW_TRAIN = "EmoLabel_DataSplit/train(single-labeled)/set_{}.csv"
         (DFEW_TEST.format(2), "2,7", "16373,7", "expected a clip number 1..16372, got '16373'"),
         (DFEW_TEST.format(2), "2,7", "2,7\n2,7", "line 3: expected every clip once, got 00002 a second time"),
         (DFEW_TEST.format(1), "video_name,label\n", "", "line 1: expected the header video_name,label, got '1,4'"),
-        (DFEW_TEST.format(1), "1,4\n", "1,4\n2,7\n", "expected every clip in one part, got 00002 in test set 1 and in"
-         " test set 2"),
+        (
+            DFEW_TEST.format(1),
+            "1,4\n",
+            "1,4\n2,7\n",
+            "expected every clip in one part, got 00002 in test set 1 and in test set 2",
+        ),
         (DFEW_TRAIN.format(1), "3,3\n", "", "train set 1: expected the 8 clips of the other test sets, got 00003 left"),
         (DFEW_TRAIN.format(1), "3,3\n", "3,3\n1,4\n", "got 00001 in test set 1 as well"),
         (DFEW_TRAIN.format(1), "3,3\n", "3,3\n77,4\n", "got 00077 in no test set"),
         (DFEW_TRAIN.format(1), "3,3\n", "3,5\n", "got another label for 00003"),
         (DFEW_TRAIN.format(1), "3,3\n", "77,3\n", "got 00077 in no test set"),
     ],
-)  # fmt: skip
+)
 def test_dfew_refuses(tmp_path: Path, file: str, old: str, new: str, text: str) -> None:
     root = rawkit.dfew(tmp_path / "DFEW")
     edit(root / file, old, new)

@@ -69,8 +69,15 @@ def test_frames_follow_their_numbers_past_999(tmp_path):
     frames = [b"%d" % i for i in range(1205)]
     clips = opened(write_shards(tmp_path / "s", {"fold_1": [[Clip(key="long", frames=frames)]]}))
     assert [bytes(x) for x in clips.read(0, [0, 2, 10, 100, 101, 999, 1000, 1204])] == [
-        b"0", b"2", b"10", b"100", b"101", b"999", b"1000", b"1204"
-    ]  # fmt: skip
+        b"0",
+        b"2",
+        b"10",
+        b"100",
+        b"101",
+        b"999",
+        b"1000",
+        b"1204",
+    ]
 
 
 def test_a_used_store_can_be_pickled_and_read_again(folder):
@@ -113,9 +120,12 @@ def expect(folder: Path, error: type[DferError], *texts: str, exit_code: int) ->
 def test_manifest_missing(folder):
     (folder / "manifest.json").unlink()
     expect(
-        folder, DataError, f"{folder}/manifest.json: expected the manifest that a finished build writes last",
-        "got no such file. Correct data.shards, or run `dfer-shards build` to its end.", exit_code=3,
-    )  # fmt: skip
+        folder,
+        DataError,
+        f"{folder}/manifest.json: expected the manifest that a finished build writes last",
+        "got no such file. Correct data.shards, or run `dfer-shards build` to its end.",
+        exit_code=3,
+    )
 
 
 def test_folder_missing(tmp_path):
@@ -151,9 +161,12 @@ def test_shard_of_another_size(folder, change):
     data = path.read_bytes()
     path.write_bytes(data[:change] if change < 0 else data + b"\0" * change)
     expect(
-        folder, DataError, f"fold_1/00000.tar: expected {len(data)} bytes as the manifest says",
-        f"got {len(data) + change}. The copy is incomplete", exit_code=3,
-    )  # fmt: skip
+        folder,
+        DataError,
+        f"fold_1/00000.tar: expected {len(data)} bytes as the manifest says",
+        f"got {len(data) + change}. The copy is incomplete",
+        exit_code=3,
+    )
 
 
 def test_shard_missing(folder):

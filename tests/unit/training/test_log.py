@@ -32,9 +32,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def report(loss: float = 0.5, *, applied: bool = True) -> StepReport:
     return StepReport(
-        loss=loss, terms={"ce": loss}, grad_norm=2.0 if applied else float("inf"), clips=8, applied=applied,
+        loss=loss,
+        terms={"ce": loss},
+        grad_norm=2.0 if applied else float("inf"),
+        clips=8,
+        applied=applied,
         lr={"image": 1e-5},
-    )  # fmt: skip
+    )
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -51,9 +55,19 @@ def test_a_record_has_speed_waiting_and_time_left(tmp_path: Path, clock: Clock) 
     first, second = lines(tmp_path)
     assert first.pop("time") > 1.7e9
     assert first == {
-        "kind": "train", "step": 1, "epoch": 0, "loss": 0.5, "terms": {"ce": 0.5}, "lr": {"image": 1e-5},
-        "grad_norm": 2.0, "skipped_steps": 0, "loss_scale": None, "clips_per_s": 2.0, "data_wait": 0.25, "eta_s": 36.0,
-    }  # fmt: skip
+        "kind": "train",
+        "step": 1,
+        "epoch": 0,
+        "loss": 0.5,
+        "terms": {"ce": 0.5},
+        "lr": {"image": 1e-5},
+        "grad_norm": 2.0,
+        "skipped_steps": 0,
+        "loss_scale": None,
+        "clips_per_s": 2.0,
+        "data_wait": 0.25,
+        "eta_s": 36.0,
+    }
     assert (second["clips_per_s"], second["data_wait"], second["eta_s"]) == (4.0, 0.25, 16.0)
     assert out.getvalue().splitlines()[0] == "step 1/10 epoch 0: loss 0.5000 2.0 clips/s waiting 25% eta 0:00:36"
 

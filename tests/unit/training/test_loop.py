@@ -68,27 +68,54 @@ def group() -> Iterator[None]:
 
 def engine() -> Engine:
     return build_engine(
-        EngineConfig(name="ddp", clip_norm=1.0), TinyRecognizer(wide=8), optim=SGD, world=World(),
-        global_batch=2 * MICRO, micro_batch=MICRO, seed=1)  # fmt: skip
+        EngineConfig(name="ddp", clip_norm=1.0),
+        TinyRecognizer(wide=8),
+        optim=SGD,
+        world=World(),
+        global_batch=2 * MICRO,
+        micro_batch=MICRO,
+        seed=1,
+    )
 
 
-def run(folder: Path, loader: StubLoader, *, evaluation: Evaluation | None = None, epochs: int = EPOCHS,
-        stop: Stop | None = None, record_clips: bool = False, **save: Any) -> tuple[Summary, Engine]:  # fmt: skip
+def run(
+    folder: Path,
+    loader: StubLoader,
+    *,
+    evaluation: Evaluation | None = None,
+    epochs: int = EPOCHS,
+    stop: Stop | None = None,
+    record_clips: bool = False,
+    **save: Any,
+) -> tuple[Summary, Engine]:
     """What dfer.jobs.train does: build, resume what is there, train."""
     config = CheckpointConfig(**save)
     checkpoints = Checkpoints(Folder(folder), world=World(), config=config)
     built = engine()
     start, best = resume(built, checkpoints.start(checkpoints.latest()), steps_per_epoch=PER_EPOCH)
     with RunLog(
-        Folder(folder), world=World(), total_steps=epochs * PER_EPOCH, start_step=start.global_step,
-        stream=io.StringIO(), check=checkpoints.may_write,
-    ) as log:  # fmt: skip
+        Folder(folder),
+        world=World(),
+        total_steps=epochs * PER_EPOCH,
+        start_step=start.global_step,
+        stream=io.StringIO(),
+        check=checkpoints.may_write,
+    ) as log:
         summary = train(
-            built, loader=loader, prepare=lambda batch, epoch: batch,
-            schedule=StepScheduleConfig(milestones=(1, 2), gamma=0.5), log=log, checkpoints=checkpoints, epochs=epochs,
-            evaluation=evaluation, start=start, best=best, extra_state={"seed": 7},
-            stop=stop, record_clips=record_clips,
-        )  # fmt: skip
+            built,
+            loader=loader,
+            prepare=lambda batch, epoch: batch,
+            schedule=StepScheduleConfig(milestones=(1, 2), gamma=0.5),
+            log=log,
+            checkpoints=checkpoints,
+            epochs=epochs,
+            evaluation=evaluation,
+            start=start,
+            best=best,
+            extra_state={"seed": 7},
+            stop=stop,
+            record_clips=record_clips,
+        )
     return summary, built
 
 
@@ -129,8 +156,11 @@ def test_rates_follow_the_schedule_and_state_the_position(tmp_path: Path) -> Non
     (last,) = tmp_path.glob("checkpoints/step_00000015-*")
     position = {"epoch": 3, "step": 0, "global_step": 15, "evaluate": False, "bad_clips": []}
     assert json.loads((last / "state.json").read_text()) == {
-        "seed": 7, "training": position, "best": None, "layout": {"ranks": 1, "micro_batch": 2},
-    }  # fmt: skip
+        "seed": 7,
+        "training": position,
+        "best": None,
+        "layout": {"ranks": 1, "micro_batch": 2},
+    }
 
 
 def test_a_finished_run_takes_no_step(tmp_path: Path) -> None:
@@ -154,8 +184,10 @@ def test_the_best_checkpoint_is_kept_and_named(tmp_path: Path) -> None:
     best = checkpoints.best()
     assert best is not None and best.step == 10
     assert [(r["step"], r["epoch"], r["war"]) for r in records(tmp_path) if r["kind"] == "eval"] == [
-        (5, 1, 0.5), (10, 2, 0.7), (15, 3, 0.6),
-    ]  # fmt: skip
+        (5, 1, 0.5),
+        (10, 2, 0.7),
+        (15, 3, 0.6),
+    ]
 
 
 def test_the_best_so_far_survives_a_stop_and_ties_stay_with_the_first(tmp_path: Path) -> None:
@@ -218,9 +250,14 @@ class Contrastive(TinyRecognizer):
 
 def coupled(learner: Learner, *, micro_batch: int = MICRO) -> Engine:
     return build_engine(
-        EngineConfig(name="ddp"), learner, optim=SGD, world=World(), global_batch=2 * MICRO, micro_batch=micro_batch,
+        EngineConfig(name="ddp"),
+        learner,
+        optim=SGD,
+        world=World(),
+        global_batch=2 * MICRO,
+        micro_batch=micro_batch,
         seed=1,
-    )  # fmt: skip
+    )
 
 
 def steps(built: Engine, count: int, start: int = 0) -> None:
@@ -345,8 +382,10 @@ def test_a_stop_in_an_evaluation_repeats_it_and_no_step(tmp_path: Path, last: bo
     assert rest.served == ([] if last else list(range(10, 15))) and calls == 4
     assert summary.best is not None and summary.best.step == (15 if last else 10)
     assert [(r["step"], r["war"]) for r in records(tmp_path) if r["kind"] == "eval"] == [
-        (5, 0.3), (10, 0.3 if last else 0.9), (15, 0.9),
-    ]  # fmt: skip
+        (5, 0.3),
+        (10, 0.3 if last else 0.9),
+        (15, 0.9),
+    ]
     best = Checkpoints(Folder(tmp_path), world=World()).best()
     assert best is not None and best.step == summary.best.step
 

@@ -37,8 +37,13 @@ def test_no_decay_leaves_vectors_out() -> None:
     decay = {name: s.weight_decay for s in settings for name in s.params}
     assert decay["trunk.0.weight"] == 0.01 and decay["head.weight"] == 0.5
     assert {name for name, value in decay.items() if value == 0} == {
-        "trunk.0.bias", "trunk.2.bias", "trunk.3.weight", "trunk.3.bias", "head.bias", "temperature",
-    }  # fmt: skip
+        "trunk.0.bias",
+        "trunk.2.bias",
+        "trunk.3.weight",
+        "trunk.3.bias",
+        "head.bias",
+        "temperature",
+    }
 
 
 def test_group_names_must_be_the_models() -> None:
