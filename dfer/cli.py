@@ -50,6 +50,7 @@ def add_configs(sub: argparse.ArgumentParser, what: str = "") -> None:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of a command. Those of `add_configs` may stand behind options too, which argparse does not take by
     itself; an override is told from a file by its `=`."""
+    accept_any_encoding()  # before a help text is printed
     args, rest = parser.parse_known_args(argv)
     takes_configs = hasattr(args, "configs")
     stray = [text for text in rest if text.startswith("-") or not takes_configs]
@@ -107,7 +108,6 @@ def exit_code(
     interrupted: text to print after Ctrl-C. prints_usage_errors: whether this process prints usage errors; it always
     prints other errors.
     """
-    accept_any_encoding()
     try:
         code = work()
         sys.stdout.flush()

@@ -20,8 +20,8 @@ from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, U
 from dfer.jobs.config import load_run
 from dfer.jobs.parts import JobModule, Part, chosen, module_named, module_of, name_of
 from dfer.surroundings import accept_any_encoding
-from launch.rendezvous import Meeting, export
-from launch.timeout import within
+from launch.rendezvous import Rendezvous, export
+from launch.timeout import with_timeout
 
 if TYPE_CHECKING:
     from dfer.interruption import Stop
@@ -78,14 +78,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where this process stands among those of its part. meeting: where they meet, none where the environment says so
+    """Rank info of this process among those of its part. rendezvous: None if the environment has its address
     already or there is no other. gpu: whether it was promised one."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    meeting: Meeting | None = None
+    rendezvous: Rendezvous | None = None
     gpu: bool = False
 
     def variables(self) -> dict[str, str]:
@@ -122,9 +122,9 @@ def make_job(
     shared = module.shared(config)
     if check is not None:
         check({"run": config.run, **shared})
-    known = within(ANSWER_S, lambda: module.parts(config), what=", ".join(shared.values()) or config.run)
+    known = with_timeout(ANSWER_S, lambda: module.parts(config), what=", ".join(shared.values()) or config.run)
     parts = chosen(known, only)
-    within(ANSWER_S, lambda: module.check(config, parts, worlds), what=config.run)
+    with_timeout(ANSWER_S, lambda: module.check(config, parts, worlds), what=config.run)
     return Job(
         kind=name_of(module),
         config=to_yaml(config),
@@ -175,7 +175,7 @@ def _run_alone(job: Job, part: Part, place: Place, stop: "Stop") -> str:
 
 
 def _run_grouped(job: Job, part: Part, place: Place, stop: "Stop") -> str:
-    export({**place.variables(), **(place.meeting.hold() if place.meeting else {})})
+    export({**place.variables(), **(place.rendezvous.meet() if place.rendezvous else {})})
     if place.gpu:
         _check_gpus(place.local_size)
     from dfer.distributed import World, process_group
@@ -186,7 +186,7 @@ def _run_grouped(job: Job, part: Part, place: Place, stop: "Stop") -> str:
         _settle_revision(job)
     config = job.configuration()
     # Those who have met differ from host to host in how long Python takes to import torch.
-    with process_group(world, meet_s=IMPORT_S if place.meeting else MEET_S):
+    with process_group(world, meet_s=IMPORT_S if place.rendezvous else MEET_S):
         return job.module.run(config, part, world, stop)
 
 

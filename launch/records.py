@@ -14,7 +14,7 @@ from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError, message
 from dfer.storage import Folder
 from launch.job import ANSWER_S, LAUNCH
-from launch.timeout import within
+from launch.timeout import with_timeout
 
 MAX_BYTES = 1 << 20
 Launcher = Literal["slurm", "ray"]
@@ -62,7 +62,7 @@ def records(home: Folder) -> list[Record]:
         UsageError: a file is no record. StorageError: the store does not answer.
     """
     folder = home / LAUNCH
-    names = [name for name in within(ANSWER_S, folder.children, what=str(home)) if name.endswith(".json")]
+    names = [name for name in with_timeout(ANSWER_S, folder.children, what=str(home)) if name.endswith(".json")]
     return sorted((_read(folder, name) for name in names), key=lambda record: record.submitted)
 
 

@@ -44,7 +44,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
+class Rendezvous:
     """The rendezvous of one process. token: identifies this start of this job; processes with another token are
     ignored.
 
@@ -60,7 +60,7 @@ class Meeting:
     interface: str | None = None
     within_s: float = 30.0
 
-    def hold(self) -> dict[str, str]:
+    def meet(self) -> dict[str, str]:
         """Meet all ranks; return the variables that torch needs: MASTER_ADDR, MASTER_PORT, interface of gloo and NCCL.
         COLLECTIVE.
 
@@ -127,24 +127,24 @@ class _Line:
 # --- the first rank
 
 
-def _host(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
+def _host(rendezvous: Rendezvous, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
     try:
-        listener = stack.enter_context(socket.create_server(("", meeting.port), backlog=1024))
+        listener = stack.enter_context(socket.create_server(("", rendezvous.port), backlog=1024))
     except OSError as error:
-        where, do = f"{me.host}, port {meeting.port}", "Another program holds it; submit again for another port."
+        where, do = f"{me.host}, port {rendezvous.port}", "Another program holds it; submit again for another port."
         raise ProcessError(message(where, expected="to wait there for the others", got=str(error), do=do)) from error
-    lines, members = _gather(meeting, me, listener, deadline, stack)
+    lines, members = _gather(rendezvous, me, listener, deadline, stack)
     problem = next((m.problem for m in members.values() if m.problem), "")
     members = _resolved(members, lines)
-    problem = problem or (_loopback(members) if meeting.interface else "")
+    problem = problem or (_loopback(members) if rendezvous.interface else "")
     usage = bool(problem)  # a mistake in the cluster file, for which a retry cannot help
-    problem = problem or _absent(meeting, members) or _loopback(members)
+    problem = problem or _absent(rendezvous, members) or _loopback(members)
     _send_all(
         lines, {"problem": problem, "usage": usage, "members": [asdict(members[rank]) for rank in sorted(members)]}
     )
     if problem:
         raise _error(problem, usage)
-    everybody = [members[rank] for rank in range(meeting.size)]
+    everybody = [members[rank] for rank in range(rendezvous.size)]
     problems = _try_others(everybody, me.rank)
     until = time.monotonic() + 3 * REACH_S
     for rank in sorted(lines):
@@ -158,31 +158,31 @@ def _host(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tu
 
 
 def _gather(
-    meeting: Meeting, me: Member, listener: socket.socket, deadline: float, stack: ExitStack
+    rendezvous: Rendezvous, me: Member, listener: socket.socket, deadline: float, stack: ExitStack
 ) -> tuple[dict[int, _Line], dict[int, Member]]:
     """Accept all members that connect before the deadline; a newer connection of the same rank replaces the older."""
     lines: dict[int, _Line] = {}
     members = {me.rank: me}
-    while len(members) < meeting.size and (left := deadline - time.monotonic()) > 0:
+    while len(members) < rendezvous.size and (left := deadline - time.monotonic()) > 0:
         if not select.select([listener], [], [], left)[0]:
             break
         connection = stack.enter_context(listener.accept()[0])
         line = _Line(connection)
-        member = _member(line.receive(min(deadline, time.monotonic() + REACH_S)), meeting)
+        member = _member(line.receive(min(deadline, time.monotonic() + REACH_S)), rendezvous)
         if member is not None:
             lines[member.rank], members[member.rank] = line, member
     return lines, members
 
 
-def _member(hello: dict[str, Any] | None, meeting: Meeting) -> Member | None:
+def _member(hello: dict[str, Any] | None, rendezvous: Rendezvous) -> Member | None:
     """Parse a member's first message; None for processes of another job or malformed messages."""
-    if hello is None or hello.pop("token", None) != meeting.token:
+    if hello is None or hello.pop("token", None) != rendezvous.token:
         return None
     try:
         member = from_plain(Member, hello)
     except ConfigProblem:
         return None
-    return member if 0 < member.rank < meeting.size else None
+    return member if 0 < member.rank < rendezvous.size else None
 
 
 def _resolved(members: Mapping[int, Member], lines: Mapping[int, _Line]) -> dict[int, Member]:
@@ -201,14 +201,14 @@ def _resolved(members: Mapping[int, Member], lines: Mapping[int, _Line]) -> dict
     return out
 
 
-def _absent(meeting: Meeting, members: Mapping[int, Member]) -> str:
-    missing = [rank for rank in range(meeting.size) if rank not in members]
+def _absent(rendezvous: Rendezvous, members: Mapping[int, Member]) -> str:
+    missing = [rank for rank in range(rendezvous.size) if rank not in members]
     if not missing:
         return ""
-    where = f"{socket.gethostname()}, port {meeting.port}"
+    where = f"{socket.gethostname()}, port {rendezvous.port}"
     got = f"no answer from rank {', '.join(map(str, missing))}"
     do = f"Look at their logs; if they started, {socket.gethostname()} cannot be reached from their hosts. {_REMEDY}"
-    return message(where, expected=f"{meeting.size} processes within {meeting.within_s:.0f} s", got=got, do=do)
+    return message(where, expected=f"{rendezvous.size} processes within {rendezvous.within_s:.0f} s", got=got, do=do)
 
 
 def _loopback(members: Mapping[int, Member]) -> str:
@@ -232,37 +232,37 @@ def _send_all(lines: Mapping[int, _Line], content: Mapping[str, Any]) -> None:
 # --- the others
 
 
-def _join(meeting: Meeting, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
-    line = _Line(stack.enter_context(_connect(meeting, me, deadline)))
+def _join(rendezvous: Rendezvous, me: Member, deadline: float, stack: ExitStack) -> tuple[list[Member], int]:
+    line = _Line(stack.enter_context(_connect(rendezvous, me, deadline)))
     address = me.address or line.connection.getsockname()[0]
-    line.send({**asdict(me), "address": address, "token": meeting.token})
-    first = _receive(meeting, line, deadline + 3 * REACH_S)
+    line.send({**asdict(me), "address": address, "token": rendezvous.token})
+    first = _receive(rendezvous, line, deadline + 3 * REACH_S)
     members = [Member(**plain) for plain in first["members"]]
     line.send({"problems": _try_others(members, me.rank)})
-    last = _receive(meeting, line, time.monotonic() + 6 * REACH_S)
+    last = _receive(rendezvous, line, time.monotonic() + 6 * REACH_S)
     return members, int(last["port"])
 
 
-def _connect(meeting: Meeting, me: Member, deadline: float) -> socket.socket:
+def _connect(rendezvous: Rendezvous, me: Member, deadline: float) -> socket.socket:
     """Connect to the first rank, with retries: it may start later than this process."""
     got = ""
     while (left := deadline - time.monotonic()) > 0:
         try:
-            return socket.create_connection((meeting.host, meeting.port), timeout=min(REACH_S, left))
+            return socket.create_connection((rendezvous.host, rendezvous.port), timeout=min(REACH_S, left))
         except OSError as error:
             got = str(error) or type(error).__name__
         time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
-    where = f"rank {meeting.rank} on {me.host}"
+    where = f"rank {rendezvous.rank} on {me.host}"
     do = f"Look whether rank 0 started; if so, that host cannot be reached from {me.host}. {_REMEDY}"
-    expected = f"rank 0 at {meeting.host}, port {meeting.port}, within {meeting.within_s:.0f} s"
+    expected = f"rank 0 at {rendezvous.host}, port {rendezvous.port}, within {rendezvous.within_s:.0f} s"
     raise ProcessError(message(where, expected=expected, got=got, do=do))
 
 
-def _receive(meeting: Meeting, line: _Line, deadline: float) -> dict[str, Any]:
+def _receive(rendezvous: Rendezvous, line: _Line, deadline: float) -> dict[str, Any]:
     """Receive a message of the first rank; raises the problem that it reports."""
     answer = line.receive(deadline)
     if answer is None:
-        where, do = f"{meeting.host}, port {meeting.port}", "Look at the log of rank 0."
+        where, do = f"{rendezvous.host}, port {rendezvous.port}", "Look at the log of rank 0."
         raise ProcessError(message(where, expected="an answer of rank 0", got="none", do=do))
     if answer["problem"]:
         raise _error(str(answer["problem"]), bool(answer.get("usage")))

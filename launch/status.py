@@ -15,7 +15,7 @@ from dfer.storage import Folder
 from launch.records import Record, records, tag
 from launch.slurm.tools import Queued, ended, followed
 
-BEAT_S = 60.0
+HEARTBEAT_TIMEOUT_S = 60.0
 """A Ray job that has not written its record for so long is lost."""
 
 
@@ -109,7 +109,7 @@ def _without_task(
     job = record.tasks[name]
     if record.launcher == "ray":
         state, _, why = record.states.get(name, "waiting").partition(": ")
-        if state in ("waiting", "running") and now - record.beat > BEAT_S:
+        if state in ("waiting", "running") and now - record.beat > HEARTBEAT_TIMEOUT_S:
             return "lost", "its Ray job is gone; the same command continues"
         return state, why
     failure = Path(record.folder) / f"{job}_failure.json"

@@ -9,7 +9,7 @@ from dfer.errors import StorageError, message
 T = TypeVar("T")
 
 
-def within(seconds: float, work: Callable[[], T], *, what: str) -> T:
+def with_timeout(seconds: float, work: Callable[[], T], *, what: str) -> T:
     """Return the result of `work`, or raise its error. what: the address that it needs, for the message.
 
     Raises:

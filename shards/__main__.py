@@ -49,7 +49,7 @@ dfer-shards show data/dfew                 clips per partition and class / publi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code. User errors are one message on the error stream."""
-    args = _parser().parse_args(arguments)
+    args = cli.parse(_parser(), arguments)
     return cli.exit_code(lambda: _run(args), interrupted="the same command continues where it stopped")
 
 

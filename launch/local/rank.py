@@ -1,9 +1,9 @@
-"""One process of a job on this machine, tied to its launcher.
+"""One rank of a local job, which ends with its launcher.
 
     python -m launch.local.rank VERB ...             is `dfer VERB ...`
     python -m launch.local.rank part FILE NAME ...   is one part of the job in a file; the words of the launcher follow
 
-Without the tie, ranks of a launcher that was killed would train on, or wait for each other for ever.
+Otherwise the ranks of a killed launcher would continue training, or wait for each other forever.
 """
 
 import ctypes
@@ -38,13 +38,15 @@ def main() -> NoReturn:
 
 
 def _part(file: Path, name: str) -> int:
-    """Do a part of the job in a file; the exit code."""
+    """Run a part of the job in a file; returns the exit code."""
     from dfer.cli import exit_code, hide_notices
     from dfer.interruption import Stop
+    from dfer.surroundings import accept_any_encoding
     from launch.job import Job, run_job
 
     job, stop, place = Job.from_json(file.read_text(encoding="utf-8")), Stop(), _place()
 
+    accept_any_encoding()
     hide_notices()
 
     def work() -> None:
@@ -58,7 +60,7 @@ def _part(file: Path, name: str) -> int:
 
 
 def _place() -> "Place":
-    """This process among those of its part, which meet where the launcher's variables say."""
+    """Read the rank info of this process from the launcher's variables."""
     from launch.job import Place
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

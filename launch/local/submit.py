@@ -51,7 +51,7 @@ class Local:
             raise UsageError(message(option, expected="--verb crossval", got=self.verb, do=do))
 
     def arguments(self) -> list[str]:
-        """What `dfer` is called with, all parts in one command."""
+        """Return the arguments of `dfer`, with all parts in one command."""
         only = ["--only", ",".join(self.only)] if self.only else []
         return [self.verb, *self.configs, *only, *self.overrides]
 
@@ -78,10 +78,10 @@ def run(job: Local) -> int:
 
 
 def run_parts(job: Job, *, processes: int = 1, parallel: int = 1) -> int:
-    """Every part of a job in processes of its own, `parallel` at a time; then its conclusion over those that are done.
-    The exit code is that of the first that failed.
+    """Run every part of a job in separate processes, `parallel` at a time; then conclude the parts that are done.
+    Returns the exit code of the first that failed.
 
-    processes: of a part; one where parts are independent processes.
+    processes: per part; 1 if parts are independent processes.
     """
     with NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         file.write(job.to_json())
@@ -102,7 +102,7 @@ class _Jobs:
     """Arguments of `launch.local.rank`, for `parallel` groups of ranks at a time. The exit code is that of the first
     group that failed.
 
-    labels: one for each group, to stand before its lines.
+    labels: one for each group, the prefix of its lines.
     """
 
     waiting: Sequence[Sequence[str]]
@@ -140,7 +140,8 @@ class _Jobs:
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
-        """Signals to the launcher go to every rank, and no further part is started. A closed terminal ends politely."""
+        """Forward signals to every rank, and start no further part. SIGHUP (a closed terminal) is sent as SIGTERM, so
+        that ranks save and stop."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
             self.stopped = True

@@ -1,4 +1,4 @@
-"""The board between the driver of a Ray job and the processes of its parts."""
+"""An actor through which the driver of a Ray job and the processes of its parts exchange messages."""
 
 import time
 from dataclasses import dataclass
@@ -9,34 +9,34 @@ from dfer.errors import StoppedError, message
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a part ended for a reason that trying again does not mend."""
+    """The end of a part by an error that a retry cannot fix, or by a stop."""
 
     code: int
     text: str
 
 
 def silent(part: str, reason: str) -> Ending:
-    """How a part ends that is to stop while it has no process that could save."""
+    """Make the ending of a part that must stop while it has no process that could save."""
     do = "The same command continues from the last checkpoint, if there is one."
     text = message(part, expected=f"a process at work that saves before the stop ({reason})", got="none", do=do)
     return Ending(code=StoppedError.exit_code, text=text)
 
 
 class Board:
-    """Endings by part, signs of life, what is worth a note, and the wish to stop. Lives beside the driver."""
+    """Holds endings by part, heartbeats, notes to print, and the stop request. Runs on the driver's host."""
 
     def __init__(self) -> None:
         self._endings: dict[str, Ending] = {}
-        self._heard: dict[str, float] = {}
+        self._heartbeats: dict[str, float] = {}
         self._notes: list[str] = []
-        self._wish = ""
+        self._stop_reason = ""
 
     def end(self, part: str, ending: Ending) -> None:
-        """The first ending of a part stays."""
+        """Record the ending of a part; the first one is kept."""
         self._endings.setdefault(part, ending)
 
     def endings(self) -> dict[str, Ending]:
-        """Of all parts that have ended; of others another start may go on."""
+        """Return the endings by part. Parts without one may be restarted."""
         return dict(self._endings)
 
     def note(self, text: str) -> None:
@@ -48,19 +48,19 @@ class Board:
         news, self._notes = self._notes, []
         return news
 
-    def wish(self, reason: str) -> None:
-        """Ask all parts to stop."""
-        self._wish = self._wish or reason
+    def request_stop(self, reason: str) -> None:
+        """Request a stop of all parts; the first reason is kept."""
+        self._stop_reason = self._stop_reason or reason
 
-    def hear(self, part: str) -> str:
-        """A process of the part is at work; why it is to stop, empty when it is not."""
-        self._heard[part] = time.monotonic()
-        return self._wish
+    def heartbeat(self, part: str) -> str:
+        """Record a heartbeat of the part; returns the reason of the stop request, empty without one."""
+        self._heartbeats[part] = time.monotonic()
+        return self._stop_reason
 
-    def silence(self) -> dict[str, float]:
-        """Seconds since a process of a part was heard last; parts of which none ever was are missing."""
+    def since_heartbeat(self) -> dict[str, float]:
+        """Return the seconds since the last heartbeat of each part; parts without any are missing."""
         now = time.monotonic()
-        return {part: now - heard for part, heard in self._heard.items()}
+        return {part: now - heard for part, heard in self._heartbeats.items()}
 
 
 def make_board() -> Any:

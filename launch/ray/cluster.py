@@ -15,12 +15,11 @@ from launch.cluster import RayCluster
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PLACES_S = 10
-"""How long an elastic part waits for the places of its processes. After a host's death Ray still counts on it for a
-moment and asks for places that will never be there; only after this time, by default 60 s, it looks again at what there
-is."""
+"""Timeout of an elastic part's placement. After a host's death Ray still counts it for a moment and requests resources
+that will never be available; only after this timeout (Ray's default: 60 s) it reads the available resources again."""
 
-KNOCK_S = 10.0
-"""How long the head is waited for before Ray is: that one tries for a quarter of an hour."""
+CONNECT_S = 10.0
+"""Timeout of a test connection to the head before Ray is started: Ray itself would try for a quarter of an hour."""
 
 
 def in_ray_job() -> bool:
@@ -34,7 +33,7 @@ def submission_id() -> str:
 
 
 def _job_config(name: str) -> dict[str, Any]:
-    """What `ray job submit` told this process; nothing outside a job."""
+    """Read a part of the configuration that `ray job submit` passed to this process; empty outside a job."""
     try:
         return dict(json.loads(os.environ[_JOB_CONFIG])[name])
     except (KeyError, TypeError, ValueError):
@@ -42,16 +41,16 @@ def _job_config(name: str) -> dict[str, Any]:
 
 
 def refuse_working_folder(places: Mapping[str, str]) -> None:
-    """Refuse places below the working folder that Ray unpacked for this job: it ends with the job, each host has a copy
-    of its own, and what git ignores, such as data/, is not in it.
+    """Refuse paths below the working folder that Ray unpacked for this job: it is deleted with the job, each host has
+    its own copy, and files that git ignores, such as data/, are not in it.
 
     places: paths and URLs by their keys in the configuration.
 
     Raises:
-        UsageError: one of them lies there.
+        UsageError: one of them is there.
     """
     if str(_job_config("runtime_env").get("working_dir") or "local://").startswith("local://"):
-        return  # a folder of the hosts' own
+        return  # not unpacked by Ray
     for key, value in places.items():
         local = Folder(value, what=key).local
         if local is not None and local.resolve().is_relative_to(Path.cwd().resolve()):
@@ -76,7 +75,7 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
     if cluster.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACES_S))
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
-    _knock(address)
+    _test_connection(address)
     try:
         context = ray.init(
             address=address, runtime_env=dict(runtime_env), log_to_driver=True, logging_level=logging.WARNING
@@ -89,13 +88,13 @@ def connected(cluster: RayCluster, runtime_env: Mapping[str, Any]) -> Iterator[s
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _test_connection(address: str) -> None:
     """Raise UsageError for an address, HOST:PORT, that does not accept a connection."""
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise _not_connected(address, ConnectionError(str(error))) from error
 
@@ -111,7 +110,7 @@ def _not_connected(address: str, error: Exception) -> UsageError:
 
 
 def room_in(cluster: RayCluster) -> int:
-    """How many parts the cluster has room for, host by host, since a process does not stretch over two."""
+    """Return how many parts fit into the cluster, counted host by host, since a process cannot span two hosts."""
     import ray
 
     hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -125,7 +124,7 @@ def _processes_in(host: Mapping[str, float], need: Mapping[str, float]) -> int:
 
 
 def too_small(cluster: RayCluster) -> UsageError:
-    """What there is, against what a part needs."""
+    """Make the error for a cluster without room for a part: total resources against those of a part."""
     import ray
 
     do = "Lower `workers:` or what each needs in the cluster file, or add hosts."
@@ -135,7 +134,7 @@ def too_small(cluster: RayCluster) -> UsageError:
 
 
 def room_needed(cluster: RayCluster) -> str:
-    """What a part needs, against what nobody has taken at the moment."""
+    """Describe the resources that a part needs and those that are free."""
     import ray
 
     return f"{_processes(cluster)}, free are {_amounts(cluster, ray.available_resources())}"

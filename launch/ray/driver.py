@@ -1,4 +1,4 @@
-"""The driver of a Ray job: looks after its parts, a thread each, keeps the record, passes wishes to stop on."""
+"""The driver of a Ray job: runs each part in a thread, updates the record, and forwards stop requests."""
 
 import os
 import secrets
@@ -25,36 +25,36 @@ from launch.ray.board import Ending, make_board, silent
 from launch.ray.cluster import room_in, room_needed, submission_id, too_small
 from launch.records import Record, keep, records
 
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 POLL_S = 0.5
-SILENT_S = 30.0
-"""A part of which no process was heard for so long has none, or none that works."""
+HEARTBEAT_TIMEOUT_S = 30.0
+"""A part without a heartbeat for this time has no running process."""
 NOTE_S = 20.0
-"""Processes that have not started after this time are told of: they usually take half of it."""
+"""Time after which processes that have not started are reported; usually they take half of it."""
 
 
 Fit = Callable[[str, Any, str], None]
-"""Does the part of a name, given the board and the driver's mark; returns when Ray has ended its processes for good."""
+"""Runs the part of a name, given the board and the driver's mark; returns when Ray has ended its processes for good."""
 
 
 class Driver:
-    """As many parts beside each other as there is room for.
+    """Runs as many parts at a time as fit into the cluster.
 
-    closed: why all parts are to stop, empty when they are not. abandoned: parts whose threads still wait in Ray.
+    closed: reason of a stop of all parts, empty without one. abandoned: parts whose threads still wait in Ray.
     """
 
     def __init__(
         self, cluster: RayCluster, home: Folder, parts: Sequence[str], fit: Fit, *, address: str, revision: str
     ) -> None:
-        """parts: names of those that are to be done. address: of the job server; revision: of the code."""
+        """parts: names of the parts to run. address: of the job server; revision: of the code."""
         self._cluster, self._home, self._waiting, self._do = cluster, home, list(parts), fit
         self._board: Any = make_board()
         self._threads: dict[str, threading.Thread] = {}
         self._codes: dict[str, int] = {}
         self._since: dict[str, float] = {}
-        """When parts began to wait for their processes."""
+        """Time at which each part began to wait for its processes."""
         self._told: set[str] = set()
-        """Parts whose waiting has been told."""
+        """Parts of which the wait was reported."""
         self._free = (float("-inf"), "")
         """Time of the last query of the cluster's free resources, and its result."""
         self._older: set[str] | None = None
@@ -63,7 +63,7 @@ class Driver:
         self.abandoned: list[str] = []
         self._overtaken = self._unrecorded = self._unlisted = False
         self._lock = threading.Lock()
-        """Held around `_record`, `_beaten` and `_codes`, which the parts' threads change as well."""
+        """Protects `_record`, `_beaten` and `_codes`, which the parts' threads also change."""
         self._beaten = 0.0
         self._mark = "" if home.local is None else f"{LAUNCH}/.shared-{secrets.token_hex(8)}"
         number = submission_id()
@@ -80,14 +80,14 @@ class Driver:
         )
 
     def run(self) -> int:
-        """Until every part has ended; the exit code of the first that failed.
+        """Run until every part has ended; returns the exit code of the first that failed.
 
         Raises:
-            UsageError: there is no room for a part. StorageError: the run folder cannot be written to.
+            UsageError: the cluster has no room for a part. StorageError: the run folder cannot be written.
         """
         room = self._room()
         keep(self._home, self._renewed())
-        self._give_way()
+        self._yield_to_newer_job()
         with self._marked(), self._signals():
             while self._waiting or self._threads:
                 while self._waiting and len(self._threads) < room and not self.closed:
@@ -97,17 +97,17 @@ class Driver:
                 time.sleep(POLL_S)
                 self._look_after()
         self._leave()
-        self._beat(force=True)
+        self._write_heartbeat(force=True)
         codes = [code for code in self._codes.values() if code]
         if self._overtaken or FencedError.exit_code in codes:
             return FencedError.exit_code
         return next(iter(codes), 0)
 
     def _room(self) -> int:
-        """Parts at a time. Waits a little for hosts that are just joining.
+        """Return how many parts can run at a time. Waits up to `wait_s` for hosts that are joining.
 
         Raises:
-            UsageError: there is no room for one.
+            UsageError: the cluster has no room for a part.
         """
         until = time.monotonic() + self._cluster.wait_s
         while (room := room_in(self._cluster)) < 1:
@@ -124,7 +124,8 @@ class Driver:
         thread.start()
 
     def _fit(self, part: str) -> None:
-        """In a thread of the part: Ray starts its processes, again where one is lost, up to `max_failures` times."""
+        """Run a part (in its thread): Ray starts its processes, and restarts them when one is lost, up to
+        `max_failures` times."""
         import ray
 
         problem = ""
@@ -167,29 +168,29 @@ class Driver:
                 self._since.pop(part, None)
                 self._told.discard(part)
                 self._say_meanwhile(part, "running")
-            elif part in endings:  # Ray would start it again to hear so, and has no room
+            elif part in endings:  # Ray would restart it only to return at once, and has no room
                 self.abandoned.append(part)
                 del self._threads[part]
             else:
                 self._say_meanwhile(part, f"waiting: {self._wait(part)}")
         if FencedError.exit_code in self._codes.values() and not self.closed:
             self._close("a newer copy of this job is at work")
-        self._beat()
+        self._write_heartbeat()
 
     def _at_work(self) -> list[str]:
-        """Parts with a process that was heard of late."""
+        """List the parts with a recent heartbeat."""
         import ray
 
-        silence: dict[str, float] = ray.get(self._board.silence.remote())
-        return [part for part in self._threads if silence.get(part, SILENT_S) < SILENT_S]
+        silence: dict[str, float] = ray.get(self._board.since_heartbeat.remote())
+        return [part for part in self._threads if silence.get(part, HEARTBEAT_TIMEOUT_S) < HEARTBEAT_TIMEOUT_S]
 
     def _wait(self, part: str) -> str:
-        """What a part without a process waits for; tells it once when that takes long."""
+        """Describe what a part without a process waits for; prints it once after NOTE_S."""
         now = time.monotonic()
         began = self._since.setdefault(part, now)
         if now - began < NOTE_S:
             return "its processes start"
-        if now - self._free[0] > BEAT_S:
+        if now - self._free[0] > HEARTBEAT_S:
             self._free = (now, room_needed(self._cluster))
         why = f"no process of it has started or answers; it takes {self._free[1]}"
         if part not in self._told:
@@ -202,18 +203,18 @@ class Driver:
 
     def _close(self, reason: str) -> None:
         self.closed = reason
-        self._board.wish.remote(reason)
+        self._board.request_stop.remote(reason)
 
     def _leave(self) -> None:
-        """End parts that have no process to save and stop: their place in Ray's queue goes with the driver."""
+        """End parts that have no process to save and stop; their requests in Ray's queue end with the driver."""
         self.abandoned += [
             part for part, thread in self._threads.items() if thread.is_alive() and self._codes.get(part) != 0
         ]
         for part in (*self._threads, *self._waiting):
             self._end(part, silent(part, self.closed))
 
-    def _give_way(self) -> None:
-        """Have the parts save and stop when all of them were submitted again: the newer job may need their room."""
+    def _yield_to_newer_job(self) -> None:
+        """Request a stop when a newer job of this run has all of these parts: it may need their resources."""
         try:
             kept = {record.file: record for record in records(self._home) if record.launcher == "ray"}
         except DferError as error:  # the store does not answer, or a file is no record
@@ -236,7 +237,7 @@ class Driver:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """`ray job stop`, Ctrl-C: the parts save and end; a second Ctrl-C ends at once."""
+        """Turn `ray job stop` and Ctrl-C into a stop request; a second Ctrl-C exits at once."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self.closed and number == signal.SIGINT:
@@ -257,7 +258,7 @@ class Driver:
             self._set(part, state)
 
     def _say_meanwhile(self, part: str, state: str) -> None:
-        """Unless the part's thread has said how it ended."""
+        """As `_say`, unless the part's ending is already recorded."""
         with self._lock:
             if part not in self._codes:
                 self._set(part, state)
@@ -273,10 +274,10 @@ class Driver:
             self._beaten = time.monotonic()
             return replace(self._record, beat=time.time())
 
-    def _beat(self, *, force: bool = False) -> None:
-        """Renew the record, and look for newer jobs of the same run. Where the store is away it is tried again at the
-        next beat: with the driver all parts would end, and they bridge an outage by themselves."""
-        if not force and time.monotonic() - self._beaten <= BEAT_S:
+    def _write_heartbeat(self, *, force: bool = False) -> None:
+        """Write the heartbeat into the record, and look for newer jobs of the same run. When the store does not answer,
+        retry at the next heartbeat: an error here would end all parts, which survive an outage by themselves."""
+        if not force and time.monotonic() - self._beaten <= HEARTBEAT_S:
             return
         try:
             keep(self._home, self._renewed())
@@ -287,11 +288,11 @@ class Driver:
                 print(note, file=sys.stderr, flush=True)
             self._unrecorded = True
         if not self._unrecorded and not self.closed:
-            self._give_way()
+            self._yield_to_newer_job()
 
     @contextmanager
     def _marked(self) -> Iterator[None]:
-        """A file of this driver's own in a run folder on a disk, while parts run: each host has to see it there."""
+        """Create a marker file in a run folder on a disk while parts run: each host checks that it sees the file."""
         if self._mark:
             self._home.write(self._mark, b"")
         try:

@@ -1,8 +1,8 @@
-"""Ray: every part a TorchTrainer, or a plain task where it is one independent process; beside each other as far as
-there is room, then the report.
+"""Submit to Ray: every part is a TorchTrainer, or a plain task if it is one independent process; as many at a time as
+fit into the cluster; then the report.
 
-The same command works from a driver and inside `ray job submit`. A job that is submitted twice finds finished parts and
-takes over the others: the first one hears of it, has its parts save and makes room; so there is one result, once.
+The same command works from a driver and inside `ray job submit`. A job that is submitted twice skips finished parts and
+takes over the others: the older job notices it, saves, stops and frees its resources; so each part has one result.
 """
 
 import json
@@ -45,7 +45,7 @@ class Submission:
         return json.dumps(plan, indent=1)
 
     def scaling(self) -> dict[str, Any]:
-        """Of ScalingConfig: a range of workers makes the part elastic."""
+        """Return the arguments of ScalingConfig; a range of workers makes the part elastic."""
         cluster = self.cluster
         workers: dict[str, Any] = {"num_workers": cluster.workers}
         if cluster.elastic:
@@ -63,11 +63,12 @@ class Submission:
         return found
 
     def run(self) -> int:
-        """Run all parts that are not finished, then write and print the report; the exit code of the first that failed.
+        """Run all parts that are not finished, then write and print the report. Returns the exit code of the first part
+        that failed.
 
         Raises:
-            UsageError: no cluster, or too small a cluster. A host that does not share the run folder tells so itself,
-                and its part fails.
+            UsageError: no cluster, or too small a cluster. On a host that does not share the run folder, the part fails
+                with a message instead.
         """
         home = Folder(self.job.run, what="run")
         done = self.job.done()
@@ -78,7 +79,7 @@ class Submission:
             with connected(self.cluster, self.runtime_env()) as address:
                 driver = Driver(self.cluster, home, wanted, self._fit, address=address, revision=self.job.revision)
                 code = driver.run()
-                if driver.abandoned:  # Ray crashes where it is left while threads wait in it
+                if driver.abandoned:  # Ray crashes at shutdown while threads wait in it
                     exit_now(code if driver.closed else conclude(self.job, code))
             if code and driver.closed:
                 return code
@@ -92,7 +93,7 @@ class Submission:
             run_alone(self, part, board, mark)
 
     def trial(self, part: Part, board: Any, mark: str) -> "Trial":
-        """A part as its processes get it."""
+        """Return the arguments of a part's processes."""
         from launch.ray.worker import Trial
 
         cluster = self.cluster
@@ -108,16 +109,17 @@ class Submission:
 
 
 def trainer(submission: Submission, part: Part, board: Any, mark: str) -> Any:
-    """Ray's trainer of one part. Its own files lie in the run folder; checkpoints are the run's, under its fence."""
+    """Make Ray's trainer of one part. Ray's own files are in the run folder; checkpoints are those of the run,
+    protected by its fence."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from launch.ray.worker import MeetingConfig, run_part
+    from launch.ray.worker import RendezvousConfig, run_part
 
     return TorchTrainer(
         run_part,
         train_loop_config=submission.trial(part, board, mark),
-        torch_config=MeetingConfig(),
+        torch_config=RendezvousConfig(),
         scaling_config=ScalingConfig(**submission.scaling()),
         run_config=RunConfig(
             name=f"{part.name.replace('/', '-')}-{time.time_ns()}",
@@ -128,7 +130,7 @@ def trainer(submission: Submission, part: Part, board: Any, mark: str) -> Any:
 
 
 def run_alone(submission: Submission, part: Part, board: Any, mark: str) -> None:
-    """A part that is one independent process: a plain task of Ray, started again where it is lost or fails."""
+    """Run a part that is one independent process as a plain task of Ray, which restarts it when it is lost or fails."""
     import ray
 
     from launch.ray.worker import run_part

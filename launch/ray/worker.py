@@ -1,7 +1,7 @@
-"""What runs in Ray's processes: one part's training, which tells the driver's board how it ended.
+"""The training function of Ray's processes: trains one part and reports its ending to the driver's board.
 
-Ray starts a part's processes again when one is lost. Not every end deserves that: a mistake, damaged data, a fenced run
-folder or a stop stands on the board, and the next start returns at once instead of repeating it.
+Ray restarts a part's processes when one is lost. A restart cannot help after a usage error, damaged data, a fenced run
+folder or a stop: these endings are recorded on the board, and a restarted process returns at once.
 """
 
 import os
@@ -23,15 +23,15 @@ from dfer.jobs.parts import Part
 from dfer.storage import Folder
 from launch.job import Job, Place, run_job
 from launch.ray.board import Ending, silent
-from launch.rendezvous import Meeting, free_port
+from launch.rendezvous import Rendezvous, free_port
 
-WISH_S = 1.0
+POLL_STOP_S = 1.0
 MARK_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One part on Ray, as its processes get it. mark: a file that the driver left in a run folder on a disk."""
+    """Arguments of one part's processes. mark: marker file that the driver created in a run folder on a disk."""
 
     job: Job
     part: Part
@@ -43,14 +43,14 @@ class Trial:
 
 
 def run_part(trial: Trial) -> None:
-    """What Ray runs in each process of the part."""
-    reason = ray.get(trial.board.hear.remote(trial.part.name))
-    if reason:  # it had no room until now
+    """Run the part; Ray calls it in each process."""
+    reason = ray.get(trial.board.heartbeat.remote(trial.part.name))
+    if reason:  # a stop was requested before the fold's processes started
         ray.get(trial.board.end.remote(trial.part.name, silent(trial.part.name, reason)))
     if trial.part.name in ray.get(trial.board.endings.remote()):
         return
     stop, over = Stop(), threading.Event()
-    watch = threading.Thread(target=_watch, args=(trial, stop, over), name="wishes", daemon=True)
+    watch = threading.Thread(target=_watch, args=(trial, stop, over), name="heartbeat", daemon=True)
     watch.start()
     try:
         check_shared(trial)
@@ -89,9 +89,9 @@ def _tell(trial: Trial, error: DferError) -> None:
 
 def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
     """Send heartbeats and forward the driver's stop request, on which the ranks agree between two steps."""
-    while not over.wait(WISH_S):
+    while not over.wait(POLL_STOP_S):
         try:
-            reason = ray.get(trial.board.hear.remote(trial.part.name), timeout=10)
+            reason = ray.get(trial.board.heartbeat.remote(trial.part.name), timeout=10)
         except Exception:
             continue  # the driver's host is slow or lost; if lost, Ray ends this process
         if reason:
@@ -99,7 +99,7 @@ def _watch(trial: Trial, stop: Stop, over: threading.Event) -> None:
 
 
 def place(trial: Trial) -> Place:
-    """This process among those of its part, as Ray describes it."""
+    """Read the rank info of this process from Ray."""
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     return Place(
@@ -107,7 +107,7 @@ def place(trial: Trial) -> Place:
         size=size,
         local_rank=context.get_local_rank(),
         local_size=context.get_local_world_size(),
-        meeting=Meeting(
+        rendezvous=Rendezvous(
             rank=rank,
             size=size,
             host=os.environ["DFER_MEET_HOST"],
@@ -120,12 +120,12 @@ def place(trial: Trial) -> Place:
     )
 
 
-class MeetingBackend(Backend):  # type: ignore[misc]
+class RendezvousBackend(Backend):  # type: ignore[misc]
     """Sends the rendezvous address to the processes, which form their process group as with all launchers."""
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: Any, backend_config: "MeetingConfig") -> None:
+    def on_start(self, worker_group: Any, backend_config: "RendezvousConfig") -> None:
         """Set the rendezvous variables in all processes; Ray calls it at each start, before the training function."""
         host, port = worker_group.execute_single(0, lambda: (get_node_ip_address(), free_port()))
         found = {"DFER_MEET_HOST": host, "DFER_MEET_PORT": str(port), "DFER_MEET_TOKEN": os.urandom(8).hex()}
@@ -133,10 +133,10 @@ class MeetingBackend(Backend):  # type: ignore[misc]
 
 
 @dataclass
-class MeetingConfig(TorchConfig):  # type: ignore[misc]
-    """Configuration by which TorchTrainer uses MeetingBackend."""
+class RendezvousConfig(TorchConfig):  # type: ignore[misc]
+    """Configuration by which TorchTrainer uses RendezvousBackend."""
 
     @property
-    def backend_cls(self) -> type[MeetingBackend]:
+    def backend_cls(self) -> type[RendezvousBackend]:
         """Replaces Ray's backend, which would form the process group before the network is tested."""
-        return MeetingBackend
+        return RendezvousBackend

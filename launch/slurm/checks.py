@@ -47,7 +47,7 @@ def report_minutes(cluster: SlurmCluster) -> int:
 
 
 def _chosen(names: str | None, known: dict[str, Partition], *, key: str) -> list[Partition]:
-    """The partitions that a job may go to: sbatch takes several, and the first that has room."""
+    """Return the partitions in which a job may run: sbatch accepts several and uses the first with room."""
     found = names.split(",") if names else [partition.name for partition in known.values() if partition.default]
     missing = [name for name in found if name not in known]
     if missing or not found:
@@ -58,7 +58,7 @@ def _chosen(names: str | None, known: dict[str, Partition], *, key: str) -> list
 
 
 def _problem(cluster: SlurmCluster, partition: Partition, known: dict[str, Partition]) -> UsageError | None:
-    """Why a part could never start in a partition."""
+    """Return why a part could never start in a partition, or None."""
     need = cluster.min_nodes or cluster.nodes
     where, choose = f"partition {partition.name}", "or choose another `partition:`."
     up = ", ".join(sorted(other.name for other in known.values() if other.up)) or "none"

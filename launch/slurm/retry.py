@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dfer.errors import DferError, ProcessError, StoppedError, StorageError
-from launch.slurm.tools import SlurmError, patiently, show_job, slurm
+from launch.slurm.tools import SlurmError, show_job, slurm, with_retries
 
 _REQUEUED = 255
 """Exit code of a process through which submitit has requeued the job."""
@@ -28,12 +28,12 @@ def main(folder: Path, most: int, code: int) -> int:
         print(f"error: exit code {code}, {before} restarts after failures: not tried again", file=sys.stderr)
         return code
     try:
-        if int(patiently(lambda: show_job(job)).get("Restarts", "0")) != start:
+        if int(with_retries(lambda: show_job(job)).get("Restarts", "0")) != start:
             return code  # SLURM presumed this start dead; a newer one runs elsewhere
         print(f"note: exit code {code}; restart {before + 1} of {most} after a failure", file=sys.stderr, flush=True)
         # Written before the call, which ends this script; if it fails, the count is restored.
         counter.write_text(str(before + 1))
-        patiently(lambda: slurm("scontrol", "requeue", job))
+        with_retries(lambda: slurm("scontrol", "requeue", job))
     except SlurmError as error:
         counter.write_text(str(before))
         print(f"error: not requeued: {error}", file=sys.stderr)

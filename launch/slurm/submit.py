@@ -78,7 +78,7 @@ class Submission:
         return f"dfer-{tag(self.job.run)}-{what}"
 
     def dry_run(self) -> str:
-        """The scripts that would be submitted."""
+        """Format the scripts that would be submitted."""
         parts = self._parts_executor(self.job.parts).text(len(self.job.parts))
         after = self._report_executor(["PARTS"], REPORT_MINUTES).text(1)
         return f"# parts {_listed(self.job.parts)}\n{parts}\n# then the report\n{after}"
@@ -163,7 +163,8 @@ class Submission:
         )
 
     def _parts_executor(self, parts: Sequence[Part]) -> _Executor:
-        """srun: neither ends ranks that still save when one is done, nor lets any hang long after another ended."""
+        """Make the executor of the job array. srun does not end ranks that still save when one is done, and does not
+        let ranks hang long after another has ended."""
         cluster = self.cluster
         executor = self._executor()
         words = ["-m", "launch.slurm.retry", str(executor.folder), str(cluster.max_failures)]
@@ -243,8 +244,8 @@ def _each_host(cluster: SlurmCluster) -> list[str]:
 
 
 def _range(cluster: SlurmCluster) -> dict[str, str]:
-    """Numbers of hosts a part may start on. SLURM gives the least, not the most, to a job that names its tasks; so this
-    one names the cores it needs on each host, and srun the tasks."""
+    """Return sbatch's options for a range of hosts. SLURM gives a job that specifies its tasks the minimum of hosts,
+    not the maximum; so the job specifies the cores needed per host, and srun the tasks."""
     if not cluster.elastic:
         return {}
     cores = cluster.processes * cluster.cpus_per_process

@@ -25,8 +25,8 @@ from dfer.interruption import Stop
 from dfer.jobs.parts import Part
 from dfer.surroundings import accept_any_encoding
 from launch.job import Job, Place, report, run_job, share_cores
-from launch.rendezvous import Meeting, port_of
-from launch.slurm.tools import SlurmError, patiently, show_job, slurm
+from launch.rendezvous import Rendezvous, port_of
+from launch.slurm.tools import SlurmError, show_job, slurm, with_retries
 
 OTHERS_REASON = 1
 """Exit code of a process that ends because another one did: below the codes of root causes, since srun returns the
@@ -48,7 +48,7 @@ class PartTask:
     meet_s: float
 
     def __call__(self) -> None:
-        """Do the part; ends the process with the exit code of the error."""
+        """Run the part; an error ends the process with its exit code."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
         accept_any_encoding()
         process_exit, stop = ProcessExit(), Stop()
@@ -76,12 +76,12 @@ class PartTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTask:
-    """What concludes a job, such as the table, once its parts have ended one way or the other."""
+    """Concludes a job, for example by writing the table, once all of its parts have ended, finished or not."""
 
     job: Job
 
     def __call__(self) -> None:
-        """Conclude and print what comes of it; fails when parts are missing, after saying which."""
+        """Conclude and print the conclusion; prints which parts are missing, if any, and then fails."""
         accept_any_encoding()
         try:
             report(self.job)
@@ -107,7 +107,7 @@ def place(task: PartTask) -> Place:
         size=job.num_tasks,
         local_rank=job.local_rank,
         local_size=job.num_tasks // job.num_nodes,
-        meeting=Meeting(
+        rendezvous=Rendezvous(
             rank=job.global_rank,
             size=job.num_tasks,
             host=job.hostnames[0],
@@ -158,7 +158,7 @@ def failed(error: DferError, process_exit: ProcessExit) -> NoReturn:
 
 
 def crashed(task: PartTask, error: Exception) -> None:
-    """Keep what nobody has foreseen; it may not come again, so the job is tried again."""
+    """Record an unexpected error; it may not recur, so the job is retried."""
     lines = str(error).strip().splitlines()
     got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
     do = f"`dfer-launch logs {task.job.run} {task.part.name}` shows where; please report it."
@@ -203,7 +203,7 @@ def is_wanted() -> bool:
     about to requeue.
     """
     try:
-        job = patiently(lambda: show_job(submitit.JobEnvironment().job_id))
+        job = with_retries(lambda: show_job(submitit.JobEnvironment().job_id))
     except SlurmError:
         return True
     return job.get("JobState") == "RUNNING" and int(job.get("Restarts", "0")) == restarts()
@@ -223,6 +223,6 @@ def _requeue(requeue: Requeue) -> None:
     except (subprocess.SubprocessError, OSError) as error:
         print(f"note: scontrol requeue failed ({error}); trying again", file=sys.stderr, flush=True)
         try:
-            patiently(lambda: slurm("scontrol", "requeue", environment.job_id))
+            with_retries(lambda: slurm("scontrol", "requeue", environment.job_id))
         except SlurmError as last:
             print(f"error: not requeued: {last} All is saved; submit again to go on.", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ ENDING_S = 30.0
 """Longest wait for a job that is ending: it may return to the queue."""
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "PMI")
 _OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_SOCKET")
-"""Variables that say which cluster is asked, and by whom."""
+"""Variables that select the cluster and authenticate the user."""
 MAX_COMMENT = 1000
 """Characters of a job's comment; SLURM refuses more than 1,023."""
 _FIELDS = "%P|%a|%D|%F|%l|%s|%G"
@@ -89,7 +89,7 @@ class Queued:
 
     @property
     def part(self) -> str | None:
-        """The name of the part that this task does, none for a report."""
+        """Name of the part that this task runs, None for a report."""
         names = names_of(self.comment)
         if not names:
             return None
@@ -98,10 +98,10 @@ class Queued:
 
 
 def comment_of(names: Sequence[str]) -> str:
-    """Says in the queue itself which part each task of an array does.
+    """Format the job comment that records in the queue which part each task of an array runs.
 
     Raises:
-        UsageError: the names are longer than SLURM takes.
+        UsageError: the names are longer than SLURM accepts.
     """
     comment = "parts=" + ",".join(names)
     if len(comment) > MAX_COMMENT:
@@ -112,7 +112,7 @@ def comment_of(names: Sequence[str]) -> str:
 
 
 def names_of(comment: str) -> list[str]:
-    """The names of `comment_of`, in the order of the array; none for others."""
+    """Parse the names from a comment of `comment_of`, in the order of the array; empty for others."""
     match = re.fullmatch(r"parts=([\w./-]+(?:,[\w./-]+)*)", comment)
     return match[1].split(",") if match else []
 
@@ -223,7 +223,7 @@ def show_job(job: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", found[0])) if found else {}
 
 
-def patiently(work: Callable[[], T], *, seconds: float = CONTROLLER_S) -> T:
+def with_retries(work: Callable[[], T], *, seconds: float = CONTROLLER_S) -> T:
     """Return the result of `work`, with retries while SLURM does not answer: its controller may be restarting.
 
     Raises:

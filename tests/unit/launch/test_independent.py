@@ -15,7 +15,7 @@ from launch.job import Job, Place, run_job
 from launch.local.submit import run_parts
 from launch.ray import submit as ray_submit
 from launch.ray import worker as ray_worker
-from launch.rendezvous import Meeting
+from launch.rendezvous import Rendezvous
 from launch.slurm.submit import Submission
 from tests.unit.launch import counting
 from tests.unit.launch.conftest import FakeSlurm
@@ -69,8 +69,8 @@ def test_slurm_starts_one_task_a_part_which_meets_nobody(
     flags = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
     assert (flags["array"], flags["nodes"], flags["ntasks-per-node"]) == ("0-2%3", "1", "1")
     assert flags["comment"] == "parts=worker_0,worker_1,worker_2"
-    nobody = Place(meeting=Meeting(rank=0, size=1, host="nobody.invalid", port=1, within_s=0.1))
-    monkeypatch.setattr(Meeting, "hold", lambda _: pytest.fail("it looked for others"))
+    nobody = Place(rendezvous=Rendezvous(rank=0, size=1, host="nobody.invalid", port=1, within_s=0.1))
+    monkeypatch.setattr(Rendezvous, "meet", lambda _: pytest.fail("it looked for others"))
     assert run_job(job, job.part("worker_2"), nobody, Stop()).startswith("worker_2: 3 numbers")
 
 
@@ -88,7 +88,7 @@ def test_ray_starts_a_plain_task_a_part(tmp_path: Path, monkeypatch: pytest.Monk
     submission = ray_submit.Submission(job=counted(tmp_path), cluster=cluster.of(grouped=False))
     assert submission.cluster.worlds == [1]
     board = SimpleNamespace(
-        hear=SimpleNamespace(remote=lambda _: ""),
+        heartbeat=SimpleNamespace(remote=lambda _: ""),
         endings=SimpleNamespace(remote=dict),
         end=SimpleNamespace(remote=lambda *words: pytest.fail(str(words))),
     )

@@ -23,8 +23,8 @@ from dfer.run.changes import keys
 from dfer.storage import Folder
 from launch import job as module
 from launch.job import Job, Place, conclude, make_job, run_job
-from launch.rendezvous import Meeting
-from launch.timeout import within
+from launch.rendezvous import Rendezvous
+from launch.timeout import with_timeout
 from tests import fake_runs
 from tests.unit.launch.conftest import training
 
@@ -132,7 +132,7 @@ def test_places_reach_the_processes_letter_by_letter(
     monkeypatch.setattr("dfer.jobs.train.train", lambda config, *_: seen.append(config) or RESULT)
     monkeypatch.setattr(module, "export", lambda _: None)
     place = Place(
-        rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
+        rank=0, size=1, local_rank=0, local_size=1, rendezvous=Rendezvous(rank=0, size=1, host="h", port=1), gpu=False
     )
     run_job(pickle.loads(pickle.dumps(job)), job.part("fold_2"), place, Stop())
     here = f"{tmp_path}/{name}"
@@ -187,10 +187,10 @@ def test_every_launcher_trains_the_fold_in_its_folder(monkeypatch: pytest.Monkey
     )
     monkeypatch.setattr(module, "export", lambda found: seen.append(found))
     monkeypatch.setattr(module, "revision", lambda: "other")
-    meeting = Meeting(rank=0, size=1, host="h", port=1)
+    rendezvous = Rendezvous(rank=0, size=1, host="h", port=1)
     stop = Stop()
     job = made(f"run={tmp_path / 'run'}")
-    alone = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting, gpu=False)
+    alone = Place(rank=0, size=1, local_rank=0, local_size=1, rendezvous=rendezvous, gpu=False)
     said = run_job(replace(job, revision="abc"), job.part("fold_4"), alone, stop)
     assert said == f"fold_4: WAR {100 * RESULT.war:.2f}, UAR {100 * RESULT.uar:.2f}"
     variables, (config, world, passed) = seen
@@ -206,7 +206,7 @@ def test_a_host_without_the_packages_is_told(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(module, "export", lambda _: None)
     monkeypatch.setattr("dfer.jobs.train.train", missing)
     place = Place(
-        rank=0, size=1, local_rank=0, local_size=1, meeting=Meeting(rank=0, size=1, host="h", port=1), gpu=False
+        rank=0, size=1, local_rank=0, local_size=1, rendezvous=Rendezvous(rank=0, size=1, host="h", port=1), gpu=False
     )
     with pytest.raises(UsageError) as caught:
         job = made(f"run={tmp_path / 'run'}")
@@ -221,8 +221,8 @@ def test_another_revision_is_told(
     monkeypatch.setattr("dfer.jobs.train.train", lambda *_: RESULT)
     monkeypatch.setattr(module, "export", lambda _: None)
     job = replace(made(f"run={tmp_path / 'run'}"), revision="abc")
-    meeting = Meeting(rank=0, size=1, host="h", port=1)
-    place = Place(rank=0, size=1, local_rank=0, local_size=1, meeting=meeting, gpu=False)
+    rendezvous = Rendezvous(rank=0, size=1, host="h", port=1)
+    place = Place(rank=0, size=1, local_rank=0, local_size=1, rendezvous=rendezvous, gpu=False)
     for now, told, named in (("abc", False, ""), ("def", True, ""), ("unknown", False, "abc")):
         monkeypatch.setenv("DFER_REVISION", "")
         monkeypatch.setattr(module, "revision", lambda now=now: now)
@@ -279,8 +279,8 @@ def test_missing_gpus_are_told_before_training(
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     # It would take the cards for real.
     monkeypatch.setattr("dfer.distributed.process_group", lambda *_, **_more: nullcontext())
-    meeting = Meeting(rank=0, size=1, host="h", port=1)
-    place = Place(rank=0, size=1, local_rank=0, local_size=4, meeting=meeting, gpu=True)
+    rendezvous = Rendezvous(rank=0, size=1, host="h", port=1)
+    place = Place(rank=0, size=1, local_rank=0, local_size=4, rendezvous=rendezvous, gpu=True)
     job = made(f"run={tmp_path / 'run'}")
     if enough:
         run_job(job, job.parts[0], place, Stop())
@@ -292,18 +292,18 @@ def test_missing_gpus_are_told_before_training(
 def test_a_store_that_does_not_answer_is_not_waited_for_for_ever() -> None:
     hanging = threading.Event()
     with pytest.raises(StorageError, match=r"s3://b/x: expected an answer within 0.05 s, got none. Check the URL"):
-        within(0.05, hanging.wait, what="s3://b/x")
+        with_timeout(0.05, hanging.wait, what="s3://b/x")
     hanging.set()
 
 
 def test_results_and_errors_of_patient_work_come_through() -> None:
-    assert within(5, lambda: 3, what="x") == 3
+    assert with_timeout(5, lambda: 3, what="x") == 3
 
     def fail() -> None:
         raise ProcessError("no")
 
     with pytest.raises(ProcessError):
-        within(5, fail, what="x")
+        with_timeout(5, fail, what="x")
 
 
 def test_a_fold_is_finished_when_its_training_is_complete(tmp_path: Path) -> None:

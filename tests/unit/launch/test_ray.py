@@ -266,17 +266,17 @@ def test_what_may_pass_is(trial: Trial, error: DferError, monkeypatch: pytest.Mo
 
 def test_a_fold_that_gets_room_after_the_stop_is_not_begun(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_worker, "run_job", lambda *_: pytest.fail("it was trained"))
-    trial.board.board.wish("SIGTERM")
+    trial.board.board.request_stop("SIGTERM")
     run_part(trial)
     assert trial.board.board.endings().get("fold_2").code == StoppedError.exit_code
 
 
 def test_silence_is_that_of_every_fold() -> None:
     board = Board()
-    assert board.hear("fold_3") == "" and board.silence().keys() == {"fold_3"}
+    assert board.heartbeat("fold_3") == "" and board.since_heartbeat().keys() == {"fold_3"}
     time.sleep(0.05)
-    board.hear("fold_4")
-    silence = board.silence()
+    board.heartbeat("fold_4")
+    silence = board.since_heartbeat()
     assert silence["fold_3"] - silence["fold_4"] > 0.04
 
 
@@ -288,12 +288,12 @@ def test_the_first_ending_of_a_fold_stays() -> None:
 
 
 def test_a_wish_reaches_the_training(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_worker, "WISH_S", 0.01)
+    monkeypatch.setattr(ray_worker, "POLL_STOP_S", 0.01)
     heard = threading.Event()
 
     def wait(_job: Job, _part: object, _place: object, stop: Stop) -> None:
-        trial.board.board.wish("SIGTERM")
-        trial.board.board.wish("later")
+        trial.board.board.request_stop("SIGTERM")
+        trial.board.board.request_stop("later")
         while not stop.requested:
             threading.Event().wait(0.01)
         assert stop.reason == "SIGTERM"
@@ -343,7 +343,7 @@ class Trainer:
     def fit(self) -> None:
         """Heard at its start, as the processes of a fold are."""
         if Trainer.heard:
-            self.board.hear.remote(self.part)
+            self.board.heartbeat.remote(self.part)
         Trainer.does(self.part)
 
 
@@ -440,7 +440,7 @@ def test_an_outage_of_the_store_ends_no_fold_and_is_told_once(
             back.set()
         keep(home, record)
 
-    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(ray_driver, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(ray_driver, "keep", write)
     monkeypatch.setattr(Trainer, "does", lambda _: away.wait(20) and back.wait(20))
     assert driver.run() == 0 and away.is_set() and back.is_set()
@@ -491,11 +491,11 @@ def test_a_fold_without_room_waits_and_says_for_what(
 
     def do(part: str) -> None:
         until(part, f"waiting: {why}")
-        driver._board.hear.remote(part)
+        driver._board.heartbeat.remote(part)
         until(part, "running")
 
     monkeypatch.setattr(ray_driver, "NOTE_S", 0.05)
-    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(ray_driver, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(Trainer, "heard", False)
     monkeypatch.setattr(Trainer, "does", do)
     assert driver.run() == 0
@@ -512,7 +512,7 @@ def test_a_driver_that_is_stopped_does_not_wait_for_folds_without_a_process(
     monkeypatch.setattr(Trainer, "heard", False)
     monkeypatch.setattr(Trainer, "does", lambda _: os.kill(os.getpid(), signal.SIGTERM) or never.wait(60))
     monkeypatch.setattr(ray_driver, "room_in", lambda _: 1)
-    driver._board.board._heard["fold_1"] = time.monotonic() - ray_driver.SILENT_S
+    driver._board.board._heartbeats["fold_1"] = time.monotonic() - ray_driver.HEARTBEAT_TIMEOUT_S
     assert driver.run() == StoppedError.exit_code and driver.abandoned == ["fold_1"]
     never.set()
     said = "expected a process at work that saves before the stop (SIGTERM), got none. The same command continues"
@@ -599,7 +599,7 @@ def test_a_record_that_cannot_be_read_is_told_once(
 ) -> None:
     (Path(job.run) / "launch").mkdir(parents=True)
     (Path(job.run) / "launch" / "other.json").write_text("{")
-    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(ray_driver, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(Trainer, "does", lambda _: time.sleep(0.1))
     assert driver.run() == 0
     [told] = capsys.readouterr().err.splitlines()
@@ -623,11 +623,11 @@ def test_a_job_that_was_submitted_again_gives_way(
     def do(part: str) -> None:
         if part == "fold_1":
             newer(job, states={"fold_1": "waiting", "fold_2": "running"})
-        while not driver._board.hear.remote(part):
+        while not driver._board.heartbeat.remote(part):
             time.sleep(0.01)
         driver._board.end.remote(part, Ending(code=9, text=f"{part}: saved"))
 
-    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(ray_driver, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(Trainer, "does", do)
     assert driver.run() == FencedError.exit_code
     assert driver.closed == "a newer job of this run was submitted"
@@ -663,7 +663,7 @@ def test_a_newer_record_that_does_not_want_all_of_its_folds_does_not_disturb(
         assert looked.wait(20)
 
     monkeypatch.setattr(ray_driver, "records", look)
-    monkeypatch.setattr(ray_driver, "BEAT_S", 0.0)
+    monkeypatch.setattr(ray_driver, "HEARTBEAT_S", 0.0)
     monkeypatch.setattr(Trainer, "does", do)
     assert driver.run() == 0 and not driver.closed
 

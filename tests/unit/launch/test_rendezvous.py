@@ -12,29 +12,29 @@ import pytest
 
 from dfer.errors import DferError, ProcessError, UsageError
 from launch import rendezvous as module
-from launch.rendezvous import Meeting, free_port, interfaces, port_of
+from launch.rendezvous import Rendezvous, free_port, interfaces, port_of
 
 PORT_RANGE = range(20_000, 32_000)
 here = threading.local()
 
 
-def meetings(size: int, **changes: object) -> list[Meeting]:
-    base = Meeting(rank=0, size=size, host="127.0.0.1", port=free_port(), token="1.0", within_s=10)
+def meetings(size: int, **changes: object) -> list[Rendezvous]:
+    base = Rendezvous(rank=0, size=size, host="127.0.0.1", port=free_port(), token="1.0", within_s=10)
     return [replace(base, rank=rank, **changes) for rank in range(size)]  # type: ignore[arg-type]
 
 
-def all_hold(parts: list[Meeting], hosts: list[str] | None = None) -> list[dict[str, str] | DferError]:
+def all_hold(parts: list[Rendezvous], hosts: list[str] | None = None) -> list[dict[str, str] | DferError]:
     """What each rank gets or raises; hosts: what each takes its host's name to be."""
 
-    def hold(part: Meeting) -> dict[str, str] | DferError:
+    def meet(part: Rendezvous) -> dict[str, str] | DferError:
         here.name = hosts[part.rank] if hosts else "host"
         try:
-            return part.hold()
+            return part.meet()
         except DferError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=len(parts)) as pool:
-        return list(pool.map(hold, parts))
+        return list(pool.map(meet, parts))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_single_process_meets_nobody() -> None:
-    assert meetings(1)[0].hold() == {}
+    assert meetings(1)[0].meet() == {}
 
 
 def test_all_get_the_same_place_on_one_host() -> None:
@@ -71,9 +71,9 @@ def test_several_hosts_reach_each_other_by_the_named_interface() -> None:
 def test_the_first_rank_may_come_late() -> None:
     first, second = meetings(2)
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(second.hold)
+        waiting = pool.submit(second.meet)
         time.sleep(0.5)
-        assert first.hold() == waiting.result()
+        assert first.meet() == waiting.result()
 
 
 def test_an_interface_that_is_none_is_a_mistake_told_to_all() -> None:
@@ -106,7 +106,7 @@ def test_a_first_rank_that_does_not_come_is_named() -> None:
     part = meetings(2, within_s=1)[1]
     start = time.monotonic()
     with pytest.raises(ProcessError, match=rf"rank 1 on .*: expected rank 0 at 127.0.0.1, port {part.port}, within 1"):
-        part.hold()
+        part.meet()
     assert time.monotonic() - start < 30
 
 
@@ -140,7 +140,7 @@ def test_processes_of_another_start_are_not_taken_for_ours() -> None:
 def test_a_stranger_at_the_door_disturbs_nobody() -> None:
     first, second = meetings(2)
     with ThreadPoolExecutor() as pool:
-        hosting = pool.submit(first.hold)
+        hosting = pool.submit(first.meet)
         until = time.monotonic() + 5
         while time.monotonic() < until:
             try:
@@ -153,13 +153,13 @@ def test_a_stranger_at_the_door_disturbs_nobody() -> None:
         for words in ({"token": "1.0"}, {"token": "1.0", "rank": 7, "host": "x", "address": "", "listens": 1}):
             with socket.create_connection(("127.0.0.1", first.port)) as liar:
                 liar.sendall(json.dumps(words).encode() + b"\n")
-        assert second.hold() == hosting.result()
+        assert second.meet() == hosting.result()
 
 
 def test_a_port_that_is_taken_is_told() -> None:
     part = meetings(2)[0]
     with socket.create_server(("", part.port)), pytest.raises(ProcessError, match="Another program holds it"):
-        part.hold()
+        part.meet()
 
 
 def test_names_that_a_host_knows_as_loopback_become_the_first_hosts_address() -> None:

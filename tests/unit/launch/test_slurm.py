@@ -399,10 +399,10 @@ def test_a_process_reads_its_place_from_slurm(monkeypatch: pytest.MonkeyPatch) -
     found = place(PartTask(job=job, part=job.parts[0], cpus=1, gpu=True, interface="ib0", meet_s=20.0))
     assert found.gpu
     assert found.variables() == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    meeting = found.meeting
-    assert meeting is not None
-    assert (meeting.host, meeting.port, meeting.token) == ("node7", 20_031 + 2 * 1009, "30_1.2")
-    assert (meeting.interface, meeting.within_s) == ("ib0", 20.0)
+    rendezvous = found.rendezvous
+    assert rendezvous is not None
+    assert (rendezvous.host, rendezvous.port, rendezvous.token) == ("node7", 20_031 + 2 * 1009, "30_1.2")
+    assert (rendezvous.interface, rendezvous.within_s) == ("ib0", 20.0)
 
 
 # --- cluster files
