@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfer.config import from_plain, load_text, to_yaml
 from dfer.errors import CheckpointError, DferError, FencedError, StoppedError, UsageError, message
-from dfer.jobs.config import load_run
-from dfer.jobs.parts import JobModule, Part, chosen, module_named, module_of, name_of
+from dfer.jobs import parts as jobs
+from dfer.jobs.parts import JobModule, Part, chosen, load_job, module_named, name_of
 from dfer.surroundings import accept_any_encoding
 from launch.rendezvous import Rendezvous, export
 from launch.timeout import with_timeout
@@ -26,6 +26,8 @@ from launch.timeout import with_timeout
 if TYPE_CHECKING:
     from dfer.interruption import Stop
 
+JOBS = {**jobs.JOBS, "build": "launch.build"}
+"""The module of every kind of job that can be launched."""
 LAUNCH = "launch"
 """Folder in a job's run folder for what launchers leave: records of submissions, scripts, logs."""
 PROJECT = Path(__file__).resolve().parents[1]
@@ -116,8 +118,7 @@ def make_job(
             another configuration, or a file of weights is not there. DataError: the shards. StorageError: they or
             the run folder cannot be reached.
     """
-    config = load_run(files, overrides)
-    module = module_of(config)
+    module, config = load_job(files, overrides, JOBS)
     config = module.absolute(config)
     shared = module.shared(config)
     if check is not None:

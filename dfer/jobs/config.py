@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dfer.choices import Selection
 from dfer.config import ConfigProblem, key, to_plain
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 class RunConfig:
     """Everything one run is made of; the resolved whole is written into its folder.
 
-    run: run folder. seed: of the order, the draws and the initial weights. seeds: with each of them a cross-validation
-    is repeated, none = with `seed` alone. fold: which partition tests (1 for FERV39k). epochs: passes over the training
-    clips, may grow under constant and step schedules. batch: clips of an optimizer step over all ranks; micro_batch:
-    most clips a rank takes through the model at once, none = its whole share;
-    eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often as the
-    selection needs. select: which checkpoint is reported; val_share: part of the training clips held out for
-    `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write into metrics.jsonl which clips
-    made up each step.
+    job: the kind of job that launchers make of it. run: run folder. seed: of the order, the draws and the initial
+    weights. seeds: with each of them a cross-validation is repeated, none = with `seed` alone. fold: which
+    partition tests (1 for FERV39k). epochs: passes over the training clips, may grow under constant and step
+    schedules. batch: clips of an optimizer step over all ranks; micro_batch: most clips a rank takes through the
+    model at once, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs between
+    evaluations during training, none = as often as the selection needs. select: which checkpoint is reported;
+    val_share: part of the training clips held out for `best_on_val`. published: a paper's numbers, to show beside
+    ours. record_clips: write into metrics.jsonl which clips made up each step.
     """
 
+    job: Literal["crossval"] = key("crossval", resume="free")
     run: str = key(path=True, resume="free")
     seed: int = 1
     seeds: tuple[int, ...] = key((), resume="free")

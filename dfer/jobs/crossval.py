@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dfer.config import changed, to_plain
 from dfer.data.splits import folds
 from dfer.errors import UsageError, message
-from dfer.jobs.config import RunConfig
+from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.parts import Part, chosen
 from dfer.models.files import check_files, files
 from dfer.run import folder
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 grouped = True
 Config = RunConfig
+
+
+def load(files: Sequence[str | Path], overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a training. Raises ConfigProblem."""
+    return load_run(files, overrides)
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -1,18 +1,20 @@
 """Parts: the named pieces of a job, and what a kind of job has to offer. Imports no torch, so that launchers, status
 and a typo in a YAML answer at once.
 
-A kind of job is one module with the functions of `JobModule`, one configuration dataclass, and one line in `_MODULES`.
+A kind of job is one module with the functions of `JobModule`, one configuration dataclass, and one line in `JOBS`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from dfer.errors import UsageError, message
-from dfer.jobs.config import RunConfig
+from dfer import config_files
+from dfer.config import ConfigProblem
+from dfer.errors import UsageError, did_you_mean, message
 from dfer.storage import Folder
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ class JobModule(Protocol):
     def grouped(self) -> bool: ...
     @property
     def Config(self) -> type[Any]: ...
+
+    def load(self, files: Sequence[str | Path], overrides: Sequence[str]) -> Any:
+        """The configuration from YAML files and `a.b=c` overrides.
+
+        Raises:
+            ConfigProblem: every problem in them.
+        """
 
     def absolute(self, config: Any) -> Any:
         """The same configuration with absolute paths: hosts may start it elsewhere."""
@@ -75,13 +84,26 @@ class JobModule(Protocol):
         """
 
 
-_MODULES: dict[type[Any], str] = {RunConfig: "dfer.jobs.crossval"}
-"""The module of each kind of job, by its configuration."""
+TRAINING = "crossval"
+"""The kind of job of a configuration without a key `job`."""
+JOBS = {TRAINING: "dfer.jobs.crossval"}
+"""The module of each kind of job, by the value of `job` in its configuration. Launchers add theirs."""
 
 
-def module_of(config: object) -> JobModule:
-    """The module that knows the parts of a job with this configuration."""
-    return module_named(_MODULES[type(config)])
+def load_job(
+    files: Sequence[str | Path], overrides: Sequence[str], jobs: Mapping[str, str] = JOBS
+) -> tuple[JobModule, Any]:
+    """The module of the job that some files configure, and the configuration.
+
+    Raises:
+        ConfigProblem: `job` names none of `jobs`, or the files do not give a whole configuration.
+    """
+    name = config_files.read(files).get("job", TRAINING)
+    if not isinstance(name, str) or name not in jobs:
+        do = did_you_mean(str(name), jobs)
+        raise ConfigProblem(message("job", expected=f"one of {', '.join(jobs)}", got=str(name), do=f"Correct it. {do}"))
+    module = module_named(jobs[name])
+    return module, module.load(files, overrides)
 
 
 def module_named(name: str) -> JobModule:

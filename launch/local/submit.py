@@ -15,8 +15,9 @@ from types import FrameType
 from dfer.config_files import is_run_folder
 from dfer.errors import StoppedError, UsageError, message
 from dfer.jobs.config import load_run
+from dfer.jobs.parts import load_job
 from dfer.surroundings import refuse_copies
-from launch.job import Job, conclude, make_job
+from launch.job import JOBS, Job, conclude, make_job
 from launch.local.processes import Group, wait
 from launch.local.rank import PART
 
@@ -69,10 +70,12 @@ def run(job: Local) -> int:
         UsageError: a wrong configuration, or srun started several of these launchers; no process is started then.
     """
     refuse_copies(os.environ)
-    if job.parallel > 1:
+    is_run = is_run_folder(job.configs)
+    independent = job.verb == "crossval" and not is_run and not load_job(job.configs, job.overrides, JOBS)[0].grouped
+    if job.parallel > 1 or independent:
         made = make_job(job.configs, job.overrides, job.only, worlds=[job.processes])
         return run_parts(made, processes=job.processes, parallel=job.parallel)
-    if job.verb != "evaluate" or not is_run_folder(job.configs):
+    if job.verb != "evaluate" or not is_run:
         load_run(job.configs, job.overrides)
     return _Jobs([job.arguments()], processes=job.processes).run()
 

@@ -1,0 +1,166 @@
+"""Building shards as a job: its parts are independent processes on any hosts; the conclusion makes a data set of them.
+
+A launcher's job has a folder of its own, `run`, for records and logs; the shards go to `out`. Imports no torch.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfer import config_files
+from dfer.config import ConfigProblem, key
+from dfer.errors import did_you_mean, message, without_secrets
+from dfer.jobs.parts import Part
+from dfer.storage import Folder
+from dfer.store.format import MANIFEST, Media
+from shards import parts as shard_parts
+from shards import pool
+from shards.parts import BuildPart
+from shards.plan import PLAN
+from shards.shard import BuildOptions
+from shards.sources import SOURCES
+from shards.sources.clips import RawSet
+from shards.sources.generated import mark_generated
+
+if TYPE_CHECKING:
+    from dfer.distributed import World
+    from dfer.interruption import Stop
+
+grouped = False
+DEFAULTS = BuildOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What `dfer-shards build` takes, and how many parts share it.
+
+    run: folder for records and logs of the job. dataset: which data set `raw` holds. out: folder or URL of the shards.
+    workers: parts, one a task in the queue. jobs: processes of a part, none = all cores that it may use. media,
+    max_side, quality, clips_per_shard, allow_missing: as the options of `dfer-shards build`.
+    """
+
+    job: Literal["build"] = "build"
+    run: str = key(path=True, resume="free")
+    dataset: str
+    raw: str = key(path=True)
+    out: str = key(path=True)
+    workers: int = 2
+    jobs: int | None = None
+    media: Media | None = None
+    max_side: int = DEFAULTS.max_side
+    quality: int = DEFAULTS.quality
+    clips_per_shard: int = DEFAULTS.clips_per_shard
+    allow_missing: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dataset not in SOURCES:
+            do = did_you_mean(self.dataset, SOURCES)
+            raise ConfigProblem(message("dataset", expected=f"one of {', '.join(SOURCES)}", got=self.dataset, do=do))
+        for name, value, low in (("jobs", self.jobs, 1), ("allow_missing", self.allow_missing, 0)):
+            if value is not None and value < low:
+                raise ConfigProblem(message(name, expected=f"{low} or more", got=str(value), do="Correct it."))
+        shard_parts.BuildPart(number=1, of=self.workers)
+
+
+Config = BuildConfig
+
+
+def load(files: Sequence[str | Path], overrides: Sequence[str]) -> BuildConfig:
+    """The configuration of a build. Raises ConfigProblem."""
+    return config_files.load(files, BuildConfig, overrides)
+
+
+def absolute(config: BuildConfig) -> BuildConfig:
+    """With absolute paths: hosts may start it elsewhere."""
+    return replace(config, run=_absolute(config.run), raw=_absolute(config.raw), out=_absolute(config.out))
+
+
+def shared(config: BuildConfig) -> dict[str, str]:
+    """The raw files and the shards."""
+    return {"raw": config.raw, "out": config.out}
+
+
+def parts(config: BuildConfig) -> list[Part]:
+    """`worker_1` ... `worker_N`."""
+    home = config.run.rstrip("/")
+    return [Part(name=f"worker_{k}", run=f"{home}/worker_{k}") for k in range(1, config.workers + 1)]
+
+
+def check(config: BuildConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
+    """Read the split files and the options. Raises DataError, UsageError, StorageError: what would stop the parts."""
+    _raw(config)
+    _options(config, None)
+    Folder(config.out, what="out").names()
+
+
+def done(config: BuildConfig, part: Part) -> bool:
+    """Whether the part has left its report, or the build is finished. Raises StorageError."""
+    out = Folder(config.out, what="out")
+    is_finished = out.size(MANIFEST) is not None and out.size(PLAN) is None
+    return is_finished or out.size(_of(config, part).report) is not None
+
+
+def run(config: BuildConfig, part: Part, world: "World | None", stop: "Stop") -> str:
+    """Make the shards of one part. Raises what `shards.parts.make` does."""
+    raw = _raw(config)
+    made = shard_parts.make(
+        raw,
+        config.out,
+        _options(config, raw),
+        _of(config, part),
+        jobs=config.jobs or pool.default_jobs(),
+        allow_missing=config.allow_missing,
+        progress=False,
+    )
+    return f"{part.name}: {made.new} shards made, {len(made.states) - made.new} up to date"
+
+
+def conclude(config: BuildConfig) -> str:
+    """Make a data set of the shards of all parts. Raises what `shards.parts.finish` does."""
+    raw = _raw(config)
+    done = shard_parts.finish(
+        raw,
+        config.out,
+        _options(config, raw),
+        of=config.workers,
+        command=_command(config),
+        jobs=config.jobs or pool.default_jobs(),
+        allow_missing=config.allow_missing,
+        progress=False,
+    )
+    state = "finished before" if done.already else f"finished, made in {config.workers} parts"
+    lines = [f"warning: {note}" for note in done.notes]
+    return "\n".join([*lines, f"{without_secrets(config.out)}: {len(done.manifest.shards)} shards, {state}"])
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place or "::" in place else str(Path(place).absolute())
+
+
+def _raw(config: BuildConfig) -> RawSet:
+    return mark_generated(SOURCES[config.dataset](Path(config.raw)), Path(config.raw))
+
+
+def _options(config: BuildConfig, raw: RawSet | None) -> BuildOptions:
+    return BuildOptions(
+        media=config.media or (raw.media if raw else DEFAULTS.media),
+        max_side=config.max_side,
+        quality=config.quality,
+        clips_per_shard=config.clips_per_shard,
+    )
+
+
+def _of(config: BuildConfig, part: Part) -> BuildPart:
+    return BuildPart(number=int(part.name.removeprefix("worker_")), of=config.workers)
+
+
+def _command(config: BuildConfig) -> str:
+    """The command line that makes one part by hand, up to `--part`."""
+    words = ["dfer-shards", "build", config.dataset, config.raw, config.out]
+    for name in ("media", "max_side", "quality", "clips_per_shard"):
+        value: Any = getattr(config, name)
+        if value not in (None, getattr(DEFAULTS, name)):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
