@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import re
 import shlex
 import types
@@ -30,6 +31,7 @@ from dfer.store.shards import Store
 from dfer.training.config import GroupConfig, SgdConfig
 from dfer.training.optim import group_settings
 from launch import cluster
+from launch import job as launch_job
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.sources.clips import RawSet
@@ -390,3 +392,27 @@ def test_files_and_functions_keep_to_the_house_sizes(package: str) -> None:
 def test_the_checkout_is_the_one_that_is_looked_at() -> None:
     assert len(MODULES) > 80
     assert Path("README.md") in PAGES and (ROOT / "dfer").samefile(Path(errors.__file__).parent)
+
+
+# --- a kind of job
+
+
+def test_the_tutorials_job_runs_in_any_number_of_parts(
+    movies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (DOCS / "adding_a_job.md").read_text()
+    module, line = fenced(page, "python")
+    build(tutorial_source().read(movies), str(tmp_path / "shards"), BuildOptions(clips_per_shard=2), progress=False)
+    (tmp_path / "lengths.py").write_text(module)
+    assert '"lengths": "dfer.jobs.lengths"' in line
+    monkeypatch.setitem(launch_job.JOBS, "lengths", "lengths")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    (text,) = fenced(page, "yaml")
+    (tmp_path / "lengths.yaml").write_text(text)
+    for workers in (1, 3):
+        words = [f"run={tmp_path}/run{workers}", f"shards={tmp_path}/shards", f"workers={workers}"]
+        assert launch_cli.main(["local", str(tmp_path / "lengths.yaml"), "--parallel", "2", *words]) == 0
+        assert "14 clips, 3 to 3 frames" in capfd.readouterr().out
+    one, three = ((tmp_path / f"run{workers}" / "lengths.json").read_bytes() for workers in (1, 3))
+    assert one == three == b"[[3, 14]]"
