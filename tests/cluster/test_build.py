@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.commands import run, wait_until
 from tests.cluster.hosts import Host, Network
+from tests.cluster.launched import launch
 from tests.cluster.slurm import ROOT, SlurmBed
 from tests.servers import S3
 from tests.unit.shards import rawkit
@@ -136,3 +137,21 @@ def test_the_array_of_the_help_builds_into_a_bucket(
     tasks = {f"{array}_{number}" for number in range(1, 9)}
     wait_until(lambda: tasks <= {job for job, state, _ in slurm.sacct(array) if state == "COMPLETED"}, 10, "the tasks")
     assert snapshot(s3.files / "built") == expected
+
+
+@pytest.mark.cluster(long=True)
+def test_a_job_builds_in_tasks_of_the_queue_what_one_process_builds(
+    slurm: SlurmBed, raw: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    """A task a part, and a last job that makes a data set of them; `status` tells of each."""
+    values = {"job": "build", "run": tmp_path / "run", "dataset": "dfew", "raw": raw, "out": tmp_path / "out"}
+    values |= {"workers": 3, "jobs": 1, "clips_per_shard": 4}
+    config = tmp_path / "build.yaml"
+    config.write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
+    cpu = ROOT / "configs" / "clusters" / "slurm_cpu.yaml"
+    launch(slurm.env(), "slurm", config, "--cluster", cpu, "cluster.hours=0.2", "cluster.cpus_per_process=1")
+    wait_until((tmp_path / "out" / "manifest.json").exists, 180, "the manifest")
+    wait_until(lambda: not (tmp_path / "out" / "plan.json").exists(), 30, "the end of the build")
+    assert snapshot(tmp_path / "out") == expected
+    told = launch(slurm.env(), "status", tmp_path / "run")
+    assert all(re.search(rf"worker_{number}\b.*finished", told) for number in (1, 2, 3)), told
