@@ -7,7 +7,6 @@ from the defaults. A field typed as a union of dataclasses is chosen by `name:`.
 On the command line a value for a text key is that text, letter by letter; a value for any other key is read as YAML.
 """
 
-import functools
 import math
 import reprlib
 import types
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from dfer.errors import UsageError, did_you_mean, message
-from dfer.overrides import chosen, options, type_at, value_of
+from dfer.overrides import chosen, hints, options, type_at, value_of
 from dfer.surroundings import expand_home
 from dfer.yaml_text import YamlProblem, parse
 
@@ -106,10 +105,10 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any], kind: Any = None)
 
     Where `kind` has a union of dataclasses, a mapping with another `name:` replaces the one below: it has other keys.
     """
-    hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+    types = hints(kind) if isinstance(kind, type) and is_dataclass(kind) else {}
     out = dict(below)
     for key, value in above.items():
-        old, hint = out.get(key), hints.get(key)
+        old, hint = out.get(key), types.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and not _chooses_anew(hint, old, value):
             value = merged(old, value, hint)
         out[key] = value
@@ -151,7 +150,7 @@ def facts_at(kind: Any, plain: Mapping[str, Any], name: str) -> tuple[Any, Mappi
     """The type of a key of plain values of `kind`, and the facts that `key` noted of it; none of a key without any."""
     for option in chosen(options(kind), plain.get("name"), name):
         if is_dataclass(option):
-            return typing.get_type_hints(option)[name], next(f.metadata for f in fields(option) if f.name == name)
+            return hints(option)[name], next(f.metadata for f in fields(option) if f.name == name)
     return None, {}
 
 
@@ -232,14 +231,13 @@ def _tuple(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     return tuple(built)
 
 
-_hints = functools.cache(typing.get_type_hints)
 """Types of a dataclass's fields; a manifest has thousands of the same."""
 
 
 def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(plain, Mapping):
         return _checked(plain, False, where, problems, expected=f"a mapping ({kind.__name__})")
-    hints = _hints(kind)
+    types = hints(kind)
     known = {f.name: f for f in fields(kind) if f.init}
     for key in plain:
         if key not in known and len(problems) <= MAX_PROBLEMS:
@@ -248,7 +246,7 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     values = {}
     for name, f in known.items():
         if name in plain:
-            values[name] = _build(hints[name], plain[name], _join(where, name), problems)
+            values[name] = _build(types[name], plain[name], _join(where, name), problems)
             if f.metadata.get("path") and isinstance(values[name], str):
                 values[name] = _expanded(values[name], _join(where, name), problems)
         elif f.default is MISSING and f.default_factory is MISSING:
@@ -280,7 +278,7 @@ def _union(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         if plain is None:
             return None
         return _build(rest[0] if len(rest) == 1 else typing.Union[tuple(rest)], plain, where, problems)  # noqa: UP007
-    by_name = {get_args(typing.get_type_hints(o)["name"])[0]: o for o in options if is_dataclass(o)}
+    by_name = {get_args(hints(o)["name"])[0]: o for o in options if is_dataclass(o)}
     if not by_name:
         lists = [option for option in options if get_origin(option) is tuple]
         if lists and isinstance(plain, list | tuple):

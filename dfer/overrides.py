@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from dfer.yaml_text import parse_value
@@ -53,8 +54,17 @@ def _type_of(several: Sequence[Any], name: Any, part: str) -> Any:
     for option in chosen(several, name, part):
         if get_origin(option) is dict:
             return get_args(option)[1] | None  # null removes the value that the file has
-        return typing.get_type_hints(option)[part]
+        return hints(option)[part]
     return None
+
+
+_hints = cache(typing.get_type_hints)
+"""Cached: a configuration of thousands of keys asks for each."""
+
+
+def hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's keys."""
+    return _hints(kind)
 
 
 def chosen(several: Sequence[Any], name: Any, part: str) -> list[Any]:
@@ -63,6 +73,6 @@ def chosen(several: Sequence[Any], name: Any, part: str) -> list[Any]:
     for option in several:
         if get_origin(option) is dict:
             found.append(option)
-        elif is_dataclass(option) and part in (hints := typing.get_type_hints(option)):
-            found.insert(0 if name in get_args(hints.get("name")) else len(found), option)
+        elif is_dataclass(option) and part in (types := hints(option)):
+            found.insert(0 if name in get_args(types.get("name")) else len(found), option)
     return found

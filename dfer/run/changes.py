@@ -3,7 +3,7 @@
 The limits are stated at the keys: `dfer.config.key`. Imports no torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,18 @@ def _compared(key: Key) -> Any:
     return key.value.rstrip("/") if "://" in key.value else str(Path(key.value).absolute())
 
 
-def objection(kind: Any, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return None if a run may resume with a new value of a key, else the reason (empty for keys that never change).
+def objections(kind: Any, names: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of some keys with whose new value a run may not resume, each with the reason; the reason is empty
+    for a key that never changes.
 
     before, now: plain values of dataclass `kind`.
     """
     old, new = keys(kind, before), keys(kind, now)
+    found = {name: _objection(name, old, new) for name in names}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def _objection(name: str, old: Mapping[str, Key], new: Mapping[str, Key]) -> str | None:
     key, was = new.get(name), old.get(name)
     if key is not None and key.resume == "noted":
         return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfer.config import ConfigProblem, from_plain, to_plain, to_yaml
 from dfer.errors import CheckpointError, UsageError, message, without_secrets
-from dfer.run.changes import computed, noted, objection
+from dfer.run.changes import computed, noted, objections
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
@@ -171,7 +171,7 @@ def _plain_yaml(path: str, data: bytes) -> dict[str, Any]:
 def _refuse_changes(folder: Folder, kind: type, *, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = computed(kind, before), computed(kind, now)
     different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    changed = {key: why for key in different if (why := objection(kind, key, before, now)) is not None}
+    changed = objections(kind, different, before, now)
     if changed:
         listed = "; ".join(
             f"{key} was {old.get(key)!r}, now {new.get(key)!r}{why and f': {why}'}"

@@ -115,6 +115,6 @@ def sequence(fold: Path) -> list[tuple[int, list[int]]]:
     return [(row["step"], row["clips"]) for row in records(fold, "clips")]
 
 
-def with_timeout(seconds: float, since: float) -> None:
+def within(seconds: float, since: float) -> None:
     """The time that the specification gives, with the load of a test machine in mind."""
     assert time.monotonic() - since < seconds

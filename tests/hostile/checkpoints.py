@@ -5,8 +5,9 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -18,14 +19,16 @@ from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
 from dfer.training.engine import Engine
 from dfer.training.loop import resume
-from dfer.training.state import check_names, check_shapes
+from dfer.training.state import Layout, check_names, check_shapes
 from tests.hostile import tensors_kit, values
 from tests.hostile.values import rng
 from tests.hostile.worker import MUTATED, Case
 
 COUNT = 320
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+CUT = Layout(ranks=1, micro_batch=3)
 STATE = {
+    "layout": asdict(CUT),
     "training": {"epoch": 1, "step": 0, "global_step": 3, "evaluate": False},
     "manifest_sha256": "ab" * 32,
     "best": {"protocol": "best_on_val", "metric": "uar", "value": 0.5, "step": 3, "epoch": 1},
@@ -38,6 +41,8 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(3, 2), nn.Linear(2, 1)
+        self.layout = CUT
+        self.task = SimpleNamespace(learner=SimpleNamespace(coupling="micro_batch"))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         check_names("weights", got=weights, expected=self.state_dict())

@@ -11,7 +11,7 @@ from dfer.config_files import load
 from dfer.errors import CheckpointError, UsageError
 from dfer.jobs import crossval as job
 from dfer.jobs.config import RunConfig
-from dfer.jobs.parts import JobModule, Part, chosen, in_order, module_of, name_of, parts_in
+from dfer.jobs.parts import JobModule, Part, chosen, in_order, load_job, name_of, parts_in
 from dfer.storage import Folder
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
@@ -32,7 +32,8 @@ def names(*overrides: str) -> list[str]:
 
 def test_the_module_of_a_configuration_is_a_kind_of_job() -> None:
     module: JobModule = job  # type: ignore[assignment]
-    assert module_of(demo()) is module and name_of(module) == "dfer.jobs.crossval" and module.grouped
+    assert load_job([DEMO], []) == (module, demo(f"run={load_job([DEMO], [])[1].run}"))
+    assert name_of(module) == "dfer.jobs.crossval" and module.grouped
 
 
 def test_folds_lie_in_the_run_folder_and_with_several_seeds_in_one_for_each() -> None:

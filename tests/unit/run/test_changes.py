@@ -8,7 +8,7 @@ import pytest
 
 from dfer.config import key, to_plain
 from dfer.jobs.config import RunConfig, load_run
-from dfer.run.changes import computed, keys, noted, objection
+from dfer.run.changes import computed, keys, noted, objections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,14 @@ def test_what_is_compared() -> None:
     ],
 )
 def test_objections(name: str, before: Config, now: Config, why: str | None) -> None:
-    assert objection(Config, name, to_plain(before), to_plain(now)) == why
+    assert objections(Config, [name], to_plain(before), to_plain(now)).get(name) == why
 
 
 @pytest.mark.parametrize(
     ("before", "now"), [({}, {"epochs": 4}), ({"epochs": 3}, {}), ({"epochs": "3"}, {"epochs": 4})]
 )
 def test_a_number_that_is_not_there_cannot_be_raised(before: dict[str, object], now: dict[str, object]) -> None:
-    assert objection(Config, "epochs", before, now) == ""
+    assert objections(Config, ["epochs"], before, now) == {"epochs": ""}
 
 
 def test_what_results_note() -> None:
@@ -90,7 +90,7 @@ def test_what_results_note() -> None:
 def test_every_method_s_files_and_every_place_are_told_at_their_keys() -> None:
     """Free is what says where and how fast; what is learned from which clips never is."""
     found = keys(RunConfig, to_plain(load_run(["methods/dfer_clip", "sets/dfew"])))
-    files = {f"model.{name}" for name in ("towers.arch", "towers.pretrained", "released")}
+    files = {f"model.{name}" for name in ("towers.arch", "towers.pretrained", "released", "text")}
     assert {name for name, each in found.items() if each.file} == files
     places = {"run", "data.shards", "data.cache", "data.features", "model.start"}
     assert {name for name, each in found.items() if each.path} - files == places
