@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.exit_code(lambda: args.command(args), interrupted=said)
 
 
-# Imports inside the commands: `--help` and mistakes in arguments answer at once.
+# The commands import what they need themselves, so that `--help` and mistakes in arguments answer at once.
 
 
 def _local(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Compare training data from a remote store with a local disk, and reads of whole shards with a bare boto3 loop."""
+"""Compare reading training data from a remote store with a local disk, and whole shards with a bare boto3 loop."""
 
 import copy
 import importlib
@@ -28,18 +28,19 @@ from dfer.store.threads import Threads
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One pass over all clips. rate: frames/s after the first batch; first_s: seconds until the first batch."""
+    """Speed of a pass over all clips. rate: frames/s after the first batch; first_s: seconds until the first batch."""
 
     rate: float
     first_s: float
 
 
 def bench_streaming(url: str, *, against: str, frames: int = 16, size: int = 224, rounds: int = 5) -> dict[str, float]:
-    """Measure and print, with one worker and in turn: an epoch from `url` with an empty cache and one from a local
-    folder; then reads of whole shards in ranges of 8 MiB, through `Store` and, for an S3 URL, in a bare boto3 loop.
+    """Measure and print, alternating `rounds` times: an epoch from `url` with an empty cache, and one from the local
+    folder `against`, with one worker each; then reads of whole shards in ranges of 8 MiB through `Store` and, for an S3
+    URL, in a bare boto3 loop.
 
     Raises:
-        UsageError: the two hold different shards, or are swapped. DataError, StorageError: cannot be read.
+        UsageError: the two hold different shards, or are swapped. DataError, StorageError: the shards cannot be read.
     """
     remote, local = Store(url), Store(against)
     _check(remote, local)
@@ -137,7 +138,7 @@ def _read(store: Store) -> None:
 def _keep(store: Store) -> None:
     """Fetch every range into an empty cache."""
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as folder:
-        other = copy.copy(store)  # with the indexes, without clients
+        other = copy.copy(store)  # the copy has the indexes, but opens its own clients
         other.cache = Cache(folder, budget=2**40)
         ahead = ReadAhead(other)
         ahead.begin(other.manifest.shards, {}, 0)

@@ -1,6 +1,6 @@
-"""From the bytes of one JPEG or PNG to an RGB picture of the wanted size.
+"""Decode the bytes of one JPEG or PNG to an RGB picture of the wanted size.
 
-Shards are untrusted: bounds come before pixels.
+Shards are untrusted: the size in the header is checked before any pixel is decoded.
 """
 
 import numpy as np
@@ -24,14 +24,15 @@ CHECK_SHARDS = "Check the shards with `dfer-shards verify`."
 def decode(
     data: memoryview | bytes, *, size: int, where: str, out: Picture | None = None, do: str = CHECK_SHARDS
 ) -> Picture:
-    """Decode a JPEG or PNG to uint8 [size size 3], RGB. Others are stretched to that size, antialiased bilinear.
+    """Decode a JPEG or PNG to uint8 [size size 3], RGB. Pictures of another size are stretched, antialiased bilinear.
 
     Args:
         where: shard, clip and frame, for the message.
         out: contiguous array to decode into.
-        do: what the message tells to do.
+        do: what to do, for the message.
     Raises:
-        DataError: neither, damaged, cut off, or larger than MAX_PIXELS or in more scans than any.
+        DataError: the data are neither JPEG nor PNG, are damaged or truncated, have more than MAX_PIXELS, or more JPEG
+            scans than any encoder writes.
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     try:

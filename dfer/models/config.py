@@ -1,4 +1,4 @@
-"""Every method's configuration; `ModelConfig` is their union, chosen by `name`. Imports no torch."""
+"""The configuration of every method. `ModelConfig` is their union; the key `name` chooses one. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,9 +15,11 @@ class TowersConfig:
     arch: a name of open_clip (`ViT-B-32-quickgelu`), one of the small ones shipped here (`tiny-vit-64`), or the path of
         a JSON file in open_clip's layout. OpenAI's weights need the `-quickgelu` names; others are refused.
     pretrained: path of a local checkpoint in OpenAI's or open_clip's layout, or one of open_clip's tags for this
-        architecture (`openai`), which open_clip downloads once; null draws random weights. A file's activation must be
-        that of `arch`: OpenAI's files and an open_clip_config.json beside the file tell it, else nothing does.
-    image_size: pixels; null is the architecture's own. Another size interpolates a checkpoint's positions.
+        architecture (`openai`), which open_clip downloads once; null draws random weights. The weights must have been
+        trained with the activation of `arch`. This can only be checked for OpenAI's files, for tags, and for a file
+        with an open_clip_config.json beside it.
+    image_size: pixels; null is the architecture's own. For another size, a checkpoint's position embeddings are
+        interpolated.
     """
 
     arch: str = key("ViT-B-32-quickgelu", file=True)
@@ -36,9 +38,10 @@ class TowersConfig:
 class TemporalConfig:
     """Size of the temporal model; the defaults are the paper's.
 
-    depth: transformer layers; 0 averages the frame features and has no parameters. heads x head_dim: attention.
-    mlp_dim: hidden width of the feed-forward part. init_std: of the class token and the positions at the start; the
-    paper's 1 is small beside CLIP's features, but drowns those of a tower that starts from random weights.
+    depth: transformer layers; 0 averages the frame features and has no parameters. heads, head_dim: number and width of
+    attention heads. mlp_dim: hidden width of the feed-forward part. init_std: standard deviation of the initial class
+    token and position embeddings. The paper's 1 is small compared with CLIP's features, but much larger than the
+    features of a tower with random weights.
     """
 
     depth: int = 1
@@ -56,7 +59,7 @@ class TemporalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenTower:
-    """An image tower that is not trained: what its features of given frames depend on."""
+    """The configuration of an image tower that is not trained: all that its features of given frames depend on."""
 
     towers: TowersConfig
     clip_normalisation: bool
@@ -70,12 +73,13 @@ class DferClipConfig:
     """DFER-CLIP and its ablations (tables 1, 2, 4 and 5 of the paper); the defaults are the published model.
 
     towers: which CLIP. released: path of a checkpoint that the authors' code wrote; it fills the whole model.
-    start: folder (also s3://...) of a run whose weights this one begins from: its selected checkpoint, the parameters
-        of equal name and shape, contexts of classes by class name; of a cross-validation's folder the same fold.
+    start: folder (also s3://...) of a run from whose selected checkpoint the initial weights are taken: parameters of
+        equal name and shape, and the contexts of classes by class name. In the folder of a cross-validation, the same
+        fold is used.
     text: the fixed part of a class's prompt: class_names, class_names_with_context, photo, class_descriptor, or the
-        path of a YAML file with a line `class: text` for every class. num_contexts: learnable vectors beside it (0, 4,
-        8, 16 in the paper).
-    context_position: `end` puts the text behind the contexts, `front` before, `middle` between them.
+        path of a YAML file with a line `class: text` for every class. num_contexts: number of learnable vectors next to
+        the text (0, 4, 8, 16 in the paper).
+    context_position: where the text stands: `end` after the contexts, `front` before them, `middle` between them.
     shared_contexts: one set of contexts for all classes instead of one each.
     temporal: the temporal model; depth 0 averages the frames.
     train_image: whether the image tower is trained; the text tower never is.
@@ -110,7 +114,7 @@ class DferClipConfig:
 
     @property
     def frozen_tower(self) -> FrozenTower | None:
-        """None: this method reads frames alone."""
+        """None: this method reads only frames."""
         return None
 
 
@@ -118,8 +122,8 @@ class DferClipConfig:
 class LinearProbeConfig:
     """A linear classifier on the mean frame feature of a frozen image tower (Radford et al., 2021, section 3.2).
 
-    towers: which CLIP; its text tower is not used. start: another run to begin from. clip_normalisation: feed frames
-    with CLIP's mean and deviation, as it was trained, instead of plain 0..1.
+    towers: which CLIP; its text tower is not used. start: run whose weights are the initial ones. clip_normalisation:
+    normalise frames with CLIP's mean and deviation, as in CLIP's training, instead of only scaling them to 0..1.
     """
 
     name: Literal["linear_probe"] = "linear_probe"
@@ -129,14 +133,14 @@ class LinearProbeConfig:
 
     @property
     def frozen_tower(self) -> FrozenTower | None:
-        """The tower whose features may take the place of frames (`data.features`)."""
+        """The tower whose stored features can be read instead of frames (`data.features`)."""
         return FrozenTower(towers=self.towers, clip_normalisation=self.clip_normalisation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionConfig:
-    """A linear map from a student's features to a teacher's. temperature: divides the cosine similarity; Exp-CLIP's is
-    that of CLIP's own scale, 0.01."""
+    """A linear map from a student's features to a teacher's. temperature: divides the cosine similarity; Exp-CLIP uses
+    0.01, the inverse of CLIP's logit scale."""
 
     temperature: float = 0.01
 

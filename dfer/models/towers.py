@@ -115,7 +115,7 @@ class ImageTower(nn.Module):
         return typing.cast(Tensor, self.visual((x - self.mean) / self.std if normalise else x))
 
     def features(self, batch: ClipBatch, *, normalise: bool) -> dict[str, Tensor]:
-        """The features of a batch's frames, float [N T D], by name, for N clips of T frames."""
+        """Compute the features of a batch's frames, by name: float [N T D] for N clips of T frames."""
         pictures = rearrange(batch.frames, "n t c h w -> (n t) c h w")
         found = self.encode(pictures, normalise=normalise)
         return {FEATURE: rearrange(found, "(n t) d -> n t d", n=len(batch.frames))}

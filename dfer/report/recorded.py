@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run, read for the curves of its report: numbers by metric and step, as many as it shows."""
+"""Read a run's metrics.jsonl for the curves of its report: values by metric and step, up to the limits below."""
 
 import io
 import json
@@ -11,16 +11,16 @@ from dfer.storage import Folder
 MAX_BYTES = 64 * 2**20
 SPLITS = ("validation", "test")
 MAX_LINES, MAX_NUMBERS = 1_000_000, 500_000
-"""Of one file; later ones are left out, and the report says so."""
+"""Most lines and numbers that are read of one file; the rest is left out, and the report says so."""
 MAX_METRICS, MAX_DAMAGED = 1000, 10_000
 LARGEST = 1e30
-"""No metric is larger, and axes cannot show much more."""
+"""Larger numbers are ignored: no metric is as large, and plots cannot scale to much more."""
 
 
 @dataclass(kw_only=True)
 class Recorded:
-    """points: value by step, by metric, as `train/lr/image` or `eval/test/war`; a step recorded twice counts with its
-    last record. damaged: lines that could not be read. cut: whether there was more than a report takes, whose end is
+    """points: metric (`train/lr/image`, `eval/test/war`) -> step -> value; of a step recorded twice, the last record is
+    used. damaged: number of lines that could not be parsed. cut: whether the file exceeded a limit, so that its end is
     left out."""
 
     points: dict[str, dict[float, float]] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class Recorded:
 
 
 def read_recorded(folder: Folder, name: str) -> Recorded:
-    """What a run recorded; nothing when there is no such file. A run that was killed leaves a torn line.
+    """Read what a run recorded; empty if there is no such file. A killed run may leave an incomplete line.
 
-    A file that is larger or stranger than any of ours gives shorter curves, never an error.
+    A file that is too large or malformed gives shorter curves, never an error.
 
     Raises:
         StorageError: it cannot be read.
@@ -56,7 +56,7 @@ def read_recorded(folder: Folder, name: str) -> Recorded:
 
 
 def _add(found: Recorded, record: Mapping[str, Any]) -> int:
-    """The numbers taken note of, of metrics that there is still room for."""
+    """Add the numbers of a record to `found`, for at most MAX_METRICS metrics; returns how many the record has."""
     numbers = _numbers(record, _prefix(record))
     for key, value in numbers:
         if key in found.points or len(found.points) < MAX_METRICS:
@@ -67,7 +67,7 @@ def _add(found: Recorded, record: Mapping[str, Any]) -> int:
 
 
 def _prefix(record: Mapping[str, Any]) -> str:
-    """`train`, `eval/test`, or `eval` of older versions, whose evaluations do not name their split."""
+    """Return `train`, `eval/test` or, for records of older versions that do not name their split, `eval`."""
     kind, split = record.get("kind"), record.get("split")
     if not isinstance(kind, str):
         return ""
@@ -75,7 +75,7 @@ def _prefix(record: Mapping[str, Any]) -> str:
 
 
 def _numbers(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
-    """The finite numbers of a record, nested ones too, by their path below `prefix`."""
+    """List the finite numbers of a record, also nested ones, with their paths below `prefix`."""
     found: list[tuple[str, float]] = []
     for key, value in record.items():
         path = f"{prefix}/{key}" if prefix else str(key)
@@ -88,5 +88,5 @@ def _numbers(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it can stand in a curve."""
+    """Whether a value can be a point of a curve."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -32,8 +32,9 @@ MAX_KEYS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Result of one step over all ranks. loss and terms: means over the global batch; grad_norm: before clipping, inf
-    when an fp16 overflow skipped the update (applied is False); clips: number without padding; lr: rate by group."""
+    """Result of one step over all ranks. loss and terms: means over the global batch; grad_norm: norm before clipping,
+    inf if an fp16 overflow skipped the update; applied: False in that case; clips: number of clips without padding; lr:
+    learning rate by group."""
 
     loss: float
     terms: dict[str, float]

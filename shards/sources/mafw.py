@@ -1,4 +1,4 @@
-"""MAFW (Liu et al., ACM MM 2022): single-labelled clips, eleven emotions, five folds; face folders made by the user.
+"""Read MAFW (Liu et al., ACM MM 2022): single-labelled clips, eleven emotions, five folds. The user crops the faces.
 
 data/faces/00025/*.png|jpg                                     or faces/00025/
 Train & Test Set/single/no_caption/set_1/train.txt, test.txt   no header: 00025.mp4 anger

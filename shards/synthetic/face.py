@@ -42,7 +42,7 @@ def fill(image: Image, points: Points, colour: Colour | float) -> None:
 
 
 def stroke(image: Image, points: Points, colour: Colour | float, *, width: float, closed: bool = False) -> None:
-    """Draw an antialiased polyline (n, 2), at least a pixel wide."""
+    """Draw an antialiased polyline (n, 2) of `width` pixels, at least one."""
     cv2.polylines(image, [points], closed, colour, max(1, round(width)), cv2.LINE_AA, SHIFT)
 
 
@@ -66,7 +66,7 @@ def blend(below: Image, above: Image, mask: Image) -> None:
 
 
 def oval(x: float, y: float, rx: float, ry: float, *, power: float = 1.0) -> Array:
-    """A closed curve (1, 28, 2) in the face plane; `power` below 1 squares it."""
+    """Make a closed curve (1, 28, 2) in the face plane: an ellipse, or with `power` below 1 a rounded rectangle."""
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     c, s = np.cos(angle), np.sin(angle)
     ring = [x + rx * np.sign(c) * np.abs(c) ** power, y + ry * np.sign(s) * np.abs(s) ** power]
@@ -74,13 +74,14 @@ def oval(x: float, y: float, rx: float, ry: float, *, power: float = 1.0) -> Arr
 
 
 def polygon(*corners: tuple[float, float]) -> Array:
-    """Corner points as a curve (1, n, 2)."""
+    """Convert corner points to a curve (1, n, 2)."""
     return np.array([corners], np.float32)
 
 
 @lru_cache(maxsize=4)
 def noise_pool(size: int) -> Array:
-    """Make unit sensor noise (2S, 2S, 3), from which frames take crops: mostly luminance, some in each channel."""
+    """Make sensor noise of unit scale (2S, 2S, 3), of which each frame takes a crop: mostly luminance noise, common to
+    the channels, and some independent noise in each."""
     rng = np.random.default_rng(size)
     luminance = rng.standard_normal((2 * size, 2 * size, 1), np.float32)
     return 0.8 * luminance + 0.5 * rng.standard_normal((2 * size, 2 * size, 3), np.float32)

@@ -164,7 +164,7 @@ def write_tree(
 
 
 def in_processes(draw: partial[int], clips: list[Clip], *, jobs: int) -> Iterable[int]:
-    """Draw clips in this process or in `jobs` others; yields the number of frames of each."""
+    """Draw clips in this process, or in `jobs` child processes; yields the number of frames of each clip."""
     if jobs == 1 or len(clips) < 2:
         with one_thread():
             yield from map(draw, clips)
