@@ -1,6 +1,6 @@
 """Label sets: names in class order, and the words the raw data sets use for them.
 
-Names map to classes, never numbers to numbers: every repository of the field numbers its labels differently.
+Classes are matched by name, never by number: every repository of the field numbers its labels differently.
 """
 
 import re
@@ -56,7 +56,7 @@ def canonical_name(word: str) -> str:
 
 
 def label_set(name: str) -> Emotions:
-    """The label set of that name (`basic7`: DFEW, FERV39k; `mafw11`: MAFW). Raises UsageError for an unknown one."""
+    """Return a label set by name (`basic7`: DFEW, FERV39k; `mafw11`: MAFW). Raises UsageError for an unknown name."""
     if name not in LABEL_SETS:
         raise UsageError(
             message("label set", expected="a known name", got=repr(name), do=did_you_mean(name, LABEL_SETS))
@@ -65,7 +65,7 @@ def label_set(name: str) -> Emotions:
 
 
 def emotions_of(names: Sequence[str]) -> Emotions:
-    """A label set of these names, known emotions or others. Raises UsageError when a name is odd or stands twice."""
+    """Make a label set of any names, known emotions or not. Raises UsageError for a malformed or repeated name."""
     odd = [name for name in names if not NAME.fullmatch(name)]
     if odd or len(set(names)) != len(names) or not names:
         expected = "distinct names of small letters, digits, spaces, _ and -"

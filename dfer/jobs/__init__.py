@@ -1,1 +1,1 @@
-"""What a job is: the only room that knows every room."""
+"""Jobs, such as a training or a cross-validation. The only room that imports all other rooms."""

@@ -1,4 +1,4 @@
-"""RunConfig: everything one run is made of, composed of what each room needs."""
+"""RunConfig: the whole configuration of one run, composed of the configurations of the rooms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything one run is made of; the resolved whole is written into its folder.
+    """The whole configuration of one run; it is written, resolved, into the run folder.
 
-    job: the kind of job that launchers make of it. run: run folder. seed: of the order, the draws and the initial
-    weights. seeds: with each of them a cross-validation is repeated, none = with `seed` alone. fold: which
-    partition tests (1 for FERV39k). epochs: passes over the training clips, may grow under constant and step
-    schedules. batch: clips of an optimizer step over all ranks; micro_batch: most clips a rank takes through the
-    model at once, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs between
-    evaluations during training, none = as often as the selection needs. select: which checkpoint is reported;
-    val_share: part of the training clips held out for `best_on_val`. published: a paper's numbers, to show beside
-    ours. record_clips: write into metrics.jsonl which clips made up each step.
+    job: the kind of job that launchers run. run: run folder. seed: of the order of clips, the random draws and the
+    initial weights. seeds: a cross-validation is repeated with each of them, none = only with `seed`. fold: number of
+    the fold (1 for FERV39k). epochs: passes over the training clips, may grow under constant and step schedules. batch:
+    clips of an optimizer step over all ranks; micro_batch: most clips of one forward pass of a rank, none = its whole
+    share; eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often
+    as the selection needs. select: which checkpoint is reported; val_share: fraction of the training clips held out for
+    `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write the clips of each step into
+    metrics.jsonl.
     """
 
     job: Literal["crossval"] = key("crossval", resume="free")
@@ -72,7 +72,8 @@ class RunConfig:
             self._refuse_without_features()
 
     def _refuse_without_features(self) -> None:
-        """A method must take features, and its tower's weights must be known before it is built."""
+        """Raise ConfigProblem if features are configured for a method that cannot read them, or whose tower's weights
+        are not known before the model is built."""
         do = "Leave data.features out"
         if self.model.frozen_tower is None:
             expected = "a method with a frozen image tower, such as linear_probe"
@@ -85,8 +86,8 @@ class RunConfig:
             )
 
     def share(self, world: "World") -> int:
-        """Clips a rank takes through the model at once in training: its whole part of a step, or that cut into as few
-        micro-batches of at most `micro_batch` as there can be, all equally long but for the last, which may be shorter.
+        """Number of clips in a micro-batch of a rank in training. A rank's clips of a step are divided into the fewest
+        micro-batches of at most `micro_batch` clips; all have equal size, except the last, which may be smaller.
         """
         whole = max(1, self.batch // world.size)
         times = -(-whole // min(self.micro_batch or whole, whole))
@@ -94,14 +95,14 @@ class RunConfig:
 
 
 def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a run from one or more files and `a.b=c` overrides, as `dfer.config_files.load` joins them.
+    """Load the configuration of a run from files and `a.b=c` overrides, joined as by `dfer.config_files.load`.
 
-    Where SET/METHOD.yaml comes with dfer, it stands for the join of that method and that set. A join has a default for
-    `run`: runs/SET/METHOD, by the names of the files. A row of a published table has one for `published`: the paper's
-    numbers.
+    If dfer ships SET/METHOD.yaml, that file is used instead of the join of the method and the set. The default of `run`
+    for a join is runs/SET/METHOD, by the names of the files. The default of `published` for a row of a published table
+    is the paper's numbers.
 
     Raises:
-        ConfigProblem: no such file, or files that do not give a whole configuration.
+        ConfigProblem: a file does not exist, or the files do not give a complete configuration.
     """
     paths = [find(name) for name in files]
     names = [shown(path) for path in paths]

@@ -1,4 +1,4 @@
-"""Cross-validation: the parts of a training are its folds, repeated with each of `seeds`; a report concludes them.
+"""Cross-validation as a job: one part per fold, or per seed and fold; its conclusion is the report.
 
     RUN/fold_3          with one seed
     RUN/seed_2/fold_3   with several
@@ -33,12 +33,12 @@ Config = RunConfig
 
 
 def load(files: Sequence[str | Path], overrides: Sequence[str]) -> RunConfig:
-    """The configuration of a training. Raises ConfigProblem."""
+    """Load the configuration of a training. Raises ConfigProblem."""
     return load_run(files, overrides)
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """With absolute paths, which are values: read as YAML once more, ` #` in one would cut it."""
+    """Make paths absolute. They are set as values, not as overrides: parsed as YAML, a path would end at ` #`."""
     facts = keys(RunConfig, to_plain(config))
     places = {name: key.value for name, key in facts.items() if key.path and not key.file}
     places |= {f"model.{key}": path for key, path in files(config.model).items()}
@@ -47,12 +47,12 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def shared(config: RunConfig) -> dict[str, str]:
-    """The shards."""
+    """Return the URL of the shards."""
     return {"data.shards": config.data.shards}
 
 
 def parts(config: RunConfig) -> list[Part]:
-    """The folds that the shards give, for every seed. Raises DataError, StorageError: the shards."""
+    """List all folds of the shards, for every seed. Raises DataError, StorageError if the shards cannot be read."""
     home, names = config.run.rstrip("/"), [f"fold_{number}" for number in known_folds(config)]
     if len(config.seeds) > 1:
         names = [f"seed_{seed}/{name}" for seed in config.seeds for name in names]
@@ -60,12 +60,12 @@ def parts(config: RunConfig) -> list[Part]:
 
 
 def known_folds(config: RunConfig) -> list[int]:
-    """The folds that the shards give."""
+    """List the numbers of the shards' folds."""
     return list(folds(Store(config.data.shards).manifest, config.data.protocol))
 
 
 def config_of_part(config: RunConfig, part: Part) -> RunConfig:
-    """The configuration of one fold: its own folder, fold and seed."""
+    """Return the configuration of one fold, with its own folder, fold and seed."""
     pieces = [piece.partition("_") for piece in part.name.split("/")]
     own = {key: int(number) for key, _, number in pieces}
     seed = own.get("seed", config.seeds[0] if config.seeds else config.seed)
@@ -73,11 +73,12 @@ def config_of_part(config: RunConfig, part: Part) -> RunConfig:
 
 
 def check(config: RunConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
-    """Refuse what would stop these folds on a host.
+    """Detect, before any process starts, what would stop these folds on a host.
 
     Raises:
-        UsageError: a batch that does not divide, a folder of something else. CheckpointError: a fold was begun with
-            another configuration, or a file of weights is not there. StorageError: the run folder cannot be reached.
+        UsageError: the batch is not divisible by the processes, or the folder holds something else.
+        CheckpointError: a fold was begun with another configuration, or a file of weights is missing.
+        StorageError: the run folder cannot be reached.
     """
     for size in worlds:
         _check_batch(config, size)
@@ -87,7 +88,7 @@ def check(config: RunConfig, parts: Sequence[Part], worlds: Sequence[int]) -> No
         if home.exists(CONFIG):
             folder.check(home, config_of_part(config, part))
     begun = all(finished(home, config.epochs) or committed(home) for home in homes.values())
-    # Features that are stored need no tower; whether they are is found out where they are read.
+    # With `data.features`, the tower's weights are not needed if the features are stored, which is checked on reading.
     check_files(config.model, weights=not begun and config.data.features is None)
 
 
@@ -99,8 +100,8 @@ def _check_batch(config: RunConfig, size: int) -> None:
 
 
 def refuse_other_layout(config: RunConfig, parts: Sequence[Part]) -> None:
-    """Raises UsageError where the folder holds a single run, or folds of one seed where several are wanted, or the
-    other way round: one report cannot hold both."""
+    """Raise UsageError if the folder holds a single run, or folds without seeds while these parts have seeds, or the
+    reverse: one report cannot cover both."""
     home = Folder(config.run, what="run")
     if home.exists(CONFIG):
         expected, do = "a folder for all parts", "Choose another one with run=FOLDER."
@@ -113,7 +114,7 @@ def refuse_other_layout(config: RunConfig, parts: Sequence[Part]) -> None:
 
 
 def done(config: RunConfig, part: Part) -> bool:
-    """Whether a fold's training is complete. Raises CheckpointError, StorageError: its result cannot be read."""
+    """Whether a fold's training is complete. Raises CheckpointError, StorageError if its result cannot be read."""
     return finished(Folder(part.run, what="run"), config.epochs)
 
 
@@ -127,7 +128,7 @@ def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> s
 
 
 def conclude(config: RunConfig) -> str:
-    """Write the report over the folds that are done; its table. Raises CheckpointError, StorageError."""
+    """Write the report over the finished folds; returns its table. Raises CheckpointError, StorageError."""
     from dfer.report.write import shown, write_report
 
     home = Folder(config.run, what="run")
@@ -136,10 +137,10 @@ def conclude(config: RunConfig) -> str:
 
 
 def crossval(config: RunConfig, world: "World", *, only: Sequence[str] = (), stop: "Stop | None" = None) -> str:
-    """All parts one after another in these processes, then the report, whose table the first rank returns. Continues
-    where it was.
+    """Run all parts in sequence in these processes, then write the report; the first rank returns its table. Resumes an
+    interrupted cross-validation.
 
-    only: train just the parts of these names; the report then says which are missing.
+    only: names of the parts to train; the report then says which are missing.
     """
     from dfer.distributed import barrier, on_first
     from dfer.interruption import Stop

@@ -1,4 +1,4 @@
-"""What a training would do, in words."""
+"""Describe what a training would do, for `--dry-run`."""
 
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
@@ -9,7 +9,7 @@ from dfer.training.optim import group_settings
 
 
 def describe(config: RunConfig, world: World) -> str:
-    """What `train` would do: clips, parameters by group, steps. Reads manifest and indexes, trains nothing."""
+    """Describe what `train` would do: clips, parameters by group, steps. Reads manifest and indexes; does not train."""
     clips, line = with_stored_features(config, open_fold(config))
     initial = initial_model(config, clips, World())
     recognizer = initial.model

@@ -48,9 +48,9 @@ Forward = Callable[[Batch], Recognition]
 
 
 def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None) -> Initial:
-    """The model with its initial weights, or one that `resumed` will be loaded into; a collective call.
+    """Build the model with its initial weights, or one that `resumed` will be loaded into. COLLECTIVE.
 
-    The first rank says where the weights come from.
+    The first rank prints where the weights come from.
     """
     initial = initial_model(config, clips, world, resumed=resumed)
     initial.tell(world)
@@ -61,14 +61,14 @@ def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Che
 def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder | None = None) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
-    out: where a trained run's results go instead of the run, to which nothing is written then.
-    A training that is not complete may be at work meanwhile: nothing of it is written to, and the result has a file of
-    its own, which does not end the run.
+    out: folder for the results of a trained run; nothing is then written to the run itself.
+    An incomplete training may be running at the same time: none of its files is changed, and the result goes into a
+    separate file, which does not mark the run as finished.
 
     Raises:
-        DeniedError: the results cannot be written there; known before the evaluation where that is on a disk.
+        DeniedError: the results cannot be written there; on a disk this is checked before the evaluation.
         CheckpointError: the configuration or the shards are not those the run was started with.
-        UsageError: untrained weights are to be evaluated into the folder of a training run.
+        UsageError: the folder holds a training run, but the weights to evaluate were not trained here.
     """
     home = Folder(config.run, what="run")
     if not trained and on_first(lambda: is_trained(home), world):
@@ -102,7 +102,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
-    """Raises UsageError where `out` is a run folder, DeniedError where the results cannot be written."""
+    """Raise UsageError if `out` is a run folder, DeniedError if the results cannot be written."""
     if out and out.exists(CONFIG):
         do = "Choose another one with --out FOLDER."
         raise UsageError(message(out, expected="a folder that is no run's", got="a run folder", do=do))
@@ -122,7 +122,7 @@ def score(
     predictions: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate a part of the fold on all ranks, every clip once; a collective call."""
+    """Evaluate a subset of the fold on all ranks, every clip once. COLLECTIVE."""
     loader = eval_loader(config, clips, part, world)
     return evaluate(
         forward,
@@ -149,8 +149,11 @@ def report_test(
     stop: Stop | None = None,
     out: Folder | None = None,
 ) -> FoldResult:
-    """checkpoints, stop: of a training run, which may be fenced off or stopped during this evaluation too. out: where
-    the results go instead of the run."""
+    """Evaluate the test clips and write the result. COLLECTIVE.
+
+    checkpoints, stop: given by a training run, which may be fenced off or stopped during this evaluation too. out:
+    folder for the results instead of the run folder.
+    """
 
     def between() -> None:
         if stop and highest([stop.requested])[0]:
@@ -182,7 +185,7 @@ def _result(
     training: Training,
 ) -> FoldResult:
     position = chosen.state["training"] if chosen else {"epoch": 0}
-    # The authors of a released checkpoint chose it on the test clips, whatever our configuration says of its own runs.
+    # The authors of a released checkpoint selected it on the test clips; `select` only describes our own runs.
     untrained = initial.selection or ("best_on_test" if is_released(config.model) else config.select)
     selection = config.select if chosen else untrained
     return fold_result(

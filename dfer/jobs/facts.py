@@ -1,4 +1,4 @@
-"""What a checkpoint and a result say of the run that they come from, and which checkpoint of a run is meant."""
+"""Facts about a run that its checkpoints and results store, and the selection of a run's checkpoint."""
 
 import itertools
 from dataclasses import asdict, dataclass
@@ -28,7 +28,8 @@ TEXTS = "texts"
 
 
 def refuse_result_alone(home: Folder) -> None:
-    """A run whose epochs were raised goes on from its checkpoint; without one it would begin anew in silence."""
+    """Raise CheckpointError if a run has a result but no checkpoint. After `epochs` was raised, training resumes from a
+    checkpoint; without one it would silently start from the beginning."""
     if home.size(RESULT) is not None:
         do = "Put its checkpoints back, or start a new run with run=FOLDER."
         raise CheckpointError(
@@ -37,7 +38,7 @@ def refuse_result_alone(home: Folder) -> None:
 
 
 def changes_of(config: RunConfig, latest: Checkpoint | None, recorded: dict[str, Any]) -> tuple[Change, ...]:
-    """What of the configuration has been changed on the way, up to where training goes on now."""
+    """List the changes of the configuration since the run began, up to the step from which training resumes now."""
     if latest is None:
         return ()
     return changes.changes_until_now(
@@ -47,7 +48,7 @@ def changes_of(config: RunConfig, latest: Checkpoint | None, recorded: dict[str,
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How far the training is whose checkpoint is evaluated, as `FoldResult` has it."""
+    """Progress of the training whose checkpoint is evaluated; the fields are those of `FoldResult`."""
 
     epochs: int
     complete: bool
@@ -55,7 +56,7 @@ class Training:
 
     @classmethod
     def at(cls, newest: Checkpoint, *, epochs: int) -> "Training":
-        """Of a run whose newest checkpoint this is, whichever is evaluated."""
+        """Read the progress from a run's newest checkpoint, whichever checkpoint is evaluated."""
         position = TrainingState.from_plain(newest.state.get("training"), where=newest.folder)
         return cls(
             epochs=epochs,
@@ -65,7 +66,7 @@ class Training:
 
 
 def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
-    """How test clips are shown to the model, and what training does to its clips."""
+    """Describe how test clips are presented to the model, and the augmentation of training clips."""
     augment = config.data.augment
     words = [
         f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
@@ -83,7 +84,7 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
 
 
 def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: tuple[Change, ...]) -> dict[str, object]:
-    """What a checkpoint must say of itself to be used without its run folder."""
+    """Collect the facts that a checkpoint must store so that it can be used without its run folder."""
     return {
         "model": asdict(config.model),
         "classes": list(clips.emotions.names),
@@ -100,12 +101,12 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
 
 
 def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:
-    """What a method with class texts says of each class, None for one without."""
+    """Return the text of each class; None for a method without class texts."""
     return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
 
 
 def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError when the file of class texts says something else than at the training."""
+    """Raise CheckpointError if the class texts differ from those of the training."""
     trained, now = checkpoint.state.get(TEXTS), _texts(config, emotions)
     if now is None or not isinstance(trained, list) or trained == now:
         return
@@ -115,17 +116,17 @@ def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkp
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def source_of(config: RunConfig) -> str:
-    """Where weights that are not trained here come from."""
+    """Describe the source of weights that are not trained here."""
     return config.model.start or source(config.model)
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint, *, without: frozenset[str] = frozenset()) -> None:
-    """Put a checkpoint's weights into a recognizer, and close it. without: names that keep what they have.
+    """Load a checkpoint's weights into a recognizer, then close the checkpoint. without: names that are not loaded.
 
     Raises:
         CheckpointError: the names or shapes differ.
@@ -144,10 +145,10 @@ def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint, *, without: 
 
 
 def selected_checkpoint(config: RunConfig, checkpoints: Checkpoints, newest: Checkpoint | None = None) -> Checkpoint:
-    """The checkpoint the selection rule names. newest: what `checkpoints.latest` gave, where it is known already.
+    """Open the checkpoint that the selection rule chooses. newest: the result of `checkpoints.latest`, if known.
 
     Raises:
-        CheckpointError: training left none.
+        CheckpointError: the run has no checkpoint.
     """
     newest = newest or checkpoints.latest()
     found = newest if config.select == "last" or newest is None else checkpoints.best(newest)

@@ -1,5 +1,5 @@
-"""Features of a frozen image tower: computed once by all ranks of the first run that needs them, read by all later runs
-and folds."""
+"""Features of a frozen image tower. All ranks of the first run that needs them compute and store them; later runs and
+other folds read them."""
 
 import hashlib
 import sys
@@ -39,20 +39,21 @@ from dfer.training.loop import stopped
 
 SHA256 = "sha256"
 MAX_ROWS, MIN_SHARDS = 256, 16
-"""Clips of a feature shard at most; shards of a small data set at least, so that all ranks have some."""
+"""Most clips of a feature shard; fewest shards, also of a small data set, so that every rank computes some."""
 TELL_S = 10.0
 
 
 def with_features(
     config: RunConfig, clips: FoldData, world: World, *, begun: Checkpoint | None, stop: Stop | None = None
 ) -> FoldData:
-    """The fold with the features that take the place of its frames, where the configuration wants them; computes what
-    is not stored yet. A collective call. begun: of the run, if it goes on.
+    """Add the features to the fold if the configuration asks for them; computes those that are not stored. COLLECTIVE.
+
+    begun: the checkpoint from which the run resumes, if any.
 
     Raises:
-        CheckpointError: neither the features nor the tower's weights are there, or the run was begun on others.
+        CheckpointError: both the features and the tower's weights are missing, or the run began with other features.
         DataError: a clip cannot be read, or the features are damaged.
-        StoppedError: on all ranks; whole shards stand and are not computed again.
+        StoppedError: on all ranks; complete shards are kept and not computed again.
     """
     if config.data.features is None:
         _refuse_other_features(config, begun, now="")
@@ -69,7 +70,7 @@ def with_features(
 
 
 def with_stored_features(config: RunConfig, clips: FoldData) -> tuple[FoldData, list[str]]:
-    """The fold with its features where they are stored, and a line that says whether they are; computes none."""
+    """Add the features to the fold if they are stored; returns also a line saying whether they are. Computes none."""
     if config.data.features is None:
         return clips, []
     home = find(config, key_of(config, manifest_hash(clips.store)))
@@ -79,7 +80,7 @@ def with_stored_features(config: RunConfig, clips: FoldData) -> tuple[FoldData, 
 
 
 def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
-    """Everything the features depend on, as plain values without nulls."""
+    """Collect everything the features depend on, as plain values without nulls."""
     data, frozen = config.data, config.model.frozen_tower
     assert frozen is not None, "refused by RunConfig"
     named, towers = files(config.model), frozen.towers
@@ -103,7 +104,7 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
 
 
 def _file(path: str) -> dict[str, str]:
-    """A file by name and SHA-256; by its name alone where it is gone."""
+    """Identify a file by its name and SHA-256, or only by its name if the file is missing."""
     if not Path(path).is_file():
         return {"name": Path(path).name}
     with Path(path).open("rb") as file:
@@ -111,19 +112,19 @@ def _file(path: str) -> dict[str, str]:
 
 
 def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
-    """The folder of these features, None where none are stored.
+    """Find the folder of these features; None if none are stored.
 
-    Where the weights' file is gone, its name stands for it, unless there are features of several files of that name.
+    If the file of weights is missing, features made with a file of the same name are taken.
 
     Raises:
-        CheckpointError: there are several.
+        CheckpointError: there are features of several files of that name.
     """
     root = Folder(str(config.data.features), what="data.features")
     home = root / name_of(key)
     if read_manifest(home) is not None:
         return home
     if not any(isinstance(value, Mapping) and SHA256 not in value for value in key.values()):
-        return None  # every file is there, so what is stored are other features
+        return None  # no file is missing, so the stored features have another key
     alike = [home for home, manifest in _stored(root) if _fits(manifest.key, key)]
     if len(alike) > 1:
         expected, got = "features of one file of weights of that name", f"{len(alike)}"
@@ -140,7 +141,7 @@ def _stored(root: Folder) -> Iterator[tuple[Folder, FeatureManifest]]:
 
 
 def _fits(stored: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
-    """Whether the keys are the same but for the hashes of files that are gone."""
+    """Whether the keys are equal, apart from the hashes of missing files."""
 
     def same(theirs: Any, ours: Any) -> bool:
         if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
@@ -151,7 +152,7 @@ def _fits(stored: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
 
 
 def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: str) -> None:
-    """Raise CheckpointError where a run that read frames, or other features, would go on with these."""
+    """Raise CheckpointError if the run began with frames, or with other features than these."""
     then = str(begun.state.get(FEATURES, "")) if begun is not None else now
     if then != now:
         was, got = (f"features {name}" if name else "frames" for name in (then, now))
@@ -164,7 +165,7 @@ def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What is to be stored. parts: positions of the clips of each shard among all clips, shard by shard."""
+    """The features to compute and store. parts: for each shard, the positions of its clips among all clips."""
 
     clips: ClipSet
     parts: list[range]
@@ -175,13 +176,13 @@ class _Work:
         return cls(clips=clips, parts=[range(at, min(at + rows, len(clips))) for at in range(0, len(clips), rows)])
 
     def keys(self) -> list[list[str]]:
-        """The clips' keys, shard by shard."""
+        """The keys of the clips of each shard."""
         keys = self.clips.keys
         return [keys[part.start : part.stop] for part in self.parts]
 
 
 def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: World, stop: Stop) -> Folder:
-    """Compute and store the features of all clips of the shards, which serve every fold; a collective call."""
+    """Compute and store the features of all clips of the shards, for all folds. COLLECTIVE."""
     root = Folder(str(config.data.features), what="data.features")
     home = root / name_of(key)
     on_first(lambda: _refuse_missing_files(config, root), world)
@@ -213,7 +214,7 @@ def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: 
 
 
 def _commit(home: Folder, key: Mapping[str, Any], shards: Sequence[FeatureShard], *, origin: str) -> None:
-    """Write the manifest, unless another run was quicker; its shards then have other names, or are the same."""
+    """Write the manifest, unless another run has written it. That run's shards have other names or the same bytes."""
     if read_manifest(home) is None:
         write_manifest(home, key, shards, origin=origin)
 
@@ -226,7 +227,7 @@ def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
 
 
 def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
-    """This rank's clips in batches, then None until every rank has had all of its own; a collective call."""
+    """Yield this rank's clips in batches, then None until the rank with the most batches has finished. COLLECTIVE."""
     alone = World(local_rank=world.local_rank, local_size=world.local_size)
     loader = Loader(
         clips,
@@ -245,7 +246,7 @@ def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
 
 
 class _Writer:
-    """Cuts the features of clips, which come in any batches, into shards."""
+    """Collects the features of clips, in batches of any size, and divides them into shards."""
 
     def __init__(self, home: Folder, wanted: list[tuple[int, list[str]]]) -> None:
         self._home, self._wanted = home, wanted[::-1]
@@ -253,7 +254,7 @@ class _Writer:
         self.written: dict[int, FeatureShard] = {}
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Take rows [B ...] by name and write the shards that are full with them."""
+        """Add rows [B ...] by name, and write every shard that they complete."""
         before = self._rows
         self._rows = {name: torch.cat([before[name], value]) if before else value for name, value in rows.items()}
         while self._wanted and len(next(iter(self._rows.values()))) >= len(self._wanted[-1][1]):
@@ -264,7 +265,7 @@ class _Writer:
 
 
 class _Progress:
-    """Lines on the error stream of the first rank."""
+    """Prints progress to the error stream of the first rank."""
 
     def __init__(self, home: Folder, *, total: int, done: int, world: World) -> None:
         self._total, self._done, self._first, self._tells = total, done, done, world.is_first
@@ -272,7 +273,7 @@ class _Progress:
         self._say(f"{total:,} clips into {home}" + (f", of which {done:,} stand" if done else ""))
 
     def add(self, clips: int) -> None:
-        """Take note of clips done by all ranks together; says so every TELL_S seconds."""
+        """Add the number of clips that all ranks have done; prints the sum every TELL_S seconds."""
         self._done = min(self._total, self._done + clips)
         now = time.monotonic()
         if now - self._told >= TELL_S:
@@ -281,7 +282,7 @@ class _Progress:
             self._say(f"{self._done:,} of {self._total:,} clips, {rate:.1f} clips/s, {left:.0f} s left")
 
     def end(self) -> None:
-        """Say how long it took."""
+        """Print the duration."""
         self._say(f"{self._total:,} clips stored, {time.monotonic() - self._began:.1f} s")
 
     def _say(self, text: str) -> None:

@@ -20,8 +20,8 @@ from dfer.store.shards import Store
 
 @dataclass(frozen=True, kw_only=True)
 class FoldData:
-    """The clips of one fold. `select` is what chooses the checkpoint: validation or test clips, or None. features: of
-    all clips, where they are read in place of frames."""
+    """The clips of one fold. select: the clips whose score selects the checkpoint (validation or test clips), or None.
+    features: of all clips, if they are read instead of frames."""
 
     store: Store
     fold: Fold
@@ -36,7 +36,7 @@ class FoldData:
 
 
 def open_fold(config: RunConfig) -> FoldData:
-    """Open the shards and form the fold. Raises DataError, UsageError when they do not fit the configuration."""
+    """Open the shards and form the fold. Raises DataError, UsageError if they do not match the configuration."""
     store, protocol = config.data.store(), config.data.protocol
     emotions = emotions_for(config.data.classes, store.manifest)
     fold = fold_of(store.manifest, protocol, config.fold)
@@ -66,12 +66,12 @@ def open_fold(config: RunConfig) -> FoldData:
 
 
 def manifest_hash(store: Store) -> str:
-    """SHA-256 of the shards' manifest in its canonical form."""
+    """Compute the SHA-256 of the shards' manifest in its canonical form."""
     return hashlib.sha256(to_json(store.manifest)).hexdigest()
 
 
 def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
-    """Raises CheckpointError when the shards are not those of the training; they may lie elsewhere."""
+    """Raise CheckpointError if the shards are not those of the training. Their location may differ."""
     found = manifest_hash(store)
     if trained_on not in (None, found):
         raise CheckpointError(
@@ -82,16 +82,16 @@ def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None)
 
 
 FEATURES = "features"
-"""Key of a checkpoint's state: which features the run reads, empty where it reads frames."""
+"""Key of a checkpoint's state: identifies the features that the run reads; empty if it reads frames."""
 
 
 def features_id(clips: FoldData) -> str:
-    """Which features a fold reads; empty where it reads frames."""
+    """Identify the features that a fold reads; empty if it reads frames."""
     return name_of(clips.features.key) if clips.features is not None else ""
 
 
 def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | FeatureLoader:
-    """The loader of the training clips. Raises ConfigProblem when the batch does not divide by the world."""
+    """Make the loader of the training clips. Raises ConfigProblem if the batch is not divisible by the ranks."""
     if config.batch % world.size:
         below = config.batch // world.size * world.size
         fitting = " or ".join(str(batch) for batch in (below, below + world.size) if batch)
@@ -104,7 +104,7 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | F
 
 
 def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
-    """The loader of a part of the fold that is evaluated, each clip once."""
+    """Make the loader that reads each clip of a subset of the fold once, for evaluation."""
     return _loader(
         config,
         clips,
@@ -119,7 +119,8 @@ def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World)
 def _loader(
     config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, train: bool, global_batch: int, micro_batch: int
 ) -> Loader | FeatureLoader:
-    """Over the part's features where there are some, else over its frames; the same clips in the same order."""
+    """Make a loader over the features of `part`, if the fold has features, else over its frames. Clips and their order
+    are the same."""
     if clips.features is None:
         return Loader(
             part,
@@ -143,7 +144,7 @@ def _loader(
 
 
 def refuse_little_memory(loaders: Sequence[Loader | FeatureLoader]) -> None:
-    """Raises UsageError on all ranks when the shared memory of any rank's host is too small for the data workers."""
+    """Raise UsageError on all ranks if the shared memory of any host is too small for the data workers. COLLECTIVE."""
     lacks = [text for texts in gather_objects([loader.lack_of_memory() for loader in loaders]) for text in texts]
     if problem := next(filter(None, lacks), ""):
         raise UsageError(problem)

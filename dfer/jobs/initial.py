@@ -1,4 +1,4 @@
-"""The model at the start of a run: its initial weights, where they come from, and what of another run was taken."""
+"""Build the model at the start of a run: its initial weights and their origin, also when taken from another run."""
 
 import sys
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
 START = "start"
-"""Key of a checkpoint's state under which `Initial.start` stands, so that a resume needs the other run no more."""
+"""Key of a checkpoint's state that holds `Initial.start`, so that a resume does not need the other run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initial:
-    """A model with its initial weights. start: the run, step, selection and hash of the weights that it began from,
-    empty without one. selection: how that run chose them, None without one. notes: what there is to say of the weights;
-    None where a checkpoint is loaded next, of which an earlier start has said it."""
+    """A model with its initial weights. start: run, step, selection and hash of the other run's weights, empty if there
+    is no other run. selection: the other run's selection rule, None if there is none. notes: lines about the weights to
+    print; None if a checkpoint is loaded next, because the run's first start has printed them."""
 
     model: Recognizer
     start: str = ""
@@ -44,12 +44,12 @@ class Initial:
 
 
 def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None = None) -> Initial:
-    """Build the model of a run; all ranks call it. resumed: the checkpoint that will be loaded into it, if any.
+    """Build the model of a run. COLLECTIVE. resumed: the checkpoint that will be loaded into it, if any.
 
     Raises:
-        CheckpointError: weights that are missing, damaged or do not fit; or a run to begin from that was trained on
-            the clips that this one is tested on.
-        ConfigProblem: an unknown architecture, or prompts that do not fit it.
+        CheckpointError: weights are missing, damaged or do not match; or the run in `model.start` was trained on the
+            clips that this one is tested on.
+        ConfigProblem: the architecture is unknown, or the prompts do not fit it.
     """
     begins = config.model.start is not None
     found = clips.features
@@ -96,7 +96,7 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
 
 
 def _run_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
-    """The folder of the run that `model.start` names, and its configuration; of a cross-validation the same fold's."""
+    """Return the folder and the configuration of the run in `model.start`; for a cross-validation, of the same fold."""
     named = str(config.model.start).rstrip("/")
     where = f"model.start={named}"
     home = Folder(named, what="model.start")
@@ -132,8 +132,8 @@ def _parsed(text: bytes, where: str) -> dict[str, Any]:
 def _refuse_test_clips(
     config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], manifest_sha256: str, home: str
 ) -> None:
-    """Raise CheckpointError when the other run was trained on clips that this one is tested on: another fold of the
-    same shards. Other shards of the same data set cannot be told."""
+    """Raise CheckpointError if the other run was trained on clips that this one is tested on, as in another fold of the
+    same shards. This cannot be detected if the other run used other shards of the same data set."""
     data, other = plain.get("data"), plain.get("fold")
     protocol = data.get("protocol", "published") if isinstance(data, Mapping) else "published"
     same = (protocol, other) == (config.data.protocol, config.fold)
@@ -151,8 +151,8 @@ def _refuse_test_clips(
 
 
 def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str) -> None:
-    """Raise CheckpointError unless the names of both architectures are the same: their tensors may be alike, and their
-    activations not."""
+    """Raise CheckpointError unless both architectures have the same name: architectures with equal tensor shapes may
+    have different activations."""
     model = state.get("model")
     towers = model.get("towers") if isinstance(model, Mapping) else None
     theirs = str(towers.get("arch")) if isinstance(towers, Mapping) else "none"
@@ -163,7 +163,7 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
 
 
 def classes_of(state: Mapping[str, Any], where: str) -> list[str]:
-    """Class names in order, as the checkpoint tells them."""
+    """Read the class names, in order, from a checkpoint's state."""
     names = state.get("classes")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         do = "Begin from another checkpoint of the run."

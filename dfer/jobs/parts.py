@@ -1,5 +1,5 @@
-"""Parts: the named pieces of a job, and what a kind of job has to offer. Imports no torch, so that launchers, status
-and a typo in a YAML answer at once.
+"""Parts, the named pieces of a job, and the interface of a kind of job. Imports no torch, so that launchers, status and
+the message for a typo in a YAML answer at once.
 
 A kind of job is one module with the functions of `JobModule`, one configuration dataclass, and one line in `JOBS`.
 """
@@ -33,10 +33,10 @@ class Part:
 
 
 class JobModule(Protocol):
-    """What the module of a kind of job offers. It imports no torch before `run`.
+    """The interface that the module of a kind of job implements. The module imports no torch before `run`.
 
-    grouped: whether the processes of a part form one process group and share its work; else a part is one process that
-    knows of no other. Config: the dataclass of its configuration, which has a key `run`, the folder over all parts.
+    grouped: whether the processes of a part form one process group and share its work; if False, a part is one
+    independent process. Config: the dataclass of the job's configuration; its key `run` is the folder over all parts.
     """
 
     @property
@@ -45,58 +45,61 @@ class JobModule(Protocol):
     def Config(self) -> type[Any]: ...
 
     def load(self, files: Sequence[str | Path], overrides: Sequence[str]) -> Any:
-        """The configuration from YAML files and `a.b=c` overrides.
+        """Load the configuration from YAML files and `a.b=c` overrides.
 
         Raises:
-            ConfigProblem: every problem in them.
+            ConfigProblem: lists every problem in them.
         """
 
     def absolute(self, config: Any) -> Any:
-        """The same configuration with absolute paths: hosts may start it elsewhere."""
+        """Return the configuration with absolute paths: hosts may start the job in another folder."""
 
     def shared(self, config: Any) -> dict[str, str]:
-        """Paths and URLs that every host reads or writes besides `run`, by their key."""
+        """Return the paths and URLs that every host reads or writes besides `run`, by their key."""
 
     def parts(self, config: Any) -> list[Part]:
-        """All parts of the job, in the order in which they are started."""
+        """List all parts of the job, in the order in which they are started."""
 
     def check(self, config: Any, parts: Sequence[Part], worlds: Sequence[int]) -> None:
-        """Refuse now what would stop these parts later. worlds: numbers of processes that a part may run with.
+        """Detect, before any process starts, what would stop these parts later.
+
+        worlds: numbers of processes that a part may run with.
 
         Raises:
-            DferError: what stands in the way.
+            DferError: the first problem found.
         """
 
     def done(self, config: Any, part: Part) -> bool:
         """Whether a part has nothing left to do."""
 
     def run(self, config: Any, part: Part, world: "World | None", stop: "Stop") -> str:
-        """Do a part, or go on with it; where it is done, leave it as it is. A line about its result.
+        """Run a part, or resume it; leave a finished part as it is. Returns a line about its result.
 
-        world: of its process group, in which this is called on all ranks; None where parts are not grouped.
+        world: of the part's process group, all ranks of which make this call; None if parts are not grouped.
         """
 
     def conclude(self, config: Any) -> str:
-        """Make one thing of the parts that are done, such as a report, and tell it. Called when all have ended.
+        """Combine the results of the finished parts, such as into a report; returns a text about it. Called when all
+        parts have ended.
 
         Raises:
-            DferError: it cannot do with those that there are.
+            DferError: the results cannot be combined, or too many are missing.
         """
 
 
 TRAINING = "crossval"
 """The kind of job of a configuration without a key `job`."""
 JOBS = {TRAINING: "dfer.jobs.crossval"}
-"""The module of each kind of job, by the value of `job` in its configuration. Launchers add theirs."""
+"""The module of each kind of job, by the value of `job` in its configuration. `launch.job` adds more."""
 
 
 def load_job(
     files: Sequence[str | Path], overrides: Sequence[str], jobs: Mapping[str, str] = JOBS
 ) -> tuple[JobModule, Any]:
-    """The module of the job that some files configure, and the configuration.
+    """Load the configuration of a job from files; returns also the module of its kind.
 
     Raises:
-        ConfigProblem: `job` names none of `jobs`, or the files do not give a whole configuration.
+        ConfigProblem: the key `job` names none of `jobs`, or the files do not give a complete configuration.
     """
     name = config_files.read(files).get("job", TRAINING)
     if not isinstance(name, str) or name not in jobs:
@@ -107,20 +110,20 @@ def load_job(
 
 
 def module_named(name: str) -> JobModule:
-    """The module of a job by its dotted name."""
+    """Import the module of a kind of job by its dotted name."""
     return cast(JobModule, import_module(name))
 
 
 def name_of(module: JobModule) -> str:
-    """The dotted name of a job's module."""
+    """Return the dotted name of a job's module."""
     return cast(ModuleType, module).__name__
 
 
 def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:
-    """The parts of these names in the order of the job, all where none is named.
+    """Return the parts with the names `only`, in the order of the job; all parts if `only` is empty.
 
     Raises:
-        UsageError: a name that no part has.
+        UsageError: no part has one of the names.
     """
     names = [part.name for part in parts]
     unknown = [name for name in only if name not in names]
@@ -131,7 +134,7 @@ def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:
 
 
 def parts_in(home: Folder) -> list[Part]:
-    """The parts whose folders stand in a run folder, for those who have no configuration; ordered by their numbers."""
+    """List the parts whose folders exist in a run folder, ordered by their numbers; needs no configuration."""
     names = [name for name in home.folders() if _PIECE.fullmatch(name)]
     inside = {name: [inner for inner in (home / name).folders() if _PIECE.fullmatch(inner)] for name in names}
     found = [f"{name}/{inner}" if inner else name for name in names for inner in inside[name] or [""]]
@@ -139,6 +142,6 @@ def parts_in(home: Folder) -> list[Part]:
 
 
 def in_order(name: str) -> list[tuple[str, int]]:
-    """A key that sorts names of parts by their numbers: fold_2 before fold_10."""
+    """Return a key that sorts names of parts by their numbers: fold_2 before fold_10."""
     pieces = [(piece, *piece.rpartition("_")[::2]) for piece in name.split("/")]
     return [(word, int(number)) if number.isdigit() else (piece, 0) for piece, word, number in pieces]

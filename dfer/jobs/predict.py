@@ -1,4 +1,4 @@
-"""Expressions of clips that are folders of face frames: a run's selected checkpoint on pictures from anywhere."""
+"""Classify clips given as folders of face frames, from any source, with a run's selected checkpoint."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +29,13 @@ Answer = dict[str, float]
 
 
 def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[tuple[Path, Answer | DataError]]:
-    """Each clip with its answer as soon as it is there, or with why it has none. `clips` are folders of face frames.
+    """Yield each clip with its answer, or with the error that prevented one, as soon as it is known.
+
+    clips: folders of face frames.
 
     Raises:
         CheckpointError: the run has no checkpoint.
-        GpuMemoryError: a clip does not fit.
+        GpuMemoryError: a clip does not fit into GPU memory.
     """
     forward, names = _recogniser(config, world)
     for clip in clips:
@@ -50,11 +52,11 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[
 
 @enough_gpu_memory()
 def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], Recognition], tuple[str, ...]]:
-    """The forward pass of the run's model, and its classes as the checkpoint names them."""
+    """Build the forward pass of the run's model; returns also the class names of the checkpoint."""
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen)
-    # A run on features holds no tower, which the frames of a new clip need.
+    # A run on features has no image tower in its checkpoint, but new clips are frames: build the tower here.
     on_features = config.data.features is not None
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=on_features)
     load_checkpoint(model, chosen, without=model.tower_weights() if on_features else frozenset[str]())
@@ -63,14 +65,15 @@ def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], 
 
 
 class Table:
-    """A CSV of answers, begun with the first: a clip's folder, the likeliest class, and every class's probability."""
+    """A CSV of answers, created with the first one. Columns: folder of the clip, most probable class, probability of
+    every class."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: TextIO | None = None
 
     def add(self, clip: Path, answer: Answer) -> None:
-        """Write a clip's row; it is in the file when this returns."""
+        """Write a clip's row and flush it to the file."""
         if self._file is None:
             self._file = self._path.open("w", newline="", encoding="utf-8")
             self._write(["clip", "predicted", *answer])
@@ -87,15 +90,15 @@ class Table:
 
 
 def likeliest(answer: Answer) -> str:
-    """The class of the greatest probability."""
+    """Return the most probable class."""
     return max(answer, key=answer.__getitem__)
 
 
 def read_clip(folder: Path, *, num_frames: int, size: int) -> Tensor:
-    """uint8 [T C H W] of a folder's pictures, sampled as in evaluation.
+    """Read a folder's pictures as uint8 [T C H W], sampled as in evaluation.
 
     Raises:
-        DataError: no folder, no frames in a certain order, or a picture that cannot be read.
+        DataError: the folder or its frames are missing, their order is ambiguous, or a picture cannot be read.
     """
     expected = f"a folder with {READ_TEXT} face frames in an order that their names tell"
     try:
@@ -121,7 +124,7 @@ def _read_picture(path: Path, *, size: int) -> Tensor:
 
 
 def _read(path: Path) -> bytes:
-    """The file's bytes, no more than a picture may have."""
+    """Read a file, up to the largest size that a picture may have."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -1,7 +1,6 @@
-"""The rows of published tables and the runs of ours beside them: the one table from which `configs/README.md` is made.
+"""The rows of published tables with the results of our runs; `make configs` generates `configs/README.md` from them.
 
-`make configs` writes it anew. A row is a join of a method and a set; where its recipe differs from the two, the file
-SET/METHOD.yaml stands for the join.
+A row is a join of a method and a set. If its recipe differs from that join, the file SET/METHOD.yaml replaces the join.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from dfer.evaluation.results import Published
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
-    """What our run of a row gave. scores: UAR / WAR in percent, number of seeds, deviation. hours: of wall clock."""
+    """Results of our run of a row. scores: UAR / WAR in percent, number of seeds, deviation. hours: wall-clock time."""
 
     scores: str
     hardware: str
@@ -23,7 +22,8 @@ class Ours:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A configuration and its numbers. configs: the words of a command, in any order. protocol: data set and folds."""
+    """A configuration and its numbers. configs: the CONFIG arguments of a command, in any order. protocol: data set and
+    folds."""
 
     configs: tuple[str, ...]
     protocol: str
@@ -31,7 +31,7 @@ class Row:
     ours: Ours | None = None
 
     def line(self) -> str:
-        """The row in Markdown."""
+        """Format the row in Markdown."""
         links = " ".join(f"[{name}]({name}.yaml)" for name in self.configs)
         if own := own_file(self.configs):
             links += f" ([differs]({own}.yaml))"
@@ -42,8 +42,8 @@ class Row:
 
 
 def own_file(names: Sequence[str]) -> str | None:
-    """The name SET/METHOD of the file that stands for the join of a method and a set; None where there is no such file,
-    so that the join is all."""
+    """Return the name SET/METHOD of the file that replaces the join of a method and a set; None if there is no such
+    file, so that the join itself is used."""
     methods, sets = ([n.removeprefix(kind) for n in names if n.startswith(kind)] for kind in ("methods/", "sets/"))
     if len(names) != 2 or not methods or not sets:
         return None
@@ -95,7 +95,7 @@ DEMO = (
 
 
 def of_paper(table: Mapping[str, tuple[Scores, Scores, Scores]], source: str) -> tuple[Row, ...]:
-    """The rows of a paper's table, set by set."""
+    """Make the rows of a paper's table, grouped by set."""
     found = []
     for place, (name, protocol) in enumerate(SETS.items()):
         for method, scores in table.items():
@@ -110,7 +110,7 @@ ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"))
 
 
 def published_of(names: Sequence[str]) -> Published | None:
-    """The published numbers of a row, by the names of its files; None of any other configuration."""
+    """Return the published numbers of the row with these file names; None if they are not a row."""
     for row in ROWS:
         if {*names} in ({*row.configs}, {own_file(row.configs)}):
             return row.published
@@ -156,7 +156,7 @@ data. This page is generated from `dfer/jobs/rows.py` by `make configs`.
 
 
 def page() -> str:
-    """The text of `configs/README.md`."""
+    """Make the text of `configs/README.md`."""
     return PAGE + "".join(f"{row.line()}\n" for row in ROWS)
 
 

@@ -47,15 +47,15 @@ from dfer.training.log import RunLog
 
 @enough_gpu_memory()
 def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResult:
-    """Train one fold and evaluate the selected checkpoint; continues an existing run folder of the same configuration.
+    """Train one fold and evaluate the selected checkpoint; resumes an existing run folder of the same configuration.
 
-    Call it on all ranks inside `dfer.distributed.process_group`. A finished run is returned as it is, unless `epochs`
-    was raised. Another copy that is at work in the folder is fenced off.
+    COLLECTIVE: all ranks call it inside `dfer.distributed.process_group`. For a finished run, the stored result is
+    returned, unless `epochs` was raised. Another copy that is running in the folder is fenced off.
 
     Raises:
-        StoppedError: on all ranks, when `stop` was requested on any; all is saved.
-        FencedError: on all ranks, when a newer copy took the folder over.
-        GpuMemoryError: on the rank whose GPU is too small.
+        StoppedError: on all ranks, if `stop` was requested on any; everything is saved.
+        FencedError: on all ranks, if a newer copy took over the folder.
+        GpuMemoryError: on the rank whose GPU memory is too small.
     """
     home, stop = Folder(config.run, what="run"), stop or Stop()
     is_finished = on_first(lambda: finished(home, config.epochs), world)
@@ -66,7 +66,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         return result
     clips = open_fold(config)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
-    train_loader(config, clips, world)  # what cannot be cut into steps is told before features are computed
+    train_loader(config, clips, world)  # raises for an impossible batch before features are computed
     latest = _latest(config, clips, checkpoints, world)
     clips = with_features(config, clips, world, begun=latest, stop=stop)
     loader = train_loader(config, clips, world)
@@ -130,7 +130,7 @@ def _tested(
     stop: Stop,
     training: Training,
 ) -> FoldResult:
-    """Evaluate the selected checkpoint on the test clips, all ranks together."""
+    """Evaluate the selected checkpoint on the test clips. COLLECTIVE."""
     chosen = selected_checkpoint(config, checkpoints)
     if config.select != "last":
         engine.load_weights(chosen.weights())
@@ -149,10 +149,10 @@ def _tested(
 
 
 def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world: World) -> Checkpoint | None:
-    """What training goes on from.
+    """Open the checkpoint from which training resumes; None if it starts from the beginning.
 
     Raises:
-        CheckpointError: other shards or class texts, or a result whose checkpoints are gone.
+        CheckpointError: shards or class texts differ, or there is a result but no checkpoint.
     """
     latest = checkpoints.latest()
     if latest:
@@ -164,7 +164,8 @@ def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world:
 
 
 def _prepare(config: RunConfig, world: World) -> Callable[[Batch, int], Batch]:
-    """Moves a batch to the device and augments frames there; features were made of frames as they are."""
+    """Return a function that moves a batch to the device and augments frames there. Features are only moved: they were
+    computed from unaugmented frames."""
     augment = Augment(config.data.augment, config.seed)
 
     def prepare(batch: Batch, epoch: int) -> Batch:
