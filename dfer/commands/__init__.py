@@ -1,3 +1,3 @@
-"""The commands of `dfer`, a file each: arguments, and what runs them. Rooms are imported inside the functions, so that
-`--help` and mistakes in arguments or configurations answer at once, not after torch.
+"""The commands of `dfer`: their arguments, and the functions that run them. The functions import the rooms, so that
+`--help` and mistakes in arguments or configurations answer at once, without importing torch.
 """

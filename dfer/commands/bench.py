@@ -1,4 +1,4 @@
-"""`dfer bench`: measurements of single rooms on this machine."""
+"""`dfer bench`: benchmarks of single rooms on this machine."""
 
 import argparse
 
@@ -22,7 +22,7 @@ dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The commands below `bench`."""
+    """Add the command `bench` with its subcommands."""
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="WHAT")
     sub = add_command(bench, "index", "seconds to open the index of many stills", EXAMPLES["index"], _bench_index)
     sub.add_argument("--rows", type=int, default=283_000, help="stills (default 283,000: AffectNet's)")

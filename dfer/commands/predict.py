@@ -16,7 +16,7 @@ dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv"""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command."""
+    """Add the command."""
     text = "expressions of clips given as folders of face frames, one by one"
     sub = add_command(commands, "predict", text, EXAMPLES, _predict)
     sub.add_argument("run", help="run folder of one fold (also s3://...)")
@@ -45,7 +45,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _check_none_bad(clips: Sequence[Path], bad: Sequence[tuple[Path, DataError]]) -> None:
-    """Raise DataError with the clips that have no answer; of a clip that came alone, its own."""
+    """Raise DataError that names the clips without an answer; for a single clip, raise that clip's own error."""
     if len(clips) == 1 and bad:
         raise bad[0][1]
     if bad:

@@ -9,7 +9,7 @@ dfer report /data/alice/dfew --out alice_dfew"""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command."""
+    """Add the command."""
     text = "write Markdown, JSON and one HTML page from a run folder"
     sub = add_command(commands, "report", text, EXAMPLES, _report)
     sub.add_argument("run", help="run folder (also s3://...)")

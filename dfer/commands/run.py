@@ -26,7 +26,7 @@ dfer evaluate methods/dfer_clip sets/dfew run=runs/released fold=1 model.release
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The three commands."""
+    """Add the three commands."""
     for name, run, text, examples in (
         ("train", _train, "train one fold and evaluate it; continues an existing run folder", TRAIN),
         (
@@ -62,7 +62,7 @@ def _train(args: argparse.Namespace) -> None:
         print(config.to_yaml(chosen) + "\n" + describe(chosen, world))
         return
     stop = Stop()
-    with process_group(world), stop.on_signals():  # until the others have come a signal ends it
+    with process_group(world), stop.on_signals():  # during the rendezvous, a signal ends it
         result = train(chosen, world, stop)
     if world.is_first:
         print(_scores(chosen.run, result))
@@ -86,7 +86,7 @@ def _crossval(args: argparse.Namespace) -> None:
             print(f"== {part.name}\n{describe(job.config_of_part(whole, part), world)}")
         return
     stop = Stop()
-    with process_group(world), stop.on_signals():  # until the others have come a signal ends it
+    with process_group(world), stop.on_signals():  # during the rendezvous, a signal ends it
         table = job.crossval(whole, world, only=args.only, stop=stop)
     if world.is_first:
         print(table)
@@ -131,7 +131,7 @@ def _scores(run_folder: str, result: "FoldResult") -> str:
 
 
 def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
-    """The configuration of a run folder. Raises UsageError when it is none of a single run."""
+    """Load the configuration of a run folder. Raises UsageError if it is not the folder of a single run."""
     from dfer.config import load_text
     from dfer.jobs.config import RunConfig
     from dfer.jobs.parts import parts_in

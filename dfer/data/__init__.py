@@ -1,1 +1,1 @@
-"""From shards to batches: format, order, sampling, store, decode, augmentation, loader."""
+"""From shards to batches: clips, splits, order, sampling, decoding, augmentation, loaders."""

@@ -1,7 +1,7 @@
-"""Train augmentation of whole clips on the device they are on (DFER-CLIP, Zhao & Patras, BMVC 2023, section 4.1).
+"""Augment training clips on their device (DFER-CLIP, Zhao & Patras, BMVC 2023, section 4.1).
 
-Letters: B clips, T frames, C colours, H height, W width. Every frame of a clip gets the same draw. The draws depend
-on (seed, epoch, clip) alone: not on rank, worker, or the other clips of the batch.
+Letters: B clips, T frames, C colours, H height, W width. All frames of a clip get the same draw. The draws depend only
+on (seed, epoch, clip), not on rank, worker, or the other clips of the batch.
 """
 
 import math
@@ -24,12 +24,12 @@ CPU_PIECE = 2
 BRIGHTNESS_STEPS = 128
 """Brightness factors are multiples of 1/128, which is finer than a level of most pixels."""
 FIXED_BITS = 16
-"""Of Pillow's fixed-point numbers, in which it finds a turned picture's pixels."""
+"""Fractional bits of Pillow's fixed-point numbers, with which it computes the pixels of a rotated picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What happens to one clip. The crop's top, left, height, width in pixels; angle in degrees, counterclockwise."""
+    """The augmentation of one clip. top, left, height, width: crop in pixels; angle: degrees, counterclockwise."""
 
     top: int
     left: int
@@ -48,30 +48,30 @@ class Augment:
         self.seed = seed
 
     def __call__(self, batch: ClipBatch, epoch: int) -> ClipBatch:
-        """The same batch with its frames overwritten, uint8 [B T C H W]; rows that are PADDING stay as they are.
+        """Overwrite the frames of a batch, uint8 [B T C H W], and return the batch; PADDING rows are not changed.
 
-        In place, and on the CPU a few frames at a time: fresh memory and what leaves the cache cost more than the
-        arithmetic (a tenth of the loader's time each).
+        It works in place, and on the CPU on a few frames at a time, because new memory and cache misses cost more than
+        the arithmetic (each a tenth of the loader's time).
         """
         for clip, index in zip(batch.frames, batch.index.tolist(), strict=True):
             if index == PADDING:
                 continue
             drawn = self.draw(epoch, index, clip)
-            # A rotation is laid out once for all frames, which is worth more than the cache.
+            # The pixels of a rotation are computed once for all frames; this saves more time than the cache does.
             piece = CPU_PIECE if clip.device.type == "cpu" and not drawn.angle else len(clip)
             for at in range(0, len(clip), piece):
                 clip[at : at + piece] = apply(clip[at : at + piece], drawn)
         return batch
 
     def draw(self, epoch: int, index: int, frames: Tensor) -> Draw:
-        """The draw of one clip in one epoch for frames [T C H W]."""
+        """Draw the augmentation of one clip in one epoch, for frames [T C H W]."""
         rng = clip_rng(self.seed, epoch, index, purpose=AUGMENTATION)
         return draw(self.config, rng, height=frames.shape[-2], width=frames.shape[-1])
 
 
 def draw(config: AugmentConfig, rng: np.random.Generator, *, height: int, width: int) -> Draw:
-    """Draw for a clip of this size in pixels."""
-    # All of them are drawn whatever is switched on, so that switching one does not change the others.
+    """Draw an augmentation for a clip of this size in pixels."""
+    # All values are always drawn, so that switching one augmentation off does not change the draws of the others.
     brightness, angle, flip = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.random()
     top, left, crop_height, crop_width = (
         _crop(rng, height, width, config.min_area) if config.crop else (0, 0, height, width)
@@ -95,7 +95,7 @@ def _crop(rng: np.random.Generator, height: int, width: int, min_area: float) ->
             w, h = h, w
         if 0 < w <= width and 0 < h <= height:
             return _place(rng, height - h, width - w, h, w)
-    short = min(height, width)  # resizing the short edge and cropping there keeps a random square of its length
+    short = min(height, width)  # as published (resize the short edge, then crop): a random square of that length
     return _place(rng, height - short, width - short, short, short)
 
 
@@ -106,8 +106,8 @@ def _place(rng: np.random.Generator, free_y: int, free_x: int, height: int, widt
 def apply(frames: Tensor, drawn: Draw) -> Tensor:
     """Apply one draw to all frames, uint8 [T C H W] to uint8 [T C S S] with S = H.
 
-    Brightness and rotation come before the crop as published, but are only computed for the pixels it keeps. The
-    flip, which commutes with the resize, comes before it because the crop is smaller.
+    As published, brightness and rotation precede the crop, but they are only computed for the pixels that the crop
+    keeps. The flip commutes with the resize and is done before it, on the smaller crop.
     """
     size = frames.shape[-2]
     rows = slice(drawn.top, drawn.top + drawn.height)
@@ -120,10 +120,10 @@ def apply(frames: Tensor, drawn: Draw) -> Tensor:
 
 
 def _brightened(frames: Tensor, factor: float) -> Tensor:
-    """Every level times `factor`, truncated and clipped as Pillow's ImageEnhance.Brightness does.
+    """Multiply every level by `factor`, truncated and clipped as Pillow's ImageEnhance.Brightness does.
 
-    In 16-bit integers: the same on every device, and a third faster than in float. 255 x 2 x BRIGHTNESS_STEPS needs
-    the sign bit, which shifts in from the left; the mask takes it out again.
+    16-bit integers give the same result on every device, and are a third faster than floats. A product of up to 255 x 2
+    x BRIGHTNESS_STEPS uses the sign bit, copies of which the right shift inserts at the left; the mask removes them.
     """
     steps = round(factor * BRIGHTNESS_STEPS)
     if steps == BRIGHTNESS_STEPS:
@@ -135,22 +135,22 @@ def _brightened(frames: Tensor, factor: float) -> Tensor:
 
 
 def _rotated(frames: Tensor, drawn: Draw) -> Tensor:
-    """The crop out of the frames turned about their centre: the nearest pixel, black outside, as Pillow's Image.rotate
-    does by default and the release has it."""
+    """Rotate the frames about their centre and return the crop: nearest pixel, black outside, as Pillow's Image.rotate
+    does by default and as the authors' code does."""
     x, y = _source_pixels(frames, drawn)
     height, width = frames.shape[-2:]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     pixels = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten()
-    # Whole pixels are taken out of channels-last frames, on which the resize that follows is twice as fast.
+    # Channels last: a pixel is copied as a whole, and the resize that follows is twice as fast.
     rows = rearrange(frames, "t c h w -> t (h w) c")
     turned = rows.index_select(1, pixels).mul_(inside.flatten()[:, None])
     return rearrange(turned, "t (h w) c -> t c h w", h=drawn.height)
 
 
 def _source_pixels(frames: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
-    """Column and row of the unturned frame's pixels in which the crop's pixel centres lie, each int64 [height width].
+    """For each pixel of the rotated crop, compute column and row of its source pixel, each int64 [height width].
 
-    In fixed point with 16 bits behind the point, as Pillow computes it: the same on every device.
+    Like Pillow, it computes in fixed point with 16 fractional bits, so the result is the same on every device.
     """
     center_y, center_x = frames.shape[-2] / 2, frames.shape[-1] / 2
     angle = -math.radians(drawn.angle % 360)

@@ -19,7 +19,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """All clips of the partitions as flat arrays; a million Python integers would be copied into every worker."""
+    """All clips of the partitions as flat arrays, since Python objects would be copied into every worker."""
 
     shards: tuple[ShardInfo, ...]
     shard: Ids
@@ -33,9 +33,9 @@ class _Table:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSet:
-    """An ordered set of N clips; a clip's number is its position in it. Picklable; copies share their tables.
+    """An ordered set of N clips; a clip's number is its position in the set. Picklable; copies share their tables.
 
-    left_out: clips that would belong to it but have no label, or one of a class that was not chosen.
+    left_out: number of clips that were excluded for having no label, or the label of a class that was not selected.
     """
 
     store: Store
@@ -46,14 +46,14 @@ class ClipSet:
 
     @classmethod
     def open(cls, store: Store, partitions: Sequence[str], *, emotions: Emotions) -> "ClipSet":
-        """The clips of these partitions, in the order of the manifest; labels numbered as in `emotions`. Clips without
-        a label or of a class that `emotions` does not name are left out.
+        """Open the clips of these partitions, in the order of the manifest; labels are numbered as in `emotions`. Clips
+        without a label, or of a class that `emotions` does not name, are left out.
 
         Raises:
             DataError: a partition or an index is missing or damaged.
             UsageError: the shards lack a class of `emotions`.
         """
-        to_class = np.append(_class_numbers(store, emotions), NO_LABEL)  # the last one for clips without a label
+        to_class = np.append(_class_numbers(store, emotions), NO_LABEL)  # NO_LABEL (-1) indexes the last entry
         shards = tuple(store.manifest.shards_of(partitions))
         table = _table(shards, store.indexes(shards), to_class)
         chosen = np.flatnonzero(table.label != NO_LABEL)
@@ -70,7 +70,7 @@ class ClipSet:
 
     @property
     def shard_of(self) -> Ids:
-        """Number of the shard each clip lies in, int64 [N]."""
+        """Number of the shard that holds each clip, int64 [N]."""
         return self.table.shard[self.ids]
 
     @property
@@ -80,7 +80,7 @@ class ClipSet:
 
     @property
     def subjects(self) -> list[str | None]:
-        """Who is seen, where the data set says so."""
+        """The person in each clip, None if the data set does not say."""
         return [self.table.subjects[i] for i in self.ids]
 
     @property
@@ -89,7 +89,7 @@ class ClipSet:
         return np.bincount(self.labels, minlength=self.num_classes)
 
     def with_keys(self, keys: Sequence[str], *, where: str) -> "ClipSet":
-        """The clips of a list of keys, in its order. Raises DataError for a key that these shards do not have."""
+        """Return the clips with these keys, in their order. Raises DataError for a key that these shards lack."""
         rows = {key: row for row, key in enumerate(self.table.keys)}
         missing = [key for key in keys if key not in rows]
         if missing:
@@ -100,29 +100,29 @@ class ClipSet:
         return replace(self, ids=chosen, left_out=len(ids) - len(chosen))
 
     def select(self, ids: Sequence[int] | Ids) -> "ClipSet":
-        """The clips at these positions, in this order."""
+        """Return the clips at these positions, in this order."""
         return replace(self, ids=self.ids[np.asarray(ids, np.int64)])
 
     def num_frames(self, index: int) -> int:
-        """Frames of a clip."""
+        """Return the number of frames of a clip."""
         row = self.ids[index]
         return int(self.table.first[row + 1] - self.table.first[row])
 
     def prefetch(self, index: int, positions: Sequence[int] | Ids) -> Pending | None:
-        """Start to fetch these frames of a clip where they are far away; what `read` is to be given."""
+        """Start fetching these frames of a clip from a remote store; returns the argument `pending` of `read`."""
         return self.store.prefetch(self._shard(index), self._spans(index, positions), where=self.where(index))
 
     def read(self, index: int, positions: Sequence[int] | Ids, pending: Pending | None = None) -> list[Bytes]:
-        """The JPEGs of a clip's frames at these positions in time. Raises DataError, StorageError."""
+        """Read the encoded frames of a clip at these positions in time. Raises DataError, StorageError."""
         spans = self._spans(index, positions)
         return self.store.read(self._shard(index), spans, where=self.where(index), pending=pending)
 
     def key(self, index: int) -> str:
-        """A clip's key in the data set."""
+        """Return a clip's key in the data set."""
         return str(self.table.keys[self.ids[index]])
 
     def where(self, index: int) -> str:
-        """Shard and key of a clip, for messages."""
+        """Return shard and key of a clip, for messages."""
         return f"{self.store.url}/{self._shard(index).path}, clip {self.table.keys[self.ids[index]]}"
 
     def _shard(self, index: int) -> ShardInfo:
@@ -154,8 +154,8 @@ def _joined(columns: Sequence[Ids]) -> Ids:
 
 
 def fold_clips(store: Store, fold: Fold, *, emotions: Emotions) -> dict[str, ClipSet]:
-    """The clips of each subset of a fold, by its name. Raises as `ClipSet.open`, and DataError for a list of keys that
-    is damaged."""
+    """Open the clips of each subset of a fold, by the name of the subset. Raises as `ClipSet.open`, and DataError if a
+    list of keys is damaged."""
     listed = any(subset.keys for subset in fold.subsets.values())
     whole = ClipSet.open(store, store.manifest.partitions(), emotions=emotions) if listed else None
     return {
@@ -167,7 +167,7 @@ def fold_clips(store: Store, fold: Fold, *, emotions: Emotions) -> dict[str, Cli
 
 
 def keys_of(store: Store, subset: Subset) -> set[str]:
-    """The keys of all clips of a subset, whatever their labels. Raises as `fold_clips`."""
+    """Return the keys of all clips of a subset, labelled or not. Raises as `fold_clips`."""
     if not subset.partitions:
         return set(_listed(store, subset))
     return {key for index in store.indexes(store.manifest.shards_of(subset.partitions)) for key in index.keys}
@@ -182,8 +182,7 @@ def _where(store: Store, subset: Subset) -> str:
 
 
 def _class_numbers(store: Store, emotions: Emotions) -> Ids:
-    """Class number in `emotions` of every class of the manifest, NO_LABEL for one that is not chosen: by name, never
-    number to number."""
+    """Map every class of the manifest, by name, to its number in `emotions`; NO_LABEL if it is not selected."""
     names = [canonical_name(name) for name in store.manifest.classes]
     missing = [name for name in emotions.names if name not in names]
     if missing:
@@ -195,11 +194,13 @@ def _class_numbers(store: Store, emotions: Emotions) -> Ids:
 
 
 def emotions_for(classes: str | Sequence[str] | None, manifest: Manifest) -> Emotions:
-    """The classes of a run: all of the shards' own (None), a label set by name, which the shards must have exactly, or
-    a list that selects and orders classes of the shards by name.
+    """Determine the classes of a run.
+
+    classes: None for all classes of the shards; the name of a label set, whose classes must be exactly those of the
+    shards; or a list of names, which selects and orders classes of the shards.
 
     Raises:
-        UsageError: no such label set, a name twice, or shards with other classes.
+        UsageError: the label set is unknown, a name is repeated, or the shards have other classes.
     """
     names = [canonical_name(name) for name in manifest.classes]
     if not names:

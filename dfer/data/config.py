@@ -1,4 +1,4 @@
-"""What is read of the shards, and how clips are shown in training. Imports no torch."""
+"""The configuration of reading shards and of augmentation. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,11 +10,12 @@ from dfer.store.shards import CACHE_GIB, Store
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Train augmentation, in the order brightness, rotation, crop, flip. Numbers: DFER-CLIP, section 4.1 and release.
+    """Train augmentation, in the order brightness, rotation, crop, flip. Values: DFER-CLIP, section 4.1 and its code.
 
-    crop: random resized crop. min_area: smallest share of the picture it keeps. flip: probability of a mirrored clip.
-    brightness: factor drawn from 1 - b .. 1 + b (DFEW 0.5, else 0). rotation: degrees, drawn from -r .. r (FERV39k 4,
-    else 0), the nearest pixel as the release has it, not bilinear; what comes from outside the picture is black.
+    crop: random resized crop. min_area: smallest fraction of the picture that it keeps. flip: probability of mirroring
+    a clip. brightness: b; the factor is drawn from 1 - b .. 1 + b (DFEW 0.5, else 0). rotation: r; degrees are drawn
+    from -r .. r (FERV39k 4, else 0). Rotation takes the nearest pixel, as the authors' code does, and is black outside
+    the picture.
     """
 
     crop: bool = True
@@ -33,18 +34,19 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read and how. shards: folder or fsspec URL. frames: T of a clip (16: DFER-CLIP, section 4.1).
+    """How shards are read. shards: folder or fsspec URL. frames: T, frames per clip (16: DFER-CLIP, section 4.1).
 
-    size: pixels of a side (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 decodes in the training
-    process. canonical_partitions: 1 shuffles all clips; more make a node read few shards at a time (docs/data.md).
-    protocol: which of the shards' ways to split the clips. classes: `basic7`, `mafw11`, or a list of the shards'
-    classes by name, which selects and orders them; none = all of the shards' own.
-    cache: folder for shards of remote stores, none = DFER_CACHE or a folder of yours in the temporary one; cache_gib:
-    most it may take. read_ahead: fetch whole shards in the background.
-    train_frames: `random` draws a frame from each of T segments in every epoch, `middle` takes the middle ones as in
-    evaluation. features: folder or URL for the features of a frozen image tower, which are computed when a run first
-    needs them and read in place of frames.
-    max_bad_share: share of the training clips that may be replaced because they cannot be read; 0 stops at the first.
+    size: side of a frame in pixels (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 = decode in the
+    training process. canonical_partitions: 1 shuffles all clips; with more, a node reads few shards at a time
+    (docs/data.md). protocol: name of the shards' protocol that defines the folds. classes: `basic7`, `mafw11`, or a
+    list of names that selects and orders the shards' classes; none = all classes of the shards.
+    cache: folder for shards of remote stores, none = DFER_CACHE or a folder of the user in the temporary folder;
+    cache_gib: its largest size. read_ahead: fetch whole shards in the background.
+    train_frames: `random` draws one frame from each of T segments anew in every epoch, `middle` takes their middle
+    frames as in evaluation. features: folder or URL for stored features of a frozen image tower, which the first run
+    that needs them computes, and which are read instead of frames.
+    max_bad_share: fraction of the training clips that may be replaced if they cannot be read; with 0, the first such
+    clip stops the run.
     """
 
     shards: str = key(path=True, resume="free")
@@ -76,7 +78,8 @@ class DataConfig:
             self._refuse_changing_views()
 
     def _refuse_changing_views(self) -> None:
-        """Features are computed once, so every clip must be there and look the same in every epoch."""
+        """Raise ConfigProblem for keys that do not go with features: these are computed once, so every clip must be
+        readable and the same in every epoch."""
         shown = self.augment
         keys = {
             "augment.crop": (shown.crop, False),
@@ -94,5 +97,5 @@ class DataConfig:
             raise ConfigProblem(f"features: expected {expected}, got {got}. Set {do}, or leave data.features out")
 
     def store(self) -> Store:
-        """The shards, opened. Raises DataError, StorageError, UsageError."""
+        """Open the shards. Raises DataError, StorageError, UsageError."""
         return Store(self.shards, cache=Cache(self.cache, budget=int(self.cache_gib * 2**30)))

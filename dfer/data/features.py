@@ -1,11 +1,11 @@
 """Feature shards: the output of frozen towers, computed once and read in the same order as frames.
 
     FEATURES/KEY/manifest.json                        written last: what the features depend on, and every shard
-    FEATURES/KEY/00000-0123456789abcdef.safetensors   rows of every feature by name, float [rows ...]; the clips' keys
-                                                      in its header; its name ends in the beginning of its SHA-256
+    FEATURES/KEY/00000-0123456789abcdef.safetensors   every feature by name, float [rows ...], and in its header the
+                                                      clips' keys; its name ends in the first digits of its SHA-256
 
-KEY is the beginning of the SHA-256 of what the features depend on. As a shard is named by its content, processes that
-write the same features at the same time do not disturb each other, and what a killed one leaves is used by the next.
+KEY is the first digits of the SHA-256 of everything the features depend on. A shard is named by its content, so that
+several processes may write the same features at the same time, and the shards of a killed process can be used again.
 
 Letters: N clips, B rows of a batch.
 """
@@ -39,7 +39,7 @@ _KEYS = "keys"
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureShard:
-    """One safetensors file. rows: clips in it."""
+    """One safetensors file. rows: number of clips in it."""
 
     path: str
     rows: int
@@ -52,8 +52,8 @@ class FeatureShard:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureManifest:
-    """What is in a feature folder. key: everything the features depend on, as plain values. origin: where the tower's
-    weights came from, in words."""
+    """The contents of a feature folder. key: everything the features depend on, as plain values. origin: source of the
+    tower's weights, in words."""
 
     version: Literal[1] = 1
     key: dict[str, Any]
@@ -62,12 +62,12 @@ class FeatureManifest:
 
 
 def name_of(key: Mapping[str, Any]) -> str:
-    """The folder of these features below FEATURES."""
+    """Return the name of the features' folder below FEATURES."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_shard(folder: Folder, number: int, features: Mapping[str, Tensor], *, keys: Sequence[str]) -> FeatureShard:
-    """Write one shard; the bytes depend on the arguments alone. features: [rows ...] by name, on the CPU.
+    """Write one shard; its bytes depend only on the arguments. features: [rows ...] by name, on the CPU.
 
     Raises:
         StorageError: it cannot be written.
@@ -81,7 +81,7 @@ def write_shard(folder: Folder, number: int, features: Mapping[str, Tensor], *, 
 
 
 def standing_shards(folder: Folder, keys: Sequence[Sequence[str]]) -> dict[int, FeatureShard]:
-    """The whole shards in a folder by number, of features that are to be stored in shards of these clips."""
+    """Find the complete shards in a folder, by number. keys: for each shard, the keys of the clips it must hold."""
     found: dict[int, FeatureShard] = {}
     for path in folder.children():
         match = SHARD.fullmatch(path)
@@ -95,13 +95,13 @@ def standing_shards(folder: Folder, keys: Sequence[Sequence[str]]) -> dict[int, 
 
 
 def write_manifest(folder: Folder, key: Mapping[str, Any], shards: Sequence[FeatureShard], *, origin: str = "") -> None:
-    """Write the manifest, which makes the folder count. Raises StorageError."""
+    """Write the manifest, which marks the folder as complete. Raises StorageError."""
     manifest = FeatureManifest(key=dict(key), origin=origin, shards=tuple(shards))
     folder.write(MANIFEST, (json.dumps(to_plain(manifest), indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_manifest(folder: Folder) -> FeatureManifest | None:
-    """The manifest of a feature folder, None where none stands. Raises DataError, StorageError."""
+    """Read the manifest of a feature folder; None if there is none. Raises DataError, StorageError."""
     data = folder.read(MANIFEST, most=MAX_JSON_BYTES)
     if data is None:
         return None
@@ -114,7 +114,7 @@ def read_manifest(folder: Folder) -> FeatureManifest | None:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
-    """N rows of features in memory. features: by name, [N ...]; labels: int64 [N], None where nobody gave any."""
+    """N rows of features in memory. features: by name, [N ...]; labels: int64 [N], None if there are none."""
 
     features: dict[str, Tensor]
     keys: list[str]
@@ -132,10 +132,10 @@ class FeatureSet:
 
     @classmethod
     def open(cls, folder: Folder) -> "FeatureSet | None":
-        """All rows of a folder, every byte checked; None where no manifest stands.
+        """Read all rows of a folder and check every byte; None if there is no manifest.
 
         Raises:
-            DataError: damaged, of another version, or not a feature folder. StorageError: it cannot be read.
+            DataError: the folder is damaged, of another version, or no feature folder. StorageError: it cannot be read.
         """
         manifest = read_manifest(folder)
         if manifest is None:
@@ -147,7 +147,7 @@ class FeatureSet:
         return cls(features=joined, keys=keys, key=manifest.key, origin=manifest.origin)
 
     def select(self, keys: Sequence[str], *, labels: NDArray[np.int64] | None = None) -> "FeatureSet":
-        """The rows of these clips, in this order. labels: their class numbers.
+        """Return the rows of these clips, in this order. labels: their class numbers.
 
         Raises:
             DataError: a clip has no features.
@@ -182,7 +182,7 @@ def _read_shard(folder: Folder, shard: FeatureShard) -> tuple[dict[str, Tensor],
 
 
 def _keys_of(data: bytes) -> list[str] | None:
-    """The clips' keys in a shard's header; None where there are none."""
+    """Read the clips' keys from a shard's header; None if it has none."""
     length = int.from_bytes(data[:8], "little")
     try:
         keys = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEYS])
@@ -192,10 +192,10 @@ def _keys_of(data: bytes) -> list[str] | None:
 
 
 class FeatureLoader:
-    """Micro-batches of one rank out of a FeatureSet, in the order in which `Loader` gives the same clips."""
+    """Yields a rank's micro-batches from a FeatureSet, with the same clips in the same order as `Loader`."""
 
     def __init__(self, rows: FeatureSet, plan: Plan) -> None:
-        """plan: over the rows of the set. Raises ConfigProblem when a training cannot be cut into steps."""
+        """plan: for the rows of the set. Raises ConfigProblem if the clips of a training do not make a step."""
         self._rows, self._plan = rows, plan
         if plan.train:
             plan.check()
@@ -203,11 +203,11 @@ class FeatureLoader:
         self.wait_seconds, self.max_bad = 0.0, 0
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[FeatureBatch]:
-        """This rank's micro-batches from `start_step` (a global step) to the end of the epoch."""
+        """Yield this rank's micro-batches from `start_step` (a global step) to the end of the epoch."""
         order, labels = self._plan.order(epoch), self._rows.labels
         for number in self._plan.numbers(start_step):
             index = torch.from_numpy(self._plan.ids(order, number).copy())
-            rows = index.clamp(min=0)  # padding repeats the first row and never counts
+            rows = index.clamp(min=0)  # padding reads the first row; PADDING in `index` excludes it
             yield FeatureBatch(
                 index=index,
                 features={name: value[rows] for name, value in self._rows.features.items()},
@@ -215,9 +215,9 @@ class FeatureLoader:
             )
 
     def take_bad(self) -> list[BadClip]:
-        """Features hold no clip that could not be read."""
+        """Return an empty list: every clip has features."""
         return []
 
     def lack_of_memory(self) -> str:
-        """Nothing is handed over in shared memory."""
+        """Return an empty message: no shared memory is used."""
         return ""

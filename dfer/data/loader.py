@@ -1,7 +1,7 @@
-"""From a shard folder to this rank's micro-batches, in an order that ranks and worker processes do not change.
+"""Load a rank's micro-batches from shards, in an order that does not depend on the number of ranks and workers.
 
-Workers only read and decode. They come from a fork server: a fork of the training process would inherit its CUDA
-context, its gloo threads and any lock they hold, while a spawned worker pays the import of torch each time.
+Workers only read and decode. A fork server starts them: a fork of the training process would inherit its CUDA context,
+its gloo threads and the locks that these hold, and every spawned worker would import torch again.
 """
 
 import atexit
@@ -35,16 +35,16 @@ from dfer.torch_internals import end_workers
 
 
 class Loader:
-    """Micro-batches of one rank: uint8 frames on the CPU (pinned where there is a GPU), not augmented.
+    """Yields a rank's micro-batches: uint8 frames on the CPU (pinned if there is a GPU), not augmented.
 
-    Training leaves out the last, partial batch of an epoch. Evaluation gives every clip once, in order, and fills
-    up with rows whose index is PADDING (black frames, label 0) so that every rank gets equally many.
+    Training leaves out the last, partial batch of an epoch. Evaluation yields every clip once, in order, and adds rows
+    whose index is PADDING (black frames, label 0) so that all ranks get the same number of rows.
 
     Attributes:
-        steps_per_epoch: global steps.
-        accumulation: micro-batches a step, in training.
-        wait_seconds: time the consumer has waited for data so far.
-        max_bad: clips that training may replace, none in evaluation.
+        steps_per_epoch: global steps per epoch.
+        accumulation: micro-batches per step, in training.
+        wait_seconds: time for which the consumer has waited for data so far.
+        max_bad: number of clips that training may replace, 0 in evaluation.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Loader:
         micro_batch: int,
         size: int | None = None,
     ) -> None:
-        """size: pixels of a side where it is not the config's.
+        """size: side of a frame in pixels, None = as in the config.
 
         Raises:
-            ConfigProblem: the global batch does not divide by the ranks, or there are fewer clips.
+            ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.
         """
         self._clips = clips
         self._plan = Plan(
@@ -98,26 +98,27 @@ class Loader:
         _LOADERS.add(self._batches)
 
     def lack_of_memory(self) -> str:
-        """A message when this host's shared memory cannot hold what the workers of its ranks prepare; else empty."""
+        """Return a message if this host's shared memory cannot hold the batches that its ranks' workers prepare; else
+        an empty text."""
         batches, plan = len(self._plan.numbers(0)), self._plan
         clips = min(plan.micro_batch, -(-min(plan.num_clips, plan.global_batch) // plan.world.size))
-        # What the workers prepare, and the one that is being used.
+        # The batches that the workers prepare, and the one in use.
         at_a_time = min(PREFETCH * self._workers + 1, batches) if self._workers else 0
         need = Need(workers=self._workers, batches=at_a_time, batch_bytes=clips * self._clip_bytes, keys=self._keys)
         return lack(need, ranks=plan.world.local_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
-        """This rank's micro-batches from `start_step` (a global step) to the end of the epoch.
+        """Yield this rank's micro-batches from `start_step` (a global step) to the end of the epoch.
 
         Raises:
-            DataError: a clip that cannot be read or decoded and may not be replaced; the shards were built anew.
+            DataError: a clip cannot be read or decoded and may not be replaced; or the shards were rebuilt.
             StorageError: the shards cannot be reached, or a worker process died.
         """
-        with suppress(StorageError):  # all may be in the cache
+        with suppress(StorageError):  # the store may be unreachable while all shards are in the cache
             self._clips.store.check_unchanged()
         self._requests.set([(epoch, start_step, number) for number in self._plan.numbers(start_step)])
         with _deaf():
-            batches = iter(self._batches)  # the first time starts the workers
+            batches = iter(self._batches)  # the first call starts the workers
         while True:
             began = time.perf_counter()
             parts = _next(batches)
@@ -128,13 +129,13 @@ class Loader:
             yield ClipBatch(**parts)
 
     def take_bad(self) -> list[BadClip]:
-        """The clips this rank replaced in the batches it gave since the last call."""
+        """Return the clips that were replaced in this rank's batches since the last call."""
         bad, self._bad = self._bad, []
         return bad
 
 
 class _Requests(Sampler[Request]):
-    """What the workers are to read next; lives in the training process and is set anew every epoch."""
+    """The requests of the current epoch, which workers are to read. It lives in the training process."""
 
     def __init__(self) -> None:
         self._requests: Sequence[Request] = ()
@@ -168,17 +169,17 @@ def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataL
         batch_size=None,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # a worker seed is drawn every epoch: not from the model's random numbers
+        generator=torch.Generator(),  # for DataLoader's worker seeds, which else use the model's generator
         **options,
     )
 
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes that start meanwhile do not hear the signals by which schedulers announce an end.
+    """Block the signals by which schedulers announce a stop, for processes that are started within this context.
 
-    Some send them to every process of a job; but the training process decides, and needs its workers until it has
-    saved. Nor can multiprocessing end them by SIGTERM then: see `_end_workers`.
+    Some schedulers send these signals to every process of a job, but the training process handles the stop and needs
+    its workers until it has saved. multiprocessing cannot end such workers by SIGTERM either: see `_end_workers`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -192,11 +193,11 @@ _LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """Before multiprocessing, at exit, sends SIGTERM to its processes and waits for them."""
+    """End the workers at exit, before multiprocessing sends them SIGTERM, which they block, and waits for them."""
     for batches in list(_LOADERS):
         end_workers(batches)
     for process in multiprocessing.active_children():
-        if process.daemon:  # it hangs, as on a store that does not answer
+        if process.daemon:  # it hangs, for example on a store that does not answer
             process.kill()
 
 
@@ -206,14 +207,15 @@ def _start_worker(worker: int) -> None:
 
 
 def _cannot_hand_over(error: Exception, _batch: object) -> None:
-    """Called by Python when a batch cannot be sent, as without file descriptors: it would print the error and go on,
-    and training would wait for the batch for ever. That the worker ends is noticed."""
+    """End the worker if a batch cannot be sent, for example because file descriptors ran out. By default, Python prints
+    the error and continues, and training would wait for the batch forever; it does notice the end of a worker."""
     print(f"data worker: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def _end_with_parent(worker: int) -> None:
-    """Make this worker end when the training process is killed: torch watches the fork server, which lives on."""
+    """End this worker if the training process is killed. torch only watches the parent process, here the fork server,
+    which would continue."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in worker processes only"
 
@@ -227,7 +229,7 @@ def _end_with_parent(worker: int) -> None:
 def _next(batches: Iterator[Any]) -> Parts | None:
     try:
         parts: Parts | DferError | None = next(batches, None)
-    except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while handing over a batch
+    except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: it died while sending a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise StorageError(
@@ -242,5 +244,5 @@ def _next(batches: Iterator[Any]) -> Parts | None:
         try:
             raise parts
         finally:
-            del parts  # error -> traceback -> this frame -> error: left to the collector, workers end 5 s too late
+            del parts  # breaks the cycle error -> traceback -> this frame, which would delay the workers' end by 5 s
     return parts

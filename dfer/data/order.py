@@ -1,7 +1,7 @@
-"""Which clips come when: a pure function of (seed, epoch, global batch), the same for any number of ranks and workers.
+"""The order of clips: a pure function of (seed, epoch, global batch), the same for any number of ranks and workers.
 
-A position in training is (epoch, global step). Ranks take contiguous shares of every step, so a run can go on in the
-middle of an epoch with other ranks, workers or micro-batches and still see every clip once an epoch.
+A position in training is (epoch, global step). Ranks take contiguous shares of every step, so a run can resume in the
+middle of an epoch with another number of ranks, workers or micro-batches, and still reads every clip once per epoch.
 """
 
 from collections.abc import Sequence
@@ -14,29 +14,29 @@ from dfer.recognition import PADDING
 
 Ids = NDArray[np.int64]
 
-ORDER, PLACEMENT = 1, 2  # purposes of a stream of draws: the order of an epoch, the place of a shard for the whole run
+ORDER, PLACEMENT = 1, 2  # purposes of random streams: the clips' order in an epoch; a shard's partition in the run
 
 
 def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Ids:
-    """A random permutation of 0..num_clips-1, int64 [num_clips]."""
+    """Draw a permutation of 0..num_clips-1, int64 [num_clips]."""
     return _shuffled(num_clips, (ORDER, seed, epoch))
 
 
 def partitioned_order(
     shard_of: Sequence[int] | Ids, *, partitions: int, global_batch: int, seed: int, epoch: int, window: int = 4
 ) -> Ids:
-    """An order in which a node reads few shards at a time, for data far larger than a node's disk.
+    """Draw an order in which a node reads few shards at a time, for data far larger than a node's disk.
 
-    Shards are dealt once to a fixed number of canonical partitions; every global step takes an equal part from each,
-    partition after partition. With contiguous shares, `partitions / nodes` of them belong to a node in every epoch.
-    Inside a partition clips are shuffled over `window` shards at a time.
+    Shards are assigned once to a fixed number of canonical partitions. Every global step takes the same number of clips
+    from each partition, in the order of the partitions. Since ranks take contiguous shares of a step, a node reads the
+    same `partitions / nodes` partitions in every epoch. Within a partition, clips are shuffled over `window` shards.
 
     Args:
         shard_of: shard number of every clip, [N].
     Returns:
         A permutation of 0..N-1, int64 [N].
     Raises:
-        ConfigProblem: partitions do not divide the global batch.
+        ConfigProblem: the global batch is not divisible by the partitions.
     """
     if global_batch % partitions:
         raise ConfigProblem(
@@ -56,14 +56,14 @@ def partitioned_order(
 
 
 def num_steps(num_clips: int, global_batch: int, *, drop_last: bool) -> int:
-    """Steps in an epoch. drop_last: the last, partial batch is left out (training) or counted (evaluation)."""
+    """Return the steps of an epoch. drop_last: whether a last, partial batch is left out, as in training."""
     return num_clips // global_batch if drop_last else -(-num_clips // global_batch)
 
 
 def step_slice(order: Ids, *, step: int, global_batch: int, rank: int, world_size: int) -> Ids:
-    """The clips of this rank in this step: a contiguous share of the step, equally long on every rank.
+    """Return the clips of a rank in a step: a contiguous share of the step, of the same length on every rank.
 
-    Where the step's clips do not divide by the ranks, the last shares are filled with PADDING.
+    If the step's clips are not divisible by the ranks, the last shares are filled up with PADDING.
     """
     ids = order[step * global_batch : (step + 1) * global_batch]
     share = -(-len(ids) // world_size)
@@ -73,10 +73,10 @@ def step_slice(order: Ids, *, step: int, global_batch: int, rank: int, world_siz
 
 
 def accumulation(global_batch: int, *, world_size: int, micro_batch: int) -> int:
-    """Micro-batches a rank sums up in one step; the last one is smaller where they do not divide its share.
+    """Return the number of micro-batches of a rank in one step; the last one may be smaller than the others.
 
     Raises:
-        ConfigProblem: the ranks cannot have equal shares; names the numbers that fit.
+        ConfigProblem: the global batch is not divisible by the ranks; the message names numbers that are.
     """
     share, rest = divmod(global_batch, world_size)
     if rest or not share:
@@ -89,13 +89,14 @@ def accumulation(global_batch: int, *, world_size: int, micro_batch: int) -> int
 
 
 def _shuffled(count: int, key: tuple[int, ...]) -> Ids:
-    # Raw words of the bit generator: numpy keeps them stable over versions, its shuffles it does not.
+    # Sort by raw words of the bit generator: numpy guarantees these across versions, but not its shuffles.
     words = np.random.Philox(np.random.SeedSequence(entropy=key[1], spawn_key=(key[0], *key[2:]))).random_raw(count)
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
 def _partitions(shard_of: Ids, partitions: int, seed: int) -> list[Ids]:
-    """Clips in shard-by-shard order, shards shuffled once for the run, cut into equal parts (sizes differ by one)."""
+    """Order the clips by shard, with the shards shuffled once for the run, and divide them into equal parts (sizes
+    differ by at most one)."""
     shards, inverse = np.unique(shard_of, return_inverse=True)
     place = np.empty(len(shards), np.int64)
     place[_shuffled(len(shards), (PLACEMENT, seed))] = np.arange(len(shards))
@@ -103,7 +104,7 @@ def _partitions(shard_of: Ids, partitions: int, seed: int) -> list[Ids]:
 
 
 def _window_shuffled(part: Ids, shard_of: Ids, window: int, key: tuple[int, ...]) -> Ids:
-    """The clips of a partition: shards in random order, clips mixed over `window` shards at a time."""
+    """Order the clips of a partition: shards in random order, clips shuffled within each `window` shards."""
     shards, inverse = np.unique(shard_of[part], return_inverse=True)
     group = np.empty(len(shards), np.int64)
     group[_shuffled(len(shards), (*key, 0))] = np.arange(len(shards)) // window

@@ -1,4 +1,5 @@
-"""Which clips a rank reads when, and which shards its node needs from when to when. Pure, so every worker knows all."""
+"""The clips of each of a rank's micro-batches, and the first and last step in which its node needs a shard. These are
+pure functions, so every worker computes them itself."""
 
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from dfer.distributed import World
 
 Ids = NDArray[np.int64]
 REPLACEMENTS = 10
-"""Clips that are tried in the place of a bad one."""
+"""Number of clips that are tried as a replacement of a bad one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,13 @@ class Plan:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a whole step; the last may be smaller than the others."""
+        """Micro-batches of a full step; the last may be smaller than the others."""
         return -(-self.global_batch // (self.world.size * self.micro_batch))
 
     def check(self) -> None:
-        """Raise ConfigProblem for a training that cannot be cut into steps."""
+        """Raise ConfigProblem if the clips of a training cannot be divided into steps."""
         accumulation(self.global_batch, world_size=self.world.size, micro_batch=self.micro_batch)
-        self.order(0)  # reports partitions that do not divide the batch now rather than after the model is built
+        self.order(0)  # raises now, before the model is built, if the batch is not divisible by the partitions
         if not self.steps:
             raise ConfigProblem(
                 f"batch: expected at most the {self.num_clips} clips of the training partitions, "
@@ -52,7 +53,7 @@ class Plan:
             )
 
     def numbers(self, start_step: int) -> range:
-        """Micro-batches from a global step to the end of the epoch."""
+        """Return the numbers of the micro-batches from a global step to the end of the epoch."""
         if not self.steps:
             return range(0)
         last = self.num_clips - (self.steps - 1) * self.global_batch
@@ -61,7 +62,7 @@ class Plan:
         return range(start_step * self.accumulation, end)
 
     def ids(self, order: Ids, number: int) -> Ids:
-        """The clips of a micro-batch, given the order of its epoch; PADDING fills up."""
+        """Return the clips of a micro-batch, given the order of its epoch, filled up with PADDING."""
         step, part = divmod(number, self.accumulation)
         share = step_slice(
             order, step=step, global_batch=self.global_batch, rank=self.world.rank, world_size=self.world.size
@@ -69,7 +70,7 @@ class Plan:
         return share[part * self.micro_batch : (part + 1) * self.micro_batch]
 
     def order(self, epoch: int) -> Ids:
-        """All clips in the order of an epoch, int64 [N]."""
+        """Return all clips in the order of an epoch, int64 [N]."""
         if not self.train:
             return np.arange(self.num_clips)
         if self.partitions == 1:
@@ -79,7 +80,8 @@ class Plan:
         )
 
     def uses(self, order: Ids, start_step: int) -> tuple[Ids, Ids]:
-        """First and last step from `start_step` on in which this node reads each shard, int64 [shards]; -1 = never."""
+        """Return the first and the last step, from `start_step` on, in which this node reads each shard: two arrays,
+        int64 [shards]; -1 = never."""
         at = np.arange(start_step * self.global_batch, min(self.num_clips, self.steps * self.global_batch))
         step, within = np.divmod(at, self.global_batch)
         in_step = np.minimum(self.global_batch, self.num_clips - step * self.global_batch)
@@ -87,12 +89,12 @@ class Plan:
         mine = rank // self.world.local_size == self.world.rank // self.world.local_size
         shards, steps = self.shard_of[order[at[mine]]], step[mine]
         first, last = (np.full(int(self.shard_of.max(initial=-1)) + 1, -1, np.int64) for _ in range(2))
-        last[shards] = steps  # of several values for one place the last one stays
+        last[shards] = steps  # for repeated indices, numpy keeps the last value
         first[shards[::-1]] = steps[::-1]
         return first, last
 
     def replacements(self, epoch: int, index: int) -> list[int]:
-        """Clips to take in the place of a bad one: drawn from (seed, epoch, clip), the same on all ranks and after a
-        resume."""
+        """Draw clips that may replace a bad one. They depend only on (seed, epoch, clip), so they are the same on all
+        ranks and after a resume."""
         draws = clip_rng(self.seed, epoch, index, purpose=REPLACEMENT).integers(self.num_clips, size=REPLACEMENTS)
         return [int(draw) for draw in draws if draw != index]

@@ -1,4 +1,4 @@
-"""What a worker process does with a request: fetch the clips' frames, decode them, look ahead."""
+"""Handle a request in a worker process: fetch the clips' frames, decode them, and prefetch the next requests."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +20,15 @@ from dfer.store.remote import Pending
 
 Ids = NDArray[np.int64]
 Request = tuple[int, int, int]
-"""Epoch, its first step in this stretch of the run, and the number of a micro-batch in the epoch."""
+"""Epoch, its first step since the run was started or resumed, and the number of a micro-batch in the epoch."""
 Parts = dict[str, Any]
 LOOK_AHEAD = 2
-"""Requests of a worker whose frames are under way while one is decoded."""
+"""Number of a worker's next requests whose frames are fetched while one is decoded."""
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Frames of a clip at these positions. pending: their bytes under way, where they are far away."""
+    """Frames of a clip to read, by position. pending: the fetch of their bytes, if the store is remote."""
 
     positions: Ids
     pending: Pending | None
@@ -49,7 +49,8 @@ class Reader(Dataset[Parts | DferError]):
         keys: str = "micro_batch",
         draws: bool = True,
     ) -> None:
-        """keys: of the configuration that size a batch, for messages. draws: whether training draws its frames."""
+        """keys: configuration keys that determine the size of a batch, for messages. draws: whether training draws
+        frames at random."""
         self._clips, self._plan = clips, plan
         self._frames, self._size, self._keys = frames, size, keys
         self._replace_bad, self._reads_ahead, self._draws = replace_bad, read_ahead, plan.train and draws
@@ -58,7 +59,8 @@ class Reader(Dataset[Parts | DferError]):
         self._ahead: ReadAhead | None = None
 
     def __getitem__(self, request: Request) -> Parts | DferError:
-        """Fields of a ClipBatch and `bad`; an error is returned, since DataLoader would bury it in a traceback."""
+        """Read the fields of a ClipBatch, and `bad`. Errors are returned, not raised: DataLoader would turn them into
+        the text of a traceback."""
         epoch, start, number = request
         try:
             self._enter(epoch, start)
@@ -96,10 +98,10 @@ class Reader(Dataset[Parts | DferError]):
         jpegs = self._clips.read(index, distinct, wanted.pending)
         for row, (at, jpeg) in enumerate(zip(distinct, jpegs, strict=True)):
             decode(jpeg, size=self._size, where=f"{where}, frame {at}", out=out[row])
-        out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip stands more than once
+        out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip is repeated
 
     def _replaced(self, index: int, epoch: int, out: NDArray[np.uint8], error: DataError) -> tuple[int, BadClip]:
-        """Read another clip in the place of a bad one. Raises the error when that many others are bad as well."""
+        """Read another clip instead of a bad one. Raises `error` if all candidates are bad too."""
         for other in self._plan.replacements(epoch, index):
             try:
                 self._read(other, self._wanted_of(other, epoch), out)
@@ -122,7 +124,7 @@ class Reader(Dataset[Parts | DferError]):
         return test_frames(num_frames, self._frames)
 
     def _enter(self, epoch: int, start: int) -> None:
-        """Make the schedule of an epoch when its first request comes."""
+        """On the first request of an epoch, compute its order and start reading ahead."""
         if self._stretch == (epoch, start):
             return
         self._stretch, self._order = (epoch, start), self._plan.order(epoch)
@@ -137,16 +139,16 @@ class Reader(Dataset[Parts | DferError]):
         world, shards = self._plan.world, self._clips.table.shards
         used = [number for number in np.argsort(first, kind="stable").tolist() if first[number] >= 0]
         in_set = np.bincount(self._clips.shard_of, minlength=len(shards))
-        # Of a shard of which this set has a few clips only, only those are fetched.
+        # A shard is fetched whole if at least half of its clips are in this set; of others only the clips are fetched.
         whole = [shards[number] for number in used if 2 * in_set[number] >= shards[number].clips]
         share = whole[world.local_rank * workers + worker :: world.local_size * workers]
-        # Without reading ahead the cache must know all the same what not to evict.
+        # Also without reading ahead, the cache needs each shard's last use, so that it does not evict it earlier.
         ahead.begin(
             share if self._reads_ahead else [], {shards[number].sha256: int(last[number]) for number in used}, start
         )
 
     def _look_ahead(self, epoch: int, number: int) -> None:
-        """Start on this worker's next requests, which DataLoader gives to the workers in turn."""
+        """Prefetch this worker's next requests: DataLoader distributes requests to the workers round-robin."""
         if self._clips.store.is_local:
             return
         workers, end = _place()[1], self._plan.numbers(0).stop
@@ -160,6 +162,6 @@ class Reader(Dataset[Parts | DferError]):
 
 
 def _place() -> tuple[int, int]:
-    """Number of this worker process, and how many there are."""
+    """Return the number of this worker process, and the number of workers."""
     info = get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)

@@ -1,7 +1,7 @@
-"""Batches in shared memory: how much of it workers need, and the room there is.
+"""Batches in shared memory: the bytes that workers need, and the bytes that are free.
 
-A worker hands a batch over in /dev/shm, of which a container has 64 MB by default. torch would move it there in a
-thread of the worker's queue, where an error is printed and the batch never comes; so the reader asks for the room.
+A worker passes a batch on in /dev/shm, which has 64 MB by default in a container. torch would move the batch there in a
+thread of the worker's queue, where an error is only printed and the batch is lost. So the reader allocates it itself.
 """
 
 import os
@@ -29,7 +29,8 @@ _DO = (
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a rank's workers hold in shared memory at a time: `batches` of `batch_bytes` each. keys: that size them."""
+    """Shared memory of a rank's workers: `batches` batches at a time, of `batch_bytes` each. keys: configuration keys
+    that determine their size, for messages."""
 
     workers: int
     batches: int
@@ -42,7 +43,7 @@ class Need:
 
 
 def lack(need: Need, *, ranks: int) -> str:
-    """A message when this host's shared memory has no room for what the workers of `ranks` ranks need; else empty."""
+    """Return a message if this host's shared memory is too small for `ranks` ranks' workers; else an empty text."""
     free, total = free_bytes(), need.total * ranks
     if free is None or total <= free:
         return ""
@@ -53,7 +54,7 @@ def lack(need: Need, *, ranks: int) -> str:
 
 
 def free_bytes() -> int | None:
-    """Free bytes of /dev/shm; None where there is none or it has no limit."""
+    """Return the free bytes of /dev/shm; None if it does not exist or has no limit."""
     with suppress(OSError):
         found = os.statvfs(SHM)
         return found.f_bavail * found.f_frsize if found.f_blocks else None
@@ -61,7 +62,7 @@ def free_bytes() -> int | None:
 
 
 def empty(shape: Sequence[int], *, keys: str) -> Tensor:
-    """An uninitialised uint8 tensor: in shared memory when a worker asks. Raises StorageError when that is full."""
+    """Allocate an uninitialised uint8 tensor; in a worker, in shared memory. Raises StorageError if that is full."""
     if get_worker_info() is None:
         return torch.empty(tuple(shape), dtype=torch.uint8)
     num_bytes = torch.Size(shape).numel()
@@ -72,7 +73,7 @@ def empty(shape: Sequence[int], *, keys: str) -> Tensor:
 
 
 def shared(tensor: Tensor, *, keys: str) -> Tensor:
-    """The tensor, moved into shared memory when a worker asks. Raises StorageError when that is full."""
+    """Return the tensor; in a worker, move it into shared memory. Raises StorageError if that is full."""
     if get_worker_info() is None:
         return tensor
     with _enough(tensor.nbytes, keys):
@@ -100,5 +101,5 @@ def _do(num_bytes: int, keys: str) -> str:
 
 
 def mib(num_bytes: int) -> str:
-    """As people read it."""
+    """Format a number of bytes as MiB."""
     return f"{num_bytes / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Which clips train, validate and test: folds from partitions, and an honest validation part. Pure functions.
+"""Split clips into training, validation and test: folds of a protocol, and a held-out validation set. Pure functions.
 
 The manifest names the protocols of a data set and what trains and tests in each of their folds. DFEW and MAFW are
 stored as five partitions: fold k of `published` tests on partition `fold_k` and trains on the other four. FERV39k has
@@ -19,7 +19,7 @@ from dfer.store.format import Fold, Manifest
 
 
 def folds(manifest: Manifest, protocol: str) -> dict[int, Fold]:
-    """All folds of a protocol of the shards, by number. Raises ConfigProblem naming the protocols there are."""
+    """Return all folds of a protocol of the shards, by number. Raises ConfigProblem that names the known protocols."""
     found = manifest.protocols.get(protocol)
     if found is None:
         known = ", ".join(sorted(manifest.protocols)) or "none"
@@ -31,7 +31,7 @@ def folds(manifest: Manifest, protocol: str) -> dict[int, Fold]:
 
 
 def fold_of(manifest: Manifest, protocol: str, fold: int) -> Fold:
-    """One fold of a protocol. Raises ConfigProblem naming the folds there are."""
+    """Return one fold of a protocol. Raises ConfigProblem that names the known folds."""
     known = folds(manifest, protocol)
     if fold not in known:
         expected = f"one of {', '.join(map(str, known))}"
@@ -40,7 +40,7 @@ def fold_of(manifest: Manifest, protocol: str, fold: int) -> Fold:
 
 
 def refuse_overlap(fold: Fold, keys: Mapping[str, Collection[str]]) -> None:
-    """Raise DataError when a clip is in two of a fold's subsets. keys: of the clips of each subset, by its name."""
+    """Raise DataError if a clip is in two of a fold's subsets. keys: name of a subset -> keys of its clips."""
     for one, other in itertools.combinations(fold.subsets, 2):
         shared = sorted(set(keys[one]) & set(keys[other]))
         if shared:
@@ -53,10 +53,11 @@ def refuse_overlap(fold: Fold, keys: Mapping[str, Collection[str]]) -> None:
 def hold_out(
     keys: Sequence[str], subjects: Sequence[str | None], *, share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of (training, validation) clips: about `share` of the clips is held out, subjects kept whole.
+    """Hold out about `share` of the clips for validation; returns the positions of training and validation clips. All
+    clips of a subject are on the same side.
 
-    A clip without a known subject is grouped with its neighbours in the key's order (blocks of 16), because data sets
-    number the clips of one film one after another. The choice depends on seed and names only, never on the order given.
+    Clips without a known subject are held out in blocks of 16 neighbours in the order of their keys, because data sets
+    number the clips of one film consecutively. The choice depends only on seed and names, not on the input's order.
     """
     groups = _groups(keys, subjects)
     ranked = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
