@@ -1,1 +1,1 @@
-"""Tables, plots and pages made of results."""
+"""Make tables, plots and pages from results."""

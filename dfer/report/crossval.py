@@ -1,8 +1,8 @@
-"""What a report says, before it is drawn: folds read from a run folder, checked to be alike, averaged and pooled.
+"""The contents of a report: read the folds of a run folder, check that they are comparable, average and pool them.
 
-Only results of one data set, class list, method, number of epochs, selection rule, protocol, shard folder and
-configuration share a table; anything else is refused with the folds that differ. A fold whose training is not complete
-is left out and named.
+A table may only hold results with the same data set, class list, method, number of epochs, selection rule, protocol,
+shard folder and configuration; other results are refused, naming the folds that differ. A fold whose training is not
+complete is left out and named.
 """
 
 import json
@@ -20,16 +20,16 @@ from dfer.run.layout import RESULT, finished
 from dfer.storage import Folder
 
 PER_FOLD_KEYS = ("fold", "seed")
-"""Configuration keys that may differ between the folds of one table besides the free ones and those whose
-change results note; seeds are named in it, the others in a note where they differ."""
+"""Configuration keys that may differ between the folds of one table. Free keys, and keys whose change is recorded in
+results, may differ as well; the report names the seeds, and notes differences in recorded keys."""
 
 Curve = list[tuple[float, float]]
-"""(step, value), in the order of the steps."""
+"""Pairs (step, value), ordered by step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table, as shares from 0 to 1."""
+    """One line of the table; values are fractions from 0 to 1."""
 
     recall: tuple[float | None, ...]
     uar: float | None
@@ -38,7 +38,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Another answer of the method: mean over folds and seeds, deviation over folds, and the sum of the counts."""
+    """Scores of a variant, further logits of the method: mean over folds and seeds, deviation over folds, and scores of
+    the summed counts."""
 
     mean: Row
     std: Row | None
@@ -47,10 +48,10 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """What a table says of all its folds. covered: folds that every seed has, over which the rest runs.
+    """Means and deviations over folds. covered: number of folds that every seed has; only these are used below.
 
-    mean: over folds and seeds. std: deviation over folds, of their means over seeds. by_seed: means over folds, empty
-    where the folds were not repeated; seed_std: deviation of those. A deviation is None with fewer than two values.
+    mean: over folds and seeds. std: deviation over folds of the means over seeds. by_seed: means over folds for each
+    seed, empty if folds were not repeated; seed_std: their deviation. A deviation of fewer than two values is None.
     """
 
     covered: int
@@ -64,9 +65,9 @@ class Means:
 class Report:
     """Everything the tables and pages show.
 
-    folds: by seed and number. repeated: whether the folds were trained with several seeds, in folders of their own.
-    missing: names of the parts without a result; incomplete: those of them whose training has been evaluated before its
-    end. means: over folds and seeds. variants: by name. curves: by metric, then name of the part.
+    folds: by seed and number. repeated: whether the folds were trained with several seeds, each in its own folder.
+    missing: names of the parts without a result; incomplete: those of them with an evaluation from before the end of
+    training. means: over folds and seeds. variants: by name. curves: by metric, then name of the part.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Report:
 
     @property
     def first(self) -> FoldResult:
-        """Any fold, for what all folds share."""
+        """Any fold, to read values that are equal in all folds."""
         return self.folds[0]
 
     @property
@@ -106,32 +107,32 @@ class Report:
 
     @property
     def coverage(self) -> str:
-        """`5 of 5 folds`, or which kind of single split it is, and how often it was repeated."""
+        """Describe the folds covered: `5 of 5 folds`, or the kind of single split; and the number of repetitions."""
         covered = "fixed split" if self.num_folds == 1 else f"{self.means.covered} of {self.num_folds} folds"
         return f"{covered}, {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}" if self.repeated else covered
 
     def part_of(self, fold: FoldResult) -> str:
-        """The name of the part that gave a result."""
+        """Return the name of the part with this result."""
         return part_name(fold, repeated=self.repeated)
 
 
 def part_name(fold: FoldResult, *, repeated: bool) -> str:
-    """`fold_3`, or `seed_2/fold_3` of a cross-validation that is repeated."""
+    """Return `fold_3`, or `seed_2/fold_3` in a cross-validation with several seeds."""
     return f"seed_{fold.seed}/fold_{fold.fold}" if repeated else f"fold_{fold.fold}"
 
 
 def label(part: str) -> str:
-    """The name of a part as readers see it: `seed 2, fold 3`."""
+    """Format the name of a part for readers: `seed 2, fold 3`."""
     return part.replace("_", " ").replace("/", ", ")
 
 
 def summarise(run_folder: Folder, kind: type) -> Report:
     """Read a run folder, or the fold_* folders of a cross-validation, into a Report.
 
-    kind: dataclass of their configurations, whose keys say what may differ between folds.
+    kind: dataclass of their configurations, whose fields declare which keys may differ between folds.
 
     Raises:
-        CheckpointError: no results yet, a damaged file, or folds that must not stand in one table.
+        CheckpointError: there are no results yet, a file is damaged, or the folds are not comparable.
     """
     folders = fold_folders(run_folder) or {run_folder.name: run_folder}
     complete = {name: finished(folder) for name, folder in folders.items()}
@@ -187,9 +188,9 @@ def _variant(name: str, folds: Sequence[FoldResult], seeds: Sequence[int]) -> Va
 def means_of(
     folds: Sequence[FoldResult], seeds: Sequence[int], of: Callable[[FoldResult], Scores] = lambda fold: fold.scores
 ) -> Means:
-    """Means over the folds that every seed has, so that neither seeds nor folds are compared over unlike clips.
+    """Average over the folds that every seed has, so that the means of seeds, and of folds, cover the same clips.
 
-    seeds: with which the folds were repeated, empty where they were not. of: the scores that are meant.
+    seeds: of the repetitions, empty if folds were not repeated. of: returns the scores of a fold to average.
     """
     tables = [[fold for fold in folds if fold.seed == seed] for seed in seeds] if seeds else [[*folds]]
     common = set.intersection(*({fold.fold for fold in table} for table in tables))
@@ -209,12 +210,12 @@ def means_of(
 
 
 def average(folds: Sequence[Scores | Row]) -> Row:
-    """Mean over folds or seeds; a class's mean runs over those that have test clips of it."""
+    """Average over folds or seeds; the recall of a class only over those with test clips of the class."""
     return _over(folds, statistics.fmean, at_least=1)
 
 
 def deviation(folds: Sequence[Scores | Row]) -> Row | None:
-    """Sample standard deviation (n - 1) over folds or seeds; None with fewer than two."""
+    """Compute the sample standard deviation (n - 1) over folds or seeds; None with fewer than two."""
     return _over(folds, statistics.stdev, at_least=2) if len(folds) > 1 else None
 
 
@@ -232,12 +233,12 @@ def _over(folds: Sequence[Scores | Row], function: Any, *, at_least: int) -> Row
 
 
 def _name(fold: Fold) -> str:
-    """How a note begins about a fold; a single run's folder may have any name."""
+    """Return the name of a fold for a note; it comes from the result, since a single run's folder may have any name."""
     return label(part_name(fold.result, repeated="/" in fold.name)).capitalize()
 
 
 def _progress(result: FoldResult) -> str:
-    """How far a training was when it was evaluated."""
+    """Describe the progress of a training at its evaluation."""
     if result.complete:
         return f"fold {result.fold} finished with {result.epochs} epochs, and more are configured now"
     return f"fold {result.fold} at epoch {result.epoch} of {result.epochs}"
@@ -248,7 +249,7 @@ def _incomplete_notes(between: Sequence[tuple[str, FoldResult]]) -> list[str]:
 
 
 def _change_notes(done: Sequence[Fold]) -> list[str]:
-    """What of the configuration was changed on the way, and in which folds it differs."""
+    """Write the notes on configuration keys that changed during a run, and on those that differ between folds."""
     notes = [
         f"{_name(fold)} went on with {', '.join(map(str, fold.result.changed))}."
         for fold in done
@@ -311,12 +312,13 @@ def _refuse_shared_partitions(run_folder: Folder, done: Sequence[Fold]) -> None:
 
 
 def _shared_config(fold: Fold) -> dict[str, Any]:
-    """By dotted key, what all folds of a table must have in common."""
+    """Return the part of a configuration that must be equal in all folds of a table, by dotted key."""
     return {k: v for k, v in fold.computed.items() if k not in PER_FOLD_KEYS and k not in fold.noted}
 
 
 def _agreed_published(done: Sequence[Fold]) -> Published | None:
-    """The published numbers that all folds name; a configuration may get them between two stretches."""
+    """Return the published numbers if they are the same in all folds, else None: they may be added to the configuration
+    when a run is resumed."""
     first, *others = [_published(fold) for fold in done]
     return first if all(other == first for other in others) else None
 
@@ -364,7 +366,7 @@ def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published
 
 
 def _environments(done: Sequence[Fold]) -> dict[str, str]:
-    """Environment text by the folds it belongs to; equal ones once."""
+    """Map names of folds to their environment text; folds with equal texts share an entry."""
     names: dict[str, list[str]] = {}
     for fold in done:
         if fold.environment:
@@ -373,7 +375,7 @@ def _environments(done: Sequence[Fold]) -> dict[str, str]:
 
 
 def _curves(done: Sequence[Fold], *, repeated: bool) -> dict[str, dict[str, Curve]]:
-    """Numbers by metric, as `train/lr/image`, and name of the part."""
+    """Return the curves by metric, such as `train/lr/image`, and name of the part."""
     found: dict[str, dict[str, Curve]] = {}
     for fold in done:
         for key, points in fold.recorded.points.items():

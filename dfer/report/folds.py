@@ -1,8 +1,8 @@
-"""The folds of a run folder as its report reads them: results, configuration, environment, what was recorded.
+"""Read the folds of a run folder for its report: results, configuration, environment, recorded metrics.
 
 RUN                 a single run
 RUN/fold_3          a fold of a cross-validation
-RUN/seed_2/fold_3   a fold of one that is repeated with several seeds
+RUN/seed_2/fold_3   a fold of a cross-validation with several seeds
 """
 
 import json
@@ -25,8 +25,8 @@ MAX_CONFIG_BYTES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """One fold's folder as read. name: below the run folder, `seed_2/fold_3`. computed, noted: keys of its
-    configuration, as `dfer.run.changes` tells them apart."""
+    """The contents of one fold's folder. name: its path below the run folder, `seed_2/fold_3`. computed, noted: keys of
+    its configuration, in two groups as `dfer.run.changes` divides them."""
 
     name: str
     result: FoldResult
@@ -39,10 +39,10 @@ class Fold:
 
 
 def fold_folders(run_folder: Folder) -> dict[str, Folder]:
-    """The folders of a cross-validation's folds by name, ordered by seed and fold; empty for a single run.
+    """Find the folders of a cross-validation's folds by name, ordered by seed and fold; empty for a single run.
 
     Raises:
-        CheckpointError: folds of a single seed lie beside those of several.
+        CheckpointError: the folder holds both `fold_*` and `seed_*/fold_*`.
     """
     below = run_folder.folders()
     single, seeds = _numbered(FOLD_FOLDER, below), _numbered(SEED_FOLDER, below)
@@ -60,10 +60,10 @@ def _numbered(pattern: re.Pattern[str], names: Sequence[str]) -> list[str]:
 
 
 def read_fold(name: str, folder: Folder, kind: type) -> Fold:
-    """A fold whose training is complete. kind: dataclass of its configuration.
+    """Read a fold whose training is complete. kind: dataclass of its configuration.
 
     Raises:
-        CheckpointError: its result is another fold's or seed's.
+        CheckpointError: the result is that of another fold or seed.
     """
     result = read_result(folder)
     repeat, _, own = name.rpartition("/")
@@ -89,9 +89,9 @@ def read_fold(name: str, folder: Folder, kind: type) -> Fold:
 
 
 def incomplete(folder: Folder) -> tuple[str, FoldResult] | None:
-    """The latest evaluation of a training that is not complete, and its file; None when there is none.
+    """Read the latest evaluation of an incomplete training; returns its file and the result, None if there is none.
 
-    Where the epochs of a finished run were raised, it is the result that it had before.
+    If `epochs` of a finished run was raised, the run's earlier result counts as such an evaluation.
     """
     names = [*evaluations(folder), *([RESULT] if folder.size(RESULT) is not None else [])]
     found = [(folder.where(name), read_result(folder, name)) for name in names]

@@ -1,6 +1,6 @@
 """The report as one self-contained HTML page.
 
-It loads nothing from anywhere and runs no script; whatever comes from a run folder is shown as text.
+The page loads no other files and runs no script; everything from a run folder is escaped and shown as text.
 """
 
 from html import escape
@@ -28,11 +28,11 @@ from dfer.report.tables import (
 )
 
 MAX_WIDE = 8
-"""Classes up to which a page is laid out with whole names and pictures side by side."""
+"""Largest number of classes for which the page has whole names and pictures side by side."""
 
 
 def page(report: Report) -> str:
-    """The self-contained HTML page. Everything from the run folder is escaped."""
+    """Make the self-contained HTML page. Everything from the run folder is escaped."""
     template = Template(files("dfer.report").joinpath("report.html").read_text(encoding="utf-8"))
     named = {report.part_of(fold): fold for fold in report.folds}
     values = {
@@ -81,18 +81,18 @@ def _cards(report: Report) -> str:
 
 
 def _columns(report: Report) -> list[str]:
-    """Class names as the page's table heads them: whole where they fit a page's width."""
+    """Return the class names for the heads of the table: whole if they fit the width of the page, else short."""
     classes = report.first.classes
     return short_names(classes) if _many(report) else list(classes)
 
 
 def _breadth(report: Report) -> str:
-    """Matrices of many classes scroll sideways on a phone rather than shrink past reading."""
+    """Return the CSS class for matrices of many classes: on a phone they scroll sideways and stay readable."""
     return "wide" if _many(report) else ""
 
 
 def _many(report: Report) -> bool:
-    """Whether the classes are too many for whole names in the table and for two pictures side by side."""
+    """Whether there are too many classes for whole names in the table and for two pictures side by side."""
     return len(report.first.classes) > MAX_WIDE
 
 

@@ -1,7 +1,7 @@
-"""Pictures of a report as inline SVG: confusion matrices, recalls, curves.
+"""Draw the pictures of a report as inline SVG: confusion matrices, recalls, curves.
 
-Text and axes take the colour of the surrounding page (light, dark or print); the lines use the Okabe-Ito palette, which
-stays apart for colour-blind readers, and carry their names at their ends. No state of pyplot is touched.
+Text and axes take the colour of the surrounding page (light, dark or print). Lines have the colours of the Okabe-Ito
+palette, which colour-blind readers can distinguish, and are labelled at their ends. The state of pyplot is not used.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from dfer.report.tables import short_names
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 INK = "#010203"
-"""Stands for the page's own text colour while drawing; replaced by `currentColor` in the SVG."""
+"""Placeholder for the page's text colour while drawing; replaced by `currentColor` in the SVG."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dfer",
@@ -46,16 +46,16 @@ STYLE: dict[str, Any] = {
     "axes.formatter.useoffset": False,
 }
 MAX_POINTS = 300
-"""Points of a line; longer ones are averaged in equal runs of steps."""
+"""Most points of a line; longer lines are averaged over equally many neighbouring points."""
 MAX_LABEL = 20
-"""Letters of a name in a picture."""
+"""Most letters of a name in a picture."""
 LABEL_GAP = 0.075
-"""Least distance of two line names, as a share of the axes' height."""
+"""Smallest distance of two line names, as a fraction of the axes' height."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An inline SVG and what it shows in words."""
+    """An inline SVG and its description in words."""
 
     svg: str
     caption: str
@@ -63,9 +63,9 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """Which metrics share one axes. The pattern's group, if any, names the lines; else folds do.
+    """The metrics that share one axes. Lines are named by the pattern's group, or by their fold if it has none.
 
-    least: metrics there must be for the picture to say anything.
+    least: smallest number of metrics for which the panel is drawn.
     """
 
     title: str
@@ -92,7 +92,7 @@ PANELS = (
 
 
 def confusion_picture(found: Scores, *, classes: Sequence[str], title: str, small: bool = False) -> Picture:
-    """A confusion matrix; colour and upper number: per cent of the row (the truth), lower number: clips."""
+    """Draw a confusion matrix. Colour and upper number: per cent of the row (the true class); lower number: clips."""
     size = len(classes)
     with rc_context(STYLE):
         side = (0.95 if small else 1.5) + 0.4 * size
@@ -130,7 +130,8 @@ def _cell(axes: Any, i: int, j: int, *, share: float, clips: int, large: bool) -
 
 
 def recall_picture(folds: Mapping[str, FoldResult], *, mean: Row) -> Picture:
-    """Recall of every class: a dot per part, by its name, and, with several parts, a tick and number for their mean."""
+    """Draw the recall of every class: a dot per part and, if there are several parts, a tick and a number for the mean.
+    folds: by the name of the part."""
     classes = next(iter(folds.values())).classes
     with rc_context(STYLE):
         figure = Figure(figsize=(5.6, 0.9 + 0.3 * len(classes)), layout="constrained")
@@ -170,14 +171,14 @@ def recall_picture(folds: Mapping[str, FoldResult], *, mean: Row) -> Picture:
 
 
 def curve_pictures(report: Report) -> list[Picture]:
-    """One picture for every panel the metrics have numbers for."""
+    """Draw a picture for every panel that has recorded metrics."""
     found = [(panel, _lines(panel, report.curves)) for panel in PANELS]
     return [_curve_picture(panel, lines, single=report.num_folds == 1) for panel, lines in found if lines]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """One curve; lines of one name share a colour and a label."""
+    """One curve; lines with the same name share a colour and a label."""
 
     name: str
     colour: str
@@ -185,7 +186,7 @@ class _Line:
 
 
 def _lines(panel: _Panel, curves: Mapping[str, Mapping[str, Curve]]) -> list[_Line]:
-    """Lines of several seeds are told apart by their seed, others by their fold."""
+    """Make the lines of a panel; colours distinguish seeds if there are several, else folds."""
     matches = [(match, folds) for key, folds in curves.items() if (match := re.fullmatch(panel.pattern, key))]
     if len(matches) < panel.least:
         return []
@@ -202,7 +203,7 @@ def _lines(panel: _Panel, curves: Mapping[str, Mapping[str, Curve]]) -> list[_Li
 
 
 def thinned(points: Curve, *, limit: int = MAX_POINTS) -> Curve:
-    """At most `limit` points, each the mean of an equal run of neighbours; short curves stay as they are."""
+    """Reduce a curve to at most `limit` points, each the mean of equally many neighbours; keep shorter curves."""
     if len(points) <= limit:
         return points
     runs = np.array_split(np.asarray(points, dtype=np.float64), limit)
@@ -228,9 +229,9 @@ def _curve_picture(panel: _Panel, lines: Sequence[_Line], *, single: bool) -> Pi
 
 
 def _name_lines(axes: Any, lines: Sequence[_Line]) -> None:
-    """Names at the right end of the lines, moved apart where they would overlap."""
+    """Write the names at the right ends of the lines, moved apart if they would overlap."""
     last = {line.name: (line.points[-1][1], line.colour) for line in lines}
-    axes.autoscale_view()  # the limits are not settled before
+    axes.autoscale_view()  # computes the axes' limits, which are used below
     to_share = axes.transScale + axes.transLimits
     heights = {name: float(to_share.transform((0.0, y))[1]) for name, (y, _) in last.items()}
     for name, height in apart(heights).items():
@@ -238,7 +239,8 @@ def _name_lines(axes: Any, lines: Sequence[_Line]) -> None:
 
 
 def apart(heights: Mapping[str, float], *, gap: float = LABEL_GAP) -> dict[str, float]:
-    """The same names at heights at least `gap` apart, in the same order, as near to their own and 0..1 as that goes."""
+    """Move heights until they are at least `gap` apart: in the same order, and as close as possible to the given ones
+    and to 0..1."""
     placed: dict[str, float] = {}
     floor = 0.0
     for name in sorted(heights, key=lambda n: heights[n]):
@@ -252,7 +254,7 @@ def apart(heights: Mapping[str, float], *, gap: float = LABEL_GAP) -> dict[str, 
 
 
 def _label(name: str) -> str:
-    """A name as it stands in a picture: short, and never read as a formula."""
+    """Format a name for a picture: shortened, and escaped so that it is not typeset as a formula."""
     short = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"
     return short.replace("$", r"\$")
 
@@ -262,7 +264,7 @@ def _colour(number: int) -> str:
 
 
 def _svg(figure: Any, *, label: str) -> str:
-    """The figure as an <svg> element for a page that may hold many: own ids, the page's colours, no foreign names."""
+    """Convert the figure to an <svg> element for a page with several: unique ids, the page's colours, no namespaces."""
     out = StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)

@@ -1,7 +1,7 @@
 """The result table of a report, for the terminal, Markdown and JSON.
 
-It has the shape the field prints (DK-CLIP, Li et al., ACM MM 2024, DFEW per fold): a row per fold with the recall of
-every class, UAR and WAR, then mean and standard deviation. Published numbers stand in a row of their own.
+It has the form of tables in the field (DK-CLIP, Li et al., ACM MM 2024, DFEW per fold): a row per fold with the recall
+of every class, UAR and WAR, then mean and standard deviation. Published numbers are in a separate row.
 """
 
 import re
@@ -23,7 +23,7 @@ POOLED_TEXT = "from the sum of the folds' confusion matrices"
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """One line of the result table; cells are the class recalls, UAR, WAR in percent. detail: what it is made of."""
+    """One line of the result table. cells: class recalls, UAR, WAR in percent. detail: describes what it summarises."""
 
     kind: RowKind
     label: str
@@ -32,7 +32,7 @@ class TableRow:
 
 
 def short_names(classes: Sequence[str]) -> list[str]:
-    """The shortest prefixes, three letters or more, that tell the classes apart."""
+    """Return the shortest prefixes, of three letters or more, that distinguish the classes."""
 
     def short(name: str) -> str:
         others = [other for other in classes if other != name]
@@ -43,7 +43,7 @@ def short_names(classes: Sequence[str]) -> list[str]:
 
 
 def table_rows(report: Report) -> list[TableRow]:
-    """The result table, line by line: folds, means of seeds, mean, standard deviations, pooled counts, variants,
+    """Make the lines of the result table: folds, means of seeds, mean, standard deviations, pooled counts, variants,
     published numbers."""
     several, nothing = report.num_folds > 1, Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
     rows = [part_row(report, name) for name in _part_names(report)]
@@ -72,7 +72,7 @@ def table_rows(report: Report) -> list[TableRow]:
 
 
 def _variant_rows(report: Report) -> list[TableRow]:
-    """Each variant under its name: its mean and deviation over folds, or what it has on the test split."""
+    """Make the lines of the variants, by name: mean and deviation over folds, or scores on the single test split."""
     nothing = Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
     rows = []
     for name, found in report.variants.items():
@@ -90,7 +90,7 @@ def _part_names(report: Report) -> list[str]:
 
 
 def part_row(report: Report, part: str) -> TableRow:
-    """The line of one fold by the name of its part, with dashes where it has no result yet."""
+    """Make the line of one fold, given the name of its part; dashes if it has no result yet."""
     shown = label(part).replace("fold 1", "test split") if report.num_folds == 1 else label(part)
     for fold in report.folds:
         if report.part_of(fold) == part:
@@ -106,18 +106,18 @@ def _cells(row: Row | Scores) -> tuple[str, ...]:
 
 
 def ours(report: Report) -> str:
-    """What our row is: folds, selection rule, seeds."""
+    """Describe our row: folds, selection rule, seeds."""
     on = f"on {report.first.data}; " if report.first.generated else ""
     return f"ours: {on}{report.coverage}; selection: {report.first.selection}; {seeds_text(report)}"
 
 
 def seeds_text(report: Report) -> str:
-    """`seed 1` or `seeds 1, 2`."""
+    """Return `seed 1` or `seeds 1, 2`."""
     return f"seed{'s' if len(report.seeds) > 1 else ''} {', '.join(map(str, report.seeds))}"
 
 
 def title(report: Report) -> str:
-    """What the report is about."""
+    """Make the title of the report."""
     return f"{report.first.method} on {report.first.data}"
 
 
@@ -129,7 +129,7 @@ def _headline(report: Report) -> str:
 
 
 def text_table(report: Report) -> str:
-    """The result table for the terminal: aligned columns, classes by their shortest distinct prefixes."""
+    """Format the result table for the terminal: aligned columns, classes as their shortest distinct prefixes."""
     rows = table_rows(report)
     lines = [["", *short_names(report.first.classes), "UAR", "WAR"], *([row.label, *row.cells] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -143,7 +143,7 @@ def text_table(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown: table, what the rows are, pooled confusion counts, facts."""
+    """Format the report as Markdown: table, descriptions of its rows, pooled confusion counts, facts."""
     rows = table_rows(report)
     header = ["", *report.first.classes, "UAR", "WAR"]
     lines = [[f"**{row.label}**" if row.kind == "mean" else row.label, *row.cells] for row in rows]
@@ -167,15 +167,15 @@ def markdown(report: Report) -> str:
 
 
 def spread(report: Report, name: Literal["uar", "war"]) -> list[str]:
-    """The standard deviations of one score, `± 1.23`, over folds and over seeds as far as there are several; which is
-    which is said only where the folds were repeated."""
+    """Format the standard deviations of one score, `± 1.23`: over folds and over seeds, each if there are several. They
+    are labelled only if the folds were repeated with several seeds."""
     found = [(report.std, " over folds"), (report.means.seed_std, " over seeds")]
     shares = [(getattr(row, name), over) for row, over in found if row is not None]
     return [f"± {percent(share)}{over if report.repeated else ''}" for share, over in shares if share is not None]
 
 
 def _md(text: str) -> str:
-    """Text that stays text in Markdown and in the HTML made from it."""
+    """Escape a text so that Markdown, and HTML made from it, show it unchanged."""
     text = " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "|[]*`":
         text = text.replace(mark, f"\\{mark}")
@@ -191,7 +191,7 @@ def _md_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """What a reader must know to compare: data, selection, protocol, checkpoints; name and value."""
+    """List what a reader needs for a comparison, as name and value: data, selection, protocol, checkpoints."""
     first, shown = report.first, report.first.protocol
     times = ", each once for every seed" if report.repeated else ""
     found = [
@@ -213,7 +213,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """The report as JSON values; shares from 0 to 1, except `published`, which is in percent as printed."""
+    """Convert the report to JSON values: fractions from 0 to 1, except `published`, in percent as in the paper."""
     first = report.first
     return {
         "version": 2,

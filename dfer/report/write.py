@@ -1,4 +1,4 @@
-"""Reports of a run folder: Markdown, JSON, one self-contained HTML page, and a table for the terminal."""
+"""Write the report of a run folder as Markdown, JSON and one self-contained HTML page, and a table for the terminal."""
 
 import json
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
     kind: dataclass of its configurations.
 
     Raises:
-        CheckpointError: no result yet, damaged files, or folds that must not share a table.
-        StorageError: the report cannot be written; a DeniedError says where else to write it.
+        CheckpointError: there is no result yet, a file is damaged, or the folds are not comparable.
+        StorageError: the report cannot be written; a DeniedError says how to write it elsewhere.
     """
-    from dfer.report.page import page  # here: every rank imports this module, and matplotlib takes half a second
+    from dfer.report.page import page  # not at the top: every rank imports this module, and matplotlib takes 0.5 s
 
     folder = out or run_folder / "report"
     with _telling_where_else(run_folder):
@@ -53,7 +53,10 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
 
 
 def shown(run_folder: Folder, kind: type, *, out: Folder | None = None) -> str:
-    """The table of a run or cross-validation folder for the terminal, and where its page is. kind, out: as above."""
+    """Return the table of a run or cross-validation folder for the terminal, and the path of the report's page.
+
+    kind, out: as in `write_report`.
+    """
     page = (out or run_folder / "report") / "index.html"
     return f"{text_table(summarise(run_folder, kind))}\n\nReport: {page.local.resolve() if page.local else page}"
 
