@@ -1,6 +1,7 @@
-"""Building shards as a job: its parts are independent processes on any hosts; the conclusion makes a data set of them.
+"""Building shards as a job: each part is an independent process on any host and builds some shards; the conclusion
+combines the shards into a data set.
 
-A launcher's job has a folder of its own, `run`, for records and logs; the shards go to `out`. Imports no torch.
+Records and logs of the job go to the folder `run`, the shards to `out`. Imports no torch.
 """
 
 import shlex
@@ -34,11 +35,11 @@ DEFAULTS = BuildOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What `dfer-shards build` takes, and how many parts share it.
+    """The options of `dfer-shards build`, and the number of parts.
 
     run: folder for records and logs of the job. dataset: which data set `raw` holds. out: folder or URL of the shards.
-    workers: parts, one a task in the queue. jobs: processes of a part, none = all cores that it may use. media,
-    max_side, quality, clips_per_shard, allow_missing: as the options of `dfer-shards build`.
+    workers: number of parts, one per task in the queue. jobs: processes of a part, none = one per core it may use.
+    media, max_side, quality, clips_per_shard, allow_missing: as the options of `dfer-shards build`.
     """
 
     job: Literal["build"] = "build"
@@ -68,17 +69,17 @@ Config = BuildConfig
 
 
 def load(files: Sequence[str | Path], overrides: Sequence[str]) -> BuildConfig:
-    """The configuration of a build. Raises ConfigProblem."""
+    """Load the configuration of a build. Raises ConfigProblem."""
     return config_files.load(files, BuildConfig, overrides)
 
 
 def absolute(config: BuildConfig) -> BuildConfig:
-    """With absolute paths: hosts may start it elsewhere."""
+    """Make paths absolute: hosts may start the job in another folder."""
     return replace(config, run=_absolute(config.run), raw=_absolute(config.raw), out=_absolute(config.out))
 
 
 def shared(config: BuildConfig) -> dict[str, str]:
-    """The raw files and the shards."""
+    """Return the paths of the raw files and of the shards."""
     return {"raw": config.raw, "out": config.out}
 
 
@@ -89,21 +90,21 @@ def parts(config: BuildConfig) -> list[Part]:
 
 
 def check(config: BuildConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
-    """Read the split files and the options. Raises DataError, UsageError, StorageError: what would stop the parts."""
+    """Read the split files and check the options. Raises DataError, UsageError, StorageError if parts would fail."""
     _raw(config)
     _options(config, None)
     Folder(config.out, what="out").names()
 
 
 def done(config: BuildConfig, part: Part) -> bool:
-    """Whether the part has left its report, or the build is finished. Raises StorageError."""
+    """Whether the part has written its report, or the whole build is finished. Raises StorageError."""
     out = Folder(config.out, what="out")
     is_finished = out.size(MANIFEST) is not None and out.size(PLAN) is None
     return is_finished or out.size(_of(config, part).report) is not None
 
 
 def run(config: BuildConfig, part: Part, world: "World | None", stop: "Stop") -> str:
-    """Make the shards of one part. Raises what `shards.parts.make` does."""
+    """Build the shards of one part. Raises what `shards.parts.make` raises."""
     raw = _raw(config)
     made = shard_parts.make(
         raw,
@@ -118,7 +119,7 @@ def run(config: BuildConfig, part: Part, world: "World | None", stop: "Stop") ->
 
 
 def conclude(config: BuildConfig) -> str:
-    """Make a data set of the shards of all parts. Raises what `shards.parts.finish` does."""
+    """Combine the shards of all parts into a data set. Raises what `shards.parts.finish` raises."""
     raw = _raw(config)
     done = shard_parts.finish(
         raw,
@@ -157,7 +158,7 @@ def _of(config: BuildConfig, part: Part) -> BuildPart:
 
 
 def _command(config: BuildConfig) -> str:
-    """The command line that makes one part by hand, up to `--part`."""
+    """Return the command line that builds one part by hand, up to `--part`."""
     words = ["dfer-shards", "build", config.dataset, config.raw, config.out]
     for name in ("media", "max_side", "quality", "clips_per_shard"):
         value: Any = getattr(config, name)

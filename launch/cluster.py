@@ -1,4 +1,4 @@
-"""Cluster files, `configs/clusters/*.yaml`: where a job runs and with what, never what it computes."""
+"""Cluster files, `configs/clusters/*.yaml`: the resources of a job. They do not change what it computes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,29 +9,30 @@ from dfer.config import ConfigProblem, key
 from dfer.config_files import load
 
 _OWN = {"array", "comment", "dependency", "error", "job-name", "no-requeue", "output", "requeue", "signal"}
-"""Options of sbatch with which the launcher finds, signals and requeues its jobs."""
+"""Options of sbatch that the launcher sets itself, to find, signal and requeue its jobs."""
 
 PREFIX = "cluster."
-"""Of an override that goes to the cluster file: `cluster.nodes=2`."""
+"""Prefix of overrides of the cluster file: `cluster.nodes=2`."""
 
 T = TypeVar("T", bound="SlurmCluster | RayCluster")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmCluster:
-    """What one part gets on a SLURM cluster; every part is one task of a job array.
+    """Resources of one part on a SLURM cluster; every part is one task of a job array.
 
-    partition, account, qos, constraint, exclude: as sbatch knows them, none = the cluster's default. nodes: hosts of a
-    part; min_nodes: fewest it may start on, none = exactly `nodes`. gpus_per_node: one process a GPU; where it is 0,
-    processes_per_node CPU processes. cpus_per_process: for the process and its data workers. memory_gb: of a node, none
-    = the partition's default. hours: time limit of one stretch; a run that needs longer is requeued and continues.
-    signal_s: how long before the limit it is told to save. max_timeouts: stretches cut by the limit before giving up.
-    max_failures: restarts after a process was lost for a reason other than a host's failure that SLURM found out first.
-    parallel_parts: at most so many at a time. interface: network interface between the hosts, none = the one that leads
-    to the first host. meet_s: how long hosts may take to find each other. setup: lines of shell before the processes
-    start, such as `module load`; they are stored in the open, keep credentials out. python: on the hosts, none = that
-    which submits. folder: shared folder for scripts and logs, none = RUN/launch. options: further options of sbatch by
-    name. report: options of sbatch for the job that writes the table, such as a partition without GPUs.
+    partition, account, qos, constraint, exclude: as in sbatch, none = the cluster's default. nodes: hosts of a part;
+    min_nodes: fewest hosts it may start on, none = exactly `nodes`. gpus_per_node: GPUs, with one process each; if 0,
+    processes_per_node CPU processes run instead. cpus_per_process: for the process and its data workers. memory_gb: of
+    a node, none = the partition's default. hours: time limit between two requeues; a longer run is requeued and
+    resumes. signal_s: seconds before the limit at which the run gets a stop request. max_timeouts: times that a run may
+    reach the limit before it is given up. max_failures: restarts after the loss of a process, not counting failures of
+    a host that SLURM itself detects first. parallel_parts: most parts at a time. interface: network interface between
+    the hosts, none = the one with the route to the first host. meet_s: timeout of the rendezvous. setup: shell commands
+    before the processes start, such as `module load`; they are stored as plain text, so keep credentials out. python:
+    interpreter on the hosts, none = the one that submits. folder: shared folder for scripts and logs, none =
+    RUN/launch. options: further options of sbatch by name. report: options of sbatch for the job that writes the table,
+    such as a partition without GPUs.
     """
 
     partition: str | None = None
@@ -75,14 +76,14 @@ class SlurmCluster:
             raise ConfigProblem(f"min_nodes: expected at most nodes={self.nodes}, got {self.min_nodes}. Correct it")
 
     def of(self, *, grouped: bool) -> "SlurmCluster":
-        """What a part gets whose processes form a group, or (grouped=False) that is one independent process."""
+        """Return the resources of a part that is a process group or (grouped=False) one independent process."""
         if grouped:
             return self
         return replace(self, nodes=1, min_nodes=None, processes_per_node=1, gpus_per_node=min(1, self.gpus_per_node))
 
     @property
     def processes(self) -> int:
-        """Processes on a host: one a GPU, or CPU processes."""
+        """Number of processes on a host: one per GPU, or the CPU processes."""
         return self.gpus_per_node or self.processes_per_node
 
     @property
@@ -92,7 +93,7 @@ class SlurmCluster:
 
     @property
     def minutes(self) -> int:
-        """Time limit of one stretch in whole minutes, as SLURM counts."""
+        """Time limit between two requeues, in whole minutes as SLURM needs it."""
         return max(1, round(self.hours * 60))
 
     @property
@@ -103,15 +104,16 @@ class SlurmCluster:
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """What one part gets on a Ray cluster; parts run beside each other.
+    """Resources of one part on a Ray cluster; parts run concurrently.
 
-    address: `ray.init`'s, none = RAY_ADDRESS or the cluster of this job. workers: processes of a part; min_workers:
-    fewest it may run with, none = exactly `workers` (else it shrinks when hosts are lost and grows again). grow_s: how
-    often a part that has fewer looks for room; it grows by starting anew from its last checkpoint. gpu: one GPU a
-    process. cpus_per_worker: for the process and its data workers. resources: further resources of a process by
-    name. max_failures: restarts of a part after a process was lost. parallel_parts: at most so many at a time, none =
-    what the cluster has room for. interface, meet_s: as for SLURM. wait_s: how long to wait for enough resources to
-    start any part. env_vars: variables of every process; they are stored in the open, keep credentials out.
+    address: of `ray.init`, none = RAY_ADDRESS or the cluster of this job. workers: processes of a part; min_workers:
+    fewest it may run with, none = exactly `workers` (otherwise it shrinks if hosts are lost, and grows again). grow_s:
+    seconds between two checks whether a shrunken part can grow; it grows by a restart from its last checkpoint. gpu:
+    one GPU per process. cpus_per_worker: for the process and its data workers. resources: further resources of a
+    process by name. max_failures: restarts of a part after the loss of a process. parallel_parts: most parts at a time,
+    none = as many as fit into the cluster. interface, meet_s: as for SLURM. wait_s: timeout for enough resources to
+    start any part. env_vars: environment variables of every process; they are stored as plain text, so keep credentials
+    out.
     """
 
     address: str | None = None
@@ -137,7 +139,7 @@ class RayCluster:
             raise ConfigProblem(f"min_workers: expected at most workers={most}, got {self.min_workers}. Correct it")
 
     def of(self, *, grouped: bool) -> "RayCluster":
-        """What a part gets whose processes form a group, or (grouped=False) that is one independent process."""
+        """Return the resources of a part that is a process group or (grouped=False) one independent process."""
         return self if grouped else replace(self, workers=1, min_workers=None)
 
     @property
@@ -152,7 +154,7 @@ class RayCluster:
 
     @property
     def per_worker(self) -> dict[str, float]:
-        """Ray's resources of one process."""
+        """Resources of one process, as Ray names them."""
         return {"CPU": float(self.cpus_per_worker), **({"GPU": 1.0} if self.gpu else {}), **self.resources}
 
 
@@ -171,11 +173,11 @@ def _above_zero(cluster: object, *names: str) -> None:
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides of the run and, without their prefix, those of the cluster file."""
+    """Split overrides into those of the run and those of the cluster file; the latter lose their prefix."""
     ours = [text.removeprefix(PREFIX) for text in overrides if text.startswith(PREFIX)]
     return [text for text in overrides if not text.startswith(PREFIX)], ours
 
 
 def load_cluster(path: Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
-    """Read a cluster file. Raises ConfigProblem, with every problem, each with its key."""
+    """Read a cluster file. Raises ConfigProblem that lists every problem with its key."""
     return load([path], kind, overrides)

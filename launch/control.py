@@ -1,4 +1,4 @@
-"""`dfer-launch logs` and `cancel`: what a run's processes wrote, and how they are told to stop."""
+"""`dfer-launch logs` and `cancel`: show the logs of a run's processes, and stop them."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def logs(run: str, part: str | None, *, lines: int) -> str:
-    """The ends of the newest logs of a part, or of the report (part None).
+    """Return the last lines of the newest logs of a part, or of the report (part None).
 
     Raises:
-        UsageError: nothing was submitted there, or Ray's job server does not tell.
+        UsageError: nothing was submitted there, or Ray's job server does not answer.
     """
     home = Folder(run, what="the run folder")
     kept = [record for record in records(home) if part is None or part in record.tasks]
@@ -35,7 +35,7 @@ def logs(run: str, part: str | None, *, lines: int) -> str:
 
 
 def _slurm_logs(record: Record, job: str, lines: int) -> str:
-    """Of all processes, errors first told by which."""
+    """Return the ends of the logs of all processes, with their file names; each process's error log comes first."""
     folder = Path(record.folder)
     files = sorted(folder.glob(f"{job}_[0-9]*_log.*")) or sorted(folder.glob(f"{job}_log.*"))
     ends = [f"==> {file}\n{end_of(file, lines)}" for file in files if file.stat().st_size]
@@ -43,7 +43,7 @@ def _slurm_logs(record: Record, job: str, lines: int) -> str:
 
 
 def end_of(file: Path, lines: int) -> str:
-    """The last lines of a text file."""
+    """Return the last lines of a text file."""
     with file.open("rb") as opened:
         opened.seek(max(0, file.stat().st_size - 400 * lines))
         return "\n".join(opened.read().decode(errors="replace").splitlines()[-lines:])
@@ -57,20 +57,20 @@ def _ray_logs(record: Record, lines: int) -> str:
 
 
 def _ask_ray(record: Record, ask: Callable[[Any], T]) -> T:
-    """An answer of the job server that the job was submitted to.
+    """Query the job server that the job was submitted to.
 
     Raises:
-        UsageError: it cannot be reached from here, wants a token, or does not know the job.
+        UsageError: the server cannot be reached from this host, requires a token, or does not know the job.
     """
     from ray.job_submission import JobSubmissionClient
 
     named = os.environ.get("RAY_ADDRESS", "")
     address = named if named.startswith("http") else record.address
-    # The client itself prefers RAY_ADDRESS, which on hosts of a cluster names no job server, to what it is given.
+    # The client prefers RAY_ADDRESS to its argument; on the hosts of a cluster that variable is not a job server's.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         return ask(JobSubmissionClient(address))
-    except Exception as error:  # Ray's own, those of requests, and what comes of another server at that address
+    except Exception as error:  # errors of Ray and of requests, or due to another kind of server at the address
         do = (
             "Run this where the job server can be reached, as on the head node, or set RAY_ADDRESS to its address. "
             "`ray start --head --dashboard-host=0.0.0.0` opens it to other hosts."
@@ -80,10 +80,10 @@ def _ask_ray(record: Record, ask: Callable[[Any], T]) -> T:
 
 
 def cancel(run: str) -> list[str]:
-    """Tell every job of a run to stop: each saves and ends, and is not restarted. What was told, one line each.
+    """Send a stop request to every job of a run: each saves and ends, and is not restarted. Returns one line per job.
 
     Raises:
-        UsageError: nothing was submitted there, the driver runs elsewhere, or Ray's job server does not hear.
+        UsageError: nothing was submitted there, the driver runs on another host, or Ray's job server does not answer.
     """
     home = Folder(run, what="the run folder")
     kept = records(home)
@@ -98,12 +98,12 @@ def cancel(run: str) -> list[str]:
 
 
 def ended(record: Record) -> bool:
-    """Whether a Ray job says that it is through with all of its parts."""
+    """Whether all parts of a Ray job have ended, according to its record."""
     return not {state.partition(":")[0] for state in record.states.values()} & {"waiting", "running"}
 
 
 def _cancel_slurm(run: str, *, sure: bool) -> list[str]:
-    """sure: whether something was submitted there, so that SLURM has to answer."""
+    """Cancel a run's SLURM jobs. sure: whether jobs were submitted, so that an unanswered query is an error."""
     names = [f"dfer-{tag(run)}-{what}" for what in ("report", "parts")]
     found = [queued(name) if sure else followed(name) for name in names]
     jobs = sorted({task.job.partition("_")[0] for tasks in found if not isinstance(tasks, str) for task in tasks})
@@ -126,7 +126,7 @@ def _cancel_ray(record: Record) -> str:
 
 
 def _is_driver(pid: int) -> bool:
-    """Whether this is a `dfer-launch ray`: numbers are given again, and a record is only a file."""
+    """Whether the process is a `dfer-launch ray`: the pid in a record may belong to another process by now."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

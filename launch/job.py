@@ -1,9 +1,9 @@
-"""A job: a resolved configuration, the parts of it that are wanted, the code's revision; and the function that every
-launcher runs for one part.
+"""A job: a resolved configuration, the selected parts and the code's revision; and the function that every launcher
+runs for one part.
 
-A job is a value of plain text, so that what was submitted does not change with a checkout or a file. What its parts are
-and do knows the module of its kind, see `dfer.jobs.parts`. This module imports no torch: processes find each other
-before they spend seconds on that.
+A job is plain text, so that a submitted job does not change if files or the checkout change. The module of its kind
+defines the parts and their work, see `dfer.jobs.parts`. This module imports no torch, because the rendezvous of the
+processes comes before that import, which takes seconds.
 """
 
 import json
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 JOBS = {**jobs.JOBS, "build": "launch.build"}
 """The module of every kind of job that can be launched."""
 LAUNCH = "launch"
-"""Folder in a job's run folder for what launchers leave: records of submissions, scripts, logs."""
+"""Folder in a job's run folder for the files of launchers: records of submissions, scripts, logs."""
 PROJECT = Path(__file__).resolve().parents[1]
 _RAY_PACKAGE = "_ray_pkg_"
 ANSWER_S = 25.0
-"""How long a store is waited for before it is called silent: several are asked, and the user waits."""
+"""Timeout for the answer of a store. It is short, because several stores are checked while the user waits."""
 IMPORT_S = 600.0
-"""How far one process may be behind another in importing torch, as on a file system that is cold on one host."""
+"""Most time by which the import of torch may take longer in one process, for example if one host has a cold cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be done. kind: the module of the job, by its dotted name. config: resolved, as YAML. run: the folder
-    over all parts. parts: those that are wanted. revision: of the code that made the job.
+    """A job to run. kind: dotted name of the module of its kind. config: resolved configuration as YAML. run: folder
+    over all parts. parts: the selected parts. revision: of the code that made the job.
     """
 
     kind: str
@@ -52,36 +52,36 @@ class Job:
 
     @property
     def module(self) -> JobModule:
-        """What knows the parts of this kind of job."""
+        """The module that defines the parts of this kind of job."""
         return module_named(self.kind)
 
     def configuration(self) -> Any:
-        """The configuration as the dataclass of its kind."""
+        """Return the configuration as the dataclass of the job's kind."""
         return load_text(self.config.encode(), self.module.Config, where="the job's configuration")
 
     def part(self, name: str) -> Part:
-        """The part of this name."""
+        """Return the part with this name."""
         return next(part for part in self.parts if part.name == name)
 
     def done(self) -> list[Part]:
-        """The parts that have nothing left to do. Raises CheckpointError, StorageError: a result cannot be read."""
+        """List the finished parts. Raises CheckpointError, StorageError if a result cannot be read."""
         module, config = self.module, self.configuration()
         return [part for part in self.parts if module.done(config, part)]
 
     def to_json(self) -> str:
-        """The job for another process."""
+        """Serialise the job for another process."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
-        """The job that `to_json` wrote."""
+        """Read the job that `to_json` wrote."""
         return from_plain(cls, json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Rank info of this process among those of its part. rendezvous: None if the environment has its address
-    already or there is no other. gpu: whether it was promised one."""
+    """Rank info of this process within its part. rendezvous: None if the environment already has the address, or there
+    is only one process. gpu: whether the scheduler has assigned it a GPU."""
 
     rank: int = 0
     size: int = 1
@@ -91,7 +91,7 @@ class Place:
     gpu: bool = False
 
     def variables(self) -> dict[str, str]:
-        """As torch and `dfer.distributed` read them."""
+        """Return the environment variables that torch and `dfer.distributed` read."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),
@@ -108,15 +108,16 @@ def make_job(
     worlds: Sequence[int],
     check: Callable[[Mapping[str, str]], None] | None = None,
 ) -> Job:
-    """Resolve a configuration, joined of some files, into a job. Paths become absolute: hosts may start it elsewhere.
+    """Join configuration files and resolve them into a job. Paths become absolute: hosts may start it elsewhere.
 
-    only: names of the wanted parts, all where none is given. worlds: numbers of processes that a part may run with.
-    check: what else the launcher asks of the folders that hosts share, by their keys, before any is looked at.
+    only: names of the parts to run, all if empty. worlds: numbers of processes that a part may run with. check: a
+    further check of the launcher on the folders that hosts share (by key), called before any folder is accessed.
 
     Raises:
-        UsageError: something in the configuration, or a part that there is not. CheckpointError: a part was begun with
-            another configuration, or a file of weights is not there. DataError: the shards. StorageError: they or
-            the run folder cannot be reached.
+        UsageError: the configuration has an error, or there is no such part.
+        CheckpointError: a part was begun with another configuration, or a file of weights is missing.
+        DataError: the shards are damaged or do not match.
+        StorageError: the shards or the run folder cannot be reached.
     """
     module, config = load_job(files, overrides, JOBS)
     config = module.absolute(config)
@@ -136,14 +137,14 @@ def make_job(
 
 
 def revision() -> str:
-    """The git revision of the code that runs."""
+    """Return the git revision of the running code."""
     from dfer.run.folder import revision as of_code
 
     return of_code()
 
 
 def source_revision() -> str:
-    """As `revision`; for code that Ray unpacked without git, the hash of the whole folder, which Ray names it by."""
+    """Like `revision`; for code that Ray unpacked without git, the hash of the folder, which Ray uses as its name."""
     found = revision()
     if found == "unknown" and PROJECT.name.startswith(_RAY_PACKAGE):
         return PROJECT.name.removeprefix("_")
@@ -151,11 +152,12 @@ def source_revision() -> str:
 
 
 def run_job(job: Job, part: Part, place: Place, stop: "Stop") -> str:
-    """Do one part in this process and those of the same part; a line about its result. What every launcher runs.
+    """Run one part in this process, together with the other processes of the part; returns a line about its result.
+    Every launcher calls this function.
 
     Raises:
-        DferError: as `run` of the job's module. ProcessError: the processes do not find each other. UsageError: this
-        host lacks packages or GPUs that the job needs.
+        DferError: as `run` of the job's module. ProcessError: the rendezvous failed. UsageError: this host lacks
+        packages or GPUs that the job needs.
     """
     accept_any_encoding()
     try:
@@ -186,15 +188,15 @@ def _run_grouped(job: Job, part: Part, place: Place, stop: "Stop") -> str:
     if world.is_first:
         _settle_revision(job)
     config = job.configuration()
-    # Those who have met differ from host to host in how long Python takes to import torch.
+    # After a rendezvous of the launcher, the processes only differ in the time that the import of torch takes.
     with process_group(world, meet_s=IMPORT_S if place.rendezvous else MEET_S):
         return job.module.run(config, part, world, stop)
 
 
 def _check_gpus(processes: int) -> None:
-    """Say now that cards are missing: training would go on without them, on the CPU or two processes to a card.
+    """Raise UsageError if GPUs are missing. Training would otherwise run on the CPU, or two processes share a GPU.
 
-    One visible card stands for itself, since clusters may show each process only its own.
+    One visible GPU is accepted, because clusters may show each process only its own GPU.
     """
     import torch
 
@@ -206,7 +208,8 @@ def _check_gpus(processes: int) -> None:
 
 
 def _settle_revision(job: Job) -> None:
-    """Tell when this is other code than made the job; where the code does not know, it is what came with the job."""
+    """Print a note if another revision of the code made the job. If the revision of this code is unknown, use that of
+    the job."""
     from dfer.run.folder import REVISION
 
     mine = revision()
@@ -217,10 +220,10 @@ def _settle_revision(job: Job) -> None:
 
 
 def report(job: Job) -> None:
-    """Conclude a job whose parts have ended, such as with the table over them, and print what comes of it.
+    """Conclude a job whose parts have ended, and print the conclusion, such as a table.
 
     Raises:
-        CheckpointError: parts are not done. DferError: as `conclude` of the job's module.
+        CheckpointError: parts are not finished. DferError: as `conclude` of the job's module.
     """
     done = job.done()
     if done:
@@ -233,11 +236,13 @@ def report(job: Job) -> None:
 
 
 def conclude(job: Job, code: int) -> int:
-    """End a job whose parts have ended with `code`: after a failure the report tells what there is and what is missing,
-    while after a stop, or with a newer copy at work, the next start goes on. The exit code.
+    """Conclude a job whose parts have ended with the exit code `code`; returns the exit code.
+
+    After success or a failure, the report shows the results and the missing parts. After a stop, or if a newer copy is
+    running, there is no report, because the next start resumes the job.
 
     Raises:
-        DferError: as `report`, when no part failed.
+        DferError: as `report`, if no part failed.
     """
     if code in (FencedError.exit_code, StoppedError.exit_code):
         return code
@@ -251,5 +256,5 @@ def conclude(job: Job, code: int) -> int:
 
 
 def share_cores(cpus: int) -> None:
-    """Threads of this process, unless OMP_NUM_THREADS says otherwise."""
+    """Set the number of threads of this process, unless OMP_NUM_THREADS is set."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus)))

@@ -1,4 +1,4 @@
-"""How far a run is: every part's state, step, speed, checkpoint and restarts, from its folder and its scheduler."""
+"""Progress of a run: state, step, speed, checkpoint and restarts of every part, from its folder and its scheduler."""
 
 import json
 import time
@@ -16,15 +16,16 @@ from launch.records import Record, records, tag
 from launch.slurm.tools import Queued, ended, followed
 
 HEARTBEAT_TIMEOUT_S = 60.0
-"""A Ray job that has not written its record for so long is lost."""
+"""A Ray job that has not written its record for this long is considered lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartStatus:
-    """One part. part: its name.
+    """Status of one part. part: its name.
 
-    state: waiting, running, finished, failed, stopped, lost, begun, unknown. why: the scheduler's, or an error. step,
-    clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since. checkpoint: step of the last one.
+    state: waiting, running, finished, failed, stopped, lost, begun, unknown. why: the scheduler's reason, or an error.
+    step, clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since that step. checkpoint: step of the
+    last checkpoint.
     """
 
     part: str
@@ -43,10 +44,10 @@ class PartStatus:
 
 
 def status(run: str, *, now: float | None = None) -> list[PartStatus]:
-    """All parts that have begun or were submitted.
+    """Return the status of all parts that have begun or were submitted.
 
     Raises:
-        UsageError: nothing was ever started there.
+        UsageError: no job was ever started in this folder.
     """
     home = Folder(run, what="the run folder")
     kept = records(home)
@@ -76,7 +77,7 @@ def _part(
     now: float,
     unknown: str,
 ) -> PartStatus:
-    """unknown: why SLURM's queue is not known, else empty."""
+    """Return the status of one part. unknown: why SLURM's queue could not be read, else empty."""
     folder = home / name
     record = next((record for record in reversed(kept) if name in record.tasks), None)
     job = record.tasks[name] if record else ""
@@ -103,7 +104,7 @@ def _uar(folder: Folder) -> float | None:
 def _without_task(
     home: Folder, record: Record | None, name: str, past: Mapping[str, str], now: float, unknown: str
 ) -> tuple[str, str]:
-    """State of a part that is neither finished nor in a queue, and why."""
+    """Return the state, and the reason, of a part that is neither finished nor in SLURM's queue."""
     if record is None:
         return "begun", "started without a scheduler; its process knows more"
     job = record.tasks[name]
@@ -116,7 +117,7 @@ def _without_task(
     if failure.exists():
         return "failed", str(json.loads(failure.read_text())["text"])
     was = past.get(job, "")
-    if was == "COMPLETED" and not is_trained(home / name):  # of a training its result says so
+    if was == "COMPLETED" and not is_trained(home / name):  # a training is only finished with its result
         return "finished", ""
     if was.startswith("CANCELLED"):
         return "stopped", "cancelled; the same command continues"
@@ -126,7 +127,7 @@ def _without_task(
 
 
 def _facts(folder: Folder, now: float) -> dict[str, Any]:
-    """What the part's folder tells."""
+    """Collect the fields of PartStatus that come from the part's folder."""
     last = _last_step(folder)
     return {
         **{key: last.get(key) for key in ("step", "loss", "clips_per_s", "eta_s")},
@@ -137,7 +138,7 @@ def _facts(folder: Folder, now: float) -> dict[str, Any]:
 
 
 def _last_step(folder: Folder) -> dict[str, Any]:
-    """The last whole record of a training step."""
+    """Return the last complete record of a training step."""
     for line in reversed((folder.text("metrics.jsonl") or "").splitlines()):
         try:
             record = json.loads(line)
@@ -148,11 +149,11 @@ def _last_step(folder: Folder) -> dict[str, Any]:
     return {}
 
 
-# --- for people
+# --- output for people and programs
 
 
 def table(rows: Sequence[PartStatus]) -> str:
-    """The parts as a table, and below it why those are not well that are not."""
+    """Format the parts as a table, followed by the reasons for those with a problem."""
     head = ("part", "state", "step", "loss", "clips/s", "ETA", "checkpoint", "restarts", "UAR", "job", "hosts")
     lines = [head, *(_cells(row) for row in rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
@@ -181,11 +182,11 @@ def _or(value: float | None, form: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
+    """Format as hours, minutes and seconds: 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def as_json(rows: Sequence[PartStatus]) -> str:
-    """The same for programs."""
+    """Format the parts as JSON."""
     return json.dumps([asdict(row) for row in rows], indent=1)
