@@ -1,1 +1,1 @@
-"""Raw data sets in, WebDataset shards with an index and a manifest out; generated faces for those without data."""
+"""Build WebDataset shards, with an index each and one manifest, from raw data sets; generate faces as a stand-in."""

@@ -48,7 +48,7 @@ dfer-shards show data/dfew                 clips per partition and class / publi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit code. User errors are one message on the error stream."""
+    """Run the command line; returns the exit code. A user error is one message on the error stream."""
     args = cli.parse(_parser(), arguments)
     return cli.exit_code(lambda: _run(args), interrupted="the same command continues where it stopped")
 
@@ -144,7 +144,7 @@ def _part(text: str) -> parts.BuildPart:
 
 
 def _synth(args: argparse.Namespace) -> None:
-    from shards.synthetic import synth  # the drawing code is not needed to build
+    from shards.synthetic import synth  # imported here: a build does not need the drawing code
 
     synth(
         args.dataset,
@@ -214,7 +214,7 @@ def _finish(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> Non
 
 
 def _command(args: argparse.Namespace, options: BuildOptions) -> str:
-    """The command line of a part, up to `--part`."""
+    """Return the command line of a part, up to `--part`."""
     defaults = asdict(BuildOptions())
     words = ["dfer-shards", "build", args.dataset, str(args.raw), args.out]
     for name, value in asdict(options).items():

@@ -1,8 +1,8 @@
-"""`dfer-shards build`: a raw data set into shards, an index each, and the manifest that makes them a data set.
+"""`dfer-shards build`: build shards from a raw data set, an index for each, and the manifest of the data set.
 
-Order of events: look at every raw folder and at what an earlier build left; make the shards that are missing or whose
-input changed, each whole or not at all; settle the clips that could not be packed; write the manifest. So a build that
-was killed continues, and one with nothing new to do does nothing. `shards.parts` divides the same steps among hosts.
+Steps: list every raw folder and the output of earlier builds; build the shards that are missing or whose input changed,
+each whole or not at all; check the number of clips that could not be packed; write the manifest. So a killed build
+resumes, and a build without changes does nothing. `shards.parts` divides the same steps among hosts.
 """
 
 import json
@@ -36,8 +36,8 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """states: of the shards that were asked for, in order; new: how many of them were not up to date; frames, seconds:
-    what was packed for those, and in which time."""
+    """Result of building some shards. states: of these shards, in order; new: how many of them had to be built; frames,
+    seconds: number of frames packed into the new ones, and the time it took."""
 
     states: tuple[ShardState, ...]
     new: int
@@ -51,7 +51,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """A finished data set. notes: what the user should know of the pictures."""
+    """A finished data set. notes: remarks for the user about the pictures."""
 
     manifest: Manifest
     made: Made
@@ -69,13 +69,13 @@ def build(
 ) -> BuildReport:
     """Build all shards of `raw` below `url`. The result does not depend on `jobs`.
 
-    allow_missing: how many clips may be left out for want of a folder or of readable frames.
+    allow_missing: most clips that may be left out because their folder or readable frames are missing.
 
     Raises:
-        DataError: more clips cannot be packed; the split files number the classes otherwise; the source gives what the
-            format does not hold.
-        UsageError: the folder holds something else or a build with other options.
-        StorageError: disk full, folder not writable, another builder at work.
+        DataError: more clips cannot be packed; the split files number the classes differently; the format cannot hold
+            what the source returns.
+        UsageError: the folder holds something else, or a build with other options.
+        StorageError: the disk is full, the folder is not writable, or another builder is running.
     """
     with storage_errors(url, builds=True):
         work = Build(raw, url, options, jobs=jobs, allow_missing=allow_missing, progress=progress)
@@ -89,7 +89,7 @@ def build(
 
 
 class Build:
-    """The steps of one build; holds the arguments they share. `plans`: all shards."""
+    """The steps of one build, and the arguments that they share. plans: of all shards."""
 
     def __init__(
         self, raw: RawSet, url: str, options: BuildOptions, *, jobs: int, allow_missing: int, progress: bool
@@ -101,18 +101,18 @@ class Build:
         self.plans = plan_shards(raw.clips, raw.emotions.names, options)
 
     def check(self) -> list[str]:
-        """The files that are there. Raises UsageError when they are not those of a build with these options."""
+        """List the files of the output. Raises UsageError if they are not those of a build with these options."""
         names = self.out.names()
         _check_folder(self.out, names, self.raw, self.options)
         return names
 
     def begin(self, names: Sequence[str]) -> None:
-        """Write the first file, by which the folder is that of a build. names: the files that are there."""
+        """Write the first file, which marks the folder as that of a build. names: the existing files."""
         if BEGUN not in names:
             self.out.write(BEGUN, _begun(self.raw, self.options))
 
     def make(self, plans: Sequence[ShardPlan], *, report: str = "") -> Made:
-        """Make those of the shards that are not up to date. report: a file that goes before the first of them."""
+        """Build those of the shards that are not up to date. report: a file to remove before the first is built."""
         scans = self.over(scan, self._tasks(plans), total=len(plans), label="checking", unit="shards")
         self._protect_finished([item for found in scans for item in found.excluded])
         todo = [plan for plan, found in zip(plans, scans, strict=True) if found.state is None]
@@ -129,7 +129,7 @@ class Build:
         return Made(states=states, new=len(todo), frames=frames, seconds=seconds)
 
     def over(self, function: Callable[[A], B], items: Sequence[A], *, total: int, label: str, unit: str) -> list[B]:
-        """`[function(item) for item in items]` in the build's processes, with a progress bar."""
+        """Compute `[function(item) for item in items]` in the build's processes, with a progress bar."""
         with pool.progress_bar(total, label=label, unit=unit, show=self.progress) as bar:
             return pool.run(function, items, jobs=self.jobs, bar=bar)
 
@@ -137,14 +137,15 @@ class Build:
         return [ShardTask(plan=plan, out=self.out.url) for plan in plans]
 
     def _protect_finished(self, excluded: Sequence[Excluded]) -> None:
-        """A raw disk that is not mounted must not cost the user a finished build."""
+        """Raise DataError, before anything is changed, if too many clips are missing and there is a finished build: the
+        disk with the raw data may not be mounted."""
         if len(excluded) > self.allow_missing and self.out.size(MANIFEST) is not None:
             raise DataError(f"{_excluded_text(self.out.url, excluded)}The finished build there is left as it is.")
 
     def finish(self, done: Sequence[ShardState], *, again: str = "run the same command again") -> Manifest:
-        """Settle the clips that could not be packed and write the manifest last. done: states of all shards.
+        """Check the number of clips that could not be packed, and write the manifest. done: states of all shards.
 
-        again: what to do once the raw data are mended.
+        again: for the message, what to do after the raw data are repaired. Raises DataError if too many are missing.
         """
         excluded = sorted((item for state in done for item in state.excluded), key=lambda item: item.key)
         self._protect_finished(excluded)
@@ -190,7 +191,8 @@ class Build:
         )
 
     def _remove_stale(self, manifest: Manifest) -> None:
-        """Shards of clips that the split files no longer name, and the list of an earlier refusal."""
+        """Remove shards of clips that the split files no longer name, and the list of missing clips of an earlier
+        refusal."""
         wanted = {plan.state_name for plan in self.plans}
         wanted |= {name for shard in manifest.shards for name in (shard.path, shard.index_path)}
         wanted |= {subset.keys for subset in manifest.subsets()}
@@ -200,7 +202,7 @@ class Build:
 
 
 def notes(states: Sequence[ShardState]) -> tuple[str, ...]:
-    """How many frames look different from what was stored of them."""
+    """Write notes on the numbers of frames that look different after packing."""
     found = (
         (
             sum(state.hides for state in states),
@@ -215,7 +217,7 @@ def notes(states: Sequence[ShardState]) -> tuple[str, ...]:
 
 
 def count_clips(raw: RawSet) -> dict[str, tuple[int, ...]]:
-    """Clips per class of each partition, as the split files have them."""
+    """Count the clips per class of each partition in the split files."""
     return {
         partition: tuple(
             sum(clip.label == label for clip in raw.clips if clip.partition == partition)
@@ -226,7 +228,7 @@ def count_clips(raw: RawSet) -> dict[str, tuple[int, ...]]:
 
 
 def check_numbering(raw: RawSet) -> None:
-    """Raise DataError when a partition has the published counts under the wrong classes."""
+    """Raise DataError if a partition has the published counts, but under other classes."""
     counts = count_clips(raw)
     partition = renumbered(raw.dataset, counts)
     if partition is not None:
@@ -241,7 +243,8 @@ def check_numbering(raw: RawSet) -> None:
 
 
 def missing_clips(raw: RawSet, *, jobs: int, progress: bool) -> tuple[int, list[Excluded]]:
-    """(frames found, clips without a folder or frames) by listing all raw folders; nothing is opened or written."""
+    """List all raw folders; returns the number of frames, and the clips without a folder or frames. Opens and writes
+    nothing."""
     plans = plan_shards(raw.clips, raw.emotions.names, BuildOptions())
     tasks = [ShardTask(plan=plan, out="memory://dfer-shards-dry-run") for plan in plans]
     with pool.progress_bar(len(plans), label="checking", unit="shards", show=progress) as bar:
@@ -250,7 +253,7 @@ def missing_clips(raw: RawSet, *, jobs: int, progress: bool) -> tuple[int, list[
 
 
 def listed(excluded: Sequence[Excluded]) -> str:
-    """The first clips with their reasons, one a line, and how many more."""
+    """Format the first clips with their reasons, one per line, and the number of others."""
     lines = [f"  {item.key}: {item.reason}" for item in excluded[:SHOWN]]
     return "\n".join(lines + ([f"  and {len(excluded) - SHOWN} more"] if len(excluded) > SHOWN else []))
 
@@ -270,7 +273,7 @@ def _begun(raw: RawSet, options: BuildOptions) -> bytes:
 
 
 def _check_folder(out: Folder, names: Sequence[str], raw: RawSet, options: BuildOptions) -> None:
-    """Raise UsageError unless the folder is new, empty, or of a build with the same options."""
+    """Raise UsageError unless the folder is new, empty, or that of a build with the same options."""
     begun = out.read(BEGUN)
     if begun is None:
         others = [name for name in names if not TEMPORARY.search(name)]

@@ -1,4 +1,4 @@
-"""What a raw set must be for the format to hold it: found before anything is built, as a fault of its source."""
+"""Check, before anything is built, that the format can hold a raw set; problems are reported as the source's errors."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from shards.sources.clips import RawClip, RawSet, RawSubset
 
 
 def check_raw(raw: RawSet) -> None:
-    """Raise DataError for a clip, a class or a protocol that the format does not hold."""
+    """Raise DataError for a clip, a class or a protocol that the format cannot hold."""
     for expected, got in _faults(raw):
         do = "Correct the source of the data set in shards/sources."
         raise DataError(message(f"raw set {raw.dataset}", expected=expected, got=got, do=do))
 
 
 def _faults(raw: RawSet) -> Iterator[tuple[str, str]]:
-    """What is wrong with a raw set, as (expected, got)."""
+    """Yield the problems of a raw set as (expected, got)."""
     if not raw.clips:
         yield "at least one clip", "none"
     if len(raw.emotions) > MAX_CLASSES:
@@ -55,7 +55,7 @@ def _clip_faults(clip: RawClip, classes: int) -> Iterator[tuple[str, str]]:
 
 
 def _unknown(subset: RawSubset, partitions: set[str], keys: Counter[str]) -> str:
-    """What is wrong with a subset, nothing where all is well."""
+    """Describe the problem of a subset; empty if there is none."""
     if bool(subset.partitions) == bool(subset.keys):
         return "both" if subset.keys else "neither"
     odd = [name for name in subset.partitions if name not in partitions] + [

@@ -1,4 +1,4 @@
-"""One raw picture into the JPEG or PNG that is stored: kept byte for byte when it fits, else scaled and encoded."""
+"""Convert a raw picture to the stored JPEG or PNG: keep it byte for byte if it fits, else scale and encode it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ MAX_PIXELS = 64 * 2**20
 class StoredFrame:
     """A JPEG or PNG for the shard. kept: whether it is the raw file byte for byte.
 
-    hides, dark: the raw picture looks different from what it holds, and so from what is stored (`Picture`).
+    hides, dark: a viewer shows the raw picture differently from the stored pixels (see `dfer.media.pictures.Picture`).
     """
 
     data: bytes
@@ -30,13 +30,12 @@ class StoredFrame:
 
 
 def store_frame(frame: FrameFile, *, media: Media, max_side: int, quality: int) -> StoredFrame:
-    """Read, prove whole by a strict full decode, and scale and encode where needed.
+    """Read a frame, check by a strict full decode that it is whole, and scale and encode it if needed.
 
-    media: the form of what is stored; max_side: longest side in pixels; quality: JPEG quality 1..100 of frames that are
-    encoded as one.
+    media: format of stored frames; max_side: longest side in pixels; quality: JPEG quality 1..100, if it is encoded.
 
     Raises:
-        BadClip: with the frame's name and what is wrong with it.
+        BadClip: names the frame and its problem.
     """
     data = _read(frame)
     try:

@@ -1,4 +1,4 @@
-"""Errors of the folder that shards are written to, and the lock by which builders of one machine keep apart."""
+"""Errors of the output folder, and the lock against a second builder on the same machine."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ AGAIN = "Then run the same command again: finished shards are kept."
 
 
 def shard_folder(url: str) -> Folder:
-    """The folder below a path or an fsspec URL. Raises UsageError for a file."""
+    """Open the folder at a path or an fsspec URL. Raises UsageError if it is a file."""
     folder = Folder(url, what="the address")
     if folder.size("") is not None:
         raise UsageError(message(url, expected="a folder", got="a file", do="Give another path."))
@@ -22,11 +22,11 @@ def shard_folder(url: str) -> Folder:
 
 @contextmanager
 def storage_errors(url: str, *, builds: bool = False) -> Iterator[None]:
-    """Turn what is raised about files into a StorageError that says what to do. builds: also how to go on."""
+    """Turn errors of files into a StorageError that says what to do. builds: add how to resume the build."""
     try:
         yield
     except BrokenPipeError:
-        raise  # the reader of our output went away; no fault of the store
+        raise  # the reader of our standard output has closed it; not an error of the store
     except OSError as error:
         at = f" ({error.filename})" if error.filename else ""
         told = storage_error(f"{url}{at}", error, doing="to read and write there")
@@ -41,9 +41,9 @@ def _going_on(error: StorageError) -> StorageError:
 
 @contextmanager
 def only_writer(folder: Folder, *, beside_parts: bool = False) -> Iterator[None]:
-    """Hold the folder against a second builder on this machine. Raises StorageError when there is one.
+    """Lock the folder against a second builder on this machine. Raises StorageError if there is one.
 
-    beside_parts: other parts of the same build may write there too.
+    beside_parts: allow other parts of the same build.
     """
     if folder.local is None:
         yield
@@ -70,6 +70,6 @@ def _lock(handle: int, url: str, kind: int) -> None:
             )
         ) from error
     except OSError as error:
-        # Network file systems that cannot lock a folder: there the lock is a courtesy, not a need.
+        # Some network file systems cannot lock a folder. The lock is not required for correctness: go on without it.
         if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
             raise

@@ -1,11 +1,11 @@
-"""A build over several hosts: parts that need no other process, and the last step that makes their shards a data set.
+"""A build over several hosts: independent parts, and a last step that combines their shards into a data set.
 
-    make part 1 of 3, part 2 of 3, part 3 of 3    anywhere, at any time, in any order
-    finish 3                                      once they have ended
+    make part 1 of 3, part 2 of 3, part 3 of 3    on any host, at any time, in any order
+    finish 3                                      after they have ended
 
-Part k of n makes the shards k, k + n, k + 2n, ... of the plan. Besides them it writes its report, and the plan that all
-parts share; so parts cannot disturb each other, and two copies of one part write the same bytes. The result does not
-depend on n.
+Part k of n builds the shards k, k + n, k + 2n, ... of the plan. Apart from these it only writes its own report, and the
+plan, which is equal for all parts. So parts do not interfere with each other, and two copies of one part write the same
+bytes. The result does not depend on n.
 """
 
 import json
@@ -30,7 +30,7 @@ MAX_PARTS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPart:
-    """Part `number`, counted from 1, of `of` parts of a build. Raises UsageError for numbers that make no sense."""
+    """Part `number`, counted from 1, of `of` parts of a build. Raises UsageError if a number is out of range."""
 
     number: int
     of: int
@@ -50,24 +50,24 @@ class BuildPart:
 
     @property
     def report(self) -> str:
-        """The file the part leaves when it has ended well."""
+        """Name of the file that the part writes when it has succeeded."""
         return f"{self.name}.json"
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """The items that fall to this part."""
+        """Return the items that belong to this part."""
         return items[self.number - 1 :: self.of]
 
 
 def parts(of: int) -> list[BuildPart]:
-    """All parts of a build in `of` parts."""
+    """List all parts of a build in `of` parts."""
     return [BuildPart(number=number, of=of) for number in range(1, of + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartReport:
-    """What a part has made. plan: digest of the plan it followed; shards: name -> fingerprint.
+    """The report of a part. plan: digest of its plan; shards: name -> fingerprint, for each shard that it built.
 
-    Counts, missing clips and what is to be told of the pictures stand in each shard's `.done.json`.
+    Counts, missing clips and facts for notes about the pictures are in each shard's `.done.json`.
     """
 
     plan: str
@@ -76,7 +76,8 @@ class PartReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A finished build. already: it was finished before, and no part has begun since; notes: as in `BuildReport`."""
+    """A finished build. already: whether it was finished before and no part has begun since; notes: as in
+    `BuildReport`."""
 
     manifest: Manifest
     already: bool = False
@@ -93,15 +94,16 @@ def make(
     allow_missing: int = 0,
     progress: bool = True,
 ) -> Made:
-    """Make the shards of one part below `url`, continuing what an earlier call began.
+    """Build the shards of one part below `url`; resumes an interrupted part.
 
-    allow_missing: when more clips of this part are missing, a finished data set is left as it is; on a new one `finish`
-    decides.
+    allow_missing: if more clips of this part are missing, a finished data set is not changed. For a new data set, only
+    `finish` checks the number of missing clips.
 
     Raises:
-        DataError: more clips are missing than a finished build allows; the split files number the classes otherwise.
+        DataError: too many clips are missing for changing a finished build; the split files number the classes
+            differently.
         UsageError: the folder holds something else, a build with other options, or another plan.
-        StorageError: disk full, folder not writable, a build without parts at work.
+        StorageError: the disk is full, the folder is not writable, or a build without parts is running.
     """
     with storage_errors(url, builds=True):
         work = Build(raw, url, options, jobs=jobs, allow_missing=allow_missing, progress=progress)
@@ -121,7 +123,7 @@ def _write_report(out: Folder, part: BuildPart, ours: Plan, plans: Sequence[Shar
     shards = {shard.name: state.fingerprint for shard, state in zip(plans, made.states, strict=True)}
     report = PartReport(plan=ours.digest, shards=shards)
     out.write(part.report, (json.dumps(asdict(report), sort_keys=True) + "\n").encode())
-    if not has_plan(out, ours):  # a copy of this part was quicker, and the build is finished
+    if not has_plan(out, ours):  # meanwhile, a copy of this part ended and the build was finished
         out.remove(part.report)
 
 
@@ -136,15 +138,16 @@ def finish(
     allow_missing: int = 0,
     progress: bool = True,
 ) -> Finished:
-    """Make a data set of the shards of `of` parts: check that all are there, settle missing clips, write the manifest.
+    """Combine the shards of `of` parts into a data set: check that all exist, check the number of missing clips, and
+    write the manifest.
 
     Args:
-        command: the command line that makes a part, up to `--part`; for messages.
-        allow_missing: how many clips may be left out, over all parts.
+        command: the command line that builds a part, up to `--part`; for messages.
+        allow_missing: most clips that may be left out, over all parts.
     Raises:
         DataError: parts are missing or incomplete; more clips cannot be packed.
         UsageError: the folder holds something else, a build with other options, or another plan.
-        StorageError: a part is still at work on this machine; the folder cannot be read or written.
+        StorageError: a part is still running on this machine; the folder cannot be read or written.
     """
     all_parts = parts(of)
     with storage_errors(url, builds=True):
@@ -164,7 +167,7 @@ def finish(
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
-    """A shard of a part, and the fingerprint the part's report gives; none where there is no report."""
+    """A shard of a part, and its fingerprint in the part's report; None if there is no report."""
 
     plan: ShardPlan
     out: str
@@ -172,7 +175,7 @@ class _Claim:
 
 
 def _states(work: Build, ours: Plan, all_parts: Sequence[BuildPart], command: str) -> list[ShardState]:
-    """The states of all shards, in order. Raises DataError naming the parts that are not there whole."""
+    """Read the states of all shards, in order. Raises DataError that names the missing or incomplete parts."""
     reported = [_reported(work.out, part, ours) for part in all_parts]
     claims = [
         _Claim(plan=shard, out=work.out.url, fingerprint=(reported[number % len(all_parts)] or {}).get(shard.name))
@@ -188,7 +191,7 @@ def _states(work: Build, ours: Plan, all_parts: Sequence[BuildPart], command: st
 
 
 def _made(claim: _Claim) -> ShardState | None:
-    """The shard's state when it is there as its part reported it."""
+    """Read the shard's state; None unless the shard exists as in the report of its part."""
     tick(1)
     if claim.fingerprint is None:
         return None
@@ -196,7 +199,7 @@ def _made(claim: _Claim) -> ShardState | None:
 
 
 def _reported(out: Folder, part: BuildPart, ours: Plan) -> dict[str, str] | None:
-    """The fingerprints a part reports; None for a report that is absent or damaged, or of another plan."""
+    """Read the fingerprints in a part's report; None if the report is missing, damaged, or of another plan."""
     data = out.read(part.report)
     try:
         report = None if data is None else from_plain(PartReport, json.loads(data))
@@ -214,7 +217,7 @@ def _missing(url: str, all_parts: Sequence[BuildPart], missing: Sequence[BuildPa
 
 
 def _again(states: Sequence[ShardState], all_parts: Sequence[BuildPart]) -> str:
-    """Which parts have to be run again once the raw data are mended."""
+    """Describe which parts to run again after the raw data are repaired."""
     gaps = [part for part in all_parts if any(state.excluded for state in part.share(states))]
     return f"run part{'s' if len(gaps) > 1 else ''} {_listed(gaps)} again, then this command"
 

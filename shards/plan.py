@@ -1,7 +1,7 @@
-"""What a build in parts will make, and `plan.json`, by which hosts that share no process agree on it.
+"""The plan of a build in parts, and `plan.json`, by which independent hosts check that they follow the same plan.
 
-The plan follows from the split files, the options and the version of dfer, never from where the raw files lie or which
-of them can be read. So every host computes the same plan, and several may write it at the same moment.
+The plan depends on the split files, the options and the version of dfer, but not on the location of the raw files or on
+which of them can be read. So every host computes the same plan, and several hosts may write it at the same time.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ REPORT = re.compile(r"part_[0-9]+_of_[0-9]+\.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `plan.json` holds. digest: SHA-256 of all that decides which clips go into which shard, and how."""
+    """The contents of `plan.json`. digest: SHA-256 of everything that determines the clips of each shard and their
+    form."""
 
     digest: str
     dataset: str
@@ -31,24 +32,24 @@ class Plan:
     shards: int
 
     def to_json(self) -> bytes:
-        """The same bytes on every host."""
+        """Serialise the plan; the bytes are the same on every host."""
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
 
 
 def plan(raw: RawSet, options: BuildOptions, shards: Sequence[ShardPlan]) -> Plan:
-    """The plan of these shards of a raw set."""
+    """Make the plan of these shards of a raw set."""
     facts = asdict(replace(raw, clips=(), notes=()))
     head = [version("dfer"), FORMAT_VERSION, CONTENT_VERSION, facts, asdict(options)]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for shard in shards:
-        # Each host may have the raw files in a folder of its own.
+        # The folders are not part of the digest: each host may have the raw files in another place.
         clips = [{name: value for name, value in vars(clip).items() if name != "folder"} for clip in shard.clips]
         digest.update(json.dumps([shard.name, clips], sort_keys=True, default=asdict).encode())
     return Plan(digest=digest.hexdigest(), dataset=raw.dataset, clips=len(raw.clips), shards=len(shards))
 
 
 def has_plan(out: Folder, wanted: Plan) -> bool:
-    """Whether the folder has this plan; False when it has none. Raises UsageError when it has another one."""
+    """Whether the folder has this plan; False if it has none. Raises UsageError if it has another one."""
     found = out.read(PLAN)
     if found is None or found == wanted.to_json():
         return found is not None
@@ -63,8 +64,9 @@ def has_plan(out: Folder, wanted: Plan) -> bool:
 
 
 def remove_plan(out: Folder, names: Sequence[str]) -> None:
-    """Remove what a build in parts, or a killed process, left among the files `names`. The plan goes first: without it
-    a manifest is that of a finished build, and a part that ends late takes its report back."""
+    """Remove the files of a build in parts, and temporary files of killed processes, among the files `names`. The plan
+    is removed first: without it, the manifest is that of a finished build, and a part that ends later deletes its own
+    report."""
     out.remove(PLAN)
     for name in names:
         if REPORT.fullmatch(name) or TEMPORARY.search(name):

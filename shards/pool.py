@@ -1,4 +1,4 @@
-"""Running one function over many items in processes, with a progress bar, results in order and a clean end."""
+"""Run one function over many items in processes, with a progress bar, ordered results and a clean shutdown."""
 
 import multiprocessing
 import os
@@ -23,21 +23,21 @@ _on_tick: Callable[[int], None] | None = None
 
 
 class Stopped(Exception):
-    """Raised inside a worker when the run is being ended."""
+    """Raised in a worker when the run is being stopped."""
 
 
 def tick(amount: int) -> None:
-    """Called by the function at work: `amount` units are done. Raises Stopped when it should end early."""
+    """Report `amount` units of progress from within the function. Raises Stopped if the run is being stopped."""
     if _on_tick is not None:
         _on_tick(amount)
 
 
 def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm[Any]") -> list[B]:
-    """`[function(item) for item in items]` in up to `jobs` processes; the bar shows what the function ticks.
+    """Compute `[function(item) for item in items]` in up to `jobs` processes; the bar shows the sum of `tick`.
 
     Raises:
         StorageError: a process was killed from outside.
-        Exception: the first one that the function raised; the other processes stop at their next tick.
+        Exception: the first one that the function raised; the other processes stop at their next `tick`.
     """
     if jobs <= 1 or len(items) <= 1:
         return _run_here(function, items, bar)
@@ -66,7 +66,7 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
 
 
 def progress_bar(total: int, *, label: str, unit: str, show: bool = True) -> "tqdm[Any]":
-    """A bar on the error stream; in a log file it prints a line every ten seconds only."""
+    """Make a progress bar on the error stream; in a log file it prints only one line every ten seconds."""
     interval = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -81,7 +81,7 @@ def progress_bar(total: int, *, label: str, unit: str, show: bool = True) -> "tq
 
 
 def default_jobs() -> int:
-    """The number of cores this process may use."""
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -109,7 +109,8 @@ def _follow(futures: "Sequence[Future[Any]]", ticks: Any, bar: "tqdm[Any]") -> N
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Leave Ctrl-C waiting, also for the processes that start meanwhile, until `_start_worker` has them ignore it."""
+    """Block SIGINT (Ctrl-C) in this process and in processes started within the context; `_start_worker` then makes
+    these ignore it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -118,7 +119,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _start_worker(ticks: Any, stop: Any) -> None:
-    """In the new process: count ticks, leave Ctrl-C to the parent, end when the parent is gone."""
+    """Set up a new process: count ticks, ignore Ctrl-C, which the parent handles, and end with the parent."""
     global _on_tick
 
     def count(amount: int) -> None:
@@ -134,7 +135,7 @@ def _start_worker(ticks: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    # A worker waiting for tasks would otherwise outlive a parent that was killed.
+    # Otherwise a worker that waits for tasks would continue after its parent was killed.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

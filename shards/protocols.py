@@ -1,4 +1,4 @@
-"""The protocols of a raw set, written for the clips that could be packed."""
+"""Write the protocols of a raw set, restricted to the clips that could be packed."""
 
 import hashlib
 from collections.abc import Collection
@@ -11,8 +11,8 @@ from shards.sources.clips import RawFold, RawProtocol, RawSubset
 def write_protocols(
     raw: dict[str, RawProtocol], out: Folder, *, partitions: Collection[str], keys: Collection[str]
 ) -> dict[str, Protocol]:
-    """The protocols as the manifest has them; lists of keys are written beside it. A fold without training or test
-    clips is left out, and a protocol without folds.
+    """Make the protocols for the manifest, and write their lists of keys. A fold without training or test clips is left
+    out, as is a protocol without folds.
 
     partitions, keys: of the clips that were packed. Raises StorageError.
     """
@@ -36,7 +36,7 @@ def _fold(raw: RawFold, out: Folder, name: str, partitions: Collection[str], key
 def _subset(
     raw: RawSubset, out: Folder, name: str, partitions: Collection[str], keys: Collection[str]
 ) -> Subset | None:
-    """None where none of its clips was packed."""
+    """Make one subset, and write its list of keys; None if none of its clips was packed."""
     if not raw.keys:
         there = tuple(partition for partition in raw.partitions if partition in partitions)
         return Subset(partitions=there) if there else None

@@ -1,7 +1,8 @@
-"""One shard: which clips it holds, whether it must be made again, and the writing of its tar, index and state.
+"""One shard: plan its clips, check whether it must be rebuilt, and write its tar, index and state.
 
-What a shard holds depends on the split files alone, never on the number of processes or on which clips were readable:
-clips of a partition stand in the order of their keys' SHA-256, which mixes classes evenly, a fixed number a shard.
+The clips of a shard depend only on the split files, not on the number of processes or on which clips are readable: the
+clips of a partition are sorted by the SHA-256 of their keys, which mixes classes evenly, and divided into shards of a
+fixed number of clips.
 """
 
 import hashlib
@@ -21,14 +22,14 @@ from shards.frames import StoredFrame, store_frame
 from shards.pool import tick
 from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
 
-# Raised whenever the same raw clips would give other bytes than before: shards of older builds are then made again.
+# Increase when the same raw clips give other bytes than before: shards of older builds are then rebuilt.
 CONTENT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """media: the form of all stored frames. max_side: longest side of one in pixels; quality: JPEG quality where frames
-    are encoded."""
+    """Options of a build. media: format of all stored frames. max_side: longest side of a frame in pixels; quality:
+    JPEG quality of frames that are encoded."""
 
     media: Media = "jpeg"
     max_side: int = 256
@@ -44,7 +45,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """The clips that belong into one shard, before any was looked at. name: `fold_1/00000`."""
+    """The clips planned for one shard, whether or not they turn out readable. name: `fold_1/00000`."""
 
     name: str
     partition: str
@@ -59,9 +60,9 @@ class ShardPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardState:
-    """What `NAME.done.json` keeps of a finished shard. fingerprint: of everything that went into it.
+    """The contents of `NAME.done.json`, for a finished shard. fingerprint: of all its inputs.
 
-    hides, dark: frames that look different from what was stored of them (`dfer.media.pictures.Picture`).
+    hides, dark: number of raw frames that viewers show differently (see `dfer.media.pictures.Picture`).
     """
 
     fingerprint: str
@@ -76,7 +77,7 @@ class ShardState:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """A look at a shard's raw folders and its output. state: the finished shard when it is up to date."""
+    """Result of listing a shard's raw folders and its output. state: of the finished shard, if it is up to date."""
 
     fingerprint: str
     frames: int
@@ -86,14 +87,14 @@ class Scan:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """A plan and where its output goes; what a worker process is sent."""
+    """The arguments of a worker process: the plan of a shard and the output folder."""
 
     plan: ShardPlan
     out: str
 
 
 def plan_shards(clips: Sequence[RawClip], classes: tuple[str, ...], options: BuildOptions) -> list[ShardPlan]:
-    """All shards in order of partition and number."""
+    """Plan all shards, ordered by partition and number."""
     plans = []
     for partition in sorted({clip.partition for clip in clips}):
         members = sorted((c for c in clips if c.partition == partition), key=lambda c: _spread(c.key))
@@ -108,7 +109,7 @@ def plan_shards(clips: Sequence[RawClip], classes: tuple[str, ...], options: Bui
 
 
 def scan(task: ShardTask) -> Scan:
-    """List the raw folders of a shard, without opening a frame, and see whether its output fits them."""
+    """List the raw folders of a shard, without opening a frame, and check whether its output matches them."""
     found = _list(task.plan.clips)
     fingerprint = _fingerprint(task.plan, found)
     listed = [listing for listing in found if isinstance(listing, list)]
@@ -125,7 +126,7 @@ def scan(task: ShardTask) -> Scan:
 def make(task: ShardTask) -> ShardState:
     """Write the shard's tar, then its index, then its state, each whole or not at all. Raises StorageError.
 
-    The manifest goes before anything changes. A shard that another process has made meanwhile is left as it is.
+    The manifest is removed before anything is changed. A shard that another process has built meanwhile is kept.
     """
     plan, out = task.plan, Folder(task.out)
     found = _list(plan.clips)
@@ -162,7 +163,7 @@ def make(task: ShardTask) -> ShardState:
 
 
 class _Tar:
-    """The tar of one shard while it is written, and what is known of it afterwards."""
+    """Writes the tar of one shard, and collects its index entries and counts."""
 
     def __init__(self, plan: ShardPlan) -> None:
         self.plan = plan
@@ -172,7 +173,7 @@ class _Tar:
         self.chunks: tuple[str, ...] = ()
 
     def fill(self, file: IO[bytes], found: "Sequence[list[FrameFile] | BadClip]") -> ShardInfo | None:
-        """Write every clip that can be read; None when none can."""
+        """Write every readable clip; returns None if there is none."""
         hashed = _HashingFile(file)
         with tarfile.open(fileobj=hashed, mode="w:", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
             for clip, listing in zip(self.plan.clips, found, strict=True):
@@ -194,7 +195,7 @@ class _Tar:
         )
 
     def _add(self, tar: tarfile.TarFile, clip: RawClip, frames: list[StoredFrame]) -> None:
-        # The clip is whole in memory by now, so that one that turns out bad leaves nothing behind.
+        # All frames of the clip have been read and checked before, so that a bad clip leaves no part in the tar.
         offset = tar.offset + BLOCK
         for position, frame in enumerate(frames):
             _add_member(tar, frame_name(clip.key, position, self.plan.options.media), frame.data)
@@ -208,7 +209,7 @@ class _Tar:
 
 
 class _HashingFile:
-    """What tarfile needs of a file to write to, hashing the whole and its chunks as it goes."""
+    """A file for tarfile to write to, which hashes the whole and every chunk on the way."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -233,7 +234,7 @@ class _HashingFile:
         return self._at
 
     def chunks(self) -> tuple[str, ...]:
-        """SHA-256 of every chunk written, the last one shorter."""
+        """SHA-256 of every chunk written; the last one may be shorter."""
         return (*self._done, self._chunk.hexdigest()) if self._at % CHUNK else tuple(self._done)
 
 
@@ -246,7 +247,7 @@ def _entry(clip: RawClip, offset: int, frames: Sequence[StoredFrame]) -> ClipEnt
 
 
 def clip_json(clip: ClipEntry, partition: str, classes: Sequence[str]) -> bytes:
-    """The clip's `.json` member: what a reader without the index needs to know."""
+    """Make the clip's `.json` member, for readers that do not use the index."""
     plain: dict[str, object] = {"key": clip.key, "num_frames": clip.num_frames, "partition": partition}
     if clip.label is not None:
         plain |= {"label": clip.label, "class_name": classes[clip.label]}
@@ -287,7 +288,7 @@ def _bad(clips: Sequence[RawClip], found: "Sequence[list[FrameFile] | BadClip]")
 
 
 def _fingerprint(plan: ShardPlan, found: "Sequence[list[FrameFile] | BadClip]") -> str:
-    """SHA-256 over options, labels and the names, sizes and times of all frames."""
+    """Compute the SHA-256 of options, labels, and the names, sizes and times of all frames."""
     digest = hashlib.sha256(json.dumps([CONTENT_VERSION, plan.name, plan.classes, asdict(plan.options)]).encode())
     for clip, listing in zip(plan.clips, found, strict=True):
         files = str(listing) if isinstance(listing, BadClip) else list(_times(listing))
@@ -302,15 +303,15 @@ def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[str, int, int]]:
 
 
 def _current(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
-    """The finished shard's state, unless it must be made again."""
+    """Read the finished shard's state; None if the shard must be rebuilt."""
     state = finished(out, plan, fingerprint)
     if state is not None and any(UNREADABLE in excluded.reason for excluded in state.excluded):
-        return None  # perhaps a disk or a network that works again
+        return None  # the cause may have been a disk or network error: try again
     return state
 
 
 def finished(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
-    """The finished shard's state when it was made of that input and its files are there."""
+    """Read the finished shard's state; None unless it was built from that input and its files exist."""
     state = _read_state(out.read(plan.state_name))
     if state is None or state.fingerprint != fingerprint:
         return None
@@ -323,7 +324,7 @@ def finished(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | Non
 
 
 def _read_state(data: bytes | None) -> ShardState | None:
-    """None for a state that is missing or damaged: its shard is then made again."""
+    """Parse a shard's state; None if it is missing or damaged, so that the shard is rebuilt."""
     try:
         return None if data is None else from_plain(ShardState, json.loads(data))
     except (ValueError, RecursionError, ConfigProblem):

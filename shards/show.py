@@ -1,4 +1,4 @@
-"""`dfer-shards show`: what is in a shard folder, as a table against the published counts."""
+"""`dfer-shards show`: the contents of a shard folder, as a table with the published counts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ SHOWN_FOLDS = 10
 
 
 def describe(manifest: Manifest) -> str:
-    """The text that `show` prints: head, counts per partition and class, what was left out."""
+    """Make the text that `show` prints: head, counts per partition and class, clips that were left out."""
     frames = sum(shard.frames for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
     clips = sum(shard.clips for shard in manifest.shards)
@@ -37,7 +37,7 @@ def describe(manifest: Manifest) -> str:
 
 
 def _protocols(manifest: Manifest) -> list[str]:
-    """A line a protocol: its folds, what tests in each, and who laid it down."""
+    """Make one line per protocol: its folds, the test set of each, and its source."""
     lines = []
     for name, protocol in sorted(manifest.protocols.items()):
         tests = [fold.test.names for _, fold in sorted(protocol.folds.items(), key=lambda item: int(item[0]))]
@@ -59,9 +59,9 @@ def _notes(manifest: Manifest) -> list[str]:
 def count_table(
     dataset: str, classes: Sequence[str], counts: Mapping[str, Sequence[int]], *, generated: bool = False
 ) -> str:
-    """Clips per partition and class; where the published number differs it stands behind a slash.
+    """Make a table of clips per partition and class; a published number follows after a slash if it differs.
 
-    The last line says how many numbers differ. generated: no published number holds for these clips.
+    The last line says how many numbers differ. generated: the faces are generated, so no published number applies.
     """
     known = {} if generated else TOTALS.get(dataset, {})
     rows = {partition: _with_sum(row) for partition, row in sorted(counts.items())}

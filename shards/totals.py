@@ -1,4 +1,4 @@
-"""Published clip counts per partition and class, to set against what a build found.
+"""Published clip counts per partition and class, for comparison with the counts of a build.
 
 Counted in the annotation files of Zhao & Patras, "Prompting Visual-Language Models for Dynamic Facial Expression
 Recognition" (BMVC 2023); the sums agree with the data sets' own papers.
@@ -30,9 +30,9 @@ TOTALS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def renumbered(dataset: str, counts: Mapping[str, Sequence[int]]) -> str | None:
-    """The partition whose counts are the published ones in another class order, if there is one.
+    """Return a partition whose counts are the published ones in another order of classes, None if there is none.
 
-    The right numbers under the wrong classes can only come from split files that number the emotions otherwise.
+    Such counts can only come from split files that number the emotions differently.
     """
     for partition, known in TOTALS.get(dataset, {}).items():
         got = tuple(counts.get(partition, ()))

@@ -1,7 +1,7 @@
-"""`dfer-shards verify`: read back everything a manifest lists and say what is not as it was built.
+"""`dfer-shards verify`: read back everything that a manifest lists, and report what differs from the build.
 
-The tar is not trusted: its headers are parsed one block at a time at the places the index gives, so nothing in it can
-name a path, a link or a size that is not expected there.
+The tar is not trusted. Its headers are parsed one block at a time, at the offsets in the index, so that an unexpected
+path, link or size in the tar has no effect other than an error.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ from shards.output import shard_folder, storage_errors
 from shards.pool import tick
 
 MAX_CLIP_JSON_BYTES = 2**20
-"""Most that a clip's `.json` may have: face boxes of 10,000 frames."""
+"""Most bytes of a clip's `.json`; enough for the face boxes of 10,000 frames."""
 MAX_FRAME_PIXELS = 2**24
-"""Largest frame that any build stores, whatever the manifest says."""
+"""Most pixels of a frame, whatever `max_side` in the manifest says; no build stores larger frames."""
 SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyTask:
-    """One shard to read back. media, max_side: of its frames. decode: decode every frame, not only compare hashes."""
+    """One shard to verify. media, max_side: of its frames. decode: decode every frame, instead of only hashing."""
 
     out: str
     shard: ShardInfo
@@ -58,7 +58,7 @@ class VerifyTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCheck:
-    """What was found in one shard. labels: clips per class; keys: its clips; problems: one sentence each."""
+    """Result for one shard. labels: clips per class; keys: of its clips; problems: one sentence each."""
 
     problems: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class VerifyReport:
 
 
 def load_manifest(url: str) -> Manifest:
-    """The manifest below `url`. Raises DataError when there is none or it cannot be used."""
+    """Read the manifest below `url`. Raises DataError if it is missing or cannot be used."""
     with storage_errors(url):
         data = shard_folder(url).read(MANIFEST)
     if data is None:
@@ -92,10 +92,10 @@ def load_manifest(url: str) -> Manifest:
 
 
 def verify(url: str, *, quick: bool = False, jobs: int = 1, progress: bool = True) -> VerifyReport:
-    """Read every shard back. quick: compare hashes and indexes only, decode nothing.
+    """Verify every shard. quick: only compare hashes and indexes, without decoding frames.
 
     Raises:
-        DataError: with everything that is not as the manifest says.
+        DataError: lists everything that differs from the manifest.
         StorageError: the store cannot be read.
     """
     manifest = load_manifest(url)
@@ -114,7 +114,7 @@ def verify(url: str, *, quick: bool = False, jobs: int = 1, progress: bool = Tru
     with storage_errors(url), pool.progress_bar(frames, label="verifying", unit="frames", show=progress) as bar:
         checks = pool.run(check_shard, tasks, jobs=jobs, bar=bar)
     problems = [problem for check in checks for problem in check.problems]
-    # Totals of damaged shards would only repeat what is said already.
+    # Checking the totals of damaged shards would only report the same problems again.
     problems = problems or [*_check_totals(manifest, checks), *_check_protocols(url, manifest, checks)]
     if problems:
         raise DataError(_problem_text(url, problems))
@@ -150,7 +150,8 @@ def check_shard(task: VerifyTask) -> ShardCheck:
 
 @contextmanager
 def _content(out: Folder, shard: ShardInfo) -> Iterator[memoryview]:
-    """The tar's bytes, mapped when it is a local file. Raises DataError when its size is not the manifest's."""
+    """Give access to the tar's bytes, memory-mapped if it is a local file. Raises DataError if its size is not that in
+    the manifest."""
     size = out.size(shard.path)
     if not size or size != shard.bytes:
         raise DataError(
@@ -187,7 +188,7 @@ def _check_tar(data: memoryview, index: ShardIndex, task: VerifyTask) -> list[st
 
 
 def _check_clip(data: memoryview, clip: ClipEntry, at: int, task: VerifyTask) -> int:
-    """Check the clip whose first header is at byte `at`; gives the byte after it."""
+    """Check the clip whose first header is at byte `at`; returns the position after the clip."""
     for position, (offset, size) in enumerate(clip.frame_spans()):
         name = frame_name(clip.key, position, task.media)
         if offset != at + BLOCK or _member_size(data, at, name) != size:
@@ -204,7 +205,7 @@ def _check_clip(data: memoryview, clip: ClipEntry, at: int, task: VerifyTask) ->
 
 
 def _member_size(data: memoryview, at: int, name: str) -> int:
-    """Bytes of the plain file `name` whose header is at `at`. Raises DataError when something else is there."""
+    """Return the size in bytes of the plain file `name` with its header at `at`. Raises DataError for anything else."""
     try:
         info = tarfile.TarInfo.frombuf(bytes(data[at : at + BLOCK]), "ascii", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
@@ -248,7 +249,7 @@ def _check_json(data: bytes, clip: ClipEntry, task: VerifyTask) -> None:
 
 
 def _check_protocols(url: str, manifest: Manifest, checks: Sequence[ShardCheck]) -> list[str]:
-    """Lists of keys that name other clips, and folds that test on training clips."""
+    """Find lists of keys that are damaged or name unknown clips, and folds with a clip in two of their subsets."""
     problems: list[str] = []
     members = _partition_keys(manifest, checks)
     there = frozenset().union(*members.values())

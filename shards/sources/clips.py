@@ -14,13 +14,13 @@ UNREADABLE = "cannot be read"
 
 
 class BadClip(Exception):
-    """A clip cannot be packed; the text is the reason, which the manifest records."""
+    """Raised if a clip cannot be packed. The text is the reason, which the manifest records."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawClip:
-    """One clip. folder: where its frames lie, None when there is no such folder. label: class number, None where nobody
-    gave one. subject, source, text, votes, faces: as in `dfer.store.index.ClipEntry`."""
+    """One clip. folder: of its frames, None if it does not exist. label: class number, None if there is no label.
+    subject, source, text, votes, faces: as in `dfer.store.index.ClipEntry`."""
 
     key: str
     label: int | None
@@ -35,7 +35,7 @@ class RawClip:
 
 @dataclass(frozen=True, kw_only=True)
 class RawSubset:
-    """Either whole partitions, or the clips of these keys."""
+    """Either whole partitions, or the clips with these keys."""
 
     partitions: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class RawSubset:
 
 @dataclass(frozen=True, kw_only=True)
 class RawFold:
-    """What trains, what tests, and what validates where the data set says so."""
+    """The training and the test set of a fold, and the validation set if the data set defines one."""
 
     train: RawSubset
     test: RawSubset
@@ -52,14 +52,15 @@ class RawFold:
 
 @dataclass(frozen=True, kw_only=True)
 class RawProtocol:
-    """A way to split the clips. source: who laid it down; folds: fold 1, fold 2, ..."""
+    """A way to split the clips. source: where it comes from, such as a paper; folds: fold 1, fold 2, ..."""
 
     source: str
     folds: tuple[RawFold, ...]
 
 
 def published_folds(partitions: Sequence[str], *, source: str) -> dict[str, RawProtocol]:
-    """The protocol `published`: each of several partitions tests once and the others train, or `train` and `test`."""
+    """Make the protocol `published`. Of the partitions `train` and `test` it has one fold; of other partitions it has
+    one fold each, which tests on that partition and trains on the others."""
     tests = ["test"] if set(partitions) == {"train", "test"} else list(partitions)
     folds = tuple(
         RawFold(
@@ -73,9 +74,9 @@ def published_folds(partitions: Sequence[str], *, source: str) -> dict[str, RawP
 
 @dataclass(frozen=True, kw_only=True)
 class RawSet:
-    """A raw data set as its source read it. media: the form that frames are stored in. protocols: splits by name.
-    faces: how faces were found, None where the data set delivers them. notes: what the user should know; options,
-    licence: go into the manifest."""
+    """A raw data set as read by its source. media: format of stored frames. protocols: splits by name. faces: how faces
+    were detected, None if the data set provides face crops. notes: remarks for the user; options, licence: for the
+    manifest."""
 
     dataset: str
     emotions: Emotions

@@ -58,7 +58,7 @@ def _split_file(raw: Path, side: str, fold: int) -> Path:
 
 
 def _frame_folders(raw: Path) -> tuple[str, dict[str, Path]]:
-    """Which frames are used, and clip id -> folder."""
+    """Find the frame folders; returns a description of the frames used, and clip id -> folder."""
     parts = [locate(raw, [form.format(k) for form in PART_FOLDERS]) for k in range(1, PARTS + 1)]
     whole = [locate(raw, [form]) for form in FRAME_FOLDERS]
     full = [path for path in (*whole, *parts) if path is not None]

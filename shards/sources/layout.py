@@ -8,10 +8,10 @@ from dfer.errors import DataError, message
 
 
 def locate_all(root: Path, alternatives: Iterable[str]) -> Iterator[Path]:
-    """Yield every existing path below `root` that matches one of the relative alternatives, best first.
+    """Yield every existing path below `root` that matches one of the relative alternatives, best match first.
 
-    An archive unpacked into a folder of its own name gives that folder twice (`frames/frames`): the inner one is first.
-    A path component that ends in `*` also matches the names that download sites make (`4_setups-002/4_setups`).
+    An archive that was unpacked into a folder of its own name results in `frames/frames`: the inner folder comes first.
+    A path component that ends in `*` also matches names given by download sites (`4_setups-002/4_setups`).
     """
     root = root.resolve()
     for alternative in alternatives:

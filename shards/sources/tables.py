@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
     The first row decides the separator: a tab, else a semicolon, else a comma outside of quotes, else blanks.
 
     Raises:
-        DataError: not readable, too large, no text, or quotes that do not close.
+        DataError: the file cannot be read, is too large, is not text, or has an unclosed quote.
     """
     text, encoding = _text(path)
     separator = _separator(text)
