@@ -29,7 +29,8 @@ def partitioned_order(
 
     Shards are assigned once to a fixed number of canonical partitions. Every global step takes the same number of clips
     from each partition, in the order of the partitions. Since ranks take contiguous shares of a step, a node reads the
-    same `partitions / nodes` partitions in every epoch. Within a partition, clips are shuffled over `window` shards.
+    same `partitions / nodes` partitions in every epoch. Within a partition, clips are shuffled in groups of `window`
+    shards.
 
     Args:
         shard_of: shard number of every clip, [N].
@@ -104,7 +105,7 @@ def _partitions(shard_of: Ids, partitions: int, seed: int) -> list[Ids]:
 
 
 def _window_shuffled(part: Ids, shard_of: Ids, window: int, key: tuple[int, ...]) -> Ids:
-    """Order the clips of a partition: shards in random order, clips shuffled within each `window` shards."""
+    """Order the clips of a partition: shards in random order, clips shuffled within groups of `window` shards."""
     shards, inverse = np.unique(shard_of[part], return_inverse=True)
     group = np.empty(len(shards), np.int64)
     group[_shuffled(len(shards), (*key, 0))] = np.arange(len(shards)) // window

@@ -28,8 +28,8 @@ TEXTS = "texts"
 
 
 def refuse_result_alone(home: Folder) -> None:
-    """Raise CheckpointError if a run has a result but no checkpoint. After `epochs` was raised, training resumes from a
-    checkpoint; without one it would silently start from the beginning."""
+    """Raise CheckpointError if a run without checkpoints has a result. After `epochs` was raised, training resumes from
+    a checkpoint; without one it would silently start from the beginning."""
     if home.size(RESULT) is not None:
         do = "Put its checkpoints back, or start a new run with run=FOLDER."
         raise CheckpointError(
