@@ -153,5 +153,9 @@ def test_a_job_builds_in_tasks_of_the_queue_what_one_process_builds(
     wait_until((tmp_path / "out" / "manifest.json").exists, 180, "the manifest")
     wait_until(lambda: not (tmp_path / "out" / "plan.json").exists(), 30, "the end of the build")
     assert snapshot(tmp_path / "out") == expected
-    told = launch(slurm.env(), "status", tmp_path / "run")
-    assert all(re.search(rf"worker_{number}\b.*finished", told) for number in (1, 2, 3)), told
+
+    def all_finished() -> bool:  # once the accounting has heard of it
+        told = launch(slurm.env(), "status", tmp_path / "run")
+        return all(re.search(rf"worker_{number}\b.*finished", told) for number in (1, 2, 3))
+
+    wait_until(all_finished, 60, "parts that status calls finished", every=1)
