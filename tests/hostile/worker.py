@@ -77,6 +77,12 @@ def today() -> int:
     return int(os.environ.get(DAY, time.time() // 86_400))
 
 
+def _day_of(number: int) -> int:
+    """Which day a drawn case is read on: of every SHARE that follow each other one a day, in an order drawn for them."""
+    block, place = divmod(number, SHARE)
+    return random.Random(f"dfer/{block}").sample(range(SHARE), SHARE)[place]
+
+
 def chosen(cases: Iterable[Case | None], count: int) -> Iterator[Case]:
     """The first `count` cases, numbered: all named ones, and those of the mutated ones whose day it is."""
     all_of_them, mutated, day, number = bool(os.environ.get(LONG)), False, today(), -1
@@ -87,7 +93,7 @@ def chosen(cases: Iterable[Case | None], count: int) -> Iterator[Case]:
         number += 1
         if number == count:
             return
-        if mutated and not all_of_them and random.Random(f"dfer/{number}").randrange(SHARE) != day % SHARE:
+        if mutated and not all_of_them and _day_of(number) != day % SHARE:
             continue
         yield Case(name=f"{number:04d} {case.name}", write=case.write, reads=case.reads, refuse=case.refuse)
 
