@@ -78,7 +78,7 @@ def today() -> int:
 
 
 def _day_of(number: int) -> int:
-    """Which day a drawn case is read on: of every SHARE that follow each other one a day, in an order drawn for them."""
+    """Which day a drawn case is read on: of each SHARE in a row, one a day, in an order drawn for them."""
     block, place = divmod(number, SHARE)
     return random.Random(f"dfer/{block}").sample(range(SHARE), SHARE)[place]
 
