@@ -1,7 +1,6 @@
 """The command line: `dfer-launch local | slurm | ray CONFIG` and `dfer-launch status | logs | cancel RUN`."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--processes", type=int, default=1, metavar="N", help="ranks; one a GPU")
     sub.add_argument("--parallel", type=int, default=1, metavar="K", help="parts at a time, each in N processes")
     sub.add_argument("--verb", choices=["train", "crossval", "evaluate"], default="crossval", help="what dfer does")
-    _job_options(sub, "print the command of a process instead of running it")
+    _job_options(sub, "print the command of a process, or the parts, instead of running them")
     sub = cli.add_command(
         places,
         "slurm",
@@ -103,7 +102,7 @@ def _local(args: argparse.Namespace) -> int:
         only=args.only,
     )
     if args.dry_run:
-        print(shlex.join(local.command(job)))
+        print(local.described(job))
         return 0
     return local.run(job)
 

@@ -6,19 +6,19 @@ Records and logs of the job go to the folder `run`, the shards to `out`. Imports
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer import config_files
 from dfer.config import ConfigProblem, key
 from dfer.errors import did_you_mean, message, without_secrets
-from dfer.jobs.parts import Part
+from dfer.jobs.parts import Part, absolute_places
 from dfer.storage import Folder
 from dfer.store.format import MANIFEST, Media
 from shards import parts as shard_parts
 from shards import pool
-from shards.parts import BuildPart
+from shards.parts import MAX_PARTS, BuildPart
 from shards.plan import PLAN
 from shards.shard import BuildOptions
 from shards.sources import SOURCES
@@ -59,10 +59,13 @@ class BuildConfig:
         if self.dataset not in SOURCES:
             do = did_you_mean(self.dataset, SOURCES)
             raise ConfigProblem(message("dataset", expected=f"one of {', '.join(SOURCES)}", got=self.dataset, do=do))
-        for name, value, low in (("jobs", self.jobs, 1), ("allow_missing", self.allow_missing, 0)):
+        for name, low in (("workers", 1), ("jobs", 1), ("allow_missing", 0)):
+            value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigProblem(message(name, expected=f"{low} or more", got=str(value), do="Correct it."))
-        shard_parts.BuildPart(number=1, of=self.workers)
+        if self.workers > MAX_PARTS:
+            got, do = str(self.workers), "Correct it."
+            raise ConfigProblem(message("workers", expected=f"at most {MAX_PARTS}", got=got, do=do))
 
 
 Config = BuildConfig
@@ -74,8 +77,8 @@ def load(files: Sequence[str | Path], overrides: Sequence[str]) -> BuildConfig:
 
 
 def absolute(config: BuildConfig) -> BuildConfig:
-    """Make paths absolute: hosts may start the job in another folder."""
-    return replace(config, run=_absolute(config.run), raw=_absolute(config.raw), out=_absolute(config.out))
+    """Make paths absolute."""
+    return absolute_places(config)
 
 
 def shared(config: BuildConfig) -> dict[str, str]:
@@ -134,10 +137,6 @@ def conclude(config: BuildConfig) -> str:
     state = "finished before" if done.already else f"finished, made in {config.workers} parts"
     lines = [f"warning: {note}" for note in done.notes]
     return "\n".join([*lines, f"{without_secrets(config.out)}: {len(done.manifest.shards)} shards, {state}"])
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place or "::" in place else str(Path(place).absolute())
 
 
 def _raw(config: BuildConfig) -> RawSet:

@@ -12,14 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfer.config import changed, to_plain
 from dfer.data.splits import folds
 from dfer.errors import UsageError, message
 from dfer.jobs.config import RunConfig, load_run
-from dfer.jobs.parts import Part, chosen
+from dfer.jobs.parts import Part, absolute_places, chosen
 from dfer.models.files import check_files, files
 from dfer.run import folder
-from dfer.run.changes import keys
 from dfer.run.layout import CONFIG, committed, finished
 from dfer.storage import Folder
 from dfer.store.shards import Store
@@ -38,12 +36,8 @@ def load(files: Sequence[str | Path], overrides: Sequence[str]) -> RunConfig:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """Make paths absolute. They are set as values, not as overrides: parsed as YAML, a path would end at ` #`."""
-    facts = keys(RunConfig, to_plain(config))
-    places = {name: key.value for name, key in facts.items() if key.path and not key.file}
-    places |= {f"model.{key}": path for key, path in files(config.model).items()}
-    local = {key: path for key, path in places.items() if path and "://" not in path and "::" not in path}
-    return changed(config, {key: str(Path(path).absolute()) for key, path in local.items()})
+    """Make paths absolute, also those of the model's files."""
+    return absolute_places(config, {f"model.{key}": path for key, path in files(config.model).items()})
 
 
 def shared(config: RunConfig) -> dict[str, str]:

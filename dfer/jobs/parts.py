@@ -9,18 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from dfer import config_files
-from dfer.config import ConfigProblem
+from dfer.config import ConfigProblem, changed, to_plain
 from dfer.errors import UsageError, did_you_mean, message
+from dfer.run.changes import keys
 from dfer.storage import Folder
 
 if TYPE_CHECKING:
     from dfer.distributed import World
     from dfer.interruption import Stop
 
+T = TypeVar("T")
 _PIECE = re.compile(r"[a-z]+_[0-9]{1,9}")
 
 
@@ -117,6 +119,17 @@ def module_named(name: str) -> JobModule:
 def name_of(module: JobModule) -> str:
     """Return the dotted name of a job's module."""
     return cast(ModuleType, module).__name__
+
+
+def absolute_places(config: T, files: Mapping[str, str] = MappingProxyType({})) -> T:
+    """Make absolute the paths of a configuration: values of the keys declared with `path`, and `files` by dotted key.
+
+    URLs stay as they are. The paths are set as values, not as overrides: parsed as YAML, a path would end at ` #`.
+    """
+    declared = keys(type(config), to_plain(config))
+    places = {name: key.value for name, key in declared.items() if key.path and not key.file} | {**files}
+    local = {name: path for name, path in places.items() if path and "://" not in path and "::" not in path}
+    return changed(config, {name: str(Path(path).absolute()) for name, path in local.items()})
 
 
 def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:

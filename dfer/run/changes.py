@@ -12,7 +12,7 @@ from dfer.config import ConfigProblem, facts_at, from_plain
 from dfer.errors import CheckpointError
 
 SETTINGS, CHANGED = "settings", "changed"
-"""Keys of a checkpoint's state: values of NOTED_KEYS when it was written, and the list of earlier changes."""
+"""Keys of a checkpoint's state: values of the keys whose changes results record, and the list of earlier changes."""
 
 Setting = int | float | None
 

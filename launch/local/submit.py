@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 from collections import deque
@@ -62,6 +63,25 @@ def command(job: Local) -> list[str]:
     return [sys.executable, "-m", "launch.local.rank", *job.arguments()]
 
 
+def in_parts(job: Local) -> Job | None:
+    """Return the job whose parts run in processes of their own: with `parallel`, or if its parts are independent.
+
+    None if all parts run one after another in the same ranks, or if there are no parts. Raises as `make_job`.
+    """
+    if job.verb != "crossval" or (job.parallel == 1 and load_job(job.configs, job.overrides, JOBS)[0].grouped):
+        return None
+    return make_job(job.configs, job.overrides, job.only, worlds=[job.processes])
+
+
+def described(job: Local) -> str:
+    """Describe what `run` would start: the command of a rank, or the parts."""
+    if (made := in_parts(job)) is None:
+        return shlex.join(command(job))
+    names = ", ".join(part.name for part in made.parts)
+    processes = job.processes if made.module.grouped else 1
+    return f"{len(made.parts)} parts, {job.parallel} at a time; processes of a part: {processes}; parts: {names}"
+
+
 def run(job: Local) -> int:
     """Run the job to its end and return its exit code. The cores are divided among the ranks unless OMP_NUM_THREADS is
     set.
@@ -70,12 +90,9 @@ def run(job: Local) -> int:
         UsageError: a wrong configuration, or srun started several of these launchers; no process is started then.
     """
     refuse_copies(os.environ)
-    is_run = is_run_folder(job.configs)
-    independent = job.verb == "crossval" and not is_run and not load_job(job.configs, job.overrides, JOBS)[0].grouped
-    if job.parallel > 1 or independent:
-        made = make_job(job.configs, job.overrides, job.only, worlds=[job.processes])
+    if (made := in_parts(job)) is not None:
         return run_parts(made, processes=job.processes, parallel=job.parallel)
-    if job.verb != "evaluate" or not is_run:
+    if job.verb == "train" or (job.verb == "evaluate" and not is_run_folder(job.configs)):
         load_run(job.configs, job.overrides)
     return _Jobs([job.arguments()], processes=job.processes).run()
 

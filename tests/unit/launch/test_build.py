@@ -59,6 +59,18 @@ def test_one_part_alone_leaves_the_others_to_do(raw: Path, tmp_path: Path, capfd
     assert (tmp_path / "shards" / "manifest.json").exists()
 
 
+def test_the_dry_run_of_a_local_job_names_its_parts(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(written(tmp_path, raw, "workers: 3\n"))
+    assert (
+        main(["local", config, "--processes", "4", "--parallel", "2", "--only", "worker_1,worker_3", "--dry-run"]) == 0
+    )
+    said = "2 parts, 2 at a time; processes of a part: 1; parts: worker_1, worker_3\n"
+    assert capsys.readouterr().out == said
+    assert not (tmp_path / "shards").exists() and not (tmp_path / "job").exists()
+
+
 def test_every_part_is_a_task_in_slurms_queue(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fake_slurm: FakeSlurm
 ) -> None:
@@ -72,7 +84,8 @@ def test_every_part_is_a_task_in_slurms_queue(
     ("override", "said"),
     [
         ("dataset=dfeww", "dataset: expected one of .*, got dfeww. Did you mean 'dfew'"),
-        ("workers=0", "part of a build|expected part"),
+        ("workers=0", "workers: expected 1 or more, got 0"),
+        ("workers=10001", "workers: expected at most 10000, got 10001"),
         ("jobs=0", "jobs: expected 1 or more, got 0"),
         ("allow_missing=-1", "allow_missing: expected 0 or more, got -1"),
         ("epochs=3", "epochs: unknown key"),

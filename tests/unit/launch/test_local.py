@@ -25,14 +25,14 @@ FAKE = Path(__file__).with_name("fake_rank.py")
 
 
 def test_dry_run_prints_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["local", "c.yaml", "--processes", "3", "--only", "fold_1,fold_2", "--dry-run", "seed=2"]) == 0
+    assert cli.main(["local", "demo", "--processes", "3", "--only", "fold_1,fold_2", "--dry-run", "seed=2"]) == 0
     words = capsys.readouterr().out.split()
     assert words == [
         sys.executable,
         "-m",
         "launch.local.rank",
         "crossval",
-        "c.yaml",
+        "demo",
         "--only",
         "fold_1,fold_2",
         "seed=2",

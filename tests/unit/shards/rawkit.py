@@ -1,11 +1,14 @@
 """Small raw trees in the layouts of the distributors, filled with noise pictures."""
 
+import errno
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 NUMBER_OF = {"happiness": 1, "sadness": 2, "neutral": 3, "anger": 4, "surprise": 5, "disgust": 6, "fear": 7}
@@ -104,3 +107,18 @@ def mafw(root: Path, *, faces: str = "data/faces") -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(rows))
     return root
+
+
+@contextmanager
+def unreadable(name: str) -> Iterator[None]:
+    """Reading files of this name fails as on a broken disk."""
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        yield

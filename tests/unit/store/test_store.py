@@ -10,7 +10,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
 
 from dfer.data.clips import ClipSet
 from dfer.emotions import label_set
@@ -180,17 +179,6 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", refuse)
     expect(folder, StorageError, "manifest.json: expected to read it, got ", "Permission denied", exit_code=6)
-
-
-@pytest.fixture
-def no_credentials(monkeypatch, tmp_path):
-    """A machine on which S3's client finds no keys; nothing goes over the network."""
-    s3fs.S3FileSystem.clear_instance_cache()  # other tests of this process had a server and its keys
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 def test_s3_without_credentials(no_credentials):

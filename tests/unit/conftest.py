@@ -1,0 +1,17 @@
+"""Fixtures that unit tests of several rooms share."""
+
+from pathlib import Path
+
+import pytest
+import s3fs
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which S3's client finds no keys; nothing goes over the network."""
+    s3fs.S3FileSystem.clear_instance_cache()  # other tests of this process had a server and its keys
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
