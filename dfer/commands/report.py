@@ -18,9 +18,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _report(args: argparse.Namespace) -> None:
     from dfer.jobs.config import RunConfig
-    from dfer.report.write import shown, write_report
+    from dfer.report.write import write_report
     from dfer.storage import Folder
 
     home, out = Folder(args.run, what="the run folder"), Folder(args.out, what="--out") if args.out else None
-    write_report(home, RunConfig, out=out)
-    print(shown(home, RunConfig, out=out))
+    print(write_report(home, RunConfig, out=out).text)

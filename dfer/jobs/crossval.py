@@ -123,11 +123,10 @@ def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> s
 
 def conclude(config: RunConfig) -> str:
     """Write the report over the finished folds; returns its table. Raises CheckpointError, StorageError."""
-    from dfer.report.write import shown, write_report
+    from dfer.report.write import write_report
 
     home = Folder(config.run, what="run")
-    write_report(home, RunConfig)
-    return shown(home, RunConfig)
+    return write_report(home, RunConfig).text
 
 
 def crossval(config: RunConfig, world: "World", *, only: Sequence[str] = (), stop: "Stop | None" = None) -> str:

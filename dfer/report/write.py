@@ -11,19 +11,20 @@ from dfer.report.crossval import Report, summarise
 from dfer.report.tables import markdown, plain, text_table
 from dfer.storage import Folder
 
-__all__ = ["Report", "ReportPaths", "shown", "summarise", "text_table", "write_report"]
+__all__ = ["Report", "WrittenReport", "summarise", "text_table", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportPaths:
-    """URLs of one report's files."""
+class WrittenReport:
+    """URLs of one report's files. text: its table and where its page is, for the terminal."""
 
     markdown: str
     json: str
     html: str
+    text: str
 
 
-def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -> ReportPaths:
+def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -> WrittenReport:
     """Write report.md, report.json and index.html for a run or cross-validation folder, by default into its report/.
 
     kind: dataclass of its configurations.
@@ -38,9 +39,6 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
     with _telling_where_else(run_folder):
         folder.check_writable()
     report = summarise(run_folder, kind)
-    paths = ReportPaths(
-        markdown=folder.where("report.md"), json=folder.where("report.json"), html=folder.where("index.html")
-    )
     texts = {
         "report.md": markdown(report),
         "report.json": json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n",
@@ -49,16 +47,14 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
     with _telling_where_else(run_folder):
         for name, text in texts.items():
             folder.write(name, text.encode())
-    return paths
-
-
-def shown(run_folder: Folder, kind: type, *, out: Folder | None = None) -> str:
-    """Return the table of a run or cross-validation folder for the terminal, and the path of the report's page.
-
-    kind, out: as in `write_report`.
-    """
-    page = (out or run_folder / "report") / "index.html"
-    return f"{text_table(summarise(run_folder, kind))}\n\nReport: {page.local.resolve() if page.local else page}"
+    local = (folder / "index.html").local
+    html = folder.where("index.html")
+    return WrittenReport(
+        markdown=folder.where("report.md"),
+        json=folder.where("report.json"),
+        html=html,
+        text=f"{text_table(report)}\n\nReport: {local.resolve() if local else html}",
+    )
 
 
 @contextmanager
