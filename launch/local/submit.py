@@ -98,20 +98,25 @@ def run(job: Local) -> int:
 
 
 def run_parts(job: Job, *, processes: int = 1, parallel: int = 1) -> int:
-    """Run every part of a job in separate processes, `parallel` at a time; then conclude the parts that are done.
+    """Run the parts of a job that are not done, in separate processes, `parallel` at a time; then conclude the job.
     Returns the exit code of the first that failed.
 
     processes: per part; 1 if parts are independent processes.
+
+    Raises:
+        CheckpointError, StorageError: the result of a part cannot be read.
     """
+    done = job.done()
+    todo = [part for part in job.parts if part not in done]
     with NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         file.write(job.to_json())
         file.flush()
-        each = [[PART, file.name, part.name, *sys.argv[1:]] for part in job.parts]
+        each = [[PART, file.name, part.name, *sys.argv[1:]] for part in todo]
         jobs = _Jobs(
             each,
             processes=processes if job.module.grouped else 1,
             parallel=parallel,
-            labels=[part.name for part in job.parts],
+            labels=[part.name for part in todo],
         )
         code = jobs.run()
     return code if code and jobs.stopped else conclude(job, code)

@@ -414,5 +414,7 @@ def test_the_tutorials_job_runs_in_any_number_of_parts(
         words = [f"run={tmp_path}/run{workers}", f"shards={tmp_path}/shards", f"workers={workers}"]
         assert launch_cli.main(["local", str(tmp_path / "lengths.yaml"), "--parallel", "2", *words]) == 0
         assert "14 clips, 3 to 3 frames" in capfd.readouterr().out
+        assert launch_cli.main(["local", str(tmp_path / "lengths.yaml"), *words]) == 0
+        assert capfd.readouterr().out == "14 clips, 3 to 3 frames\n"  # a second call only concludes
     one, three = ((tmp_path / f"run{workers}" / "lengths.json").read_bytes() for workers in (1, 3))
     assert one == three == b"[[3, 14]]"

@@ -1,5 +1,6 @@
 """Building shards as a job of independent parts."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,18 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_any_number_of_parts_gives_the_bytes_of_one_build(raw: Path, tmp_path: Path, workers: int) -> None:
+def test_any_number_of_parts_gives_the_bytes_of_one_build(
+    raw: Path, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     source = mark_generated(SOURCES["dfew"](raw), raw)
     build(source, str(tmp_path / "one"), BuildOptions(clips_per_shard=4), progress=False)
     config = written(tmp_path, raw, f"workers: {workers}\njobs: 1\nclips_per_shard: 4\n")
     assert main(["local", str(config), "--parallel", "2"]) == 0
     assert files(tmp_path / "shards") == files(tmp_path / "one")
+    assert len(re.findall(r"worker_\d: \d+ shards made", capfd.readouterr().out)) == workers
+    assert main(["local", str(config)]) == 0
+    again = capfd.readouterr().out  # no part is started again
+    assert "worker_" not in again and again.endswith("10 shards, finished before\n")
     job = make_job([config], [], [], worlds=[1])
     assert [part.name for part in job.done()] == [f"worker_{k}" for k in range(1, workers + 1)]
 
