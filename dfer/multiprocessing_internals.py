@@ -1,14 +1,26 @@
 """Private names of Python's multiprocessing, all in this module; `tests/unit/test_private_names.py` holds it."""
 
 import sys
+import threading
 from collections.abc import Callable
+
+FEEDER = "QueueFeederThread"
+"""Name of the threads in which queues send what was put into them."""
+FEEDER_END_S = 1.0
 
 
 def finish() -> None:
-    """What multiprocessing does at the end of a process, where it was imported: it ends children, removes semaphores
-    and temporary folders. It does so once, however often it is called."""
+    """Do what multiprocessing does at the end of a process that imported it: end children, remove semaphores and
+    temporary folders. It is done once, however often this is called.
+
+    A queue that was closed without joining its thread frees its semaphores in that thread, so wait for it: a process
+    that exits between the removal of a semaphore and the message about it leaves a warning of a leak behind.
+    """
     if multiprocessing := sys.modules.get("multiprocessing.util"):
         multiprocessing._exit_function()
+        for thread in threading.enumerate():
+            if thread.name == FEEDER:
+                thread.join(FEEDER_END_S)
 
 
 def on_unsent(handle: Callable[[Exception, object], None]) -> None:

@@ -21,3 +21,38 @@ process_exit.exit_with(7)
 def test_semaphores_are_removed(order: str) -> None:
     done = subprocess.run([sys.executable, "-c", CODE, order], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+FEEDS = """
+import multiprocessing, threading, time
+from multiprocessing import synchronize
+from dfer.exit import ProcessExit
+process_exit = ProcessExit()
+remove, begun = synchronize.sem_unlink, threading.Event()
+
+def remove_slowly(name):
+    remove(name)
+    if threading.current_thread() is not threading.main_thread():
+        begun.set()
+        time.sleep(0.3)  # the message that it is removed comes later
+
+class SlowToSend:
+    def __reduce__(self):
+        time.sleep(0.3)
+        return (int, ())
+
+synchronize.sem_unlink = remove_slowly
+queue = multiprocessing.get_context("forkserver").Queue()
+queue.put(SlowToSend())
+time.sleep(0.1)  # its thread now holds what the queue consists of
+queue.cancel_join_thread()  # as torch's DataLoader does
+queue.close()
+del queue
+assert begun.wait(10)
+process_exit.exit_with(7)
+"""
+
+
+def test_a_thread_that_removes_a_semaphore_finishes() -> None:
+    done = subprocess.run([sys.executable, "-c", FEEDS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (7, "")
