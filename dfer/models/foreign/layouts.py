@@ -53,7 +53,7 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
 def in_folder(folder: Path) -> tuple[str, str]:
     """Recognise a folder that was given in place of a file of weights: (what it is, which file to give)."""
     if (folder / "config.yaml").is_file() or any(folder.glob("fold_*/config.yaml")):
-        return "a run folder of this project", "Begin from that run's weights with model.start=RUN."
+        return "a run folder or saved model of this project", f"Begin from its weights with model.start={folder}."
     found = _files_of_weights(folder)
     if not found:
         return "a folder without weights", f"Give a file that ends in {', '.join(_WEIGHTS)}."
@@ -87,12 +87,13 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         (r"(.*\.)?(vision_model|text_model)\.(encoder|embeddings)\.",),
         "a model in the names of transformers (vision_model..., text_model...)",
-        f"Give the same CLIP in open_clip's or OpenAI's names: {_OPEN_CLIP}.",
+        f"Translate it, `dfer import FILE --method towers --arch ARCH OUT`, or give the same CLIP in other names: "
+        f"{_OPEN_CLIP}.",
     ),
     (
         (r"prompt_learner\.", r"image_encoder\.|clip_model_\."),
         "a checkpoint of the released DFER-CLIP code",
-        "Give it as model.released=FILE, which fills the whole model.",
+        "Make a saved model of it, `dfer import FILE --method dfer_clip --dataset SET OUT`, and set model.start=OUT.",
     ),
     (
         (r"towers\.visual\.",),

@@ -49,6 +49,14 @@ def read_weights(path: Path) -> Weights:
     return _without_wrappers(weights)
 
 
+def refuse_not_finite(weights: Mapping[str, Tensor], where: object) -> None:
+    """Raise CheckpointError if a tensor holds NaN or an infinite number, as of a training that diverged."""
+    odd = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if odd:
+        got, do = f"others in {', '.join(odd[:4])}", "Take another checkpoint, or copy the file again."
+        raise CheckpointError(message(where, expected="finite numbers", got=got, do=do))
+
+
 def check_file(path: Path, where: object) -> None:
     """Raise CheckpointError unless the path is a file that may hold weights; for a folder the message says what it
     contains."""
