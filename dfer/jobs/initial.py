@@ -10,7 +10,6 @@ from dfer.choices import Selection
 from dfer.data.clips import keys_of
 from dfer.data.splits import fold_of
 from dfer.distributed import World, broadcast_tensors, on_first
-from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData, manifest_hash
@@ -132,7 +131,9 @@ def _run_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     home = Folder(named, what="model.start")
     if home.local is not None and home.local.is_file():
         do = "Give a folder; files of a CLIP go to model.towers.pretrained; of others, `dfer import` makes one."
-        raise CheckpointError(message(where, expected="the run folder of a fold, or a saved model", got="a file", do=do))
+        raise CheckpointError(
+            message(where, expected="the run folder of a fold, or a saved model", got="a file", do=do)
+        )
     for folder in (home, home / f"fold_{config.fold}"):
         text = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
         if text is not None:

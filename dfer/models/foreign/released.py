@@ -102,7 +102,7 @@ def ours(released: Weights, path: Path) -> Weights:
 
 def left_out(released: Weights, path: Path) -> dict[str, str]:
     """Return the names that are not loaded, each with the reason. Raises CheckpointError if a second copy differs."""
-    found = {name: "the fixed embeddings beside the contexts, compared with the class texts" for name in (PREFIX, SUFFIX)}
+    found = dict.fromkeys((PREFIX, SUFFIX), "the fixed embeddings beside the contexts, compared with the class texts")
     for name, value in released.items():
         if name.removeprefix("clip_model_.") in NOT_NEEDED:
             found[name] = "CLIP's own temperature or a description of the file, which this method does not use"
