@@ -1,4 +1,4 @@
-"""Classify clips given as folders of face frames, from any source, with a run's selected checkpoint or a saved model."""
+"""Classify clips given as folders of face frames, from any source, by a run's checkpoint or a saved model."""
 
 import csv
 from collections.abc import Iterator, Sequence

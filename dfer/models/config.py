@@ -125,7 +125,8 @@ class LinearProbeConfig:
     """A linear classifier on the mean frame feature of a frozen image tower (Radford et al., 2021, section 3.2).
 
     towers: which CLIP; its text tower is not used. start: run or saved model whose weights are the initial ones.
-    clip_normalisation: normalise frames with CLIP's mean and deviation, as in CLIP's training, instead of only scaling them to 0..1.
+    clip_normalisation: normalise frames with CLIP's mean and deviation, as in CLIP's training, instead of only scaling
+    them to 0..1.
     """
 
     name: Literal["linear_probe"] = "linear_probe"

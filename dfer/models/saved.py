@@ -47,7 +47,8 @@ class Origin:
 
     made_by: `export` or `import`. source: name of the run folder or of the file. source_sha256: of the checkpoint's
     weights, or of the file. dataset, protocol, fold, manifest_sha256: what it was trained on, as far as known.
-    generated: seed and generator if the faces were generated. selection: how the checkpoint was chosen. step, epoch: when.
+    generated: seed and generator if the faces were generated. selection: how the checkpoint was chosen.
+    step, epoch: when.
     """
 
     made_by: Literal["export", "import"]

@@ -21,7 +21,7 @@ from dfer.emotions import label_set
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
-from dfer.models.foreign.released import load_released
+from dfer.models.foreign.fill import fill_foreign
 from dfer.models.foreign.weights import read_weights
 from dfer.models.towers import load_clip
 from tests.hostile import pickle_kit as p
@@ -156,7 +156,9 @@ def _case(seeds: Seeds, name: str, suffix: str, data: bytes, *, tensors: int | N
 
     reads: dict[str, Callable[[Path], object]] = {"weights": read}
     if tensors is None:  # whole files of something else are refused by them
-        reads["released"] = lambda at: load_released(seeds.model, at / f"x.{suffix}")
+        reads["released"] = lambda at: fill_foreign(
+            seeds.model, read_weights(at / f"x.{suffix}"), at, label_set("basic7")
+        )
         reads["pretrained"] = lambda at: load_clip(
             seeds.model.towers, read_weights(at / f"x.{suffix}"), where=at, resize=32
         )

@@ -8,6 +8,11 @@ HEAD_BYTES = 512
 ZIP, PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
 LFS = b"version https://git-lfs"
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+CONVERT = (
+    'It cannot be read without running it. Where you trust its author, run: python -c "import sys, torch; '
+    "torch.save(torch.load(sys.argv[1], map_location='cpu', weights_only=False), sys.argv[2])\" FILE FILE.new.pth"
+)
+"""The one command that writes a legacy file anew as an archive. FILE stands for the path."""
 _AGAIN = "Download the file itself."
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF", "a Keras or TensorFlow file (HDF5)", "Give the same model's weights for PyTorch."),
@@ -45,8 +50,7 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
         if head.startswith(beginning) or start.startswith(beginning):
             return kind, do
     if PICKLE.match(head):
-        do = "Save it again with a newer torch: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
-        return "a bare pickle, as torch before 1.6 wrote", do
+        return "a bare pickle, as torch before 1.6 wrote", f"{CONVERT}."
     return None
 
 

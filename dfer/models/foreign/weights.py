@@ -4,6 +4,7 @@ Supported: safetensors, `torch.save` archives and TorchScript archives (OpenAI's
 contain a pickle, which is read as data (`dfer.models.foreign.archive`).
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def check_file(path: Path, where: object) -> None:
         found = layouts.foreign_file(_head(path, where))
         if found is None:
             return
-        got, do = found
+        got, do = found[0], found[1].replace("FILE", shlex.quote(str(path)))
     elif path.is_dir():
         got, do = layouts.in_folder(path)
     raise CheckpointError(message(where, expected="a file of weights", got=got, do=do))
