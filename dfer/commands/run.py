@@ -142,6 +142,7 @@ def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
     from dfer.config import load_text
     from dfer.jobs.config import RunConfig
     from dfer.jobs.parts import parts_in
+    from dfer.models.saved import is_saved
     from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
     from dfer.storage import Folder
 
@@ -151,4 +152,7 @@ def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
         begun = [part.run for part in parts_in(home) if Folder(part.run).exists(CONFIG)]
         do = f"Give one of its parts: {begun[0]}" if begun else "Train first: dfer train CONFIG"
         raise UsageError(message(home, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
+    if is_saved(home):
+        got, do = "a saved model", "It is exported already; `dfer predict` and `dfer evaluate MODEL sets/SET` take it."
+        raise UsageError(message(home, expected="the run folder of one fold", got=got, do=do))
     return load_text(text, RunConfig, overrides, where=home.where(CONFIG))

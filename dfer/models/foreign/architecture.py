@@ -102,7 +102,7 @@ def transformers_activation(path: Path) -> bool:
         expected = "the hidden_act quick_gelu or gelu, the same in text_config and vision_config"
         got = f"{str(words[0])[:40]} and {str(words[1])[:40]}"
         raise ConfigProblem(message(path, expected=expected, got=got, do=_BESIDE_DO))
-    return words[0] == "quick_gelu"
+    return bool(words[0] == "quick_gelu")
 
 
 def _parsed(path: Path, do: str = _DO) -> dict[str, Any]:

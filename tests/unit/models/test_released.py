@@ -85,11 +85,8 @@ def test_the_exact_activation_is_refused(released: Released, tmp_path: Path) -> 
 
 def changed(path: Path, **tensors: torch.Tensor | None) -> Path:
     """The file with other tensors: None removes one."""
-    whole = torch.load(path, weights_only=False)
-    whole["state_dict"] |= {f"module.{name}": value for name, value in tensors.items()}
-    whole["state_dict"] = {name: value for name, value in whole["state_dict"].items() if value is not None}
-    whole.pop("recorder")
-    torch.save(whole, path)
+    state = {**read_weights(path), **tensors}
+    torch.save({"state_dict": {name: value for name, value in state.items() if value is not None}}, path)
     return path
 
 
@@ -114,6 +111,6 @@ def test_a_second_copy_that_differs_and_an_unknown_name_are_refused(arch: str, r
 @pytest.mark.parametrize("name", ["prompt_learner.token_prefix", "prompt_learner.token_suffix"])
 def test_all_fixed_embeddings_are_compared(arch: str, released: Released, name: str) -> None:
     """The last place as well, which is padding."""
-    value = torch.load(released(PUBLISHED), weights_only=False)["state_dict"][f"module.{name}"].clone()
+    value = read_weights(released(PUBLISHED))[name].clone()
     value[3, -1] += 1
     assert "expected the class texts" in refusal(published(arch), changed(released(PUBLISHED), **{name: value}))
