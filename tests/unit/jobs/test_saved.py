@@ -1,4 +1,4 @@
-"""Runs exported and published files imported as saved models, and what takes a saved model: evaluate, predict, start."""
+"""Exported runs and imported files as saved models, and what takes a saved model: evaluate, predict, start."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_classes_that_the_shards_lack_or_that_differ_are_refused(tmp_path: Path,
     overrides = [f"run={tmp_path}/again", "data.workers=0"]
     write_shards(tmp_path / "other", FOLDS, classes=(*BASIC7[:6], "contempt"))
     config = run_of(opened(exported), overrides=[*overrides, f"data.shards={tmp_path}/other"])
-    with pytest.raises(DferError, match="expected the 7 classes happiness, sadness, .*, got "):
+    with pytest.raises(DferError, match=r"expected the 7 classes happiness, sadness, .*, got "):
         evaluate_run(config, alone, trained=False)
     six = [f"data.classes=[{', '.join(BASIC7[:5])}, contempt]", f"data.shards={tmp_path}/other"]
     config = run_of(opened(exported), overrides=[*overrides, *six])
