@@ -105,9 +105,6 @@ class SavedConfig:
             value = self.data.get(name)
             if type(value) is not int or not low <= value <= 4096:
                 raise ConfigProblem(f"data.{name}: expected a whole number from {low} to 4096, got {value!r:.40}")
-        for key, name in self.files.items():
-            if name != file_name(key, name) or not hasattr(self.model, key.partition(".")[0]):
-                raise ConfigProblem(f"files.{key[:40]}: expected a file named after its key, got {name[:40]!r}")
 
     @property
     def num_frames(self) -> int:
@@ -188,12 +185,24 @@ def open_saved(named: str, *, what: str = "the saved model") -> SavedModel | Non
     except ConfigProblem as problem:
         expected = "the configuration of a saved model"
         raise CheckpointError(message(where, expected=expected, got=f"another ({problem})", do=_AGAIN)) from problem
+    _refuse_files_elsewhere(found, where)
     for name in (WEIGHTS, CARD):
         if folder.size(name) is None:
             expected = {WEIGHTS: "the weights", CARD: "the model's card, which says what it was trained on"}[name]
             raise CheckpointError(message(folder.where(name), expected=expected, got="no such file", do=_AGAIN))
     _check_size(folder, found)
     return SavedModel(folder=folder, config=_with_files(folder, found))
+
+
+def _refuse_files_elsewhere(found: SavedConfig, where: str) -> None:
+    """Raise CheckpointError unless the model names the folder's own files and no others."""
+    named = files(found.model)
+    if named != found.files or any(name != file_name(key, name) for key, name in named.items()):
+        expected, got = (
+            "a model that names the folder's own files alone",
+            ", ".join(map(repr, named.values())) or "none",
+        )
+        raise CheckpointError(message(where, expected=expected, got=got[:200], do=_AGAIN))
 
 
 def _parsed(text: bytes | None) -> dict[str, Any]:

@@ -204,7 +204,9 @@ def test_a_missing_or_changed_part_is_named(tmp_path: Path, model: Recognizer) -
         (b"saved_model: 1", b"saved_model: 2", "expected a saved model of version 1, got 2. Use the version"),
         (b"frames: 2", b"frames: 2000000", "data.frames: expected a whole number from 1 to 4096, got 2000000"),
         (b"- fear\n", b"- Fear\n", "classes: expected distinct names of small letters"),
-        (b"files: {}", b"files: {text: /etc/passwd}", "files.text: expected a file named after its key, got '/etc/pa"),
+        (b"files: {}", b"files: {text: /etc/passwd}", "a model that names the folder's own files alone, got none"),
+        (b"text: class_descriptor", b"text: /etc/x.yaml", "the folder's own files alone, got '/etc/x.yaml'"),
+        (b"start: null", b"start: s3://bucket/x", "the folder's own files alone, got 's3://bucket/x'"),
         (b"num_contexts: 8", b"num_context: 8", "model.num_context: unknown key. Did you mean 'num_contexts'?"),
     ):
         assert old in text
