@@ -26,6 +26,7 @@ from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.emotions import NAME
 from dfer.errors import CheckpointError, message
 from dfer.models.config import ModelConfig
+from dfer.models.files import files
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
