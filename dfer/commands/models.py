@@ -26,8 +26,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     text = "make a saved model of a file that others published; nothing in the file is run"
     sub = add_command(commands, "import", text, IMPORT, _import)
     sub.add_argument("file", type=Path, metavar="FILE", help=".pth, .pt, .bin or .safetensors")
-    sub.add_argument("out", nargs="?", metavar="OUT", help="folder to write (also s3://...)")
-    sub.add_argument("overrides", nargs="*", metavar="a.b=c", help="where the file differs from methods/METHOD")
+    text = "folder to write (also s3://...), and a.b=c where the file differs from methods/METHOD"
+    sub.add_argument("words", nargs="*", metavar="OUT a.b=c", help=text)
     sub.add_argument(
         "--method", required=True, help="dfer_clip or another row of methods/; towers (a CLIP); exp_clip (a head)"
     )
@@ -48,11 +48,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _import(args: argparse.Namespace) -> None:
-    if args.out is not None and is_override(args.out):
-        args.out, args.overrides = None, [args.out, *args.overrides]
-    if args.out is None and not args.dry_run:
-        do = "Give a folder, or --dry-run."
-        raise UsageError(message("OUT", expected="a folder to write", got="none", do=do))
+    args.overrides = [word for word in args.words if is_override(word)]
+    folders = [word for word in args.words if not is_override(word)]
+    if len(folders) > 1 or not (folders or args.dry_run):
+        got, do = " and ".join(folders) or "none", "Give one folder, or --dry-run."
+        raise UsageError(message("OUT", expected="a folder to write", got=got, do=do))
+    args.out = folders[0] if folders else None
     taken = _taken(args)
     if args.dry_run:
         print("\n".join(taken.lines()))

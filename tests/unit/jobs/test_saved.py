@@ -235,6 +235,7 @@ def test_commands_say_what_is_missing(tmp_path: Path, exported: Path, data: Data
             ("import", "x.pth", "--method", "dfer_clip", "--dataset", "dfew"),
             "OUT: expected a folder to write, got none",
         ),
+        (("import", "x.pth", "a", "--method", "towers", "b"), "OUT: expected a folder to write, got a and b. Give one"),
         (("import", "x.pth", "o", "--method", "dfer_clip"), "--dataset: expected one for --method dfer_clip, got none"),
         (("import", "x.pth", "o", "--method", "towers"), "--arch: expected one for --method towers, got none"),
         (("import", "x.pth", "o", "--method", "exp_clip", "--fold", "1"), "fold: expected none with --method exp_clip"),
@@ -380,6 +381,13 @@ def test_a_dry_run_lists_every_name_and_writes_nothing(tmp_path: Path, capsys: C
     assert "  prompts.contexts [7, 8, 64]" in said
     assert "leaves out clip_model_.visual.proj: a second copy of image_encoder.proj, equal" in said
     assert {path.name for path in tmp_path.iterdir()} == {"quick.json", path.name}
+    out = tmp_path / "out"
+    assert main([*words[:6], str(out), *small(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"{out}: written, {len(theirs.state_dict())} tensors; use it as dfer evaluate {out} sets/dfew, dfer predict, or "
+        f"model.start={out}"
+    ]
 
 
 def test_a_long_file_tells_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
