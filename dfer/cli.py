@@ -48,8 +48,8 @@ def add_configs(sub: argparse.ArgumentParser, what: str = "") -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments of a command. Those of `add_configs`, and the list `words`, may stand behind options too, which argparse
-    does not take by itself; an override is told from a file by its `=`."""
+    """Arguments of a command. Those of `add_configs`, and the list `words`, may stand behind options too, which
+    argparse does not take by itself; an override is told from a file by its `=`."""
     accept_any_encoding()  # before a help text is printed
     args, rest = parser.parse_known_args(argv)
     takes_configs, takes_words = hasattr(args, "configs"), hasattr(args, "words")

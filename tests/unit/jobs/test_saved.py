@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,12 +156,21 @@ def test_a_run_on_features_is_exported_with_its_tower(tmp_path: Path, data: Data
     assert evaluate_run(here, alone, trained=False).confusion == result.confusion
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was exported, on the shards that `data` gives."""
+    home = tmp_path_factory.mktemp("exported")
+    write_shards(home / "shards", FOLDS)
+    config = run_config(home / "run", DataConfig(shards=str(home / "shards"), workers=0, frames=2, size=64))
+    with process_group(World()):
+        train(config, World())
+    export(config, Folder(home / "out"))
+    return home / "out"
+
+
 @pytest.fixture
-def exported(tmp_path: Path, data: DataConfig, alone: World) -> Path:
-    config = run_config(tmp_path / "run", data)
-    train(config, alone)
-    export(config, Folder(tmp_path / "out"))
-    return tmp_path / "out"
+def exported(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -385,8 +395,8 @@ def test_a_dry_run_lists_every_name_and_writes_nothing(tmp_path: Path, capsys: C
     assert main([*words[:6], str(out), *small(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        f"{out}: written, {len(theirs.state_dict())} tensors; use it as dfer evaluate {out} sets/dfew, dfer predict, or "
-        f"model.start={out}"
+        f"{out}: written, {len(theirs.state_dict())} tensors; use it as dfer evaluate {out} sets/dfew, dfer predict, "
+        f"or model.start={out}"
     ]
 
 

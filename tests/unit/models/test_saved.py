@@ -207,7 +207,7 @@ def test_a_missing_or_changed_part_is_named(tmp_path: Path, model: Recognizer) -
         (b"files: {}", b"files: {text: /etc/passwd}", "a model that names the folder's own files alone, got none"),
         (b"text: class_descriptor", b"text: /etc/x.yaml", "the folder's own files alone, got '/etc/x.yaml'"),
         (b"start: null", b"start: s3://bucket/x", "the folder's own files alone, got 's3://bucket/x'"),
-        (b"num_contexts: 8", b"num_context: 8", "model.num_context: unknown key. Did you mean 'num_contexts'?"),
+        (b"num_contexts: 8", b"num_context: 8", "model.num_context: unknown key. Did you mean 'num_contexts'"),
     ):
         assert old in text
         (out / CONFIG).write_bytes(text.replace(old, new))
