@@ -32,7 +32,7 @@ def _front(found: SavedConfig) -> str:
         "pipeline_tag": "video-classification",
         "license": "other",
         "license_name": "see-card",
-        "tags": ["facial-expression-recognition", "clip", found.model.name],
+        "tags": ["facial-expression-recognition", found.model.name],
     }
     if found.score is not None:
         front["model-index"] = [{"name": found.model.name, "results": [_result(found, found.score)]}]
@@ -61,7 +61,7 @@ def _body(found: SavedConfig) -> str:
     origin, texts = found.origin, found.texts
     delivered = f" ({SETS[origin.dataset]})" if origin.dataset in SETS else ""
     rows = {
-        "method": f"`{found.model.name}`, backbone `{found.model.towers.arch}`",
+        "method": f"`{found.model.name}`{_backbone(found)}",
         "classes": ", ".join(found.classes),
         "input": f"{found.data['frames']} frames of {found.data['size']} x {found.data['size']} pixels, RGB",
         "normalisation": f"{found.normalisation}; done by the model",
@@ -84,6 +84,11 @@ def _body(found: SavedConfig) -> str:
         + (f"## Class texts\n\n{said}\n" if said else "")
         + f"## Licence\n\n{LICENCE}\n"
     )
+
+
+def _backbone(found: SavedConfig) -> str:
+    """The architecture of the CLIP in it, if there is one."""
+    return f", backbone `{found.model.towers.arch}`" if found.model.towers is not None else ""
 
 
 def _source(origin: Origin) -> str:

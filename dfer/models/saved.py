@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 VERSION, VERSION_KEY = 1, "saved_model"
-MAX_CONFIG_BYTES, MAX_FILE_BYTES = 2**20, 2**20
-"""Largest config.yaml and card; largest further file."""
+MAX_CONFIG_BYTES, MAX_FILE_BYTES = 2**20, 2**26
+"""Largest config.yaml; largest further file."""
 _AGAIN = "Copy the folder again from its source, or make it again with `dfer export` or `dfer import`."
 
 
@@ -224,12 +224,11 @@ def _with_files(folder: Folder, found: SavedConfig) -> SavedConfig:
         at = Path(tempfile.mkdtemp(prefix="dfer-model-"))
         atexit.register(shutil.rmtree, at, ignore_errors=True)
     for name in found.files.values():
-        data = folder.read(name, most=MAX_FILE_BYTES)
-        if data is None:
+        if folder.size(name) is None:
             expected = f"the file that {CONFIG} names"
             raise CheckpointError(message(folder.where(name), expected=expected, got="no such file", do=_AGAIN))
         if folder.local is None:
-            (at / name).write_bytes(data)
+            (at / name).write_bytes(folder.read(name, most=MAX_FILE_BYTES) or b"")
     return replace(
         found, model=plain_config.changed(found.model, {key: str(at / name) for key, name in found.files.items()})
     )

@@ -29,7 +29,9 @@ def prepared(model: ModelConfig) -> tuple[ModelConfig, dict[str, Path]]:
 
     Places of weights are removed; files of the user's get the names they have in the folder.
     """
-    model = replace(model, start=None, towers=replace(model.towers, pretrained=None))
+    model = replace(model, start=None)
+    if model.towers is not None:  # a method need not have a CLIP
+        model = replace(model, towers=replace(model.towers, pretrained=None))
     own = {key: Path(path) for key, path in files(model, weights=False).items()}
     return plain_config.changed(model, {key: file_name(key, str(path)) for key, path in own.items()}), own
 
