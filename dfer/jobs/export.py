@@ -1,11 +1,11 @@
 """Export a checkpoint of a run as a saved model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from dfer.distributed import World
-from dfer.emotions import emotions_of
+from dfer.emotions import Emotions, emotions_of
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import FoldResult, read_result
 from dfer.jobs.config import RunConfig
@@ -17,6 +17,7 @@ from dfer.models.card import card
 from dfer.models.foreign.weights import refuse_not_finite
 from dfer.models.saved import Origin, SavedConfig, Score, sha256_of
 from dfer.models.saving import prepared, save
+from dfer.recognition import Recognizer
 from dfer.run.checkpoint_files import WEIGHTS
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import RESULT, result_name
@@ -51,10 +52,18 @@ def export(config: RunConfig, out: Folder, *, choice: Choice = "selected") -> Ex
     weights = {name: value.detach() for name, value in model.state_dict().items()}
     refuse_not_finite(weights, chosen.folder)
     result = _result(config, chosen)
-    plain, own = prepared(config.model)
+    found = saved_config(config, emotions, model, _origin(config, chosen, result, source_sha256, choice))
+    if result is not None:
+        found = replace(found, score=Score(war=result.war, uar=result.uar, clips=result.clips))
+    written, new = save(out, found, weights, card=card, own=prepared(config.model)[1])
+    return Exported(config=written, new=new)
+
+
+def saved_config(config: RunConfig, emotions: Emotions, model: Recognizer, origin: Origin) -> SavedConfig:
+    """Describe a model as a saved model stores it; what is known of its files is added when they are written."""
     texts = texts_of(config, emotions)
-    found = SavedConfig(
-        model=plain,
+    return SavedConfig(
+        model=prepared(config.model)[0],
         classes=emotions.names,
         texts=tuple(texts) if texts is not None else None,
         normalisation=model.normalisation,
@@ -62,11 +71,8 @@ def export(config: RunConfig, out: Folder, *, choice: Choice = "selected") -> Ex
         recipe=recipe_of(config),
         sha256="",
         bytes=0,
-        origin=_origin(config, chosen, result, source_sha256, choice),
-        score=Score(war=result.war, uar=result.uar, clips=result.clips) if result else None,
+        origin=origin,
     )
-    written, new = save(out, found, weights, card=card, own=own)
-    return Exported(config=written, new=new)
 
 
 def _chosen(config: RunConfig, choice: Choice) -> Checkpoint:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -12,14 +12,13 @@ from dfer.config import ConfigProblem
 from dfer.emotions import Emotions, emotions_of, label_set
 from dfer.errors import CheckpointError, message
 from dfer.jobs.config import RunConfig, load_run
-from dfer.jobs.facts import texts_of
-from dfer.jobs.saved import input_of, recipe_of
+from dfer.jobs.export import saved_config
 from dfer.models.build import build
 from dfer.models.card import LICENCE, card
 from dfer.models.foreign.fill import METHODS, check_method, fill_foreign
 from dfer.models.foreign.towers import as_open_clip, open_clip_config
 from dfer.models.foreign.weights import Weights, check_file, read_weights, refuse_not_finite
-from dfer.models.saved import CARD, Origin, SavedConfig
+from dfer.models.saved import CARD, Origin
 from dfer.models.saving import move_into_place, prepared, save, staging, write_tensors
 from dfer.storage import Folder
 
@@ -78,36 +77,22 @@ def import_model(
     check_method(config.model.name)
     emotions = _emotions(config)
     weights, sha256 = _read(file, tell)
-    plain, own = prepared(config.model)
-    tell("building the model")
-    model = build(
-        replace(config.model, start=None), emotions, num_frames=config.data.frames, seed=config.seed, weights=False
-    )
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
     left_out = fill_foreign(model, weights, file, emotions)
-    texts = texts_of(config, emotions)
-    found = SavedConfig(
-        model=plain,
-        classes=emotions.names,
-        texts=tuple(texts) if texts is not None else None,
-        normalisation=model.normalisation,
-        data=input_of(config, emotions.names),
-        recipe=recipe_of(config),
-        sha256="",
-        bytes=0,
-        origin=Origin(
-            made_by="import",
-            source=file.name,
-            source_sha256=sha256,
-            dataset=dataset.lower(),
-            protocol="published" if fold is not None else "",
-            fold=fold,
-            selection="best_on_test",  # what the authors of all these files did
-        ),
+    origin = Origin(
+        made_by="import",
+        source=file.name,
+        source_sha256=sha256,
+        dataset=dataset.lower(),
+        protocol="published" if fold is not None else "",
+        fold=fold,
+        selection="best_on_test",  # what the authors of all these files did
     )
     new = None
     if out is not None:
         tell(f"writing {out}")
-        new = save(out, found, model.state_dict(), card=card, own=own)[1]
+        found = saved_config(config, emotions, model, origin)
+        new = save(out, found, model.state_dict(), card=card, own=prepared(config.model)[1])[1]
     use = f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}, dfer predict, or model.start={out or 'OUT'}"
     return Taken(weights=model.state_dict(), left_out=left_out, notes=(), use=use, new=new)
 

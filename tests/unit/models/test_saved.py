@@ -21,6 +21,7 @@ from dfer.models.saving import prepared, save
 from dfer.models.towers import clip_settings
 from dfer.recognition import Recognizer
 from dfer.storage import Folder
+from tests.unit.data.httpkit import site
 from tests.unit.models.tiny import batch, tiny
 
 ORIGIN = Origin(
@@ -82,6 +83,14 @@ def test_it_answers_as_the_model_that_was_saved(tmp_path: Path, place: str, mode
     if place == "disk":
         assert [path.name for path in (tmp_path / "models").iterdir()] == ["a"], "nothing is left beside it"
         assert {path.stat().st_mode & 0o777 for path in (tmp_path / "models" / "a").iterdir()} == {0o644}
+
+
+def test_it_is_read_from_a_web_server(tmp_path: Path, model: Recognizer) -> None:
+    written(tmp_path / "a", model)
+    with site(tmp_path) as server:
+        found = opened(f"{server.url}/a")
+        assert torch.equal(found.weights()["temporal.token"], model.state_dict()["temporal.token"])
+        assert open_saved(f"{server.url}/b") is None
 
 
 def test_the_card_says_where_it_comes_from(tmp_path: Path, model: Recognizer) -> None:
