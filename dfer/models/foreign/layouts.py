@@ -6,10 +6,12 @@ from pathlib import Path
 
 HEAD_BYTES = 512
 ZIP, PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""First pickle of the format before torch 1.6: the magic number 0x1950a86a20f9469cfc6c."""
 LFS = b"version https://git-lfs"
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 CONVERT = (
-    'It cannot be read without running it. Where you trust its author, run: python -c "import sys, torch; '
+    'Where you trust its author, convert it: python -c "import sys, torch; '
     "torch.save(torch.load(sys.argv[1], map_location='cpu', weights_only=False), sys.argv[2])\" FILE FILE.new.pth"
 )
 """The one command that writes a legacy file anew as an archive. FILE stands for the path."""
@@ -49,8 +51,8 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
     for beginning, kind, do in _BEGINNINGS:
         if head.startswith(beginning) or start.startswith(beginning):
             return kind, do
-    if PICKLE.match(head):
-        return "a bare pickle, as torch before 1.6 wrote", f"{CONVERT}."
+    if PICKLE.match(head) and not head.startswith(LEGACY):
+        return "a bare pickle", f"It cannot be read without running it. {CONVERT}."
     return None
 
 

@@ -410,15 +410,26 @@ def test_a_long_file_tells_its_progress(tmp_path: Path, monkeypatch: pytest.Monk
     assert told[0].startswith(f"reading {path}, ") and "read 100 %" in told and told[-1] == f"writing {tmp_path}/o"
 
 
-def test_a_legacy_file_is_refused_with_the_one_command_that_converts_it(tmp_path: Path) -> None:
+def test_a_legacy_file_is_read_without_running_it(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path, theirs = released(tmp_path)
+    whole = {**torch.load(path, weights_only=True), "recorder": Recorder(f"touch {canary}")}
+    torch.save(whole, tmp_path / "old.t7", _use_new_zipfile_serialization=False)
+    taken = import_model(tmp_path / "old.t7", None, method="dfer_clip", dataset="dfew", overrides=small(tmp_path))
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in taken.weights.items())
+    assert not canary.exists()
+
+
+def test_what_cannot_be_read_safely_is_refused_with_the_one_command_that_converts_it(tmp_path: Path) -> None:
     path, theirs = released(tmp_path)
     legacy = tmp_path / "old file.t7"
-    torch.save(torch.load(path, weights_only=True), legacy, _use_new_zipfile_serialization=False)
+    whole = torch.load(path, weights_only=True)
+    torch.save(whole, legacy, _use_new_zipfile_serialization=False, pickle_protocol=4)
     with pytest.raises(CheckpointError) as caught:
         import_model(legacy, Folder(tmp_path / "o"), method="dfer_clip", dataset="dfew", overrides=small(tmp_path))
     said = str(caught.value)
-    assert "a bare pickle, as torch before 1.6 wrote. It cannot be read without running it. Where you trust" in said
-    command = shlex.split(said.partition("run: ")[2].removesuffix("."))
+    assert "got a bare pickle. It cannot be read without running it. Where you trust its author, convert it" in said
+    command = shlex.split(said.partition("convert it: ")[2].removesuffix("."))
     assert command[0] == "python" and command[-1] == f"{legacy}.new.pth"
     subprocess.run([sys.executable, *command[1:]], check=True, timeout=60)
     taken = import_model(Path(f"{legacy}.new.pth"), None, method="dfer_clip", dataset="dfew", overrides=small(tmp_path))

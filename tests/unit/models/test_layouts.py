@@ -50,7 +50,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\
         (b"GGUF\x03\0\0\0", "got a GGUF file", "weights for PyTorch"),
         (b"\x1f\x8b\x08\0", "got a gzip archive", "Unpack it"),
         (b"\xfd7zXZ\0", "got an xz archive", "Unpack it"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "got a bare pickle, as torch before 1.6 wrote", "run: python -c"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "got a bare pickle", "convert it: python -c"),
     ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, name: str, data: bytes, got: str, do: str) -> None:
