@@ -217,7 +217,7 @@ def _legacies(mark: Path, whole: bytes) -> Iterator[Made]:
         beside = p.program(p.mapping({"state_dict": p.mapping({}), "recorder": p.call(name, argument)}))
         yield f"legacy, a call of {name[:40]}", "t7", facts + beside + pickle.dumps([], 2)
     content = p.program(p.mapping({"net": p.mapping({"w": p.tensor()})}))
-    for keys in ([], ["0", "0"], ["0", "1"], [0], [["0"]], "0", {"0": 1}, ["0"] * 200_000):
+    for keys in ([], ["0", "0"], ["0", "1"], [0], [["0"]], "0", {"0": 1}, ["0"] * 110_000):
         yield f"legacy, keys {keys!r:.30}", "t7", facts + content + pickle.dumps(keys, 2) + b"\6" + b"\0" * 31
     for count in (0, 6, 7, 2**40, 2**63, 2**64 - 1):
         numbers = struct.pack("<Q", count) + b"\0" * 24
@@ -225,7 +225,7 @@ def _legacies(mark: Path, whole: bytes) -> Iterator[Made]:
     for end in range(0, len(whole), 16):
         yield f"legacy, cut off at {end}", "t7", whole[:end]
     yield "legacy, the other byte order", "t7", whole.replace(b"little_endianq\x03\x88", b"little_endianq\x03\x89")
-    yield "legacy, many bytes", "t7", layouts.LEGACY + b"(" * 4_000_000
+    yield "legacy, many bytes", "t7", layouts.LEGACY + b"(" * 300_000
 
 
 def _lies() -> Iterator[Made]:

@@ -73,6 +73,7 @@ def opened(out: object) -> SavedModel:
     return found
 
 
+@pytest.mark.slow("trains, exports, evaluates and predicts through the command line")
 def test_an_exported_run_gives_its_own_score_and_answers(
     tmp_path: Path, data: DataConfig, alone: World, capsys: Capture
 ) -> None:
@@ -113,6 +114,7 @@ def read_predictions(home: Path) -> str:
     return (home / "results" / "test_predictions.csv").read_text()
 
 
+@pytest.mark.slow("two runs of two epochs, three exports")
 def test_the_last_and_the_best_checkpoint(tmp_path: Path, data: DataConfig, alone: World) -> None:
     config = run_config(tmp_path / "run", data, select="best_on_test", eval_every=1)
     result = train(config, alone)
@@ -420,6 +422,7 @@ def test_a_legacy_file_is_read_without_running_it(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.slow("starts the command that converts a file as a new program")
 def test_what_cannot_be_read_safely_is_refused_with_the_one_command_that_converts_it(tmp_path: Path) -> None:
     path, theirs = released(tmp_path)
     legacy = tmp_path / "old file.t7"
