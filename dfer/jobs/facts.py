@@ -1,6 +1,7 @@
 """Facts about a run that its checkpoints and results store, and the selection of a run's checkpoint."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -94,20 +95,20 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
         "seed": config.seed,
         "manifest_sha256": manifest_hash(clips.store),
         FEATURES: features_id(clips),
-        TEXTS: _texts(config, clips.emotions),
+        TEXTS: texts_of(config, clips.emotions),
         START: initial.start,
         **changes.to_state(RunConfig, changed, to_plain(config)),
     }
 
 
-def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:
+def texts_of(config: RunConfig, emotions: Emotions) -> list[str] | None:
     """Return the text of each class; None for a method without class texts."""
     return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
 
 
-def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the class texts differ from those of the training."""
-    trained, now = checkpoint.state.get(TEXTS), _texts(config, emotions)
+def refuse_other_texts(config: RunConfig, emotions: Emotions, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the class texts differ from those of the training. state: of a checkpoint."""
+    trained, now = state.get(TEXTS), texts_of(config, emotions)
     if now is None or not isinstance(trained, list) or trained == now:
         return
     old, new = next(pair for pair in itertools.zip_longest(trained, now) if pair[0] != pair[1])
@@ -122,7 +123,7 @@ def now() -> str:
 
 def source_of(config: RunConfig) -> str:
     """Describe the source of weights that are not trained here."""
-    return config.model.start or source(config.model)
+    return source(config.model)
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint, *, without: frozenset[str] = frozenset()) -> None:

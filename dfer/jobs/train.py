@@ -157,7 +157,7 @@ def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world:
     latest = checkpoints.latest()
     if latest:
         refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
-        refuse_other_texts(config, clips.emotions, latest)
+        refuse_other_texts(config, clips.emotions, latest.state)
     else:
         on_first(lambda: refuse_result_alone(Folder(config.run)), world)
     return latest
