@@ -83,7 +83,9 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
         _refuse_test_clips(config, state, plain, manifest_sha256, home)
         _check_architecture(config, state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
-        taken = take(model, found.weights(), classes=classes_of(state, where), own_classes=emotions.names, where=where)
+        taken = take(
+            model, found.evaluated(), classes=classes_of(state, where), own_classes=emotions.names, where=where
+        )
     finally:
         found.close()
     start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"

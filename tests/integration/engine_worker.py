@@ -24,7 +24,7 @@ from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
 from dfer.training import build as build_module
 from dfer.training.build import build_engine
-from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, Rates, SgdConfig
 from dfer.training.engine import Engine, StepReport
 from tests.unit.training.stubs import TinyRecognizer, clips, part, share
 
@@ -110,7 +110,7 @@ def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, 
 def step(engine: Engine, world: World, number: int, batch: ClipBatch | None = None) -> StepReport:
     micro = BATCH // world.size // engine.accumulation
     cut = share(batch or clips(BATCH, seed=number), rank=world.rank, world_size=world.size, micro_batch=micro)
-    return engine.step(cut, progress=progress(number), lr_factor=factor(number))
+    return engine.step(cut, progress=progress(number), rates=Rates(factor=factor(number)))
 
 
 def error(engine: Engine, expected: dict[str, Tensor]) -> float:
@@ -150,7 +150,7 @@ def case_uneven(name: str, world: World, folder: Path, other: Path) -> dict[str,
         ENGINES[name], TinyRecognizer(), optim=SGD, world=world, global_batch=size, micro_batch=micro, seed=1
     )
     cut = share(clips(size), rank=world.rank, world_size=world.size, micro_batch=micro)
-    report = engine.step(cut, progress=progress(0), lr_factor=1.0)
+    report = engine.step(cut, progress=progress(0))
     expected, norm = oracle(SGD, steps=1, size=size)
     return {
         "weights": error(engine, expected),
