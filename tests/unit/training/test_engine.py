@@ -51,6 +51,14 @@ def step(engine: Engine, seed: int = 0) -> None:
     [
         ({"clip_norm": 0}, "clip_norm: expected a norm above 0, got 0.0. Usual: 1.0; null switches it off."),
         (
+            {"clip_value": 0},
+            "clip_value: expected a value above 0, got 0.0. CLIVP-FER's CNNs: 0.1; null switches it off.",
+        ),
+        (
+            {"clip_value": 0.1, "clip_norm": 1},
+            "clip_norm, clip_value: expected one of them, got 1.0 and 0.1. Set the other one to null.",
+        ),
+        (
             {"name": "ddp", "zero": 2},
             "zero: expected 0 with engine ddp, got 2. Set engine.zero=0 or engine.name=deepspeed",
         ),
