@@ -52,7 +52,7 @@ class Balance:
         end = len(self.labels)
         for clips, places in self._classes():
             times = max(1, -(-places // len(clips)))
-            yield [clips, *np.arange(end, end + (times - 1) * len(clips)).reshape(times - 1, -1)], places
+            yield [clips, *np.arange(end, end + (times - 1) * len(clips)).reshape(times - 1, len(clips))], places
             end += (times - 1) * len(clips)
 
     def _classes(self) -> list[tuple[Ids, int]]:

@@ -82,9 +82,9 @@ class DataConfig:
         if not 0 <= self.balance <= 1:
             raise ConfigProblem(f"balance: expected 0 to 1, got {self.balance}. 1 takes all classes equally often")
         if self.balance and self.canonical_partitions > 1:
-            got = f"{self.balance} with {self.canonical_partitions} partitions, each of which reads every clip once"
+            both = f"{self.balance} with {self.canonical_partitions} partitions, each of which reads every clip once"
             raise ConfigProblem(
-                f"balance: expected 0 with canonical_partitions, got {got}. Set one of them to its default"
+                f"balance: expected 0 with canonical_partitions, got {both}. Set one of them to its default"
             )
         if self.features is not None:
             self._refuse_changing_views()
