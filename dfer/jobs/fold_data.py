@@ -4,6 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dfer.config import ConfigProblem
 from dfer.data.balance import Balance
 from dfer.data.clips import ClipSet, emotions_for, fold_clips
@@ -113,8 +116,13 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | F
 def training_rows(config: RunConfig, clips: FoldData) -> ClipSet:
     """Return the training clips as `Batch.index` numbers them: with `data.balance`, a clip that an epoch may take
     several times has as many rows."""
+    return clips.train.select(clips_of_rows(config, clips))
+
+
+def clips_of_rows(config: RunConfig, clips: FoldData) -> NDArray[np.int64]:
+    """Return the training clip of every row of `training_rows`."""
     balance = _balance(config, clips)
-    return clips.train if balance is None else clips.train.select(balance.rows())
+    return np.arange(len(clips.train)) if balance is None else balance.rows()
 
 
 def _balance(config: RunConfig, clips: FoldData) -> Balance | None:

@@ -9,7 +9,7 @@ from dfer.data.mix import Mix
 from dfer.data.votes import vote_shares
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
-from dfer.jobs.fold_data import FoldData, training_rows
+from dfer.jobs.fold_data import FoldData, clips_of_rows
 
 
 def mix_of(config: RunConfig, clips: FoldData, world: World) -> Mix:
@@ -23,8 +23,8 @@ def mix_of(config: RunConfig, clips: FoldData, world: World) -> Mix:
         raise ConfigProblem(f"micro_batch: expected {expected}, got 1. Set micro_batch or batch higher")
     votes = None
     if config.data.targets == "votes":
-        shares, alone = vote_shares(training_rows(config, clips), clips.emotions)
-        votes = torch.from_numpy(shares)
+        shares, alone = vote_shares(clips.train, clips.emotions)
+        votes = torch.from_numpy(shares[clips_of_rows(config, clips)])
         if world.is_first:
             print(f"note: {votes_text(len(shares), alone)}", file=sys.stderr, flush=True)
     return Mix(config.data.mix, seed=config.seed, num_classes=len(clips.emotions), votes=votes)
