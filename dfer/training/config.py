@@ -246,8 +246,8 @@ class TimmCosineScheduleConfig:
 class EpochCosineScheduleConfig:
     """Half a cosine from 1 to 0 that changes after every epoch; the first epoch has the rate `first` for all groups.
 
-    CoOp (github KaiyangZhou/CoOp, commit ff61507, and its toolbox Dassl): first 1e-5. The cosine begins in the second
-    epoch, so that the last epoch still has a part of the rate.
+    CoOp (its toolbox, github KaiyangZhou/Dassl.pytorch, commit c61a1b5, dassl/optim/lr_scheduler.py): first 1e-5. The
+    cosine begins in the second epoch, so that the last epoch still has a part of the rate.
     """
 
     name: Literal["epoch_cosine"] = key("epoch_cosine", fixes={"epochs": WHOLE_LENGTH})
