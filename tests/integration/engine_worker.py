@@ -42,7 +42,7 @@ ADAMW = AdamWConfig(groups=GROUPS, weight_decay=0.01, no_decay=True, eps=1e-2)
 # Adam whose L2 term follows the clamp, rates that do not end at 0, and an average of the weights.
 ADAM = AdamConfig(groups=GROUPS, weight_decay=0.01, eps=1e-2)
 CLAMP, END, DECAY = 0.002, 0.02, 0.8
-SOURCES = ("ddp", "zero1", "zero3")
+SOURCES = ("ddp", "zero3")
 
 
 def factor(step: int) -> float:

@@ -148,7 +148,7 @@ def test_an_average_continues_under_any_engine_stage_and_world_size(
     results: dict[int, dict[str, Any]], name: str, ranks: int
 ) -> None:
     found = results[ranks][f"resumed/{name}"]
-    assert set(found) == {"ddp", "zero1", "zero3"}
+    assert set(found) == {"ddp", "zero3"}
     for got in found.values():
         assert got["names"] and got["weights"] < 1e-5 and got["average"] < 1e-5
         assert got["shown"] and got["back"] and got["evaluated"]
