@@ -17,9 +17,11 @@ from dfer.data.mix_config import MixConfig
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError
 from dfer.jobs.config import RunConfig
+from dfer.jobs.crossval import done
 from dfer.jobs.describe import describe
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.fold_data import open_fold, train_loader, training_rows
+from dfer.jobs.parts import Part
 from dfer.jobs.targets import mix_of
 from dfer.jobs.train import train
 from dfer.report.crossval import summarise
@@ -244,6 +246,7 @@ def test_a_run_that_stopped_early_is_finished(tmp_path: Path, alone: World) -> N
     assert (result.complete, result.stopped, result.epochs, result.epoch) == (True, 3, 8, 1)
     home = Folder(config.run)
     assert finished(home) and finished(home, 8) and not finished(home, 9)
+    assert done(config, Part(name="fold_1", run=config.run))  # what the launchers ask before they start a part
     before = (tmp_path / "run" / RESULT).read_bytes()
     assert train(config, alone) == result and (tmp_path / "run" / RESULT).read_bytes() == before
     again = evaluate_run(config, alone, trained=True)
