@@ -84,7 +84,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         checkpoints = Checkpoints(home, world=world)
         newest = checkpoints.latest()
         chosen = selected_checkpoint(config, checkpoints, newest)
-        training = Training.at(newest or chosen, epochs=config.epochs)
+        training = Training.at(newest or chosen, config)
         refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
         refuse_other_texts(config, clips.emotions, chosen.state)
     clips = with_features(config, clips, world, begun=chosen)
@@ -201,6 +201,7 @@ def _result(
         epoch=position["epoch"],
         epochs=training.epochs,
         complete=training.complete,
+        stopped=training.stopped,
         changed=training.changed,
         seed=config.seed,
         protocol=protocol_of(config, initial.model),

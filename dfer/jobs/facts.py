@@ -10,6 +10,7 @@ from dfer.config import to_plain
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
+from dfer.jobs import targets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
@@ -53,15 +54,19 @@ class Training:
 
     epochs: int
     complete: bool
+    stopped: int = 0
     changed: tuple[Change, ...] = ()
 
     @classmethod
-    def at(cls, newest: Checkpoint, *, epochs: int) -> "Training":
+    def at(cls, newest: Checkpoint, config: RunConfig) -> "Training":
         """Read the progress from a run's newest checkpoint, whichever checkpoint is evaluated."""
         position = TrainingState.from_plain(newest.state.get("training"), where=newest.folder)
+        rule, whole = config.early_stop, position.epoch == config.epochs
+        stopped = rule is not None and position.stale >= rule.patience and not whole
         return cls(
-            epochs=epochs,
-            complete=position.epoch == epochs and not position.evaluate,
+            epochs=config.epochs,
+            complete=(whole or stopped) and not position.evaluate,
+            stopped=position.epoch if stopped else 0,
             changed=changes.changes(newest.state, where=newest.folder),
         )
 
@@ -81,6 +86,8 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         size=config.data.size,
         normalisation=model.normalisation,
         augment=", ".join(word for word in words if word) or "none",
+        targets=targets.words(config),
+        weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
     )
 
 
@@ -127,12 +134,13 @@ def source_of(config: RunConfig) -> str:
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint, *, without: frozenset[str] = frozenset()) -> None:
-    """Load a checkpoint's weights into a recognizer, then close the checkpoint. without: names that are not loaded.
+    """Load the weights of a checkpoint that are evaluated into a recognizer, then close the checkpoint. without: names
+    that are not loaded.
 
     Raises:
         CheckpointError: the names or shapes differ.
     """
-    weights = checkpoint.weights()
+    weights = checkpoint.evaluated()
     own = {name: value for name, value in recognizer.state_dict().items() if name not in without}
     checkpoint.close()
     odd = sorted(weights.keys() ^ own.keys())

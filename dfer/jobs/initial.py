@@ -88,7 +88,7 @@ def _begun(config: RunConfig, clips: FoldData, world: World, model: Recognizer) 
         _check_architecture(config, found.state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
         names = classes_of(found.state, where)
-        taken = take(model, found.weights(), classes=names, own_classes=clips.emotions.names, where=where)
+        taken = take(model, found.evaluated(), classes=names, own_classes=clips.emotions.names, where=where)
     finally:
         found.close()
     start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"
