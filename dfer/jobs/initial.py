@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 from dfer.choices import Selection
 from dfer.data.clips import keys_of
 from dfer.data.splits import fold_of
-from dfer.distributed import World, on_first
+from dfer.distributed import World, gather_rows, on_first
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
@@ -60,6 +60,7 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
         seed=config.seed,
         weights=resumed is None and not begins,
         dims=found.dims if found is not None else None,
+        gather=gather_rows,
     )
     if resumed is not None:
         return Initial(model=model, start=str(resumed.state.get(START, "")))

@@ -95,8 +95,8 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Give it as model.released=FILE, which fills the whole model.",
     ),
     (
-        (r"towers\.visual\.",),
-        "the weights of a run of this project",
+        (r"tower\.visual\.",),
+        "the weights of a run of this project, without a text tower",
         "Give its run folder as model.start=RUN.",
     ),
     (
