@@ -45,9 +45,8 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def clip(number: int) -> Clip:
         frames = draw.integers(0, 256, (3, 40, 48, 3), dtype=np.uint8)
-        return Clip(
-            key=f"{number:04d}", label=number % 7, frames=[simplejpeg.encode_jpeg(f, quality=95) for f in frames]
-        )
+        jpegs = [simplejpeg.encode_jpeg(frame, quality=95) for frame in frames]
+        return Clip(key=f"{number:04d}", label=number % 7, frames=jpegs)
 
     clips = {f"fold_{fold + 1}": [[clip(fold * CLIPS + i) for i in range(CLIPS)]] for fold in range(FOLDS)}
     return write_shards(folder, clips)
@@ -141,9 +140,8 @@ def test_a_stop_ends_the_evaluation_and_the_same_command_does_it_anew(
 def test_a_head_changes_the_answers(faces: Path, tmp_path: Path, alone: World) -> None:
     torch.manual_seed(2)
     torch.save({"mlp.weight": torch.randn(50, 128)}, tmp_path / "head.pth")
-    found = evaluate_run(
-        config(tmp_path / "head", faces, **{"model.head": str(tmp_path / "head.pth")}), alone, trained=False
-    )
+    headed = config(tmp_path / "head", faces, **{"model.head": str(tmp_path / "head.pth")})
+    found = evaluate_run(headed, alone, trained=False)
     assert sum(found.count) == CLIPS
     evaluate_run(config(tmp_path / "plain", faces), alone, trained=False)
     assert probabilities(tmp_path / "head") != probabilities(tmp_path / "plain")
