@@ -25,6 +25,7 @@ class Clip:
     label: int | None = 0
     frames: Sequence[bytes] = field(default_factory=lambda: [jpeg(9)])
     subject: str | None = None
+    text: str | None = None
 
 
 def write_shards(
@@ -117,4 +118,6 @@ def _columns(path: Path, clips: Sequence[Clip], suffix: str) -> dict[str, object
     }
     if any(clip.subject for clip in clips):
         columns["subject"] = [clip.subject for clip in clips]
+    if any(clip.text for clip in clips):
+        columns["text"] = [clip.text for clip in clips]
     return columns
