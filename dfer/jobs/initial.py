@@ -70,6 +70,13 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
     return _begun(config, clips.emotions, world, model, manifest_hash(clips.store))
 
 
+def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Recognizer:
+    """Build a model that trains nothing, for clips outside of shards. COLLECTIVE. Raises as `initial_model`."""
+    begins = config.model.start is not None
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=not begins)
+    return _begun(config, emotions, world, model, "").model if begins else model
+
+
 def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, manifest_sha256: str) -> Initial:
     where = f"model.start={config.model.start}"
     home, plain = on_first(lambda: _run_of(config), world)

@@ -1,5 +1,6 @@
 """A method that trains nothing goes through cross-validation, evaluation and report, from frames and from features."""
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import simplejpeg
 import torch
 
 from dfer.config import changed
+from dfer.data.clips import ClipSet, emotions_for
 from dfer.data.config import AugmentConfig, DataConfig
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, StoppedError, UsageError
@@ -23,9 +25,11 @@ from dfer.jobs.crossval import crossval
 from dfer.jobs.describe import describe
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.parts import Part
+from dfer.jobs.predict import predict
 from dfer.jobs.train import train
 from dfer.models.config import TowersConfig, ZeroShotConfig
 from dfer.storage import Folder
+from dfer.store.shards import Store
 from dfer.training.config import EngineConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, write_shards
 
@@ -135,6 +139,22 @@ def test_a_stop_ends_the_evaluation_and_the_same_command_does_it_anew(
     assert not job.done(one, part)
     job.run(one, part, alone, Stop())
     assert job.done(one, part)
+
+
+def test_new_clips_are_classified_as_in_the_evaluation(faces: Path, tmp_path: Path, alone: World) -> None:
+    one = config(tmp_path / "one", faces)
+    evaluate_run(one, alone, trained=False)
+    store = Store(str(faces))
+    clips = ClipSet.open(store, ["fold_1"], emotions=emotions_for(None, store.manifest))
+    folder = tmp_path / clips.key(0)
+    folder.mkdir()
+    for number, data in enumerate(clips.read(0, range(clips.num_frames(0)))):
+        (folder / f"{number:03d}.jpg").write_bytes(data)
+    ((_, answer),) = predict(one, [folder], alone)
+    assert isinstance(answer, dict)
+    with (tmp_path / "one" / "results" / "test_predictions.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["key"] == clips.key(0))
+    assert {name: float(row[name]) for name in answer} == pytest.approx(answer, abs=1e-4)
 
 
 def test_a_head_changes_the_answers(faces: Path, tmp_path: Path, alone: World) -> None:
