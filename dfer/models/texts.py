@@ -107,5 +107,6 @@ def _texts(data: bytes, where: object) -> dict[str, list[str]]:
 
 def _listed(value: object) -> list[str]:
     """Return the texts of a class, given as one text or a list of them; none if anything else is among them."""
-    texts = value if isinstance(value, list) else [value]
-    return texts if all(isinstance(text, str) and text.strip() for text in texts) else []
+    given = value if isinstance(value, list) else [value]
+    texts = [text for text in given if isinstance(text, str) and text.strip()]
+    return texts if len(texts) == len(given) else []

@@ -19,6 +19,7 @@ from tests.unit.models.tiny import START, batch
 
 EMOTIONS = label_set("basic7")
 END = Progress(epoch=49, step=490, fraction=0.98)
+TOKENIZER = SimpleTokenizer()
 CAPTIONS = ["a broad smile.", "a frown and tight lips.", "a broad smile.", "wide eyes."]
 SMALL = TemporalConfig(depth=1, heads=2, head_dim=16, mlp_dim=48, init_std=0.02)
 
@@ -32,7 +33,7 @@ def contrastive(*, arch: str = "tiny-conv-64", **changes: Any) -> Contrastive:
 
 def said(captions: list[str] = CAPTIONS, *, length: int = 77) -> ClipBatch:
     frames = batch(len(captions), 2).frames
-    text = SimpleTokenizer()(captions)[:, :length]
+    text = TOKENIZER(captions)[:, :length]
     return ClipBatch(frames=frames, text=text, index=torch.arange(len(captions)) + 10)
 
 

@@ -22,6 +22,7 @@ from tests.unit.models.tiny import START, batch
 
 EMOTIONS = label_set("basic7")
 TOWERS = TowersConfig(arch="tiny-conv-64")
+TOKENIZER = SimpleTokenizer()
 
 
 def zero_shot(*, dims: dict[str, int] | None = None, **changes: Any) -> ZeroShot:
@@ -31,8 +32,8 @@ def zero_shot(*, dims: dict[str, int] | None = None, **changes: Any) -> ZeroShot
 
 
 def text_feature(model: ZeroShot, text: str) -> Tensor:
-    """One sentence through the tower, at all 77 positions."""
-    tokens = SimpleTokenizer()([text])
+    """One sentence through the tower by itself, at all 77 positions."""
+    tokens = TOKENIZER([text])
     return model.towers.encode_prompts(model.towers.embed(tokens), tokens.argmax(dim=1))[0]
 
 
@@ -46,12 +47,14 @@ def test_logits_are_means_over_the_prompts_of_a_class(kind: str, with_head: bool
     model = zero_shot(text=kind, head=str(tmp_path / "head.pth") if with_head else None)
     shown = batch(2, 3)
     logits = model(shown).logits
+    prompts = class_prompts(EMOTIONS, kind)
+    units = [[F.normalize(projection @ text_feature(model, text), dim=0) for text in texts] for texts in prompts]
     assert model.towers.visual is not None
     for row, clip in enumerate(shown.frames):
         frames = torch.stack([projection @ model.towers.visual(picture[None] / 255)[0] for picture in clip])
         feature = F.normalize(frames.mean(dim=0), dim=0)
-        for column, texts in enumerate(class_prompts(EMOTIONS, kind)):
-            each = [100 * feature @ F.normalize(projection @ text_feature(model, text), dim=0) for text in texts]
+        for column, own in enumerate(units):
+            each = [100 * feature @ unit for unit in own]
             assert logits[row, column] == pytest.approx(float(sum(each)) / len(each), abs=2e-3)
 
 
