@@ -15,6 +15,7 @@ from dfer.emotions import label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.models.build import build
 from dfer.models.config import TowersConfig, ZeroShotConfig
+from dfer.models.files import check_files
 from dfer.models.texts import class_prompts
 from dfer.models.zero_shot import ZeroShot
 from dfer.recognition import FeatureBatch
@@ -133,6 +134,12 @@ def test_a_file_that_is_no_head_for_this_tower(weights: dict[str, Tensor], says:
     torch.save(weights, path)
     with pytest.raises(CheckpointError, match=rf"head.pth: expected one tensor mlp.weight of \(any .* {says}"):
         zero_shot(head=str(path))
+
+
+def test_a_head_that_is_not_there_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    said = r"model.head=\S+none.pth: expected a local file, got no such file\. Correct the path\.$"
+    with pytest.raises(CheckpointError, match=said):
+        check_files(ZeroShotConfig(towers=TOWERS, head=str(tmp_path / "none.pth")))
 
 
 def test_wrong_settings_are_refused() -> None:
