@@ -11,7 +11,7 @@ import pytest
 from tests.integration.commands import Capture, here, make_shards, result
 from tests.suite import once
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 CLIPS, CLASSES = 280, 7
 TINY = """
@@ -40,12 +40,12 @@ EXTRA = {
     ),
     "zero_shot": ("name: zero_shot, text: class_descriptor", "name: sgd, groups: {}"),
     "coop": (
-        "name: coop, num_contexts: 4, text: class_names",
+        "name: coop, num_contexts: 4, text: class_descriptor, shared_contexts: false",
         f"{ADAM}, groups: {{prompts: {{lr: 2.0e-2}}}}",
     ),
     "cocoop": (
-        "name: cocoop, num_contexts: 4, text: class_names",
-        f"{ADAM}, groups: {{prompts: {{lr: 2.0e-2}}, meta: {{lr: 2.0e-3}}}}",
+        "name: cocoop, num_contexts: 4, text: class_descriptor",
+        f"{ADAM}, groups: {{prompts: {{lr: 2.0e-2}}, meta: {{lr: 5.0e-3}}}}",
     ),
     "linear_probe": (
         "name: linear_probe, clip_normalisation: false",
