@@ -32,7 +32,7 @@ def frame_features(visual: nn.Module, frames: Tensor, *, normalise: bool) -> Ten
     if normalise:
         mean, std = (pictures.new_tensor(x).view(-1, 1, 1) for x in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
         pictures = (pictures - mean) / std
-    return rearrange(visual(pictures), "(b t) d -> b t d", b=len(frames))
+    return rearrange(visual(pictures), "(b t) d -> b t d", b=len(frames))  # type: ignore[no-any-return]
 
 
 class FrozenTowers(nn.Module):

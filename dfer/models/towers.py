@@ -17,7 +17,8 @@ from typing import Any
 import open_clip
 import torch
 from einops import rearrange
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.constants import OPENAI_DATASET_MEAN as OPENAI_DATASET_MEAN
+from open_clip.constants import OPENAI_DATASET_STD as OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer

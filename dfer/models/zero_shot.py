@@ -33,7 +33,7 @@ class ZeroShot(Recognizer):
         self.head = nn.Parameter(read_head(Path(config.head), dim=towers.embed_dim)) if config.head else None
         self.requires_grad_(False)
         self._known: Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
         """Compute the text features anew at the next forward pass, since the weights changed."""
