@@ -48,6 +48,7 @@ def by_hand(clips: Tensor, captions: Tensor, *, scale: float, texts: list[str]) 
     return total / 2 / len(texts)
 
 
+@torch.no_grad()
 def test_the_loss_is_the_symmetric_info_nce_without_equal_captions() -> None:
     model, shown = contrastive(temperature=0.1), said()
     clips = torch.stack([model.towers.visual(clip / 255).mean(0) for clip in shown.frames])
