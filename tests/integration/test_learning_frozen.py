@@ -35,8 +35,8 @@ optim: {{{optim}}}
 ADAM = "name: adamw, weight_decay: 0.05"
 EXTRA = {
     "contrastive": (
-        "name: contrastive, text: class_descriptor, text_from: class",
-        f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, text: {{lr: 1.0e-3}}, scale: {{lr: 1.0e-3}}}}",
+        "name: contrastive, text: class_descriptor, text_from: class, train_text: false",
+        f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, scale: {{lr: 1.0e-3}}}}",
     ),
     "zero_shot": ("name: zero_shot, text: class_descriptor", "name: sgd, groups: {}"),
     "coop": (
@@ -49,14 +49,14 @@ EXTRA = {
     ),
     "linear_probe": (
         "name: linear_probe, clip_normalisation: false",
-        f"{ADAM}, groups: {{head: {{lr: 1.0e-2}}}}",
+        "name: adamw, groups: {head: {lr: 1.0e-2}}",
     ),
     "fine_tune": (
         "name: fine_tune",
         f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, head: {{lr: 1.0e-3}}}}",
     ),
 }
-EPOCHS = {"contrastive": 15, "coop": 5, "cocoop": 5, "linear_probe": 5, "fine_tune": 15, "zero_shot": 1}
+EPOCHS = {"contrastive": 12, "coop": 5, "cocoop": 4, "linear_probe": 5, "fine_tune": 15, "zero_shot": 1}
 COSINE = "schedule: {name: cosine, warmup_epochs: 1}"
 
 
