@@ -5,10 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
-from dfer.distributed import World
+from dfer.distributed import World, gather_rows
 from dfer.emotions import BASIC7, Emotions
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TemporalConfig, TowersConfig
+from dfer.models.config import (
+    CoCoOpConfig,
+    ContrastiveConfig,
+    CoOpConfig,
+    DferClipConfig,
+    FineTuneConfig,
+    LinearProbeConfig,
+    ModelConfig,
+    TemporalConfig,
+    TowersConfig,
+)
+from dfer.models.towers import END_TOKEN, START_TOKEN
 from dfer.recognition import ClipBatch, Recognizer
 
 BATCH, FRAMES, SIZE = 8, 4, 64
@@ -31,13 +42,16 @@ class Method:
 
     def build(self) -> Recognizer:
         """The method with its initial weights, the same on every call."""
-        return build(self.config(), EMOTIONS, num_frames=self.frames, seed=1)
+        return build(self.config(), EMOTIONS, num_frames=self.frames, seed=1, gather=gather_rows)
 
     def batch(self, step: int) -> ClipBatch:
         """A global batch of noise, labels and texts for one step."""
         draw = torch.Generator().manual_seed(step)
         shape = (BATCH, self.frames, 3, self.size, self.size)
+        words = torch.randint(1, 1000, (BATCH, 3), generator=torch.Generator().manual_seed(step))
+        ends = torch.tensor([START_TOKEN, END_TOKEN]).expand(BATCH, 2)
         return ClipBatch(
+            text=torch.cat([ends[:, :1], words, ends[:, 1:]], dim=1),
             frames=torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8),
             labels=torch.randint(0, len(EMOTIONS), (BATCH,), generator=draw),
             index=torch.arange(BATCH),
@@ -52,6 +66,10 @@ class Method:
 METHODS = {
     "dfer_clip": Method(config=lambda: DferClipConfig(towers=TOWERS, num_contexts=2, temporal=TemporalConfig(depth=1))),
     "linear_probe": Method(config=lambda: LinearProbeConfig(towers=TOWERS), kind="frozen tower"),
+    "fine_tune": Method(config=lambda: FineTuneConfig(towers=TOWERS, temporal=TemporalConfig(depth=1))),
+    "coop": Method(config=lambda: CoOpConfig(towers=TOWERS, num_contexts=2)),
+    "cocoop": Method(config=lambda: CoCoOpConfig(towers=TOWERS, num_contexts=2)),
+    "contrastive": Method(config=lambda: ContrastiveConfig(towers=TOWERS, temporal=TemporalConfig(depth=1))),
 }
 
 

@@ -118,7 +118,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UsageError(message("--out", expected="a run folder to evaluate", got=got, do=do))
     from dfer.distributed import from_environment, process_group
     from dfer.jobs.evaluate import evaluate_run
+    from dfer.models.files import trains_nothing
 
+    trained = trained and not trains_nothing(chosen.model)
     world, out = from_environment(), Folder(args.out, what="--out") if args.out else None
     with process_group(world):
         result = evaluate_run(chosen, world, trained=trained, out=out)

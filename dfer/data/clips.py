@@ -29,6 +29,7 @@ class _Table:
     sizes: NDArray[np.int32]
     keys: list[str]
     subjects: list[str | None]
+    texts: list[str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,11 @@ class ClipSet:
     def subjects(self) -> list[str | None]:
         """The person in each clip, None if the data set does not say."""
         return [self.table.subjects[i] for i in self.ids]
+
+    @property
+    def texts(self) -> list[str | None]:
+        """What is said about each clip, None if the data set says nothing."""
+        return [self.table.texts[i] for i in self.ids]
 
     @property
     def counts(self) -> Ids:
@@ -146,6 +152,7 @@ def _table(shards: tuple[ShardInfo, ...], indexes: Sequence[ShardIndex], to_clas
         sizes=np.concatenate([np.empty(0, np.int32), *(index.sizes for index in indexes)]),
         keys=[key for index in indexes for key in index.keys],
         subjects=[subject for index in indexes for subject in index.column("subject")],
+        texts=[text for index in indexes for text in index.column("text")],
     )
 
 

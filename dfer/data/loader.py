@@ -18,6 +18,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dfer.data.balance import Balance
@@ -60,14 +61,16 @@ class Loader:
         micro_batch: int,
         size: int | None = None,
         balance: Balance | None = None,
+        text: Tensor | None = None,
     ) -> None:
         """size: side of a frame in pixels, None = as in the config. balance: how often training takes clips, which are
-        then its rows.
+        then its rows. text: [N L], tokens of the text of each of the N clips, 0 behind its end; None for batches
+        without text.
 
         Raises:
             ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.
         """
-        self._clips = clips
+        self._clips, self._text = clips, text
         self._plan = Plan(
             shard_of=clips.shard_of,
             world=world,
@@ -130,12 +133,18 @@ class Loader:
             if parts is None:
                 return
             self._bad += parts.pop("bad")
-            yield ClipBatch(**parts)
+            yield ClipBatch(**parts, text=None if self._text is None else _rows(self._text, parts["index"]))
 
     def take_bad(self) -> list[BadClip]:
         """Return the clips that were replaced in this rank's batches since the last call."""
         bad, self._bad = self._bad, []
         return bad
+
+
+def _rows(text: Tensor, index: Tensor) -> Tensor:
+    """Return tokens int64 [B L] of the clips at index [B], cut behind the longest. Padding gets the first clip's."""
+    rows = text[index.clamp(min=0)].long()
+    return rows[:, : int(rows.any(dim=0).nonzero().max()) + 1]
 
 
 class _Requests(Sampler[Request]):

@@ -16,7 +16,7 @@ from dfer.data.splits import folds
 from dfer.errors import UsageError, message
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.parts import Part, absolute_places, chosen
-from dfer.models.files import check_files, files
+from dfer.models.files import check_files, files, trains_nothing
 from dfer.run import folder
 from dfer.run.layout import CONFIG, committed, finished
 from dfer.storage import Folder
@@ -87,7 +87,7 @@ def check(config: RunConfig, parts: Sequence[Part], worlds: Sequence[int]) -> No
 
 
 def _check_batch(config: RunConfig, size: int) -> None:
-    if config.batch % size:
+    if config.batch % size and not trains_nothing(config.model):
         below = max(size, config.batch // size * size)
         do = f"Set batch={below}, or other numbers of nodes or processes."
         raise UsageError(message("batch", expected=f"a multiple of {size} processes", got=str(config.batch), do=do))
@@ -113,11 +113,14 @@ def done(config: RunConfig, part: Part) -> bool:
 
 
 def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> str:
-    """Train one fold and evaluate it, on all ranks. Raises what `dfer.jobs.train.train` does."""
+    """Train one fold and evaluate it, on all ranks; a method that trains nothing is only evaluated. Raises what
+    `dfer.jobs.train.train` and `dfer.jobs.evaluate.evaluate_part` do."""
+    from dfer.jobs.evaluate import evaluate_part
     from dfer.jobs.train import train
 
     assert world is not None, "folds are grouped"
-    result = train(config_of_part(config, part), world, stop)
+    work = evaluate_part if trains_nothing(config.model) else train
+    result = work(config_of_part(config, part), world, stop)
     return f"{part.name}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}"
 
 

@@ -7,6 +7,7 @@ from dfer.jobs.features import with_stored_features
 from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.initial import initial_model
 from dfer.jobs.targets import votes_text, words
+from dfer.models.files import trains_nothing
 from dfer.training.optim import group_settings
 
 
@@ -15,11 +16,12 @@ def describe(config: RunConfig, world: World) -> str:
     clips, line = with_stored_features(config, open_fold(config))
     initial = initial_model(config, clips, World())
     recognizer = initial.model
-    loader = train_loader(config, clips, world)
+    nothing = trains_nothing(config.model)
     sizes = {name: sum(p.numel() for p in group.params) for name, group in recognizer.param_groups().items()}
-    rates = {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
+    rates = {} if nothing else {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
     frozen = sum(p.numel() for p in recognizer.parameters() if not p.requires_grad)
-    lines = [f"fold {clips.number} of {clips.num_folds}: trains on {', '.join(clips.fold.train.names)}"]
+    does = "trains nothing" if nothing else f"trains on {', '.join(clips.fold.train.names)}"
+    lines = [f"fold {clips.number} of {clips.num_folds}: {does}"]
     for name, part in (("train", clips.train), ("select", clips.select), ("test", clips.test)):
         if part is not None:
             counts = ", ".join(f"{e} {n}" for e, n in zip(clips.emotions.names, part.counts))
@@ -27,10 +29,12 @@ def describe(config: RunConfig, world: World) -> str:
             lines.append(f"{name:>8}: {len(part)} clips ({counts}){left_out}")
     lines += [f"{name:>8}: {count:,} parameters, lr {rates.get(name)}" for name, count in sizes.items()]
     lines.append(f"  frozen: {frozen:,} parameters")
-    steps = loader.steps_per_epoch
-    lines.append(
-        f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
-    )
+    if not nothing:
+        loader = train_loader(config, clips, world)
+        steps = loader.steps_per_epoch
+        lines.append(
+            f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
+        )
     if aim := words(config):
         lines.append(f" targets: {aim}")
     if config.data.targets == "votes":

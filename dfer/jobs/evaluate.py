@@ -11,6 +11,7 @@ from dfer.evaluation.results import (
     FoldResult,
     file_of,
     fold_result,
+    read_result,
     save_predictions,
     save_result,
 )
@@ -39,8 +40,9 @@ from dfer.jobs.initial import Initial, initial_model, refuse_drawn
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
-from dfer.run.layout import CONFIG, RESULTS, is_trained
+from dfer.run.layout import CONFIG, RESULTS, finished, is_trained
 from dfer.storage import Folder
+from dfer.store.shards import Store
 from dfer.training import loop
 
 Forward = Callable[[Batch], Recognition]
@@ -56,11 +58,29 @@ def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Che
     return initial
 
 
+def evaluate_part(config: RunConfig, world: World, stop: Stop) -> FoldResult:
+    """Evaluate a method that trains nothing on one fold; returns a finished part's result as it is. COLLECTIVE.
+
+    Raises:
+        CheckpointError: the configuration or the shards are not those of the part.
+        StoppedError: on all ranks, if `stop` was requested on any; the same command evaluates the part anew.
+    """
+    home = Folder(config.run, what="run")
+    if not on_first(lambda: finished(home), world):
+        return evaluate_run(config, world, trained=False, stop=stop)
+    on_first(lambda: folder.check(home, config), world)
+    result = read_result(home)
+    refuse_other_shards(config, Store(config.data.shards), result.manifest_sha256)
+    return result
+
+
 @enough_gpu_memory()
-def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder | None = None) -> FoldResult:
+def evaluate_run(
+    config: RunConfig, world: World, *, trained: bool, out: Folder | None = None, stop: Stop | None = None
+) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
-    out: folder for the results of a trained run; nothing is then written to the run itself.
+    out: folder for the results; nothing is then written to the run itself. stop: honoured between two batches.
     An incomplete training may be running at the same time: none of its files is changed, and the result goes into a
     separate file, which does not mark the run as finished.
 
@@ -76,7 +96,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
     on_first(lambda: folder.check(home, config), world)
-    if trained:
+    if trained or out:
         on_first(lambda: _check_target(home, out), world)
     clips = open_fold(config)
     training, chosen = Training(epochs=0, complete=True), None
@@ -87,7 +107,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         training = Training.at(newest or chosen, config)
         refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
         refuse_other_texts(config, clips.emotions, chosen.state)
-    clips = with_features(config, clips, world, begun=chosen)
+    clips = with_features(config, clips, world, begun=chosen, stop=stop)
     initial = initial_of(config, clips, world, resumed=chosen)
     recognizer = initial.model
     refuse_drawn(config, initial)
@@ -96,9 +116,9 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     set_tf32(config.engine.tf32)
     refuse_little_memory([eval_loader(config, clips, clips.test, world)])
     forward = inference(recognizer, precision=config.engine.precision, device=world.device)
-    if not trained:
+    if not trained and out is None:
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
-    return report_test(config, clips, forward, chosen, initial, world, training=training, out=out)
+    return report_test(config, clips, forward, chosen, initial, world, training=training, out=out, stop=stop)
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:

@@ -65,7 +65,7 @@ def saved_config(config: RunConfig, emotions: Emotions, model: Recognizer, origi
     return SavedConfig(
         model=prepared(config.model)[0],
         classes=emotions.names,
-        texts=tuple(texts) if texts is not None else None,
+        texts=tuple(one if isinstance(one, str) else tuple(one) for one in texts) if texts is not None else None,
         normalisation=model.normalisation,
         data=input_of(config, emotions.names),
         recipe=recipe_of(config),

@@ -14,9 +14,9 @@ from dfer.jobs import targets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
-from dfer.models.config import DferClipConfig
-from dfer.models.files import source
-from dfer.models.texts import class_texts
+from dfer.models.config import TextConfig
+from dfer.models.files import source, trains_nothing
+from dfer.models.texts import class_prompts
 from dfer.recognition import Recognizer
 from dfer.run import changes
 from dfer.run.changes import Change
@@ -85,7 +85,7 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         num_frames=config.data.frames,
         size=config.data.size,
         normalisation=model.normalisation,
-        augment=", ".join(word for word in words if word) or "none",
+        augment=("" if trains_nothing(config.model) else ", ".join(filter(None, words))) or "none",
         targets=targets.words(config),
         weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
     )
@@ -108,9 +108,12 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
     }
 
 
-def texts_of(config: RunConfig, emotions: Emotions) -> list[str] | None:
-    """Return the text of each class; None for a method without class texts."""
-    return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
+def texts_of(config: RunConfig, emotions: Emotions) -> list[str | list[str]] | None:
+    """Return the text of each class, or the list of its texts; None for a method without class texts."""
+    if not isinstance(config.model, TextConfig):
+        return None
+    prompts = class_prompts(emotions, config.model.text)
+    return [texts if len(texts) > 1 else texts[0] for texts in prompts]
 
 
 def refuse_other_texts(config: RunConfig, emotions: Emotions, state: Mapping[str, Any]) -> None:

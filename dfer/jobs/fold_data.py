@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dfer.config import ConfigProblem
 from dfer.data.balance import Balance
@@ -16,8 +17,12 @@ from dfer.data.plan import Plan
 from dfer.data.splits import fold_of, folds, hold_out, refuse_overlap
 from dfer.distributed import World, gather_objects
 from dfer.emotions import Emotions
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, DataError, UsageError, message
 from dfer.jobs.config import RunConfig
+from dfer.models.config import ContrastiveConfig
+from dfer.models.prompts import layout
+from dfer.models.texts import class_prompts
+from dfer.models.towers import context_length
 from dfer.store.format import Fold, to_json
 from dfer.store.shards import Store
 
@@ -130,6 +135,39 @@ def _balance(config: RunConfig, clips: FoldData) -> Balance | None:
     return Balance(labels=clips.train.labels, power=power) if power else None
 
 
+def training_texts(config: RunConfig, clips: ClipSet, emotions: Emotions) -> list[str] | None:
+    """Return the text of every training clip; None for a method that is trained without.
+
+    Raises:
+        DataError: clips without a text of their own, where the configuration asks for one.
+    """
+    model = config.model
+    if not isinstance(model, ContrastiveConfig):
+        return None
+    classes = [texts[0] for texts in class_prompts(emotions, model.text)]
+    of_class = [classes[label] for label in clips.labels]
+    if model.text_from == "class":
+        return of_class
+    own = clips.texts
+    bare = [key for key, text in zip(clips.keys, own) if not text]
+    if bare and model.text_from == "caption":
+        expected, got = f"a text for each of {len(own)} training clips", f"{len(bare)} without ({', '.join(bare[:3])})"
+        do = "Set model.text_from=caption_or_class or class, or build the shards with captions."
+        raise DataError(message(clips.store.url, expected=expected, got=got, do=do))
+    return [text or other for text, other in zip(own, of_class)]
+
+
+def _tokens(config: RunConfig, clips: FoldData) -> Tensor | None:
+    """Encode the texts of the training clips, int32 [N L]; each different text once."""
+    texts = training_texts(config, clips.train, clips.emotions)
+    if not texts:
+        return None
+    different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    length = context_length(config.model.towers)
+    rows = layout(list(different), num_contexts=0, position="end", context_length=length, truncate=True).tokens
+    return rows.int()[[different[text] for text in texts]]
+
+
 def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
     """Make the loader that reads each clip of a subset of the fold once, for evaluation."""
     return _loader(
@@ -159,6 +197,7 @@ def _loader(
             train=train,
             global_batch=global_batch,
             micro_batch=micro_batch,
+            text=_tokens(config, clips) if train else None,
         )
     plan = Plan(
         shard_of=part.shard_of,

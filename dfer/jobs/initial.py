@@ -9,7 +9,8 @@ from typing import Any, cast, get_args
 from dfer.choices import Selection
 from dfer.data.clips import keys_of
 from dfer.data.splits import fold_of
-from dfer.distributed import World, broadcast_tensors, on_first
+from dfer.distributed import World, broadcast_tensors, gather_rows, on_first
+from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData, manifest_hash
@@ -21,6 +22,7 @@ from dfer.run.checkpoint_files import WEIGHTS, sha256_of
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
+from dfer.store.shards import Store
 from dfer.yaml_text import YamlProblem, parse
 
 START = "start"
@@ -62,20 +64,29 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
         seed=config.seed,
         weights=resumed is None and not begins,
         dims=found.dims if found is not None else None,
+        gather=gather_rows,
     )
     if resumed is not None:
         return Initial(model=model, start=str(resumed.state.get(START, "")))
     if not begins:
         origin = found.origin if found is not None else model.origin
         return Initial(model=model, notes=(origin,) if origin else ())
-    return _begun(config, clips, world, model)
+    return _begun(config, clips.emotions, world, model, clips.store)
 
 
-def _begun(config: RunConfig, clips: FoldData, world: World, model: Recognizer) -> Initial:
+def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Recognizer:
+    """Build a model that trains nothing, for clips outside of shards. COLLECTIVE. Raises as `initial_model`."""
+    begins = config.model.start is not None
+    model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=not begins)
+    return _begun(config, emotions, world, model, None).model if begins else model
+
+
+def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Store | None) -> Initial:
+    """Take the weights of `model.start`. COLLECTIVE. store: the shards of the run, None for clips outside of shards."""
     where = f"model.start={config.model.start}"
     saved = on_first(lambda: open_saved(str(config.model.start), what="model.start"), world)
     if saved is not None:
-        return _from_saved(config, clips, world, model, saved)
+        return _from_saved(config, emotions, world, model, store, saved)
     home, plain = on_first(lambda: _run_of(config), world)
     checkpoints = Checkpoints(Folder(home, what="model.start"), world=world)
     select = _selection(plain, where)
@@ -84,28 +95,32 @@ def _begun(config: RunConfig, clips: FoldData, world: World, model: Recognizer) 
         do = f"Train that run first: dfer train {home}/{CONFIG}"
         raise CheckpointError(message(where, expected=f"a checkpoint selected by `{select}`", got="none", do=do))
     try:
-        _refuse_test_clips(config, found.state, plain, manifest_hash(clips.store), home)
+        _refuse_test_clips(config, found.state, plain, store, home)
         _check_architecture(config, found.state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
         names = classes_of(found.state, where)
-        taken = take(model, found.evaluated(), classes=names, own_classes=clips.emotions.names, where=where)
+        taken = take(model, found.evaluated(), classes=names, own_classes=emotions.names, where=where)
     finally:
         found.close()
     start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"
     return _initial(model, taken, start, select)
 
 
-def _from_saved(config: RunConfig, clips: FoldData, world: World, model: Recognizer, saved: SavedModel) -> Initial:
+def _from_saved(
+    config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Store | None, saved: SavedModel
+) -> Initial:
     """Take the weights of a saved model. COLLECTIVE."""
-    where, found, manifest = f"model.start={saved}", saved.config, clips.store.manifest
+    where, found = f"model.start={saved}", saved.config
     state, origin = state_of(found), found.origin
     plain = {"data": {"protocol": origin.protocol or "published"}, "fold": origin.fold}
-    if not origin.manifest_sha256 and (origin.dataset, "") == (manifest.dataset, manifest.generated):
-        state["manifest_sha256"] = manifest_hash(clips.store)  # imported: trained on a fold of these clips elsewhere
-    _refuse_test_clips(config, state, plain, manifest_hash(clips.store), saved.folder.url)
+    if store is not None and not origin.manifest_sha256:
+        manifest = store.manifest
+        if (origin.dataset, "") == (manifest.dataset, manifest.generated):
+            state["manifest_sha256"] = manifest_hash(store)  # imported: trained on a fold of these clips elsewhere
+    _refuse_test_clips(config, state, plain, store, saved.folder.url)
     _check_architecture(config, state, where)
     weights = broadcast_tensors(saved.weights, world)
-    taken = take(model, weights, classes=found.classes, own_classes=clips.emotions.names, where=where)
+    taken = take(model, weights, classes=found.classes, own_classes=emotions.names, where=where)
     start = f"{without_secrets(saved.folder.url)}, saved model, weights sha256 {found.sha256}"
     return _initial(model, taken, start, origin.selection)
 
@@ -161,16 +176,15 @@ def _parsed(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _refuse_test_clips(
-    config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], manifest_sha256: str, home: str
+    config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], store: Store | None, home: str
 ) -> None:
     """Raise CheckpointError if the other run was trained on clips that this one is tested on, as in another fold of the
     same shards. This cannot be detected if the other run used other shards of the same data set."""
     data, other = plain.get("data"), plain.get("fold")
     protocol = data.get("protocol", "published") if isinstance(data, Mapping) else "published"
     same = (protocol, other) == (config.data.protocol, config.fold)
-    if state.get("manifest_sha256") != manifest_sha256 or not isinstance(other, int) or same:
+    if store is None or state.get("manifest_sha256") != manifest_hash(store) or not isinstance(other, int) or same:
         return
-    store = config.data.store()
     theirs = fold_of(store.manifest, str(protocol), other).train
     own = fold_of(store.manifest, config.data.protocol, config.fold).test
     if keys_of(store, theirs) & keys_of(store, own):

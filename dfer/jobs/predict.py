@@ -13,13 +13,15 @@ from dfer.data.sampling import test_frames
 from dfer.distributed import World
 from dfer.emotions import Emotions, emotions_of
 from dfer.errors import DataError, message
+from dfer.evaluation.results import read_result
 from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import load_checkpoint, refuse_other_texts, selected_checkpoint
-from dfer.jobs.initial import classes_of
+from dfer.jobs.initial import classes_of, untrained_model
 from dfer.media.frames import READ_TEXT, list_pictures
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from dfer.models.build import build
+from dfer.models.files import trains_nothing
 from dfer.models.saved import SavedModel, state_of
 from dfer.recognition import ClipBatch, Recognizer
 from dfer.run.checkpoints import Checkpoint, Checkpoints
@@ -64,7 +66,11 @@ def _saved(config: RunConfig, saved: SavedModel) -> tuple[Recognizer, tuple[str,
 
 
 def _selected(config: RunConfig, world: World) -> tuple[Recognizer, tuple[str, ...]]:
-    """Build the model of a run's selected checkpoint; returns also the class names of the checkpoint."""
+    """Build the model of a run's selected checkpoint; returns also the class names of the checkpoint, or of the result
+    of a method that trains nothing."""
+    if trains_nothing(config.model):
+        emotions = emotions_of(read_result(Folder(config.run)).classes)
+        return untrained_model(config, emotions, world), emotions.names
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen.state)

@@ -6,13 +6,35 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from dfer.emotions import Emotions
-from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
+from dfer.models.cocoop import CoCoOp
+from dfer.models.config import (
+    CoCoOpConfig,
+    ContrastiveConfig,
+    CoOpConfig,
+    DferClipConfig,
+    FineTuneConfig,
+    LinearProbeConfig,
+    ModelConfig,
+    TowersConfig,
+    ZeroShotConfig,
+)
+from dfer.models.contrastive import Contrastive, Gather
+from dfer.models.coop import CoOp
 from dfer.models.dfer_clip import DferClip
+from dfer.models.fine_tune import FineTune
+from dfer.models.frozen import FrozenTowers, VisualTower
 from dfer.models.linear_probe import LinearProbe
 from dfer.models.towers import FEATURE, ImageTower, Towers
+from dfer.models.zero_shot import ZeroShot
 from dfer.recognition import Recognizer
+
+
+def _of_one_rank(rows: Tensor) -> Tensor:
+    """Return the rows of a single rank, which are all there are."""
+    return rows
 
 
 def build(
@@ -23,6 +45,7 @@ def build(
     seed: int,
     weights: bool = True,
     dims: Mapping[str, int] | None = None,
+    gather: Gather = _of_one_rank,
 ) -> Recognizer:
     """The recognizer with its initial weights, on the CPU in fp32.
 
@@ -33,6 +56,7 @@ def build(
     weights is read then, and a trained run does not need them any more.
     dims: width of each feature by name, for a method that is fed with features: its frozen image tower is neither
     built nor read, its other weights are the same.
+    gather: collective call from a rank's rows to those of all ranks, for methods that compare clips across ranks.
 
     Raises:
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
@@ -48,6 +72,39 @@ def build(
             tower = image_tower(config.towers, seed=seed, weights=weights) if dims is None else None
             with _stream(seed, config.name):
                 return LinearProbe(config, tower=tower, dim=_dim(tower, dims), emotions=emotions)
+        case FineTuneConfig():
+            with _stream(seed, "towers"):
+                trained = VisualTower(_read(config.towers, weights=weights))
+            with _stream(seed, config.name):
+                return FineTune(config, tower=trained, emotions=emotions, num_frames=num_frames)
+        case ContrastiveConfig():
+            with _stream(seed, "towers"):
+                towers = Towers(_read(config.towers, weights=weights))
+            with _stream(seed, config.name):
+                return Contrastive(config, towers=towers, emotions=emotions, num_frames=num_frames, gather=gather)
+        case ZeroShotConfig() | CoOpConfig() | CoCoOpConfig():
+            return _frozen(config, emotions, seed=seed, weights=weights, image=dims is None)
+
+
+def _frozen(
+    config: ZeroShotConfig | CoOpConfig | CoCoOpConfig, emotions: Emotions, *, seed: int, weights: bool, image: bool
+) -> Recognizer:
+    """Build a method that freezes both towers. image: whether there are frames to encode."""
+    with _stream(seed, "towers"):
+        towers = FrozenTowers(_read(config.towers, weights=weights), image=image)
+    with _stream(seed, config.name):
+        match config:
+            case ZeroShotConfig():
+                return ZeroShot(config, towers=towers, emotions=emotions)
+            case CoOpConfig():
+                return CoOp(config, towers=towers, emotions=emotions)
+            case CoCoOpConfig():
+                return CoCoOp(config, towers=towers, emotions=emotions)
+
+
+def _read(config: TowersConfig, *, weights: bool) -> TowersConfig:
+    """Return the configuration without its file of weights if no weights are to be read."""
+    return config if weights else replace(config, pretrained=None)
 
 
 def _dim(tower: ImageTower | None, dims: Mapping[str, int] | None) -> int:
@@ -58,7 +115,7 @@ def _dim(tower: ImageTower | None, dims: Mapping[str, int] | None) -> int:
 def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> ImageTower:
     """A CLIP's image tower with its initial weights, the same for every method. Raises as `build`."""
     with _stream(seed, "towers"):
-        return ImageTower(config if weights else replace(config, pretrained=None))
+        return ImageTower(_read(config, weights=weights))
 
 
 def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool) -> DferClip:

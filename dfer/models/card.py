@@ -72,7 +72,10 @@ def _body(found: SavedConfig) -> str:
         "weights": f"`model.safetensors`, {found.bytes:,} bytes, sha256 `{found.sha256}`",
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
-    said = "".join(f"- {name}: {text}\n" for name, text in zip(found.classes, texts or ()))
+    said = "".join(
+        f"- {name}: {text if isinstance(text, str) else ' / '.join(text)}\n"
+        for name, text in zip(found.classes, texts or ())
+    )
     return (
         f"# {found.model.name} on {_set(origin)}\n\n| | |\n| --- | --- |\n{table}\n\n"
         f"## Use\n\n```sh\ndfer predict FOLDER clips/00001                    # a folder of face frames\n"

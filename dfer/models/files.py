@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from dfer.errors import CheckpointError, message
-from dfer.models.config import DferClipConfig, ModelConfig
+from dfer.models.config import ModelConfig, TextConfig, ZeroShotConfig
 from dfer.models.texts import is_file
 
 QUICK_NAME = "-quickgelu"
@@ -21,8 +21,10 @@ def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
     `model`. open_clip's names and tags are not files."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
-    if isinstance(config, DferClipConfig) and is_file(config.text):
+    if isinstance(config, TextConfig) and is_file(config.text):
         found["text"] = config.text
+    if isinstance(config, ZeroShotConfig) and config.head is not None:
+        found["head"] = config.head
     if not weights:
         return found
     if config.start is not None:
@@ -42,9 +44,16 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
 
             check_file(Path(path), f"model.{key}={path}")
         elif not Path(path).is_file():
-            do = "Correct the path" + ("." if key == "text" else ", or give one of open_clip's names for towers.")
+            do = "Correct the path."
+            if key not in ("text", "head"):
+                do = "Correct the path, or give one of open_clip's names for towers."
             expected = "a local file"
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
+
+
+def trains_nothing(config: ModelConfig) -> bool:
+    """Whether a method has nothing to train, so that it is only evaluated."""
+    return isinstance(config, ZeroShotConfig)
 
 
 def source(config: ModelConfig) -> str:

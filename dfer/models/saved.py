@@ -89,7 +89,7 @@ class SavedConfig:
     saved_model: Literal[1] = 1
     model: ModelConfig
     classes: tuple[str, ...]
-    texts: tuple[str, ...] | None = None
+    texts: tuple[str | tuple[str, ...], ...] | None = None
     normalisation: str
     data: dict[str, Any]
     recipe: dict[str, Any]

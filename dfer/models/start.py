@@ -9,7 +9,8 @@ from torch import Tensor
 from dfer.errors import CheckpointError, message
 from dfer.recognition import Recognizer
 
-TOWERS = "towers."
+TOWERS, PROBE_TOWER = ("towers.", "tower.")
+"""Prefixes of the towers' weights: of both towers, and of the image tower of a linear probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ def take(
         CheckpointError: the other run has other towers.
     """
     own = model.state_dict()
+    if any(name.startswith(PROBE_TOWER) for name in own):
+        weights = {_probe_name(name): value for name, value in weights.items()}
     _check_towers(own, weights, where)
     bound = [name for name in model.class_parameters() if _same_but_classes(name, own, weights, len(classes))]
     whole = [name for name in own if name not in model.class_parameters() and _same_shape(name, own, weights)]
@@ -81,6 +84,11 @@ def take(
     )
 
 
+def _probe_name(name: str) -> str:
+    """Return the name that a linear probe has for a weight of the image tower."""
+    return PROBE_TOWER + name.removeprefix(TOWERS) if name.startswith(f"{TOWERS}visual.") else name
+
+
 def _same_shape(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
     return name in weights and weights[name].shape == own[name].shape
 
@@ -91,7 +99,7 @@ def _same_but_classes(name: str, own: Mapping[str, Tensor], weights: Mapping[str
 
 
 def _check_towers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: object) -> None:
-    odd = [name for name in own if name.startswith(TOWERS) and not _same_shape(name, own, weights)]
+    odd = [name for name in own if name.startswith((TOWERS, PROBE_TOWER)) and not _same_shape(name, own, weights)]
     if odd:
         name = odd[0]
         got = f"{name} of {tuple(weights[name].shape)}" if name in weights else f"none named {name}"

@@ -1,4 +1,8 @@
-"""What is said of each class: the part of a prompt that is not learned (DFER-CLIP, section 3.2 and table 5)."""
+"""What is said of each class: the part of a prompt that is not learned.
+
+Sources: DFER-CLIP (Zhao & Patras, BMVC 2023), section 3.2 and table 5; the five prompt kinds of Exp-CLIP (Zhao et al.,
+WACV 2025) are `class_names`, `class_names_with_context`, `face_with_expression`, `ensemble_5` and `ensemble_10`.
+"""
 
 from importlib import resources
 from pathlib import Path
@@ -12,9 +16,11 @@ TEMPLATES = {
     "class_names": "{}.",
     "class_names_with_context": "an expression of {}.",
     "photo": "a photo of {}.",
+    "face_with_expression": "a photo of a face with an expression of {}.",
 }
-KINDS = (*TEMPLATES, "class_descriptor")
-"""Texts that come with the package; any other name is a YAML file of the user's, `class: text`."""
+KINDS = (*TEMPLATES, "class_descriptor", "ensemble_5", "ensemble_10")
+"""Texts that come with the package; any other name is a YAML file of the user's, with lines `class: text`, or
+`class: [text, ...]` for several texts."""
 
 
 def is_file(kind: str) -> bool:
@@ -30,14 +36,28 @@ def check_kind(kind: str) -> None:
 
 
 def class_texts(emotions: Emotions, kind: str) -> list[str]:
-    """One text a class, in class order.
+    """Return one text a class, in class order, for methods that take no more.
+
+    Raises:
+        ConfigProblem: as `class_prompts`, or a class has several texts.
+    """
+    prompts = class_prompts(emotions, kind)
+    several = [f"{len(found)} of {name}" for name, found in zip(emotions.names, prompts) if len(found) > 1]
+    if several:
+        do = "Set `text` to a kind with one text a class."
+        raise ConfigProblem(message(f"text={kind}", expected="one text a class", got=several[0], do=do))
+    return [found[0] for found in prompts]
+
+
+def class_prompts(emotions: Emotions, kind: str) -> list[list[str]]:
+    """Return the texts of every class, in class order; one or more a class.
 
     Raises:
         ConfigProblem: an unknown kind, a file that cannot be read, or a class without a text.
     """
     check_kind(kind)
     if kind in TEMPLATES:
-        return [TEMPLATES[kind].format(name) for name in emotions.names]
+        return [[TEMPLATES[kind].format(name)] for name in emotions.names]
     if is_file(kind):
         found, where = _own(Path(kind)), kind
     else:
@@ -52,11 +72,11 @@ def class_texts(emotions: Emotions, kind: str) -> list[str]:
     return [found[name] for name in emotions.names]
 
 
-def _packaged(kind: str) -> dict[str, str]:
+def _packaged(kind: str) -> dict[str, list[str]]:
     return _texts(resources.files("dfer.models").joinpath("texts", f"{kind}.yaml").read_bytes(), kind)
 
 
-def _own(path: Path) -> dict[str, str]:
+def _own(path: Path) -> dict[str, list[str]]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -66,7 +86,7 @@ def _own(path: Path) -> dict[str, str]:
     return _texts(data, path)
 
 
-def _texts(data: bytes, where: object) -> dict[str, str]:
+def _texts(data: bytes, where: object) -> dict[str, list[str]]:
     try:
         plain = parse(data)
     except YamlProblem as problem:
@@ -74,11 +94,19 @@ def _texts(data: bytes, where: object) -> dict[str, str]:
         raise ConfigProblem(
             message(where, expected="lines `class: text`", got=got, do="Correct the file.")
         ) from problem
-    if not isinstance(plain, dict) or not all(isinstance(text, str) and text.strip() for text in plain.values()):
+    texts = [_listed(value) for value in plain.values()] if isinstance(plain, dict) else []
+    if not isinstance(plain, dict) or not all(texts):
         got = type(plain).__name__ if not isinstance(plain, dict) else "a value that is no text"
         raise ConfigProblem(message(where, expected="lines `class: text`", got=got, do="Correct the file."))
     names = [canonical_name(str(name)) for name in plain]
     if twice := next((name for name in names if names.count(name) > 1), None):
         got, do = f"{twice} twice, as itself or a synonym", "Keep one of them."
         raise ConfigProblem(message(where, expected="one text a class", got=got, do=do))
-    return dict(zip(names, plain.values(), strict=True))
+    return dict(zip(names, texts, strict=True))
+
+
+def _listed(value: object) -> list[str]:
+    """Return the texts of a class, given as one text or a list of them; none if anything else is among them."""
+    given = value if isinstance(value, list) else [value]
+    texts = [text for text in given if isinstance(text, str) and text.strip()]
+    return texts if len(texts) == len(given) else []

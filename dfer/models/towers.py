@@ -17,7 +17,8 @@ from typing import Any
 import open_clip
 import torch
 from einops import rearrange
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.constants import OPENAI_DATASET_MEAN as OPENAI_DATASET_MEAN
+from open_clip.constants import OPENAI_DATASET_STD as OPENAI_DATASET_STD
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
@@ -180,13 +181,14 @@ END_TOKEN = VOCABULARY - 1
 
 
 def load_clip(clip: nn.Module, weights: Weights, *, where: object, resize: int | None = None) -> None:
-    """Load a CLIP state dict into `clip`; it must contain both towers. resize: new image size in pixels, for which the
-    position embeddings are interpolated.
+    """Load a CLIP state dict into `clip`; it must contain both towers. From the weights of a run of this project, only
+    those of the towers are taken. resize: new image size in pixels, for which the position embeddings are interpolated.
 
     Raises:
         CheckpointError: names or shapes differ; the message gives the first ones.
     """
-    weights = {_plain_name(name): value for name, value in weights.items()}
+    of_run = {name: value for name, value in weights.items() if name.startswith("towers.")}
+    weights = {_plain_name(name): value for name, value in (of_run or weights).items()}
     weights = {name: value.float() for name, value in weights.items() if name not in NOT_NEEDED}
     if resize is not None:
         _check_positions(weights.get("visual.positional_embedding"), where=where)
@@ -211,8 +213,8 @@ def _check_positions(positions: Tensor | None, *, where: object) -> None:
 
 
 def _plain_name(name: str) -> str:
-    """Remove `text.`, which open_clip's custom-text layout puts before the text tower's names."""
-    return name.removeprefix("text.")
+    """Remove `towers.` of this project's runs, and `text.`, which these and open_clip's custom-text layout have."""
+    return name.removeprefix("towers.").removeprefix("text.")
 
 
 def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, where: object, do: str) -> None:
@@ -243,6 +245,11 @@ def built_clip(settings: dict[str, Any], arch: str) -> CLIP:
         got = f"{arch} ({type(error).__name__}: {str(error)[:200]})"
         do = "Check towers.arch; see dfer/models/configs for examples."
         raise ConfigProblem(message("towers.arch", expected="sizes that go together", got=got, do=do)) from error
+
+
+def context_length(config: TowersConfig) -> int:
+    """Return the number of tokens that the text tower takes."""
+    return int(clip_settings(config)["text_cfg"].get("context_length", CLIPTextCfg.context_length))
 
 
 def clip_settings(config: TowersConfig) -> dict[str, Any]:

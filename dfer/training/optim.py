@@ -82,7 +82,8 @@ def _check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
     given, wanted = set(given), set(wanted)
     if not wanted:
         raise UsageError(
-            "optim: this model trains nothing (all of its parts are frozen). Use `dfer evaluate` for it, not `train`."
+            "optim: this model trains nothing (all of its parts are frozen). Use `dfer evaluate` for it, or "
+            "`dfer crossval` for all folds, not `train`."
         )
     problems = [f"unknown {name!r}. {did_you_mean(name, wanted)}" for name in sorted(given - wanted)]
     problems += [f"no rate for {name!r}. Add optim.groups.{name}.lr" for name in sorted(wanted - given)]

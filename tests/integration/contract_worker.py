@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from dfer.data.features import FeatureLoader, FeatureSet
 from dfer.data.plan import Plan
 from dfer.distributed import World, from_environment, gather_objects, gather_rows, process_group
+from dfer.emotions import label_set
 from dfer.errors import DferError
-from dfer.models.config import ProjectionConfig
+from dfer.models.build import build
+from dfer.models.config import ContrastiveConfig, ProjectionConfig, TowersConfig
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
-from dfer.recognition import Batch, FeatureBatch, Group, Learner, Progress
+from dfer.models.prompts import layout
+from dfer.recognition import Batch, ClipBatch, FeatureBatch, Group, Learner, Progress
 from dfer.run.checkpoints import Checkpoints
 from dfer.run.config import CheckpointConfig
 from dfer.storage import Folder
@@ -94,7 +97,30 @@ def case_projection(name: str, world: World) -> dict[str, Any]:
     share = BATCH // world.size
     engine = engine_of(learner, name, world, share)
     losses = run(engine, world, range(STEPS), share)
-    return {"losses": losses, "weight": engine.weights().get("mlp.weight", torch.zeros(0)).flatten().tolist()}
+    weight = engine.weights().get("mlp.weight", torch.zeros(0)).flatten().tolist()
+    return {"losses": losses, "weight": weight, "captions": captions_losses(name, world)}
+
+
+def captions_losses(name: str, world: World) -> list[float]:
+    """The losses of a small CLIP on clips and captions, some of which are equal."""
+    rates = {key: GroupConfig(lr=0.01) for key in ("image", "text", "scale")}
+    model = build(
+        ContrastiveConfig(towers=TowersConfig(arch="tiny-conv-64")),
+        label_set("basic7"),
+        num_frames=1,
+        seed=1,
+        gather=gather_rows,
+    )
+    share = BATCH // world.size
+    optim = SgdConfig(groups=rates)
+    engine = build_engine(ENGINES[name], model, optim=optim, world=world, global_batch=BATCH, micro_batch=share, seed=5)
+    draw, mine = torch.Generator().manual_seed(7), slice(world.rank * share, (world.rank + 1) * share)
+    frames = torch.randint(0, 256, (BATCH, 1, 3, 64, 64), generator=draw, dtype=torch.uint8)[mine]
+    words = ["anger", "fear", "joy", "joy", "calm", "awe", "fear", "hope", "envy", "calm", "joy", "pride"]
+    text = layout(words, num_contexts=0, position="end", context_length=77).tokens[mine]
+    batch = ClipBatch(frames=frames, index=torch.arange(BATCH)[mine], text=text)
+    progress = Progress(epoch=0, step=0, fraction=0.0)
+    return [engine.step([batch], progress=progress, lr_factor=1.0).loss for _ in range(4)]
 
 
 def case_noise(name: str, world: World) -> dict[str, Any]:

@@ -66,6 +66,14 @@ def test_a_contrastive_head_has_one_loss_curve_on_any_number_of_ranks(
 
 
 @every
+def test_clips_and_captions_have_one_loss_curve_on_any_number_of_ranks(
+    projection: dict[int, dict[str, Any]], name: str
+) -> None:
+    alone, spread = projection[1][name]["captions"], projection[3][name]["captions"]
+    assert alone[-1] < alone[0] - 0.01 and spread == pytest.approx(alone, abs=1e-4)
+
+
+@every
 def test_dropout_and_batch_norm_continue_bit_for_bit(noise: dict[str, Any], name: str) -> None:
     assert noise[name]["losses"][0] == noise[name]["losses"][1]
     assert noise[name]["same"]

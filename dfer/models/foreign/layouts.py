@@ -102,8 +102,8 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Make a saved model of it, `dfer import FILE --method dfer_clip --dataset SET OUT`, and set model.start=OUT.",
     ),
     (
-        (r"towers\.visual\.",),
-        "the weights of a run of this project",
+        (r"tower\.visual\.",),
+        "the weights of a run of this project, without a text tower",
         "Give its run folder as model.start=RUN.",
     ),
     (

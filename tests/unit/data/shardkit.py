@@ -26,6 +26,7 @@ class Clip:
     frames: Sequence[bytes] = field(default_factory=lambda: [jpeg(9)])
     subject: str | None = None
     votes: Sequence[int] | None = None
+    text: str | None = None
 
 
 def write_shards(
@@ -121,4 +122,6 @@ def _columns(path: Path, clips: Sequence[Clip], suffix: str) -> dict[str, object
     width = next((len(clip.votes) for clip in clips if clip.votes), 0)
     if width:
         columns["votes"] = [count for clip in clips for count in clip.votes or [None] * width]
+    if any(clip.text for clip in clips):
+        columns["text"] = [clip.text for clip in clips]
     return columns

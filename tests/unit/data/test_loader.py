@@ -62,6 +62,19 @@ def rows(batches: list[ClipBatch]) -> list[tuple[int, torch.Tensor]]:
     return [(i, frames) for b in batches for i, frames in zip(b.index.tolist(), b.frames, strict=True)]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_clip_comes_with_its_own_tokens_cut_behind_the_longest(folder: Path, workers: int) -> None:
+    lengths = torch.arange(11) % 5 + 2
+    text = (torch.arange(1, 10)[None] + 100 * torch.arange(11)[:, None]) * (torch.arange(9)[None] < lengths[:, None])
+    batches = [batch for epoch in (0, 1) for batch in loader(folder, text=text.int(), workers=workers).epoch(epoch)]
+    assert len(batches) == 8
+    for batch in batches:
+        assert batch.text is not None and batch.text.dtype == torch.int64
+        assert batch.text.shape == (2, int(lengths[batch.index].max()))
+        assert torch.equal(batch.text, text[batch.index, : batch.text.shape[1]])
+    assert next(iter(loader(folder).epoch(0))).text is None
+
+
 def test_shapes_types_and_labels(folder):
     batches = list(loader(folder).epoch(0))
     assert len(batches) == 4 and loader(folder).steps_per_epoch == 2 and loader(folder).accumulation == 2

@@ -12,7 +12,7 @@ from torch import Tensor
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
-from dfer.models.config import TowersConfig
+from dfer.models.config import LinearProbeConfig, TowersConfig
 from dfer.models.files import check_files
 from dfer.models.foreign.weights import read_weights
 from dfer.models.towers import Towers
@@ -158,7 +158,15 @@ def test_a_released_dfer_clip_is_sent_to_the_importer(arch: str, released: Relea
     assert "got a checkpoint of the released DFER-CLIP code. Make a saved model of it, `dfer import" in said
 
 
-def test_our_own_weights_are_sent_to_start(arch: str, tmp_path: Path) -> None:
+def test_our_own_weights_are_taken_where_they_have_both_towers(arch: str, tmp_path: Path) -> None:
+    """Of a run's file only the towers are read; a linear probe has no text tower."""
     own: Any = build(tiny(arch="tiny-conv-64"), label_set("basic7"), num_frames=2, seed=1).state_dict()
-    said = pretrained(arch, own, tmp_path)
-    assert "got the weights of a run of this project. Give its run folder as model.start=RUN" in said
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(own, path)
+    taken = Towers(TowersConfig(arch="tiny-conv-64", pretrained=str(path))).state_dict()
+    assert all(torch.equal(value, own[f"towers.{name}"]) for name, value in taken.items())
+    probe = build(
+        LinearProbeConfig(towers=TowersConfig(arch="tiny-conv-64")), label_set("basic7"), num_frames=2, seed=1
+    )
+    said = pretrained(arch, dict(probe.state_dict()), tmp_path)
+    assert "got the weights of a run of this project, without a text tower. Give its run folder as model." in said

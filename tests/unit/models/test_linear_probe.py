@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from dfer.emotions import label_set
+from dfer.errors import CheckpointError
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, LinearProbeConfig, TowersConfig
 from dfer.models.linear_probe import LinearProbe
+from dfer.models.start import take
 from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Progress
 
 EMOTIONS = label_set("basic7")
@@ -73,3 +75,19 @@ def test_padding_counts_nothing() -> None:
     assert torch.allclose(losses[0], losses[1], atol=1e-6)
     nothing = ClipBatch(frames=batch.frames, labels=batch.labels, index=torch.full((3,), PADDING))
     assert model.loss(model(nothing), nothing, START)["cross_entropy"] == 0
+
+
+def test_the_tower_of_another_method_s_run_is_taken_whole_or_refused() -> None:
+    model, others = probe(), build(DferClipConfig(towers=CONFIG.towers), EMOTIONS, num_frames=2, seed=9)
+    weights = others.state_dict()
+    names = EMOTIONS.names
+    taken = take(model, weights, classes=names, own_classes=names, where="a run")
+    assert model.tower is not None and set(taken.whole) == model.tower_weights()
+    assert set(taken.left) == {"head.weight", "head.bias"}
+    for name, value in model.tower.visual.state_dict().items():
+        assert torch.equal(value, weights[f"towers.visual.{name}"])
+    without = {name: value for name, value in weights.items() if not name.startswith("towers.visual.")}
+    with pytest.raises(
+        CheckpointError, match=r"a run: expected tower\.visual\.\S+ of .*, got none named tower\.visual"
+    ):
+        take(model, without, classes=names, own_classes=names, where="a run")

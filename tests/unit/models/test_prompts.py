@@ -53,6 +53,25 @@ def test_positions_by_hand(position: ContextPosition, expected: list[int]) -> No
     assert placed.eos.tolist() == [9]
 
 
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [("end", [1, 2, 3, 4, 5]), ("front", [3, 4, 5, 6, 7]), ("middle", [1, 2, 5, 6, 7])],
+)
+def test_a_period_may_stay_behind_the_contexts(position: ContextPosition, expected: list[int]) -> None:
+    placed = layout(["sad face."], num_contexts=5, position=position, context_length=77, period_last=True)
+    period = TOKENIZER.encode(".")[0]
+    assert placed.slots.tolist() == [expected] and placed.tokens[0, 8] == period and placed.eos.tolist() == [9]
+    bare = layout(["sad face"], num_contexts=5, position=position, context_length=77, period_last=True)
+    assert bare.eos.tolist() == [8]
+
+
+def test_truncation_is_clip_s() -> None:
+    long = "a very long face " * 30
+    placed = layout([long, "sad."], num_contexts=0, position="end", context_length=77, truncate=True)
+    assert placed.tokens.tolist() == TOKENIZER([long, "sad."], context_length=77).tolist()
+    assert placed.eos.tolist() == [76, 3]
+
+
 def test_too_long_a_prompt_names_the_number_that_fits() -> None:
     with pytest.raises(ConfigProblem) as caught:
         layout(TEXTS, num_contexts=60, position="end", context_length=77)

@@ -1,20 +1,51 @@
 """What is said of each class: templates, the packaged descriptors, a file of the user's."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from dfer.config import ConfigProblem
 from dfer.emotions import Emotions, label_set
-from dfer.models.texts import KINDS, class_texts
+from dfer.models.texts import KINDS, class_prompts, class_texts
 
 OWN = Emotions(names=("sleepy", "happiness"))
 
 
+# SHA-256 of the lists in models/Text.py of the released Exp-CLIP code (github zengqunzhao/Exp-CLIP @23ace53), in the
+# order of the classes and joined by line ends.
+ENSEMBLES = {
+    "ensemble_5": (5, "8f366c66728d72ec3e91d560e903491b0dcb274f622dd949980c64744043e6f5"),
+    "ensemble_10": (10, "08a36e424d5df68e5b17148711cdfbec16939bce20fbbe3b676440f33b731723"),
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_known_emotion_has_a_text_of_every_kind(kind: str) -> None:
-    texts = class_texts(label_set("mafw11"), kind)
-    assert len(set(texts)) == 11 and all(text.endswith(".") for text in texts)
+def test_every_known_emotion_has_texts_of_every_kind(kind: str) -> None:
+    prompts = class_prompts(label_set("mafw11"), kind)
+    texts = [text for found in prompts for text in found]
+    assert [len(found) for found in prompts] == [ENSEMBLES.get(kind, (1, ""))[0]] * 11
+    assert len(set(texts)) == len(texts) and all(text.endswith(".") for text in texts)
+    assert class_prompts(label_set("basic7"), kind) == prompts[:7]
+
+
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_every_string_of_the_ensembles_is_the_release_s(kind: str) -> None:
+    count, sha256 = ENSEMBLES[kind]
+    texts = [text for found in class_prompts(label_set("mafw11"), kind) for text in found]
+    assert len(texts) == 11 * count and hashlib.sha256("\n".join(texts).encode()).hexdigest() == sha256
+
+
+def test_a_method_that_takes_one_text_a_class_refuses_several() -> None:
+    expected = r"text=ensemble_5: expected one text a class, got 5 of happiness\. Set `text` to a kind with one"
+    with pytest.raises(ConfigProblem, match=expected):
+        class_texts(label_set("basic7"), "ensemble_5")
+
+
+def test_a_file_may_give_several_texts_a_class(tmp_path: Path) -> None:
+    path = tmp_path / "texts.yaml"
+    path.write_text("happy:\n  - a broad smile.\n  - raised cheeks.\nsleepy: drooping eyelids.\n")
+    assert class_prompts(OWN, str(path)) == [["drooping eyelids."], ["a broad smile.", "raised cheeks."]]
 
 
 def test_templates_fit_any_class() -> None:
@@ -45,6 +76,8 @@ def test_a_class_without_a_text_is_named(tmp_path: Path) -> None:
         (b"- a\n", "expected lines `class: text`, got list"),
         (b"sleepy: 7\nhappiness: x\n", "got a value that is no text"),
         (b"sleepy: '  '\n", "got a value that is no text"),
+        (b"sleepy: []\n", "got a value that is no text"),
+        (b"sleepy: [a, 7]\n", "got a value that is no text"),
         (b"sleepy: [\n", "got not valid YAML"),
         (b"happy: a\nhappiness: b\n", "got happiness twice"),
         (b"a: " + b"x" * 70_000, "got not valid YAML"),

@@ -1,0 +1,94 @@
+"""A small CLIP learns on generated faces by `contrastive`; methods that need trained towers learn from it.
+
+Chance is one in seven. Each method must beat it on the test clips of its fold by three standard errors of chance.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import Capture, here, make_shards, result
+from tests.suite import once
+
+pytestmark = [pytest.mark.integration, pytest.mark.long]
+
+CLIPS, CLASSES = 280, 7
+TINY = """
+run: run
+epochs: 1
+batch: 32
+eval_batch: 64
+log_every: 100
+data:
+  shards: {shards}
+  frames: 2
+  size: 64
+  workers: 0
+  augment: {{crop: true, min_area: 0.85, flip: 0.5, brightness: 0.1}}
+engine: {{name: ddp, clip_norm: 1.0}}
+checkpoint: {{every_epochs: 100, keep_last: 1}}
+model: {{towers: {{arch: tiny-conv-64}}, {model}}}
+optim: {{{optim}}}
+{more}
+"""
+ADAM = "name: adamw, weight_decay: 0.05"
+EXTRA = {
+    "contrastive": (
+        "name: contrastive, text: class_descriptor, text_from: class, train_text: false",
+        f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, scale: {{lr: 1.0e-3}}}}",
+    ),
+    "zero_shot": ("name: zero_shot, text: class_descriptor", "name: sgd, groups: {}"),
+    "coop": (
+        "name: coop, num_contexts: 4, text: class_descriptor, shared_contexts: false",
+        f"{ADAM}, groups: {{prompts: {{lr: 2.0e-2}}}}",
+    ),
+    "cocoop": (
+        "name: cocoop, num_contexts: 4, text: class_descriptor",
+        f"{ADAM}, groups: {{prompts: {{lr: 2.0e-2}}, meta: {{lr: 5.0e-3}}}}",
+    ),
+    "linear_probe": (
+        "name: linear_probe, clip_normalisation: false",
+        "name: adamw, groups: {head: {lr: 1.0e-2}}",
+    ),
+    "fine_tune": (
+        "name: fine_tune",
+        f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, head: {{lr: 1.0e-3}}}}",
+    ),
+}
+EPOCHS = {"contrastive": 12, "coop": 5, "cocoop": 4, "linear_probe": 5, "fine_tune": 15, "zero_shot": 1}
+COSINE = "schedule: {name: cosine, warmup_epochs: 1}"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with once(tmp_path_factory, "learning") as (folder, made):
+        return (folder if made else make_shards(folder, "dfew", clips=CLIPS)) / "shards"
+
+
+def learned(capsys: Capture, method: str, shards: Path, folder: Path, *words: str) -> float:
+    """Train a method on one fold; returns by how many standard errors of chance its WAR exceeds chance."""
+    model, optim = EXTRA[method]
+    path, run = folder / f"{method}.yaml", folder / method
+    path.write_text(TINY.format(shards=shards, model=model, optim=optim, more=COSINE if EPOCHS[method] > 5 else ""))
+    verb = "evaluate" if method == "zero_shot" else "train"
+    done = here(capsys, verb, path, f"run={run}", f"epochs={EPOCHS[method]}", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, chance = result(run), 1 / CLASSES
+    clips = found["clips"]
+    assert clips == CLIPS // 5
+    return float((found["war"] - chance) / math.sqrt(chance * (1 - chance) / clips))
+
+
+def test_frozen_towers_learn_from_a_small_clip_that_was_trained_here(
+    capsys: Capture, shards: Path, tmp_path: Path
+) -> None:
+    found = {"contrastive": learned(capsys, "contrastive", shards, tmp_path)}
+    start = f"model.start={tmp_path / 'contrastive'}"
+    for method in ("zero_shot", "coop", "cocoop", "linear_probe"):
+        found[method] = learned(capsys, method, shards, tmp_path, start)
+    assert min(found.values()) > 3, found
+
+
+def test_fine_tuning_learns(capsys: Capture, shards: Path, tmp_path: Path) -> None:
+    assert learned(capsys, "fine_tune", shards, tmp_path) > 3
