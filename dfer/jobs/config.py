@@ -29,7 +29,9 @@ class RunConfig:
     clips of an optimizer step over all ranks; micro_batch: most clips of one forward pass of a rank, none = its whole
     share; eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often
     as the selection needs. select: which checkpoint is reported; val_share: fraction of the training clips held out for
-    `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write the clips of each step into
+    `best_on_val`. published: a paper's numbers, to show beside ours. rank_mean: number
+    of ranks; also give UAR and recalls as the means of what these would have computed, each over its share of the test
+    clips, which some papers print. record_clips: write the clips of each step into
     metrics.jsonl.
     """
 
@@ -47,6 +49,7 @@ class RunConfig:
     record_clips: bool = key(False, resume="free")
     select: Selection = "last"
     val_share: float = 0.1
+    rank_mean: int | None = key(None, resume="free")
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
@@ -66,6 +69,8 @@ class RunConfig:
         if len({*self.seeds}) < len(self.seeds):
             listed = ", ".join(map(str, self.seeds))
             raise ConfigProblem(f"seeds: expected each of them once, got {listed}. Correct it")
+        if self.rank_mean is not None and self.rank_mean < 2:
+            raise ConfigProblem(f"rank_mean: expected at least 2 ranks, got {self.rank_mean}. DK-CLIP's tables have 2")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
         if self.data.features is not None:

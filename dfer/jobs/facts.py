@@ -12,7 +12,7 @@ from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
-from dfer.models.config import DferClipConfig
+from dfer.models.config import DferClipConfig, DkClipConfig
 from dfer.models.files import source
 from dfer.models.texts import class_texts
 from dfer.recognition import Recognizer
@@ -102,7 +102,8 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
 
 def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:
     """Return the text of each class; None for a method without class texts."""
-    return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
+    model = config.model
+    return class_texts(emotions, model.text) if isinstance(model, DferClipConfig | DkClipConfig) else None
 
 
 def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkpoint) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from dfer.emotions import Emotions
-from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
+from dfer.models.config import DferClipConfig, DkClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
+from dfer.models.dk_clip import DkClip
 from dfer.models.foreign.released import load_released
 from dfer.models.linear_probe import LinearProbe
 from dfer.models.towers import FEATURE, ImageTower, Towers
@@ -50,6 +51,11 @@ def build(
             tower = image_tower(config.towers, seed=seed, weights=weights) if dims is None else None
             with _stream(seed, config.name):
                 return LinearProbe(config, tower=tower, dim=_dim(tower, dims), emotions=emotions)
+        case DkClipConfig():
+            with _stream(seed, "towers"):
+                towers = Towers(config.towers if weights else replace(config.towers, pretrained=None))
+            with _stream(seed, config.name):
+                return DkClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
 
 
 def _dim(tower: ImageTower | None, dims: Mapping[str, int] | None) -> int:

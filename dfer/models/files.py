@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from dfer.errors import CheckpointError, message
-from dfer.models.config import DferClipConfig, ModelConfig
+from dfer.models.config import DferClipConfig, DkClipConfig, ModelConfig
 from dfer.models.texts import is_file
 
 QUICK_NAME = "-quickgelu"
@@ -21,7 +21,7 @@ def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
     `model`. open_clip's names and tags are not files."""
     arch, pretrained = config.towers.arch, config.towers.pretrained
     found = {"towers.arch": arch} if arch.endswith(".json") else {}
-    if isinstance(config, DferClipConfig) and is_file(config.text):
+    if isinstance(config, DferClipConfig | DkClipConfig) and is_file(config.text):
         found["text"] = config.text
     if not weights:
         return found

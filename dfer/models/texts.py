@@ -13,7 +13,7 @@ TEMPLATES = {
     "class_names_with_context": "an expression of {}.",
     "photo": "a photo of {}.",
 }
-KINDS = (*TEMPLATES, "class_descriptor")
+KINDS = (*TEMPLATES, "class_descriptor", "action_units")
 """Texts that come with the package; any other name is a YAML file of the user's, `class: text`."""
 
 
