@@ -87,6 +87,7 @@ def message_block() -> dict[str, np.ndarray]:
 
 def x_block() -> dict[str, np.ndarray]:
     """Two clips of 8 frames; X-CLIP's messages go through the whole clip."""
+    import clip  # noqa: F401  # first: its modules import each other
     from models.cct import CrossFramelAttentionBlock
 
     return _block(CrossFramelAttentionBlock(recipe.BLOCK_WIDTH, recipe.BLOCK_HEADS, T=8), "x_block", 16)
