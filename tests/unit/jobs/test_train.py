@@ -168,6 +168,7 @@ def test_a_micro_batch_that_does_not_divide_the_share_leaves_a_smaller_last_one(
         ({"micro_batch": -1}, "micro_batch: expected at least 1, got -1"),
         ({"fold": 0}, "fold: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"rank_mean": 1}, "rank_mean: expected at least 2 ranks, got 1"),
         ({"val_share": 1.0}, "val_share: expected a share between 0 and 1, got 1.0"),
     ],
 )
