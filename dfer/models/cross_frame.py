@@ -35,14 +35,10 @@ class MessageBlock(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """[(G N) L M] -> [(G N) L M]. frames: N."""
         sent = rearrange(self.message_fc(x[:, 0]), "(g n) m -> g n m", n=frames)
-        sent = sent + _attended(self.message_attn, self.message_ln(sent))
+        sent = sent + self.message_attn(self.message_ln(sent))[0]
         tokens = torch.cat([x, rearrange(sent, "g n m -> (g n) 1 m").to(x.dtype)], dim=1)
-        x = x + _attended(self.attn, self.ln_1(tokens))[:, :-1]
+        x = x + self.attn(self.ln_1(tokens))[0][:, :-1]
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
-
-
-def _attended(attention: nn.Module, x: Tensor) -> Tensor:
-    return attention(x, x, x, need_weights=False, attn_mask=None)[0]  # type: ignore[no-any-return]
 
 
 class CrossFrameEncoder(nn.Module):

@@ -81,7 +81,7 @@ class DkClip(Recognizer):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(-1, 1, 1), persistent=False)
         self.register_buffer("_text", None, persistent=False)
-        self.register_load_state_dict_post_hook(_forget_text)
+        self.register_load_state_dict_post_hook(_forget_text)  # type: ignore[no-untyped-call]
 
     @property
     def image(self) -> CrossFrameEncoder:

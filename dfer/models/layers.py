@@ -56,10 +56,17 @@ class SelfAttention(nn.Module):
         self.out_proj = attention.out_proj
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool, attn_mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores. `key` and `value` must be `query`."""
-        assert query is key is value and not need_weights
+        """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores. `key` and `value` must be `query` or None."""
+        # The same memory, not the same object: ZeRO 3's hooks replace every argument by a view of it.
+        assert all(given is None or given.data_ptr() == query.data_ptr() for given in (key, value)) and not need_weights
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = rearrange(qkv, "n l (three o d) -> three n o l d", three=3, o=self.heads)
         mixed = rearrange(attend(q, k, v, attn_mask), "n o l d -> n l (o d)")

@@ -58,8 +58,7 @@ class SnippetIntegration(nn.Module):
     def forward(self, snippets: Tensor) -> Tensor:
         """[B S D] -> [B D]; S is at most the number of positions."""
         x = snippets + self.positions[: snippets.shape[1]]
-        y = self.norm1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=None)[0]
+        x = x + self.attn(self.norm1(x))[0]
         x = x + self.mlp(self.norm2(x))
         return (x + snippets).mean(dim=1)  # type: ignore[no-any-return]
 

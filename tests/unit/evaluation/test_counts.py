@@ -114,10 +114,11 @@ def dealt(even: list[tuple[int, int]], odd: list[tuple[int, int]]) -> tuple[list
 
 
 def test_disgust_in_dfew_s_first_fold_as_dk_clip_publishes_it() -> None:
-    """3 of 16 clips on one rank and 0 of 13 on the other: published as 9.38; over the test split it is 10.34."""
+    """3 of 16 clips on one rank and 0 of 13 on the other: published as 9.38; over the test split it is 10.34.
+    Class 0 is on the second rank alone."""
     labels, answers = dealt([(1, 1)] * 3 + [(1, 0)] * 13, [(1, 0)] * 13)
     found = rank_mean(labels, answers, ranks=2, num_classes=2)
-    assert percent(found.recall[1]) == "9.38" and found.uar == pytest.approx((1 + 3 / 32) / 2)
+    assert percent(found.recall[1]) == "9.38" and found.uar == pytest.approx((1 / 2 + 3 / 32) / 2)
     counts = [[sum(pair == (i, j) for pair in zip(labels, answers)) for j in range(2)] for i in range(2)]
     assert percent(scores(counts).recall[1]) == "10.34"
 

@@ -239,6 +239,7 @@ def _sums(name: str, grad: Tensor | None, like: Tensor) -> tuple[float, float] |
     return float(whole.norm()), float((whole * torch.from_numpy(recipe.direction(name, tuple(like.shape)))).sum())
 
 
+@pytest.mark.slow("five steps on 48 frames, within 2 s on an idle machine")
 def test_five_steps_of_the_released_optimizer(
     recorded: dict[str, Any], released_weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
