@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfer.bench.method import bench_method
+from dfer.bench.method import SECOND, TOWER, bench_method
 from dfer.bench.step import bench_step
 from dfer.config import ConfigProblem
 
@@ -28,9 +28,10 @@ def test_a_method_is_measured_beside_its_tower(capsys: pytest.CaptureFixture[str
     result = bench_method(["methods/dk_clip", "sets/mafw"], overrides, clips=1, rounds=1, threads=1)
     assert list(result["seconds"]) == [
         "method",
-        "image tower, forward",
-        "image tower, forward and backward",
-        "image tower and second encoder, forward and backward",
+        "image tower forward",
+        TOWER,
+        SECOND,
+        f"{TOWER} and {SECOND}",
     ]
     for name, ratio in result["ratios"].items():
         assert ratio == pytest.approx(result["seconds"]["method"] / result["seconds"][name])
