@@ -187,7 +187,7 @@ def test_problems_of_all_parts_come_at_once() -> None:
         "epochs: expected a whole number, got '1e2' (str)",
         "data.shard: unknown key. Did you mean 'shards'?",
         "data.shards: required, but missing",
-        "model.name: unknown 'dfer_clp'. Did you mean 'dfer_clip'?",
+        "model.name: unknown 'dfer_clp'. Did you mean 'dfer_clip'",
         "optim.groups: required, but missing",
     ):
         assert said in str(caught.value)

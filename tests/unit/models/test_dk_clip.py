@@ -1,5 +1,6 @@
 """DK-CLIP on tiny towers: messages, weights of equal snippets, schedules of the loss, frozen parts, wrong input."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def model_of(*, frames: int = 4, seed: int = 0, **changes: Any) -> DkClip:
     return model
 
 
+@functools.cache
+def shared(*, frames: int = 4) -> DkClip:
+    """A model that no test changes."""
+    return model_of(frames=frames)
+
+
 def at(epoch: int) -> Progress:
     return Progress(epoch=epoch, step=epoch, fraction=epoch / 50)
 
@@ -46,7 +53,7 @@ def finite(out: Recognition) -> bool:
 
 
 def test_shapes_and_variants() -> None:
-    out = model_of(frames=8)(batch(clips=3, frames=8))
+    out = shared(frames=8)(batch(clips=3, frames=8))
     assert out.logits.shape == out.variants["local"].shape == out.variants["fused"].shape == (3, 7)
     assert out.aux["snippets"].shape == (3, 4, 7)
     assert torch.allclose(out.variants["local"], out.aux["snippets"].sum(dim=1))
@@ -56,13 +63,13 @@ def test_shapes_and_variants() -> None:
 
 
 def test_a_clip_is_answered_alike_alone_and_among_others() -> None:
-    model, clips = model_of(frames=8).eval(), batch(clips=3, frames=8)
+    model, clips = shared(frames=8), batch(clips=3, frames=8)
     alone = [model(ClipBatch(frames=clips.frames[i : i + 1], index=clips.index[:1])).logits for i in range(3)]
     assert torch.allclose(torch.cat(alone), model(clips).logits, atol=1e-3)
 
 
 def test_messages_reach_the_frames_of_a_snippet_and_no_others() -> None:
-    image = model_of(frames=4).image
+    image = shared().image
     pictures = torch.randn(4, 3, 64, 64)
     other = pictures.clone()
     other[1] += 1
@@ -87,7 +94,7 @@ def test_equal_snippets_weigh_the_same_and_keep_gradients_finite(frames: int) ->
 
 
 def test_grey_and_constant_frames() -> None:
-    model, clips = model_of(), batch()
+    model, clips = shared(), batch()
     grey = clips.frames[:, :, :1].expand(-1, -1, 3, -1, -1)
     for frames in (grey, torch.zeros_like(grey), torch.full_like(grey, 255)):
         assert finite(model(ClipBatch(frames=frames, index=clips.index)))
@@ -107,9 +114,10 @@ def test_some_snippet_is_kept_however_many_there_are() -> None:
 
 
 def test_frames_are_normalised_as_imagenet_s() -> None:
-    model, seen = model_of(), []
-    model.image.conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model, seen = shared(), []
+    hook = model.image.conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     model(batch())
+    hook.remove()
     expected = (batch().frames.flatten(0, 1) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
         [0.229, 0.224, 0.225]
     ).view(3, 1, 1)
@@ -149,7 +157,7 @@ def test_the_schedules_change_at_their_epochs() -> None:
 
 def test_the_agreement_s_variants() -> None:
     """Without a gradient into the target; with the local prediction's logarithm, which is a cross entropy."""
-    base, clips = model_of(), batch()
+    base, clips = shared(), batch()
     out = base(clips)
     for detached in (False, True):
         whole = out.logits.detach().requires_grad_()
@@ -164,7 +172,7 @@ def test_the_agreement_s_variants() -> None:
 
 
 def test_padding_adds_nothing_to_any_term() -> None:
-    model, clips = model_of(), batch(clips=3)
+    model, clips = shared(), batch(clips=3)
     index = torch.tensor([0, PADDING, 1])
     padded = ClipBatch(frames=clips.frames, labels=clips.labels, index=index)
     kept = index != PADDING
@@ -174,7 +182,7 @@ def test_padding_adds_nothing_to_any_term() -> None:
 
 
 def test_groups_and_what_the_release_freezes() -> None:
-    groups = model_of().param_groups()
+    groups = shared().param_groups()
     assert list(groups) == ["image", "semantic", "messages", "integration", "prompts"]
     model = model_of(train="released")
     assert list(model.param_groups()) == ["image", "messages", "prompts"]
@@ -184,7 +192,7 @@ def test_groups_and_what_the_release_freezes() -> None:
 
 
 def test_the_second_encoder_begins_as_clip_s_or_drawn() -> None:
-    clip, drawn, again = model_of(), model_of(second_encoder="random"), model_of(second_encoder="random")
+    clip, drawn, again = shared(), model_of(second_encoder="random"), model_of(second_encoder="random")
     name = "blocks.1.mlp.c_fc.weight"
     ours = {which: model.semantic.state_dict()[name] for which, model in zip("cda", (clip, drawn, again))}
     theirs = clip.image.state_dict()[name]
@@ -205,11 +213,11 @@ def test_class_texts_are_encoded_once_and_again_after_loading() -> None:
 
 
 def test_it_learns_one_batch() -> None:
-    model, clips = model_of(), batch(clips=7)
-    clips = ClipBatch(frames=clips.frames, labels=torch.arange(7), index=clips.index)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
+    model, clips = model_of(frames=2, snippet=1), batch(clips=3, frames=2)
+    clips = ClipBatch(frames=clips.frames, labels=torch.tensor([0, 3, 6]), index=clips.index)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(15):
         terms = model.loss(model(clips), clips, START)
         losses.append(float(terms["global"].detach()))
         optimizer.zero_grad()
@@ -232,7 +240,7 @@ def test_frames_that_the_snippet_length_does_not_divide(frames: int, do: str) ->
 
 
 def test_clips_of_another_length_or_size() -> None:
-    model = model_of(frames=4)
+    model = shared()
     assert model(batch(frames=2)).logits.shape == (2, 7)
     with pytest.raises(UsageError, match=r"frames: expected whole snippets of 2 frames, got 3\. Set data.frames to"):
         model(batch(frames=3))
