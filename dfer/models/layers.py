@@ -64,11 +64,18 @@ class SelfAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores. `key` and `value` must be `query` or None."""
-        # The same memory, not the same object: ZeRO 3's hooks replace every argument by a view of it.
-        assert all(given is None or given.data_ptr() == query.data_ptr() for given in (key, value)) and not need_weights
-        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = rearrange(qkv, "n l (three o d) -> three n o l d", three=3, o=self.heads)
+        """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores.
+
+        `key` and `value` hold what `query` holds, or are None. Under ZeRO 3, DeepSpeed's hooks make three tensors of the
+        one, and release the module's weights after the backward pass of all three, so each has to be used.
+        """
+        assert not need_weights
+        if key is None or value is None or query is key is value:
+            projected = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:
+            weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+            projected = tuple(map(F.linear, (query, key, value), weights, biases))
+        q, k, v = (rearrange(part, "n l (o d) -> n o l d", o=self.heads) for part in projected)
         mixed = rearrange(attend(q, k, v, attn_mask), "n o l d -> n l (o d)")
         return self.out_proj(mixed), None
 
