@@ -66,8 +66,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores.
 
-        `key` and `value` hold what `query` holds, or are None. Under ZeRO 3, DeepSpeed's hooks make three tensors of the
-        one, and release the module's weights after the backward pass of all three, so each has to be used.
+        `key` and `value` hold what `query` holds, or are None. Under ZeRO 3, DeepSpeed's hooks make three tensors of
+        the one, and release the module's weights after the backward pass of all three, so each has to be used.
         """
         assert not need_weights
         if key is None or value is None or query is key is value:
