@@ -1,13 +1,12 @@
-"""DK-CLIP trained as a user does: on every engine, continued, and better than chance on generated faces."""
+"""DK-CLIP trained as a user does: on every engine, and continued."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integration.commands import finish, last_weights, make_shards, records, result
+from tests.integration.commands import finish, last_weights, records, result
 
 pytestmark = pytest.mark.integration
 
@@ -76,25 +75,3 @@ def test_engines_agree_and_a_run_continues_under_another(config: Path, tmp_path:
     ours, theirs = last_weights(parted), last_weights(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
-
-
-@pytest.mark.long
-@pytest.mark.slow("350 generated clips and a minute of training")
-def test_it_learns_generated_faces(tmp_path: Path) -> None:
-    """WAR above chance, 1/7, by three standard errors."""
-    shards = make_shards(tmp_path, "dfew", clips=350) / "shards"
-    path = tmp_path / "learn.yaml"
-    path.write_text(TINY.format(shards=shards))
-    run = tmp_path / "run"
-    changes = (
-        "epochs=8",
-        "batch=16",
-        "engine={name: ddp, zero: 0}",
-        "model.losses={schedule: all, epoch: null}",
-        "data.frames=8",
-    )
-    rates = [f"optim.groups.{name}.lr=1.0e-3" for name in ("messages", "integration", "prompts")]
-    finish("train", path, f"run={run}", *changes, *rates)
-    found = json.loads((run / "results" / "test.json").read_text())
-    error = math.sqrt(1 / 7 * 6 / 7 / found["clips"])
-    assert found["clips"] == 70 and found["war"] > 1 / 7 + 3 * error
