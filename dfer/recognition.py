@@ -119,10 +119,12 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters that share a learning rate. decay: whether weight decay applies to them."""
+    """Parameters that share a learning rate. decay: whether weight decay applies to them. spared: parameters, also of
+    other groups, that an optimizer with `no_decay` spares as it spares vectors, such as positions."""
 
     params: list[nn.Parameter]
     decay: bool = True
+    spared: tuple[nn.Parameter, ...] = ()
 
 
 class Learner(nn.Module, ABC):

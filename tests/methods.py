@@ -16,9 +16,9 @@ from dfer.models.config import (
     FineTuneConfig,
     LinearProbeConfig,
     ModelConfig,
-    TemporalConfig,
-    TowersConfig,
 )
+from dfer.models.config_dk_clip import DkClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.towers import END_TOKEN, START_TOKEN
 from dfer.recognition import ClipBatch, Recognizer
 
@@ -70,6 +70,7 @@ METHODS = {
     "coop": Method(config=lambda: CoOpConfig(towers=TOWERS, num_contexts=2)),
     "cocoop": Method(config=lambda: CoCoOpConfig(towers=TOWERS, num_contexts=2)),
     "contrastive": Method(config=lambda: ContrastiveConfig(towers=TOWERS, temporal=TemporalConfig(depth=1))),
+    "dk_clip": Method(config=lambda: DkClipConfig(towers=VIT, snippet=2), lr=1e-3),
 }
 
 

@@ -18,7 +18,8 @@ from dfer.jobs.config import RunConfig
 from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.initial import initial_model
-from dfer.models.config import LinearProbeConfig, TowersConfig
+from dfer.models.config import LinearProbeConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.towers import Towers
 from dfer.recognition import Progress
 from dfer.training.build import build_engine

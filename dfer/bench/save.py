@@ -11,7 +11,8 @@ from dfer.config import ConfigProblem
 from dfer.distributed import World, process_group
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.recognition import Progress
 from dfer.run.checkpoints import Checkpoints

@@ -11,7 +11,8 @@ import torch
 from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.recognition import ClipBatch, Progress, Recognizer
 
@@ -47,7 +48,7 @@ def bench_step(
         model = build(config, label_set("basic7"), num_frames=frames, seed=0).to(device)
         assert isinstance(model, DferClip)
         step = _step(model, clips_of_noise(clips, frames, model.image_size, device), precision)
-        seconds = [_timed(step, device) for _ in range(steps + 1)][1:]
+        seconds = [timed(step, device) for _ in range(steps + 1)][1:]
         used = torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
@@ -89,7 +90,8 @@ def _step(model: Recognizer, batch: ClipBatch, precision: str) -> Callable[[], N
     return step
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
+def timed(step: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of a call, with what it left to the device."""
     start = time.perf_counter()
     step()
     if device.type == "cuda":

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dfer.cli import add_command, add_configs
+from dfer.cli import add_command, add_configs, is_override
 
 EXAMPLES = {
     "features": """dfer bench features demo/shards
@@ -17,7 +17,8 @@ dfer bench loader s3://bucket/dfew --against data/dfew""",
 dfer bench save --out s3://bucket/bench""",
     "scale": """dfer bench scale""",
     "step": """dfer bench step --precision bf16
-dfer bench step --arch ViT-B-16-quickgelu --clips 1""",
+dfer bench step --arch ViT-B-16-quickgelu --clips 1
+dfer bench step methods/dk_clip sets/mafw --threads 2""",
 }
 
 
@@ -61,7 +62,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         bench, "scale", "calculate what 8, 64 and 512 GPUs would do (docs/scale.md)", EXAMPLES["scale"], _bench_scale
     )
     sub = add_command(bench, "step", "clips/s of a training step at full size", EXAMPLES["step"], _bench_step)
-    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    told = "a run's configuration and a.b=c: measure its forward and backward pass beside its tower's"
+    sub.add_argument("words", nargs="*", metavar="CONFIG", help=told)
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu", help="of DFER-CLIP, without CONFIG")
     sub.add_argument("--clips", type=int, default=2)
     sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sub.add_argument("--steps", type=int, default=5)
@@ -109,6 +112,13 @@ def _bench_scale(_: argparse.Namespace) -> None:
 
 
 def _bench_step(args: argparse.Namespace) -> None:
+    from dfer.bench.method import bench_method
     from dfer.bench.step import bench_step
 
-    bench_step(arch=args.arch, clips=args.clips, precision=args.precision, steps=args.steps, threads=args.threads)
+    sizes = {"clips": args.clips, "threads": args.threads}
+    if not args.words:
+        bench_step(arch=args.arch, precision=args.precision, steps=args.steps, **sizes)
+        return
+    overrides = [word for word in args.words if is_override(word)]
+    configs = [word for word in args.words if not is_override(word)]
+    bench_method(configs, overrides, precision=args.precision, rounds=args.steps, **sizes)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dfer.choices import Selection
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.scores import Scores, scores
+from dfer.evaluation.scores import RankMean, Scores, scores
 from dfer.run.changes import Change
 from dfer.run.layout import RESULT, predictions_name, result_name, result_values
 from dfer.storage import Folder
@@ -84,7 +84,8 @@ class FoldResult:
     in the layout of `dataset`. excluded: clips of all partitions that the split files name and the shards lack. start:
     run, step, selection and SHA-256 of the weights that the run started from, empty if it did not start from a run of
     this project.
-    variants: scores of the method's other outputs for the same clips, by name.
+    variants: scores of the method's other outputs for the same clips, by name. rank_mean: UAR and recalls as ranks
+    would have computed them on their shares, None if not asked for; they stand beside the scores and replace none.
     """
 
     version: Literal[1] = 1
@@ -119,9 +120,10 @@ class FoldResult:
     seconds: float
     start: str = ""
     variants: dict[str, Scores] = field(default_factory=dict)
+    rank_mean: RankMean | None = None
 
     def __post_init__(self) -> None:
-        problem = self._shape_problem() or self._score_problem() or self._variant_problem()
+        problem = self._shape_problem() or self._score_problem() or self._variant_problem() or self._rank_problem()
         if problem:
             raise ConfigProblem(f"{problem}. Evaluate this fold again.")
 
@@ -172,6 +174,18 @@ class FoldResult:
                 return f"variants.{name}: expected the {self.clips} clips of the result, got others"
             if not _agree(found, scores(matrix)):
                 return f"variants.{name}: expected the scores that its confusion matrix gives, got something else"
+        return ""
+
+    def _rank_problem(self) -> str:
+        """The means over ranks must be of this result's classes."""
+        found = self.rank_mean
+        if found is None:
+            return ""
+        size = len(self.classes)
+        if len(found.recall) != size or not all(0 <= share <= 1 for share in found.recall):
+            return f"rank_mean.recall: expected {size} numbers from 0 to 1, got others"
+        if not _same(found.uar, sum(found.recall) / size):
+            return "rank_mean.uar: expected the mean of its recalls, got something else"
         return ""
 
 

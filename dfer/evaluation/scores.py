@@ -48,6 +48,34 @@ def scores(matrix: Sequence[Sequence[int]]) -> Scores:
     return Scores(confusion=rows, war=correct / sum(count), uar=sum(present) / len(present), recall=recall, count=count)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankMean:
+    """Means of the scores that several ranks would compute, each over its share of the test clips, from 0 to 1.
+
+    Some releases print these (DK-CLIP's: UAR and recalls, two ranks); they differ from the recalls over all test clips.
+    recall: per class; a class without clips on a rank counts 0 there. uar: mean of these recalls.
+    """
+
+    ranks: int
+    uar: float
+    recall: tuple[float, ...]
+
+
+def rank_mean(labels: Sequence[int], predicted: Sequence[int], *, ranks: int, num_classes: int) -> RankMean:
+    """Compute the means over `ranks` shares, dealt one clip after the other in the order of the test split."""
+    clips = list(zip(labels, predicted, strict=True))
+    shares = [_recalls(clips[rank::ranks], num_classes) for rank in range(ranks)]
+    recall = tuple(sum(of_class) / ranks for of_class in zip(*shares))
+    return RankMean(ranks=ranks, uar=sum(recall) / num_classes, recall=recall)
+
+
+def _recalls(clips: Sequence[tuple[int, int]], num_classes: int) -> list[float]:
+    """Recall per class of (label, predicted) pairs; 0 for a class without clips."""
+    counts = [sum(label == k for label, _ in clips) for k in range(num_classes)]
+    hits = [sum(label == k == answer for label, answer in clips) for k in range(num_classes)]
+    return [hit / count if count else 0.0 for hit, count in zip(hits, counts)]
+
+
 def total(matrices: Sequence[Scores]) -> Scores:
     """Compute the scores of the sum of several confusion matrices over the same classes; every clip weighs the same."""
     size = len(matrices[0].count)

@@ -37,7 +37,9 @@ class RunConfig:
     as the selection needs. select: which checkpoint is reported; val_share: fraction of the training clips held out for
     `best_on_val`. ema: decay of an exponential moving average of the weights, which is then evaluated in place of the
     weights, none = no average. early_stop: end training when the score of `select` rises no more. published: a paper's
-    numbers, to show beside ours. record_clips: write the clips of each step into metrics.jsonl.
+    numbers, to show beside ours. rank_mean: number of ranks; also give UAR and recalls as the means of what these would
+    have computed, each over its share of the test clips, which some papers print. record_clips: write the clips of each
+    step into metrics.jsonl.
     """
 
     job: Literal["crossval"] = key("crossval", resume="free")
@@ -56,6 +58,7 @@ class RunConfig:
     val_share: float = 0.1
     ema: float | None = None
     early_stop: EarlyStopConfig | None = None
+    rank_mean: int | None = key(None, resume="free")
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
@@ -75,6 +78,8 @@ class RunConfig:
         if len({*self.seeds}) < len(self.seeds):
             listed = ", ".join(map(str, self.seeds))
             raise ConfigProblem(f"seeds: expected each of them once, got {listed}. Correct it")
+        if self.rank_mean is not None and self.rank_mean < 2:
+            raise ConfigProblem(f"rank_mean: expected at least 2 ranks, got {self.rank_mean}. DK-CLIP's tables have 2")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
         if self.ema is not None and not 0 < self.ema < 1:

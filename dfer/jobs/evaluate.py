@@ -15,6 +15,7 @@ from dfer.evaluation.results import (
     save_predictions,
     save_result,
 )
+from dfer.evaluation.scores import RankMean, rank_mean
 from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
@@ -196,6 +197,15 @@ def report_test(
     return result
 
 
+def _rank_mean(config: RunConfig, found: Evaluation, num_classes: int) -> RankMean | None:
+    """Compute the means over ranks, if they are configured."""
+    answers = found.predictions
+    if config.rank_mean is None or answers is None:
+        return None
+    labels, predicted = answers.labels.tolist(), answers.predicted.tolist()
+    return rank_mean(labels, predicted, ranks=config.rank_mean, num_classes=num_classes)
+
+
 def _result(
     config: RunConfig,
     clips: FoldData,
@@ -233,4 +243,5 @@ def _result(
         excluded=len(clips.store.manifest.excluded),
         start=initial.start,
         variants=found.variants,
+        rank_mean=_rank_mean(config, found, len(clips.emotions)),
     )

@@ -18,12 +18,14 @@ from dfer.models.config import (
     FineTuneConfig,
     LinearProbeConfig,
     ModelConfig,
-    TowersConfig,
     ZeroShotConfig,
 )
+from dfer.models.config_dk_clip import DkClipConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.contrastive import Contrastive, Gather
 from dfer.models.coop import CoOp
 from dfer.models.dfer_clip import DferClip
+from dfer.models.dk_clip import DkClip
 from dfer.models.fine_tune import FineTune
 from dfer.models.frozen import FrozenTowers, VisualTower
 from dfer.models.linear_probe import LinearProbe
@@ -77,6 +79,11 @@ def build(
                 trained = VisualTower(_read(config.towers, weights=weights))
             with _stream(seed, config.name):
                 return FineTune(config, tower=trained, emotions=emotions, num_frames=num_frames)
+        case DkClipConfig():
+            with _stream(seed, "towers"):
+                towers = Towers(_read(config.towers, weights=weights))
+            with _stream(seed, config.name):
+                return DkClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
         case ContrastiveConfig():
             with _stream(seed, "towers"):
                 towers = Towers(_read(config.towers, weights=weights))

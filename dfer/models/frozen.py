@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dfer.errors import UsageError, message
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.towers import (
     BATCH_NORMS,
     FEATURE,

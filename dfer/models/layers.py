@@ -56,15 +56,21 @@ class SelfAttention(nn.Module):
         self.out_proj = attention.out_proj
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool, attn_mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores.
 
-        `key` and `value` hold what `query` holds. Under ZeRO 3, DeepSpeed's hooks make three tensors of the one, and
-        release the module's weights after the backward pass of all three, so each has to be used.
+        `key` and `value` hold what `query` holds, or are None. Under ZeRO 3, DeepSpeed's hooks make three tensors of
+        the one, and release the module's weights after the backward pass of all three, so each has to be used.
         """
         assert not need_weights
-        if query is key is value:
+        if key is None or value is None or query is key is value:
             projected = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)

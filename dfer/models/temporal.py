@@ -7,7 +7,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from dfer.models.config import TemporalConfig
+from dfer.models.config_towers import TemporalConfig
 from dfer.models.layers import attend
 
 

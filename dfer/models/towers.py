@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, did_you_mean, message
 from dfer.models import conv
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.files import twin
 from dfer.models.foreign.architecture import activation_beside, read_architecture
 from dfer.models.foreign.layouts import foreign_names

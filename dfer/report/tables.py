@@ -14,10 +14,11 @@ from dfer.config import to_plain
 from dfer.evaluation.scores import Scores, percent
 from dfer.report.crossval import Report, Row, label
 
-RowKind = Literal["fold", "absent", "seed", "mean", "std", "pooled", "variant", "theirs"]
+RowKind = Literal["fold", "absent", "seed", "mean", "std", "pooled", "variant", "ranks", "theirs"]
 STD_TEXT = "sample standard deviation (n - 1) over folds"
 SEED_STD_TEXT = "sample standard deviation (n - 1) over seeds, of their means over folds"
 VARIANT_TEXT = "another answer of the same weights for the same clips"
+RANKS_TEXT = "UAR and recalls averaged over ranks that share the test clips; WAR over all clips"
 POOLED_TEXT = "from the sum of the folds' confusion matrices"
 
 
@@ -62,7 +63,7 @@ def table_rows(report: Report) -> list[TableRow]:
         rows.append(TableRow(kind="std", label="std of seeds", detail=SEED_STD_TEXT, cells=cells))
     if several or report.repeated:
         rows.append(TableRow(kind="pooled", label="pooled", detail=POOLED_TEXT, cells=_cells(report.pooled)))
-    rows += _variant_rows(report)
+    rows += _variant_rows(report) + _rank_rows(report)
     if theirs := report.published:
         detail = f"{theirs.source}; selection: {theirs.selection}"
         blank = ("–",) * len(report.first.classes)
@@ -82,6 +83,17 @@ def _variant_rows(report: Report) -> list[TableRow]:
         if several:
             rows.append(TableRow(kind="variant", label=f"{name}: std", cells=_cells(found.std or nothing)))
     return rows
+
+
+def _rank_rows(report: Report) -> list[TableRow]:
+    """Make the line of the means over ranks, averaged over the folds; none unless every fold has them."""
+    found = [fold.rank_mean for fold in report.folds if fold.rank_mean is not None]
+    if len(found) < len(report.folds) or len({mean.ranks for mean in found}) != 1:
+        return []
+    label = f"rank mean of {found[0].ranks}" + (": mean" if len(found) > 1 else "")
+    recall = tuple(sum(of_class) / len(found) for of_class in zip(*(mean.recall for mean in found)))
+    uar, war = (sum(values) / len(found) for values in ([m.uar for m in found], [f.war for f in report.folds]))
+    return [TableRow(kind="ranks", label=label, detail=RANKS_TEXT, cells=_cells(Row(recall=recall, uar=uar, war=war)))]
 
 
 def _part_names(report: Report) -> list[str]:

@@ -38,7 +38,8 @@ def group_settings(config: OptimConfig, learner: Learner) -> list[GroupSetting]:
         rate = config.groups[group]
         decay = config.weight_decay if rate.weight_decay is None else rate.weight_decay
         spared = isinstance(config, AdamWConfig | AdamConfig) and config.no_decay
-        vectors = [not found.decay or (spared and p.ndim < 2) for p in params]
+        by_name = {id(p) for p in found.spared}
+        vectors = [not found.decay or (spared and (p.ndim < 2 or id(p) in by_name)) for p in params]
         for part, part_decay, wanted in ((group, decay, False), (f"{group}/no_decay", 0.0, True)):
             chosen = tuple(names[id(p)] for p, is_vector in zip(params, vectors) if is_vector == wanted)
             if chosen:

@@ -11,7 +11,7 @@ import yaml
 
 from dfer import config, config_files
 from dfer.jobs.config import RunConfig
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.towers import Towers
 from dfer.run.changes import computed
 from tests.hostile import values

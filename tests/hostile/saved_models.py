@@ -15,7 +15,8 @@ from dfer.emotions import BASIC7, label_set
 from dfer.jobs.saved import run_of
 from dfer.models.build import build
 from dfer.models.card import card
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.saved import Origin, SavedConfig, open_saved
 from dfer.models.saving import prepared, save
 from dfer.storage import Folder

@@ -19,7 +19,8 @@ from torch import nn
 
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign import layouts
 from dfer.models.foreign.fill import fill_foreign

@@ -21,7 +21,8 @@ from dfer.distributed import World, from_environment, gather_objects, gather_row
 from dfer.emotions import label_set
 from dfer.errors import DferError
 from dfer.models.build import build
-from dfer.models.config import ContrastiveConfig, ProjectionConfig, TowersConfig
+from dfer.models.config import ContrastiveConfig, ProjectionConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
 from dfer.models.prompts import layout
 from dfer.recognition import Batch, ClipBatch, FeatureBatch, Group, Learner, Progress

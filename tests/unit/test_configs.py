@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,19 +14,23 @@ from dfer.config import ConfigProblem
 from dfer.config_files import load as load_files
 from dfer.config_files import names
 from dfer.data.config import AugmentConfig
+from dfer.emotions import label_set
 from dfer.jobs import rows
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.rows import SETS, Row
+from dfer.models.build import build
 from dfer.models.config import (
     CoCoOpConfig,
     CoOpConfig,
     DferClipConfig,
     FineTuneConfig,
     LinearProbeConfig,
-    TowersConfig,
     ZeroShotConfig,
 )
-from dfer.training.config import SgdConfig, StepScheduleConfig
+from dfer.models.config_dk_clip import DkClipConfig
+from dfer.models.config_towers import TowersConfig
+from dfer.training.config import AdamWConfig, SgdConfig, StepScheduleConfig
+from dfer.training.optim import group_settings
 
 ROOT = Path(__file__).parents[2]
 FILES = [name for name in names() if not name.startswith("clusters/")]
@@ -265,3 +270,50 @@ def test_the_data_are_shown_as_in_the_paper(row: Row) -> None:
     assert (data.augment.crop, data.augment.min_area, data.augment.flip) == (True, 0.08, 0.5)
     assert data.augment.brightness == (0.5 if dataset == "dfew" else 0.0)
     assert data.augment.rotation == (4.0 if dataset == "ferv39k" else 0.0)
+
+
+# --- DK-CLIP
+
+# Li et al., ACM MM 2024: UAR / WAR in %, and the epochs in which its logs have all terms of the loss.
+DK_CLIP = {
+    "dfew": (64.95, 75.41, range(50)),
+    "ferv39k": (41.84, 52.37, range(11, 50)),
+    "mafw": (43.01, 56.56, range(11, 50)),
+}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_dk_clip_trains_as_its_logs_have_it(dataset: str) -> None:
+    run = load(("methods/dk_clip", f"sets/{dataset}"))
+    uar, war, epochs = DK_CLIP[dataset]
+    assert run.published and (run.published.uar, run.published.war) == (uar, war) and run.rank_mean == 2
+    assert isinstance(run.model, DkClipConfig) and isinstance(run.optim, AdamWConfig)
+    assert [epoch for epoch in range(run.epochs) if run.model.losses.all_terms(epoch)] == [*epochs]
+    assert (run.batch, run.micro_batch, run.epochs, run.data.frames, run.model.snippet) == (32, 8, 50, 16, 4)
+    assert (run.optim.betas, run.optim.weight_decay, run.optim.no_decay) == ((0.9, 0.98), 1e-3, True)
+    rates = {name: group.lr for name, group in run.optim.groups.items()}
+    slow, fast = dict.fromkeys(("image", "semantic"), 2e-6), dict.fromkeys(("messages", "integration", "prompts"), 2e-5)
+    assert rates == {**slow, **fast} and (run.model.second_encoder, run.model.train) == ("clip", "all")
+    assert run.model.towers == TowersConfig(arch="ViT-B-16-quickgelu", pretrained="openai")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_dk_clip_as_released_has_the_code_s_filter_and_schedule_and_no_published_numbers(dataset: str) -> None:
+    run = load(("methods/dk_clip_released", f"sets/{dataset}"))
+    assert isinstance(run.model, DkClipConfig) and run.published is None and run.optim.weight_decay == 1e-4
+    assert [epoch for epoch in range(run.epochs) if run.model.losses.all_terms(epoch)] == [*range(14)]
+    assert (run.model.second_encoder, run.model.train) == ("random", "released")
+
+
+@pytest.mark.parametrize("method", ["dk_clip", "dk_clip_released"])
+def test_dk_clip_s_groups_are_those_of_the_recipe(method: str) -> None:
+    run = load((f"methods/{method}", "sets/mafw"))
+    small = replace(run.model, towers=TowersConfig(arch="tiny-vit-64"))
+    model = build(small, label_set("mafw11"), num_frames=run.data.frames, seed=run.seed)
+    settings = group_settings(run.optim, model)
+    decays = {setting.name: setting.weight_decay for setting in settings}
+    assert {name.split("/")[0] for name in decays} == set(run.optim.groups)
+    spared = [name for setting in settings if not setting.weight_decay for name in setting.params]
+    positions = ("towers.visual.positional_embedding", "semantic.positional_embedding", "integration.positions")
+    trained = dict(model.named_parameters())
+    assert set(spared) == {name for name, p in trained.items() if p.requires_grad and (p.ndim < 2 or name in positions)}

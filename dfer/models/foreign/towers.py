@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dfer.errors import CheckpointError, message
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.foreign import transformers
 from dfer.models.foreign.architecture import activation_beside
 from dfer.models.foreign.layouts import foreign_names

@@ -8,7 +8,8 @@ import pytest
 from dfer.bench.scale import BACKBONES, Cluster, estimate, markdown
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TowersConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "scale.md"
 

@@ -29,7 +29,8 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.predict import predict
 from dfer.jobs.train import train
 from dfer.models import build as models_build
-from dfer.models.config import DferClipConfig, LinearProbeConfig, TowersConfig
+from dfer.models.config import DferClipConfig, LinearProbeConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.linear_probe import LinearProbe
 from dfer.models.towers import Towers
 from dfer.recognition import FeatureBatch, Recognition

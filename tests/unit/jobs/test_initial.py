@@ -23,7 +23,8 @@ from dfer.jobs.describe import describe
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.train import train
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.files import check_files
 from dfer.models.start import Taken, take

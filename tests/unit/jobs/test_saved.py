@@ -31,7 +31,8 @@ from dfer.jobs.predict import predict
 from dfer.jobs.saved import run_of
 from dfer.jobs.train import train
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, LinearProbeConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig, LinearProbeConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.saved import SavedModel, open_saved
 from dfer.models.towers import Towers
 from dfer.recognition import ClipBatch

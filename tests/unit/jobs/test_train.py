@@ -33,7 +33,8 @@ from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.predict import predict
 from dfer.jobs.train import train
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.run.changes import Change
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.config import CheckpointConfig
@@ -168,6 +169,7 @@ def test_a_micro_batch_that_does_not_divide_the_share_leaves_a_smaller_last_one(
         ({"micro_batch": -1}, "micro_batch: expected at least 1, got -1"),
         ({"fold": 0}, "fold: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"rank_mean": 1}, "rank_mean: expected at least 2 ranks, got 1"),
         ({"val_share": 1.0}, "val_share: expected a share between 0 and 1, got 1.0"),
     ],
 )
@@ -186,7 +188,7 @@ def test_problems_of_all_parts_come_at_once() -> None:
         "epochs: expected a whole number, got '1e2' (str)",
         "data.shard: unknown key. Did you mean 'shards'?",
         "data.shards: required, but missing",
-        "model.name: unknown 'dfer_clp'. Did you mean 'dfer_clip'?",
+        "model.name: unknown 'dfer_clp'. Did you mean 'dfer_clip'",
         "optim.groups: required, but missing",
     ):
         assert said in str(caught.value)

@@ -13,7 +13,8 @@ from dfer.distributed import World
 from dfer.errors import DataError
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import open_fold, train_loader, training_texts
-from dfer.models.config import ContrastiveConfig, LinearProbeConfig, TowersConfig
+from dfer.models.config import ContrastiveConfig, LinearProbeConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.training.config import SgdConfig
 from tests.unit.data.shardkit import Clip, write_shards
 

@@ -27,7 +27,8 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.parts import Part
 from dfer.jobs.predict import predict
 from dfer.jobs.train import train
-from dfer.models.config import TowersConfig, ZeroShotConfig
+from dfer.models.config import ZeroShotConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.storage import Folder
 from dfer.store.shards import Store
 from dfer.training.config import EngineConfig, SgdConfig

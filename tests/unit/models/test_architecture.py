@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dfer.config import ConfigProblem
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.foreign.architecture import MAX_BYTES, read_architecture
 from dfer.models.towers import Towers
 from tests.reference.recipe import CLIP_LAYOUT

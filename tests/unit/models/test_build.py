@@ -8,7 +8,7 @@ import torch
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from tests.unit.models.tiny import tiny
 
 BASIC = label_set("basic7")

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.config import ContrastiveConfig, TemporalConfig, TowersConfig, ZeroShotConfig
+from dfer.models.config import ContrastiveConfig, ZeroShotConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.contrastive import Contrastive, caption_keys
 from dfer.recognition import PADDING, ClipBatch, Progress
 from tests.unit.models.tiny import START, batch

@@ -6,7 +6,7 @@ import torch
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
-from dfer.models.config import TemporalConfig, TowersConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.temporal import temporal_model
 from dfer.models.towers import Towers
 

@@ -14,7 +14,8 @@ from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.models.build import build
 from dfer.models.cocoop import CoCoOp
-from dfer.models.config import CoCoOpConfig, CoOpConfig, TowersConfig
+from dfer.models.config import CoCoOpConfig, CoOpConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.coop import CoOp
 from dfer.recognition import FeatureBatch, Progress
 from tests.unit.models.tiny import START, batch

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dfer.emotions import Emotions
 from dfer.models.build import build
-from dfer.models.config import CoCoOpConfig, CoOpConfig, TowersConfig
+from dfer.models.config import CoCoOpConfig, CoOpConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.recognition import ClipBatch, Recognizer
 from tests.reference import coop_recipe as recipe
 from tests.reference.coop_recipe import CASES, Case

@@ -5,7 +5,8 @@ import torch
 
 from dfer.emotions import label_set
 from dfer.models.build import build
-from dfer.models.config import FineTuneConfig, TemporalConfig, TowersConfig
+from dfer.models.config import FineTuneConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.fine_tune import FineTune
 from dfer.recognition import Progress
 from tests.unit.models.tiny import START, batch

@@ -13,7 +13,7 @@ from torch import Tensor
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
 from dfer.jobs.importing import HEAD_FILE, TOWERS_CONFIG, TOWERS_FILE, import_head, import_towers
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.foreign.weights import read_weights
 from dfer.models.towers import Towers
 from dfer.storage import Folder

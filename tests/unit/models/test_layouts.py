@@ -12,7 +12,8 @@ from torch import Tensor
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
-from dfer.models.config import LinearProbeConfig, TowersConfig
+from dfer.models.config import LinearProbeConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.files import check_files
 from dfer.models.foreign.weights import read_weights
 from dfer.models.towers import Towers

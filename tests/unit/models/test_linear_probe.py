@@ -6,7 +6,8 @@ import torch
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, LinearProbeConfig, TowersConfig
+from dfer.models.config import DferClipConfig, LinearProbeConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.linear_probe import LinearProbe
 from dfer.models.start import take
 from dfer.recognition import PADDING, ClipBatch, FeatureBatch, Progress

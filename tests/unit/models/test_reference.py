@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from dfer.emotions import Emotions, label_set
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.fill import fill_foreign
 from dfer.models.foreign.weights import read_weights

@@ -12,7 +12,8 @@ from dfer.config import ConfigProblem
 from dfer.emotions import Emotions, label_set
 from dfer.errors import CheckpointError, DferError
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.foreign.fill import fill_foreign
 from dfer.models.foreign.weights import read_weights
 from tests.reference.recipe import CASES, CLIP_LAYOUT

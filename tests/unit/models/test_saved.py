@@ -15,7 +15,8 @@ from dfer.emotions import BASIC7, label_set
 from dfer.errors import CheckpointError, StorageError, UsageError
 from dfer.models.build import build
 from dfer.models.card import card
-from dfer.models.config import DferClipConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.saved import CARD, CONFIG, WEIGHTS, Origin, SavedConfig, SavedModel, Score, open_saved
 from dfer.models.saving import prepared, save
 from dfer.models.towers import clip_settings

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfer.config import ConfigProblem
-from dfer.models.config import TemporalConfig
+from dfer.models.config_towers import TemporalConfig
 from dfer.models.temporal import TemporalTransformer, temporal_model
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
-from dfer.models.config import TowersConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.layers import QuickGelu
 from dfer.models.prompts import layout
 from dfer.models.towers import Towers, shipped

@@ -14,7 +14,8 @@ from dfer.config import ConfigProblem
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.models.build import build
-from dfer.models.config import TowersConfig, ZeroShotConfig
+from dfer.models.config import ZeroShotConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.files import check_files
 from dfer.models.texts import class_prompts
 from dfer.models.zero_shot import ZeroShot

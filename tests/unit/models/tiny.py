@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.recognition import ClipBatch, Progress
 
 START = Progress(epoch=0, step=0, fraction=0.0)

@@ -11,6 +11,7 @@ import yaml
 
 from dfer.emotions import BASIC7, MAFW11
 from dfer.errors import CheckpointError
+from dfer.evaluation.scores import RankMean
 from dfer.jobs.config import RunConfig
 from dfer.report.plots import apart, thinned
 from dfer.report.tables import short_names, table_rows
@@ -254,3 +255,17 @@ def test_line_names_keep_their_order_and_their_distance(heights):
     values = list(placed.values())
     assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(values))
     assert all(0 <= value <= 1 for value in values)
+
+
+def test_means_over_ranks_stand_beside_the_pooled_scores_and_replace_none(tmp_path):
+    plain = fake_runs.write_crossval(tmp_path / "plain", curves=False)
+    run = fake_runs.write_crossval(tmp_path / "ranks", curves=False)
+    uars = (0.6, 0.62, 0.64, 0.66, 0.68)
+    for fold, uar in enumerate(uars, 1):
+        found = RankMean(ranks=2, uar=uar, recall=(uar,) * 7)
+        fake_runs.write_fold(run / f"fold_{fold}", fake_runs.result(fold=fold, rank_mean=found), curves=False)
+    rows, others = (table_rows(summarise(Folder(path), RunConfig)) for path in (run, plain))
+    (row,) = [row for row in rows if row.kind == "ranks"]
+    assert [(r.kind, r.cells) for r in rows if r is not row] == [(r.kind, r.cells) for r in others]
+    war = next(r for r in rows if r.kind == "mean").cells[-1]
+    assert row.label == "rank mean of 2: mean" and row.cells == ("64.00",) * 8 + (war,)

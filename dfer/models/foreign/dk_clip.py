@@ -1,0 +1,76 @@
+"""Translate the names of DK-CLIP's and X-CLIP's released code to this project's.
+
+Sources: github liliupeng28/DK-CLIP; github microsoft/VideoX, X-CLIP. X-CLIP names the integration `mit` and the prompt
+generator `prompts_generator`, and has no second encoder.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from dfer.errors import CheckpointError, message
+
+BLOCK = r"transformer\.resblocks\.([0-9]{1,3})"
+PROMPTS = r"prompts_generator(?:_cmam)?"
+LAYER = rf"{PROMPTS}\.decoder\.([0-9]{{1,2}})"
+
+# (pattern of a released name, replacement that gives this project's name).
+NAMES = (
+    (rf"visual\.{BLOCK}\.(.+)", r"towers.visual.blocks.\1.\2"),
+    (r"visual\.(class_embedding|positional_embedding|proj|conv1\.weight|ln_(?:pre|post)\..+)", r"towers.visual.\1"),
+    (rf"visual_semantic\.{BLOCK}\.(.+)", r"semantic.blocks.\1.\2"),
+    (r"visual_semantic\.(class_embedding|positional_embedding|ln_pre\..+)", r"semantic.\1"),
+    (r"(?:msim|mit)\.positional_embedding", r"integration.positions"),
+    (r"(?:msim|mit)\.resblocks\.0\.attn\.(.+)", r"integration.attn.\1"),
+    (r"(?:msim|mit)\.resblocks\.0\.ln_([12])\.(.+)", r"integration.norm\1.\2"),
+    (r"(?:msim|mit)\.resblocks\.0\.mlp\.c_fc\.(.+)", r"integration.mlp.0.\1"),
+    (r"(?:msim|mit)\.resblocks\.0\.mlp\.c_proj\.(.+)", r"integration.mlp.2.\1"),
+    (r"prompts_visual_ln\.(.+)", r"visual_tokens.norm.\1"),
+    (r"prompts_visual_proj", r"visual_tokens.proj"),
+    (rf"{PROMPTS}\.(alpha|norm\..+)", r"prompts.\1"),
+    (rf"{LAYER}\.(cross_attn\..+|norm1\..+)", r"prompts.layers.\1.\2"),
+    (rf"{LAYER}\.norm3\.(.+)", r"prompts.layers.\1.norm2.\2"),
+    (rf"{LAYER}\.mlp\.0\.(.+)", r"prompts.layers.\1.mlp.0.\2"),
+    (rf"{LAYER}\.mlp\.3\.(.+)", r"prompts.layers.\1.mlp.2.\2"),
+    (r"((?:token_embedding|positional_embedding|transformer|ln_final|text_projection).*)", r"towers.text.\1"),
+)
+
+UNUSED = re.compile(r"visual_semantic\.(ln_post\..+|proj)")
+"""Left out: the second encoder's class token is not used, so neither are its last norm and its projection."""
+
+SCALE, LOG_SCALE = "logit_scale", math.log(100)
+
+
+def ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under this project's names.
+
+    Raises:
+        CheckpointError: a name that neither code has, or another logit scale than CLIP's, which both freeze at 100.
+    """
+    _check_scale(weights.get(SCALE))
+    out: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name != SCALE and not UNUSED.fullmatch(name):
+            own = _own_name(name)
+            out[own] = rearrange(value, "one s d -> (one s) d") if own == "integration.positions" else value
+    return out
+
+
+def _own_name(name: str) -> str:
+    for pattern, own in NAMES:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, own, name)
+    expected, do = "the names of DK-CLIP's or X-CLIP's released code", "Give the method that wrote this file."
+    raise CheckpointError(message("weights", expected=expected, got=name[:80], do=do))
+
+
+def _check_scale(scale: Tensor | None) -> None:
+    if scale is None or torch.allclose(scale.float(), torch.tensor(LOG_SCALE), atol=1e-2, rtol=0):
+        return
+    expected, got = f"{SCALE} of {LOG_SCALE:.3f}, as CLIP has it", f"{float(scale.float().flatten()[0]):.3f}"
+    do = "Give a file of the released code, which does not train it."
+    raise CheckpointError(message("weights", expected=expected, got=got, do=do))
