@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from dfer.data.clips import ClipSet
-from dfer.data.decode import decode
+from dfer.data.decode import Decoder, seen
 from dfer.data.plan import Plan
-from dfer.data.sampling import clip_rng, test_frames, train_frames
 from dfer.data.shared_memory import empty, shared
+from dfer.data.views import Show, View, distinct
 from dfer.errors import DataError, DferError
 from dfer.recognition import PADDING, BadClip
 from dfer.store.ahead import ReadAhead
@@ -28,8 +28,10 @@ LOOK_AHEAD = 2
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Frames of a clip to read, by position. pending: the fetch of their bytes, if the store is remote."""
+    """Frames of a clip to read: its views, and the positions of all of them, each once. pending: the fetch of their
+    bytes, if the store is remote."""
 
+    views: list[View]
     positions: Ids
     pending: Pending | None
 
@@ -41,19 +43,14 @@ class Reader(Dataset[Parts | DferError]):
         self,
         clips: ClipSet,
         plan: Plan,
+        show: Show,
         *,
-        frames: int,
-        size: int,
         replace_bad: bool = False,
-        read_ahead: bool = True,
         keys: str = "micro_batch",
-        draws: bool = True,
     ) -> None:
-        """keys: configuration keys that determine the size of a batch, for messages. draws: whether training draws
-        frames at random."""
-        self._clips, self._plan = clips, plan
-        self._frames, self._size, self._keys = frames, size, keys
-        self._replace_bad, self._reads_ahead, self._draws = replace_bad, read_ahead, plan.train and draws
+        """show: gives the views of a clip. keys: configuration keys that determine a batch's size, for messages."""
+        self._clips, self._plan, self._show, self._keys = clips, plan, show, keys
+        self._size, self._replace_bad, self._decode = show.config.size, replace_bad, Decoder()
         self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
         self._wanted: dict[int, list[_Wanted | None]] = {}
         self._ahead: ReadAhead | None = None
@@ -72,7 +69,9 @@ class Reader(Dataset[Parts | DferError]):
             return error
 
     def _decoded(self, ids: Ids, wanted: list[_Wanted | None], epoch: int) -> Parts:
-        whole = empty((len(ids), self._frames, self._size, self._size, 3), keys=self._keys)
+        views, side = self._show.rows, self._size
+        shape = len(ids), views, self._show.config.frames, side, side, 3
+        whole = empty(shape, keys=self._keys)
         frames, bad = whole.numpy(), []
         for row, clip in enumerate(wanted):
             if clip is None:
@@ -85,20 +84,33 @@ class Reader(Dataset[Parts | DferError]):
                     raise
                 ids[row], found = self._replaced(int(ids[row]), epoch, frames[row], error)
                 bad.append(found)
+        rows = ids.repeat(views)
         return {
-            "frames": whole.permute(0, 1, 4, 2, 3),
-            "labels": shared(torch.from_numpy(np.where(ids == PADDING, 0, self._clips.labels[ids])), keys=self._keys),
-            "index": shared(torch.from_numpy(ids), keys=self._keys),
+            "frames": whole.flatten(0, 1).permute(0, 1, 4, 2, 3),
+            "labels": shared(torch.from_numpy(np.where(rows == PADDING, 0, self._clips.labels[rows])), keys=self._keys),
+            "index": shared(torch.from_numpy(rows), keys=self._keys),
             "bad": bad,
         }
 
     def _read(self, index: int, wanted: _Wanted, out: NDArray[np.uint8]) -> None:
-        """Decode the sampled frames of a clip into `out` [T H W C]."""
-        distinct, where = wanted.positions, self._clips.where(index)
-        jpegs = self._clips.read(index, distinct, wanted.pending)
-        for row, (at, jpeg) in enumerate(zip(distinct, jpegs, strict=True)):
-            decode(jpeg, size=self._size, where=f"{where}, frame {at}", out=out[row])
-        out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip is repeated
+        """Decode the sampled frames of a clip into its views, `out` [V T H W C]."""
+        where = self._clips.where(index)
+        jpegs = self._clips.read(index, wanted.positions, wanted.pending)
+        for at, jpeg in zip(wanted.positions.tolist(), jpegs, strict=True):
+            places = [(view, np.flatnonzero(view.positions == at), row) for view, row in zip(wanted.views, out)]
+            self._show_frame(jpeg, [place for place in places if len(place[1])], where=f"{where}, frame {at}")
+
+    def _show_frame(self, jpeg: Any, places: list[tuple[View, Ids, NDArray[np.uint8]]], *, where: str) -> None:
+        """Decode one frame and put it where it belongs: for each view, to some times of its frames [T H W C]."""
+        view, times, row = places[0]
+        # A frame of the wanted size of which nothing is changed is decoded where it belongs.
+        direct = row[times[0]] if len(places) == 1 and not view.seen(self._size, self._size) else None
+        picture = self._decode(jpeg, where=where, out=direct)
+        for view, times, row in places:
+            shown = seen(view.seen(*picture.shape[:2]), picture, where=where)
+            if shown is not direct:
+                row[times[0]] = shown
+            row[times[1:]] = row[times[0]]
 
     def _replaced(self, index: int, epoch: int, out: NDArray[np.uint8], error: DataError) -> tuple[int, BadClip]:
         """Read another clip instead of a bad one. Raises `error` if all candidates are bad too."""
@@ -115,13 +127,9 @@ class Reader(Dataset[Parts | DferError]):
         return [None if index == PADDING else self._wanted_of(int(index), epoch) for index in ids]
 
     def _wanted_of(self, index: int, epoch: int) -> _Wanted:
-        positions = np.unique(self._positions(self._clips.num_frames(index), index, epoch))
-        return _Wanted(positions, self._clips.prefetch(index, positions))
-
-    def _positions(self, num_frames: int, index: int, epoch: int) -> Ids:
-        if self._draws:
-            return train_frames(num_frames, self._frames, clip_rng(self._plan.seed, epoch, index))
-        return test_frames(num_frames, self._frames)
+        views = self._show.views(self._clips.num_frames(index), index=index, epoch=epoch)
+        positions = distinct(views)
+        return _Wanted(views, positions, self._clips.prefetch(index, positions))
 
     def _enter(self, epoch: int, start: int) -> None:
         """On the first request of an epoch, compute its order and start reading ahead."""
@@ -144,7 +152,9 @@ class Reader(Dataset[Parts | DferError]):
         share = whole[world.local_rank * workers + worker :: world.local_size * workers]
         # Also without reading ahead, the cache needs each shard's last use, so that it does not evict it earlier.
         ahead.begin(
-            share if self._reads_ahead else [], {shards[number].sha256: int(last[number]) for number in used}, start
+            share if self._show.config.read_ahead else [],
+            {shards[number].sha256: int(last[number]) for number in used},
+            start,
         )
 
     def _look_ahead(self, epoch: int, number: int) -> None:

@@ -1,8 +1,11 @@
 """Evaluate a run's selected checkpoint, or weights that were not trained here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from dfer.config import from_plain
 from dfer.data.clips import ClipSet
+from dfer.data.recipes import ONE_VIEW, OptionalViews
 from dfer.distributed import World, highest, on_first
 from dfer.errors import DeniedError, UsageError, message
 from dfer.evaluation.evaluator import Evaluation, evaluate
@@ -61,7 +64,8 @@ def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Che
 def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder | None = None) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
-    out: folder for the results of a trained run; nothing is then written to the run itself.
+    out: folder for the results of a trained run; nothing is then written to the run itself. Other test views than the
+    run's need it.
     An incomplete training may be running at the same time: none of its files is changed, and the result goes into a
     separate file, which does not mark the run as finished.
 
@@ -76,7 +80,7 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
-    on_first(lambda: folder.check(home, config), world)
+    on_first(lambda: folder.check(home, _with_its_views(config, home, out) if trained else config), world)
     if trained:
         on_first(lambda: _check_target(home, out), world)
     clips = open_fold(config)
@@ -99,6 +103,23 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
     if not trained:
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
     return report_test(config, clips, forward, chosen, initial, world, training=training, out=out)
+
+
+def _with_its_views(config: RunConfig, home: Folder, out: Folder | None) -> RunConfig:
+    """Return the configuration with the views of the run's own results. Other views give a second result elsewhere.
+
+    Raises:
+        UsageError: other views, and no folder for the result.
+    """
+    data = folder.recorded(home).get("data")
+    own = from_plain(OptionalViews, data.get("views") if isinstance(data, dict) else None, "data.views")
+    if own == config.data.views:
+        return config
+    if out is None:
+        had, asked = (each.words() if each else ONE_VIEW for each in (own, config.data.views))
+        do = "Write the second result elsewhere with --out FOLDER."
+        raise UsageError(message(f"{home}: data.views", expected=f"as of its result, {had}", got=asked, do=do))
+    return replace(config, data=replace(config.data, views=own))
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
@@ -129,6 +150,7 @@ def score(
         loader.epoch(0),
         num_classes=len(clips.emotions),
         expected=len(part),
+        views=config.data.num_views,
         device=world.device,
         keys=part.keys,
         predictions=predictions,

@@ -12,7 +12,7 @@ from dfer import config
 from dfer.config import ConfigProblem
 from dfer.config_files import load as load_files
 from dfer.config_files import names
-from dfer.data.config import AugmentConfig
+from dfer.data.recipes import DferClipAugment
 from dfer.jobs import rows
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.rows import SETS, Row
@@ -115,7 +115,7 @@ def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str)
     assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
     assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
     assert run.data.features and run.data.shards == f"data/{dataset}" and run.data.train_frames == "middle"
-    assert run.data.augment == AugmentConfig(crop=False, flip=0.0)
+    assert run.data.augment == DferClipAugment(crop=False, flip=0.0)
     assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
     assert {key: group.lr for key, group in run.optim.groups.items()} == {"head": 1e-2}
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dfer.data.decode import decode, resize
+from dfer.data.geometry import resize
 from dfer.errors import DataError
+from tests.decoded import decode
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
