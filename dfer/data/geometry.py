@@ -117,7 +117,8 @@ def resize(frames: Tensor, *, height: int, width: int, mode: str = "bilinear") -
     """
     if frames.shape[-2:] == (height, width):
         return frames
-    return F.interpolate(frames, size=(height, width), mode=mode, antialias=True)
+    out: Tensor = F.interpolate(frames, size=(height, width), mode=mode, antialias=True)
+    return out
 
 
 @lru_cache(maxsize=64)

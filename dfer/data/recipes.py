@@ -208,7 +208,6 @@ class ViewsConfig:
         return f"{self.rows} views averaged ({clips}{self.crops} crop{'s' if self.crops > 1 else ''})"
 
 
-OptionalViews = ViewsConfig | None
 ONE_VIEW = "1 view"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dfer.config import from_plain
 from dfer.data.clips import ClipSet
-from dfer.data.recipes import ONE_VIEW, OptionalViews
+from dfer.data.recipes import ONE_VIEW, ViewsConfig
 from dfer.distributed import World, highest, on_first
 from dfer.errors import DeniedError, UsageError, message
 from dfer.evaluation.evaluator import Evaluation, evaluate
@@ -112,7 +112,8 @@ def _with_its_views(config: RunConfig, home: Folder, out: Folder | None) -> RunC
         UsageError: other views, and no folder for the result.
     """
     data = folder.recorded(home).get("data")
-    own = from_plain(OptionalViews, data.get("views") if isinstance(data, dict) else None, "data.views")
+    views = data.get("views") if isinstance(data, dict) else None
+    own = None if views is None else from_plain(ViewsConfig, views, "data.views")
     if own == config.data.views:
         return config
     if out is None:
