@@ -39,7 +39,7 @@ class Show:
     def views(self, num_frames: int, *, index: int, epoch: int) -> list[View]:
         """The views of a clip with this number of frames; they depend only on (seed, epoch, clip)."""
         if not self.train:
-            return test_views(self.config, num_frames)
+            return fixed_views(self.config, num_frames)
         data = self.config
         seen = crops.drawn(data.augment, size=data.size, seed=self.seed, epoch=epoch, index=index)
         if data.train_frames == "middle":
@@ -48,7 +48,7 @@ class Show:
         return [View(train_frames(num_frames, data.frames, rng, data.sampling), seen)]
 
 
-def test_views(data: DataConfig, num_frames: int) -> list[View]:
+def fixed_views(data: DataConfig, num_frames: int) -> list[View]:
     """The views of a test clip: its crops within each of its `data.views.clips` samplings, whose places in the segments
     are evenly spaced, at the middle for one."""
     clips, per_frame = (data.views.clips, data.views.crops) if data.views is not None else (1, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfer.data.config import DataConfig
 from dfer.data.geometry import MAX_PIXELS, Picture, apply
-from dfer.data.views import View, distinct, test_views
+from dfer.data.views import View, distinct, fixed_views
 from dfer.distributed import World
 from dfer.emotions import emotions_of
 from dfer.errors import DataError, message
@@ -114,7 +114,7 @@ def read_clip(folder: Path, data: DataConfig) -> Tensor:
     except ValueError as error:
         do = "Give the cropped faces, one file a frame, named as 00012.jpg."
         raise DataError(message(folder, expected=expected, got=str(error), do=do)) from error
-    views = test_views(data, len(paths))
+    views = fixed_views(data, len(paths))
     pictures = {at: _read_picture(paths[at]) for at in distinct(views).tolist()}
     rows = [[_seen(view, pictures[at], paths[at]) for at in view.positions.tolist()] for view in views]
     return torch.from_numpy(np.array(rows)).permute(0, 1, 4, 2, 3)
