@@ -165,8 +165,8 @@ STORED = {"features": "f", "train_frames": "middle"}
         (
             STORED | {"augment": DkClipAugment()},
             "features: expected clips that look the same in every epoch, got data.augment.crop=true, "
-            "data.augment.flip=0.5, data.augment.jitter=0.8, data.augment.grey=0.2. Set data.augment.crop=false data.augment.flip=0 "
-            "data.augment.jitter=0 data.augment.grey=0, or leave",
+            "data.augment.flip=0.5, data.augment.jitter=0.8, data.augment.grey=0.2. "
+            "Set data.augment.crop=false data.augment.flip=0 data.augment.jitter=0 data.augment.grey=0, or leave",
         ),
     ],
 )
