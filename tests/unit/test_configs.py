@@ -171,16 +171,6 @@ def test_the_model_is_the_paper_s(row: Row) -> None:
     assert model.train_image
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_the_head_says_where_frames_are_treated_otherwise_than_in_the_released_code(dataset: str) -> None:
-    """DFEW's faces are square; those of the others need not be."""
-    side = load(("methods/dfer_clip", f"sets/{dataset}")).data.size
-    square = f"{side} x {side}"
-    said = f"those that are not square are stretched to {square} before the random crop, unlike the released code"
-    frames = head(f"sets/{dataset}").get("frames")
-    assert frames is None if dataset == "dfew" else str(frames).startswith(said)
-
-
 @every
 def test_its_default_shard_folder_is_kept_out_of_the_repository(row: Row) -> None:
     """The data sets may not be passed on."""
