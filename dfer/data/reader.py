@@ -10,9 +10,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dfer.data.clips import ClipSet
 from dfer.data.decode import Decoder, seen
+from dfer.data.geometry import Picture
 from dfer.data.plan import Plan
 from dfer.data.shared_memory import empty, shared
-from dfer.data.views import Show, View, distinct
+from dfer.data.views import Show, Slot, View, distinct, slots_of
 from dfer.errors import DataError, DferError
 from dfer.recognition import PADDING, BadClip
 from dfer.store.ahead import ReadAhead
@@ -94,23 +95,28 @@ class Reader(Dataset[Parts | DferError]):
 
     def _read(self, index: int, wanted: _Wanted, out: NDArray[np.uint8]) -> None:
         """Decode the sampled frames of a clip into its views, `out` [V T H W C]."""
-        where = self._clips.where(index)
+        where, slots = self._clips.where(index), slots_of(wanted.views)
+        # A frame of the wanted size of which nothing is changed is decoded where it belongs.
+        direct = len(wanted.views) == 1 and not wanted.views[0].seen(self._size, self._size)
         jpegs = self._clips.read(index, wanted.positions, wanted.pending)
         for at, jpeg in zip(wanted.positions.tolist(), jpegs, strict=True):
-            places = [(view, np.flatnonzero(view.positions == at), row) for view, row in zip(wanted.views, out)]
-            self._show_frame(jpeg, [place for place in places if len(place[1])], where=f"{where}, frame {at}")
+            told, first = f"{where}, frame {at}", out[slots[at][0]] if direct else None
+            self._place(self._decode(jpeg, where=told, out=first), wanted.views, slots[at], out, where=told)
 
-    def _show_frame(self, jpeg: Any, places: list[tuple[View, Ids, NDArray[np.uint8]]], *, where: str) -> None:
-        """Decode one frame and put it where it belongs: for each view, to some times of its frames [T H W C]."""
-        view, times, row = places[0]
-        # A frame of the wanted size of which nothing is changed is decoded where it belongs.
-        direct = row[times[0]] if len(places) == 1 and not view.seen(self._size, self._size) else None
-        picture = self._decode(jpeg, where=where, out=direct)
-        for view, times, row in places:
-            shown = seen(view.seen(*picture.shape[:2]), picture, where=where)
-            if shown is not direct:
-                row[times[0]] = shown
-            row[times[1:]] = row[times[0]]
+    def _place(
+        self, picture: Picture, views: list[View], slots: list[Slot], out: NDArray[np.uint8], *, where: str
+    ) -> None:
+        """Put a decoded frame into its slots of `out` [V T H W C], as each view sees it."""
+        done: dict[int, Slot] = {}
+        for slot in slots:
+            view = slot[0]
+            if view in done:
+                out[slot] = out[done[view]]
+                continue
+            done[view], steps = slot, views[view].seen(*picture.shape[:2])
+            shown = seen(steps, picture, where=where) if steps else picture
+            if not np.may_share_memory(shown, out):
+                out[slot] = shown
 
     def _replaced(self, index: int, epoch: int, out: NDArray[np.uint8], error: DataError) -> tuple[int, BadClip]:
         """Read another clip instead of a bad one. Raises `error` if all candidates are bad too."""

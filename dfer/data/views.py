@@ -13,6 +13,8 @@ from dfer.data.geometry import Seen
 from dfer.data.sampling import clip_rng, test_frames, train_frames
 
 Ids = NDArray[np.int64]
+Slot = tuple[int, int]
+"""Number of a view, and the time of one of its frames."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,12 @@ def fixed_views(data: DataConfig, num_frames: int) -> list[View]:
 def distinct(views: Sequence[View]) -> Ids:
     """The positions of all views, int64 [N], ascending, each once."""
     return np.unique(np.concatenate([view.positions for view in views]))
+
+
+def slots_of(views: Sequence[View]) -> dict[int, list[Slot]]:
+    """Where each frame of a clip is shown, by its position."""
+    slots: dict[int, list[Slot]] = {}
+    for number, view in enumerate(views):
+        for time, at in enumerate(view.positions.tolist()):
+            slots.setdefault(at, []).append((number, time))
+    return slots
