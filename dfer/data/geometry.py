@@ -126,7 +126,8 @@ def resize(frames: Tensor, *, height: int, width: int, mode: str = "bilinear") -
 def _levels(factor: float) -> Picture:
     """Every level times `factor`, uint8 [256]. Pillow computes in float32 and truncates."""
     made = np.arange(256, dtype=np.float32) * np.float32(factor)
-    return np.minimum(made, 255).astype(np.uint8)
+    levels: Picture = np.minimum(made, 255).astype(np.uint8)
+    return levels
 
 
 def _turned(step: Turn, picture: Picture) -> Picture:

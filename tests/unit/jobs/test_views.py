@@ -22,7 +22,7 @@ from dfer.jobs.train import train
 from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.run.layout import RESULT
 from dfer.storage import Folder
-from dfer.training.config import GroupConfig, SgdConfig
+from dfer.training.config import EngineConfig, GroupConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
 SIX = ViewsConfig(clips=2, crops=3)
@@ -55,6 +55,7 @@ def config(tmp_path: Path) -> RunConfig:
             sampling="dk_clip",
         ),
         model=DferClipConfig(towers=TowersConfig(arch="tiny-conv-64"), temporal=temporal, num_contexts=2),
+        engine=EngineConfig(name="ddp"),
         optim=SgdConfig(groups={"image": GroupConfig(lr=1e-5), "prompts": GroupConfig(lr=1e-3)}),
     )
 
