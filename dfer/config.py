@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from dfer.errors import UsageError, did_you_mean, message
-from dfer.overrides import chosen, hints, options, type_at, value_of
+from dfer.overrides import chosen, hints, name_in, options, type_at, value_of
 from dfer.surroundings import expand_home
 from dfer.yaml_text import YamlProblem, parse
 
@@ -48,15 +48,17 @@ def key(
     file: bool = False,
     resume: Resume = "same",
     fixes: Mapping[str, str] = MappingProxyType({}),
+    unnamed: bool = False,
 ) -> Any:
     """A dataclass field with facts about the key, which hold for the keys below it too.
 
     path: it may name a folder or file, so `~` at its start is replaced by the home folder where it is read. file: it
     may name a file of weights or of an architecture, which may lie elsewhere, under the same name, when a run goes on.
     resume: what may become of its value then. fixes: other keys that may not change then either while this one is set,
-    each with the reason. factory: makes the default.
+    each with the reason. factory: makes the default. unnamed: of a `name`: values without `name:` choose this dataclass
+    of a union.
     """
-    metadata = {"path": path or file, "file": file, "resume": resume, "fixes": fixes}
+    metadata = {"path": path or file, "file": file, "resume": resume, "fixes": fixes, "unnamed": unnamed}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -118,7 +120,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any], kind: Any = None)
 
 def _chooses_anew(hint: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     several = sum(is_dataclass(option) for option in get_args(hint)) > 1
-    return several and new.get("name", old.get("name")) != old.get("name")
+    return several and "name" in new and name_in(hint, new) != name_in(hint, old)
 
 
 def _override(text: str, plain: Mapping[str, Any], kind: Any) -> dict[str, Any]:
@@ -292,7 +294,7 @@ def _union(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         words = [*(option.__name__ for option in scalars), *("list" for _ in lists)]
         fits = any(_fits(option, plain) for option in scalars)
         return _checked(plain, fits, where, problems, expected=" or ".join(words))
-    name = plain.get("name") if isinstance(plain, Mapping) else None
+    name = name_in(kind, plain) if isinstance(plain, Mapping) else None
     if not isinstance(name, str) or name not in by_name:
         hint = did_you_mean(name if isinstance(name, str) else "None", by_name)
         problems.append(f"{_join(where, 'name')}: unknown {_shown(name)}. {hint}")

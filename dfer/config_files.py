@@ -4,16 +4,18 @@ A command takes one or more of them: `dfer train methods/dfer_clip sets/dfew`. E
 name of one that comes with the package. A file may name others as `base:`, one or a list of them, and says only what
 differs. One rule holds for both lists: joined files do not overrule each other. Mappings are joined key by key; a key
 to which two files give different values is refused, unless the file that names both as its bases, or an `a.b=c`,
-gives the value.
+gives the value. Values of a key that chooses by `name:` and has a default, such as `data.augment`, do not count if they
+leave the name out and another file chooses another one: DFEW's brightness belongs to `dfer_clip`, not to `dk_clip`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dfer.config import MAX_PROBLEMS, ConfigProblem, built, mapping, merged, overridden
 from dfer.errors import did_you_mean, message
+from dfer.overrides import hints, name_in
 from dfer.surroundings import expand_home
 from dfer.yaml_text import MAX_BYTES
 
@@ -114,7 +116,7 @@ def shown(path: Path) -> str:
 
 
 def _joined_files(paths: Sequence[Path], kind: Any, seen: list[Path]) -> dict[str, Any]:
-    return joined({shown(path): _over_its_bases(path, kind, seen) for path in paths})
+    return joined({shown(path): _over_its_bases(path, kind, seen) for path in paths}, kind)
 
 
 def _over_its_bases(path: Path, kind: Any, seen: list[Path]) -> dict[str, Any]:
@@ -150,19 +152,28 @@ def _bytes(path: Path) -> bytes:
         raise ConfigProblem(message(path, expected="a YAML file", got=got, do=do)) from error
 
 
-def joined(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Values of several files, by file, as those of one: mappings joined key by key, a Conflict where others differ."""
+def joined(parts: Mapping[str, Mapping[str, Any]], kind: Any = None) -> dict[str, Any]:
+    """Values of several files, by file, as those of one: mappings joined key by key, a Conflict where others differ.
+    kind: the dataclass that they are values of, if known."""
     keys = dict.fromkeys(key for part in parts.values() for key in part)
-    return {key: _agreed({file: part[key] for file, part in parts.items() if key in part}) for key in keys}
+    types = hints(kind) if isinstance(kind, type) and is_dataclass(kind) else {}
+    return {key: _agreed({f: part[key] for f, part in parts.items() if key in part}, types.get(key)) for key in keys}
 
 
-def _agreed(values: Mapping[str, Any]) -> Any:
-    first, *others = values.values()
+def _agreed(values: Mapping[str, Any], kind: Any) -> Any:
     if all(isinstance(value, Mapping) for value in values.values()):
-        return joined(values)
+        return joined(_of_one_name(values, kind), kind)
+    first, *others = values.values()
     if all(value == first for value in others):
         return first
     return Conflict({file: each for name, value in values.items() for file, each in _by_file(name, value)})
+
+
+def _of_one_name(values: Mapping[str, Any], kind: Any) -> Mapping[str, Any]:
+    """Leave out the mappings that get their name by default, where another file chooses another name."""
+    default = name_in(kind, {})
+    others = any(value.get("name", default) != default for value in values.values())
+    return {file: value for file, value in values.items() if "name" in value} if default and others else values
 
 
 def _by_file(file: str, value: Any) -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@ The type of the key decides, not the form of the value: a run folder may be call
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -79,3 +79,12 @@ def chosen(several: Sequence[Any], name: Any, part: str) -> list[Any]:
         elif is_dataclass(option) and part in (types := hints(option)):
             found.insert(0 if name in get_args(types.get("name")) else len(found), option)
     return found
+
+
+def name_in(kind: Any, plain: Mapping[str, Any]) -> Any:
+    """Return the `name:` that chooses one dataclass of a union: that of the plain values, else the one which the union
+    gives to values without a name, if any."""
+    if "name" in plain:
+        return plain["name"]
+    named = ((option, f) for option in options(kind) if is_dataclass(option) for f in fields(option))
+    return next((get_args(hints(option)["name"])[0] for option, f in named if f.metadata.get("unnamed")), None)

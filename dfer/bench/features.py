@@ -12,7 +12,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
+from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.jobs.config import RunConfig
 from dfer.jobs.features import with_features
@@ -83,7 +84,7 @@ def _config(shards: str, folder: str, *, arch: str, size: int, batch: int, worke
         shards=shards,
         size=size,
         workers=workers,
-        augment=AugmentConfig(crop=False, flip=0.0),
+        augment=DferClipAugment(crop=False, flip=0.0),
         train_frames="middle",
         features=f"{folder}/features",
     )

@@ -11,8 +11,9 @@ import torch
 
 from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet, emotions_for
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
 from dfer.data.loader import Loader
+from dfer.data.recipes import DferClipAugment
 from dfer.data.sampling import clip_rng, train_frames
 from dfer.distributed import World
 from dfer.errors import UsageError, message
@@ -25,7 +26,7 @@ NAMES = ("train", "test", "decode")
 SEED = 1
 BATCH = 8
 """Clips per turn: the recipe's 48 on two ranks with three micro-batches each."""
-AUGMENT = AugmentConfig(brightness=0.5)
+AUGMENT = DferClipAugment(brightness=0.5)
 """Augmentation of the recipe for DFEW: crop, flip and brightness."""
 
 
@@ -61,7 +62,7 @@ def bench_loader(shards: str, *, frames: int = 16, size: int = 224, seconds: flo
         raise UsageError(message("--seconds", expected="more than 0", got=str(seconds), do=do))
     store = Store(shards)
     clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions_for(None, store.manifest))
-    config = DataConfig(shards=shards, frames=frames, size=size, workers=0)
+    config = DataConfig(shards=shards, frames=frames, size=size, workers=0, augment=AUGMENT)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -89,7 +90,7 @@ def _measure(clips: ClipSet, config: DataConfig, *, seconds: float) -> dict[str,
 def _turn(
     clips: ClipSet, config: DataConfig, train: Iterator[ClipBatch], test: Iterator[ClipBatch], meters: dict[str, _Meter]
 ) -> None:
-    augment = Augment(AUGMENT, SEED)
+    augment = Augment(config.augment, SEED)
     frames = _batch_size(clips) * config.frames
     batch = meters["train"].time(lambda: augment(next(train), 0), frames=frames)
     meters["test"].time(lambda: next(test), frames=frames)

@@ -1,168 +1,152 @@
-"""Augment training clips on their device (DFER-CLIP, Zhao & Patras, BMVC 2023, section 4.1).
+"""Change the colours of training clips on their device: DK-CLIP's jitter (Li et al., ACM MM 2024, its code).
 
-Letters: B clips, T frames, C colours, H height, W width. All frames of a clip get the same draw. The draws depend only
-on (seed, epoch, clip), not on rank, worker, or the other clips of the batch.
+Letters: N frames, T frames of a clip, C colours, H height, W width. Levels are uint8 between the operations, computed
+as Pillow does. The draws depend only on (seed, epoch, clip). Geometry, and what precedes it, is done by the reader.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dfer.data.config import AugmentConfig
-from dfer.data.decode import resize
-from dfer.data.sampling import AUGMENTATION, clip_rng
+from dfer.data.recipes import AugmentConfig, DkClipAugment
+from dfer.data.sampling import COLOUR, clip_rng
 from dfer.recognition import PADDING, ClipBatch
 
-CROP_TRIES = 10
-ASPECT = (3 / 4, 4 / 3)
-CPU_PIECE = 2
-"""Frames of 224 px that fit the second-level cache of a core together with their temporaries."""
-BRIGHTNESS_STEPS = 128
-"""Brightness factors are multiples of 1/128, which is finer than a level of most pixels."""
-FIXED_BITS = 16
-"""Fractional bits of Pillow's fixed-point numbers, with which it computes the pixels of a rotated picture."""
+Numbers = NDArray[np.float64]
+JITTER = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.8, 1.2), "hue": (-0.1, 0.1)}
+"""Bounds of the uniform factors; of the hue, the shift as a share of the circle."""
+CPU_PIECE = 4
+"""Frames that are computed at a time on the CPU, since larger temporaries leave the cache."""
+RED, GREEN, BLUE = 19595, 38470, 7471
+"""Weights of the colours in a grey level, in units of 1/65536 (ITU-R 601), as Pillow has them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Draw:
-    """The augmentation of one clip. top, left, height, width: crop in pixels; angle: degrees, counterclockwise."""
+    """The colours of one clip. factors: of brightness, contrast, saturation and hue, float64 [T 4]; order: numbers of
+    these in the order of their use, int64 [T 4]; both None if the clip is not jittered. grey: it loses its colours."""
 
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool = False
-    brightness: float = 1.0
-    angle: float = 0.0
+    factors: Numbers | None
+    order: NDArray[np.int64] | None
+    grey: bool
 
 
 class Augment:
-    """Augments the clips of a batch in place; a picklable callable."""
+    """Augments the colours of the clips of a batch in place; a picklable callable."""
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
 
     def __call__(self, batch: ClipBatch, epoch: int) -> ClipBatch:
-        """Overwrite the frames of a batch, uint8 [B T C H W], and return the batch; PADDING rows are not changed.
-
-        It works in place, and on the CPU on a few frames at a time, because new memory and cache misses cost more than
-        the arithmetic (each a tenth of the loader's time).
-        """
+        """Overwrite the frames of a batch, uint8 [B T C H W], and return the batch; PADDING rows are not changed."""
+        if not isinstance(self.config, DkClipAugment):
+            return batch
+        times = batch.frames.shape[1]
         for clip, index in zip(batch.frames, batch.index.tolist(), strict=True):
-            if index == PADDING:
-                continue
-            drawn = self.draw(epoch, index, clip)
-            # The pixels of a rotation are computed once for all frames; this saves more time than the cache does.
-            piece = CPU_PIECE if clip.device.type == "cpu" and not drawn.angle else len(clip)
-            for at in range(0, len(clip), piece):
-                clip[at : at + piece] = apply(clip[at : at + piece], drawn)
+            if index != PADDING:
+                rng = clip_rng(self.seed, epoch, index, purpose=COLOUR)
+                recolour(clip, draw(self.config, rng, times))
         return batch
 
-    def draw(self, epoch: int, index: int, frames: Tensor) -> Draw:
-        """Draw the augmentation of one clip in one epoch, for frames [T C H W]."""
-        rng = clip_rng(self.seed, epoch, index, purpose=AUGMENTATION)
-        return draw(self.config, rng, height=frames.shape[-2], width=frames.shape[-1])
+
+def draw(config: DkClipAugment, rng: np.random.Generator, length: int) -> Draw:
+    """Draw the colours of a clip of `length` frames."""
+    # All values are always drawn, so that switching one off does not change the draws of the others.
+    jittered, grey = rng.random() < config.jitter, rng.random() < config.grey
+    factors = np.stack([rng.uniform(*bounds, size=length) for bounds in JITTER.values()], axis=1)
+    order = rng.permuted(np.tile(np.arange(len(JITTER)), (length, 1)), axis=1)
+    return Draw(factors if jittered else None, order if jittered else None, bool(grey))
 
 
-def draw(config: AugmentConfig, rng: np.random.Generator, *, height: int, width: int) -> Draw:
-    """Draw an augmentation for a clip of this size in pixels."""
-    # All values are always drawn, so that switching one augmentation off does not change the draws of the others.
-    brightness, angle, flip = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.random()
-    top, left, crop_height, crop_width = (
-        _crop(rng, height, width, config.min_area) if config.crop else (0, 0, height, width)
-    )
-    return Draw(
-        top=top,
-        left=left,
-        height=crop_height,
-        width=crop_width,
-        flip=bool(flip < config.flip),
-        brightness=round((1 + config.brightness * brightness) * BRIGHTNESS_STEPS) / BRIGHTNESS_STEPS,
-        angle=config.rotation * angle,
-    )
+def recolour(clip: Tensor, drawn: Draw) -> None:
+    """Apply one draw to a clip in place, uint8 [T C H W]."""
+    piece = CPU_PIECE if clip.device.type == "cpu" else len(clip)
+    for at in range(0, len(clip), piece):
+        frames = clip[at : at + piece]
+        if drawn.factors is not None and drawn.order is not None:
+            _jitter(frames, drawn.factors[at : at + piece], drawn.order[at : at + piece])
+        if drawn.grey:
+            frames.copy_(_grey(frames).expand_as(frames))
 
 
-def _crop(rng: np.random.Generator, height: int, width: int, min_area: float) -> tuple[int, int, int, int]:
-    for _ in range(CROP_TRIES):
-        area, aspect = rng.uniform(min_area, 1) * height * width, rng.uniform(*ASPECT)
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if rng.random() < 0.5:
-            w, h = h, w
-        if 0 < w <= width and 0 < h <= height:
-            return _place(rng, height - h, width - w, h, w)
-    short = min(height, width)  # as published (resize the short edge, then crop): a random square of that length
-    return _place(rng, height - short, width - short, short, short)
+def _jitter(frames: Tensor, factors: Numbers, order: NDArray[np.int64]) -> None:
+    """Apply the four operations to each of some frames [N C H W] in its own order."""
+    values = torch.from_numpy(factors.astype(np.float32)).to(frames.device)
+    for used in order.T:
+        for number, operation in enumerate(OPERATIONS):
+            rows = torch.from_numpy(np.flatnonzero(used == number)).to(frames.device)
+            if len(rows):
+                frames[rows] = operation(frames[rows], values[rows, number].view(-1, 1, 1, 1))
 
 
-def _place(rng: np.random.Generator, free_y: int, free_x: int, height: int, width: int) -> tuple[int, int, int, int]:
-    return int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1)), height, width
+def brightened(frames: Tensor, factor: Tensor) -> Tensor:
+    """Blend frames [N C H W] with black by a factor [N 1 1 1]."""
+    return _blended(torch.zeros_like(frames[:1]), frames, factor)
 
 
-def apply(frames: Tensor, drawn: Draw) -> Tensor:
-    """Apply one draw to all frames, uint8 [T C H W] to uint8 [T C S S] with S = H.
-
-    As published, brightness and rotation precede the crop, but they are only computed for the pixels that the crop
-    keeps. The flip commutes with the resize and is done before it, on the smaller crop.
-    """
-    size = frames.shape[-2]
-    rows = slice(drawn.top, drawn.top + drawn.height)
-    columns = slice(drawn.left, drawn.left + drawn.width)
-    if drawn.angle:
-        kept = _rotated(_brightened(frames, drawn.brightness), drawn)
-    else:
-        kept = _brightened(frames[..., rows, columns], drawn.brightness)
-    return resize(kept.flip(-1) if drawn.flip else kept, size=size)
+def contrasted(frames: Tensor, factor: Tensor) -> Tensor:
+    """Blend frames [N C H W] with the mean grey level of each."""
+    mean = _grey(frames).double().mean((1, 2, 3), keepdim=True).add(0.5).floor()
+    return _blended(mean, frames, factor)
 
 
-def _brightened(frames: Tensor, factor: float) -> Tensor:
-    """Multiply every level by `factor`, truncated and clipped as Pillow's ImageEnhance.Brightness does.
-
-    16-bit integers give the same result on every device, and are a third faster than floats. A product of up to 255 x 2
-    x BRIGHTNESS_STEPS uses the sign bit, copies of which the right shift inserts at the left; the mask removes them.
-    """
-    steps = round(factor * BRIGHTNESS_STEPS)
-    if steps == BRIGHTNESS_STEPS:
-        return frames
-    wide = frames.to(torch.int16).mul_(steps).bitwise_right_shift_(7)
-    if steps > BRIGHTNESS_STEPS:
-        wide.bitwise_and_(0x1FF).clamp_(max=255)
-    return wide.to(torch.uint8)
+def saturated(frames: Tensor, factor: Tensor) -> Tensor:
+    """Blend frames [N C H W] with their grey levels."""
+    return _blended(_grey(frames), frames, factor)
 
 
-def _rotated(frames: Tensor, drawn: Draw) -> Tensor:
-    """Rotate the frames about their centre and return the crop: nearest pixel, black outside, as Pillow's Image.rotate
-    does by default and as the authors' code does."""
-    x, y = _source_pixels(frames, drawn)
-    height, width = frames.shape[-2:]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    pixels = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten()
-    # Channels last: a pixel is copied as a whole, and the resize that follows is twice as fast.
-    rows = rearrange(frames, "t c h w -> t (h w) c")
-    turned = rows.index_select(1, pixels).mul_(inside.flatten()[:, None])
-    return rearrange(turned, "t (h w) c -> t c h w", h=drawn.height)
+def hued(frames: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of frames [N C H W] by a share of the circle, which is truncated to multiples of 1/255."""
+    hue, saturation, value = _hsv(frames)
+    turned = (hue + (shift[:, 0] * 255).trunc()).remainder(256)
+    return _rgb(turned, saturation, value)
 
 
-def _source_pixels(frames: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
-    """For each pixel of the rotated crop, compute column and row of its source pixel, each int64 [height width].
-
-    Like Pillow, it computes in fixed point with 16 fractional bits, so the result is the same on every device.
-    """
-    center_y, center_x = frames.shape[-2] / 2, frames.shape[-1] / 2
-    angle = -math.radians(drawn.angle % 360)
-    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
-    right, down = _fixed(cos), _fixed(sin)
-    start_x = _fixed(center_x - cos * (center_x - 0.5) - sin * (center_y - 0.5))
-    start_y = _fixed(center_y + sin * (center_x - 0.5) - cos * (center_y - 0.5))
-    rows = torch.arange(drawn.top, drawn.top + drawn.height, device=frames.device)[:, None]
-    columns = torch.arange(drawn.left, drawn.left + drawn.width, device=frames.device)[None]
-    x, y = start_x + columns * right + rows * down, start_y - columns * down + rows * right
-    return x >> FIXED_BITS, y >> FIXED_BITS
+OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightened, contrasted, saturated, hued)
+"""In the order of JITTER."""
 
 
-def _fixed(value: float) -> int:
-    return math.floor(value * (1 << FIXED_BITS) + 0.5)
+def _blended(low: Tensor, high: Tensor, factor: Tensor) -> Tensor:
+    """low + factor (high - low) in levels, truncated and clipped."""
+    low = low.float()
+    return low.add(high.float().sub_(low).mul_(factor)).clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(frames: Tensor) -> Tensor:
+    """The grey level of frames, uint8 [N C H W] to [N 1 H W]."""
+    red, green, blue = frames.to(torch.int32).unbind(1)
+    level = red.mul_(RED).add_(green.mul_(GREEN)).add_(blue.mul_(BLUE)).add_(1 << 15)
+    return level.bitwise_right_shift_(16).to(torch.uint8)[:, None]
+
+
+def _hsv(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue, saturation and value in whole levels 0 to 255, each float32 [N H W]."""
+    red, green, blue = frames.float().unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    spread = high - torch.minimum(torch.minimum(red, green), blue)
+    # Pillow's C code computes some sums and products in double precision, which decides what is truncated.
+    away = [((high - colour) / spread).double() for colour in (red, green, blue)]
+    hue = torch.where(green == high, 2 + away[0] - away[2], 4 + away[1] - away[0])
+    hue = torch.where(red == high, away[2] - away[1], hue)
+    level = hue.float().double().div_(6).add_(1).remainder_(1).float().double().mul_(255).trunc_().float()
+    saturation = (spread / high).double().mul_(255).trunc_().float()
+    grey = spread == 0
+    return level.masked_fill_(grey, 0), saturation.masked_fill_(grey, 0), high
+
+
+def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Levels of hue, saturation and value [N H W] to colours, uint8 [N 3 H W]."""
+    at = hue.double() * 6 / 255
+    sector = at.floor()
+    rest, share, full = (at - sector).float().double(), (saturation / 255).double(), value.double()
+    levels = [full * (1 - share), full * (1 - share * rest), full * (1 - share * (1 - rest))]
+    p, q, t = (level.add_(0.5).floor_().float() for level in levels)
+    kind = sector.remainder(6).long()[:, None]
+    by_sector = ((value, q, p, p, t, value), (t, value, value, q, p, p), (p, p, t, value, value, q))
+    channels = [torch.stack(options, 1).gather(1, kind)[:, 0] for options in by_sector]
+    return torch.stack(channels, 1).clamp_(0, 255).to(torch.uint8)

@@ -1,46 +1,28 @@
-"""The configuration of reading shards and of augmentation. Imports no torch."""
+"""The configuration of reading shards. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dfer.config import ConfigProblem, key
 from dfer.data.mix_config import MixConfig
+from dfer.data.recipes import AugmentConfig, CnnAugment, DferClipAugment, ViewsConfig
 from dfer.store.cache import Cache
 from dfer.store.shards import CACHE_GIB, Store
 
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Train augmentation, in the order brightness, rotation, crop, flip. Values: DFER-CLIP, section 4.1 and its code.
-
-    crop: random resized crop. min_area: smallest fraction of the picture that it keeps. flip: probability of mirroring
-    a clip. brightness: b; the factor is drawn from 1 - b .. 1 + b (DFEW 0.5, else 0). rotation: r; degrees are drawn
-    from -r .. r (FERV39k 4, else 0). Rotation takes the nearest pixel, as the authors' code does, and is black outside
-    the picture.
-    """
-
-    crop: bool = True
-    min_area: float = 0.08
-    flip: float = 0.5
-    brightness: float = 0.0
-    rotation: float = 0.0
-
-    def __post_init__(self) -> None:
-        bounds = {"min_area": (0, 1), "flip": (0, 1), "brightness": (0, 1), "rotation": (0, 180)}
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigProblem(f"{name}: expected {low} to {high}, got {value}. Correct it in data.augment")
+Sampling = Literal["dfer_clip", "dk_clip", "exp_clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How shards are read. shards: folder or fsspec URL. frames: T, frames per clip (16: DFER-CLIP, section 4.1).
+    """How shards are read. shards: folder or fsspec URL. frames: T, frames per clip (16: DFER-CLIP, section 4.1); 1 for
+    stills.
 
-    size: side of a frame in pixels (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 = decode in the
-    training process. canonical_partitions: 1 shuffles all clips; with more, a node reads few shards at a time
-    (docs/data.md). protocol: name of the shards' protocol that defines the folds. classes: `basic7`, `mafw11`, or a
-    list of names that selects and orders the shards' classes; none = all classes of the shards.
+    size: side of a frame in pixels (224: CLIP ViT-B/32). augment: the input recipe, of training and test frames.
+    sampling: which frames of a clip are taken, as in the code of DFER-CLIP, DK-CLIP or Exp-CLIP (docs/data.md). views:
+    of test clips, none = one. workers: decoding processes of a rank, 0 = decode in the training process.
+    canonical_partitions: 1 shuffles all clips; with more, a node reads few shards at a time (docs/data.md). protocol:
+    name of the shards' protocol that defines the folds. classes: `basic7`, `mafw11`, or a list of names that selects
+    and orders the shards' classes; none = all classes of the shards.
     cache: folder for shards of remote stores, none = DFER_CACHE or a folder of the user in the temporary folder;
     cache_gib: its largest size. read_ahead: fetch whole shards in the background.
     train_frames: `random` draws one frame from each of T segments anew in every epoch, `middle` takes their middle
@@ -56,7 +38,9 @@ class DataConfig:
     frames: int = 16
     size: int = 224
     workers: int = key(2, resume="free")
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = field(default_factory=DferClipAugment)
+    sampling: Sampling = "dfer_clip"
+    views: ViewsConfig | None = None
     canonical_partitions: int = 1
     protocol: str = "published"
     classes: str | tuple[str, ...] | None = None
@@ -86,29 +70,42 @@ class DataConfig:
             raise ConfigProblem(
                 f"balance: expected 0 with canonical_partitions, got {both}. Set one of them to its default"
             )
+        self._refuse_impossible_crops()
         if self.features is not None:
             self._refuse_changing_views()
 
+    @property
+    def num_views(self) -> int:
+        """Views of a test clip."""
+        return self.views.rows if self.views is not None else 1
+
+    def _refuse_impossible_crops(self) -> None:
+        """Raise ConfigProblem for crops that the recipe does not have, or larger than what they are cut from."""
+        shown, crops = self.augment, self.views.crops if self.views is not None else 1
+        if crops not in shown.crops:
+            expected = " or ".join(map(str, shown.crops))
+            do = "3 go with data.augment.name=dk_clip, 10 with cnn"
+            raise ConfigProblem(f"views.crops: expected {expected} for the recipe {shown.name}, got {crops}. {do}")
+        if isinstance(shown, CnnAugment) and shown.side < self.size:
+            expected = f"at most data.augment.side, {shown.side}"
+            raise ConfigProblem(f"size: expected {expected}, got {self.size}. The authors cut 44 pixels of 48")
+
     def _refuse_changing_views(self) -> None:
         """Raise ConfigProblem for keys that do not go with features: these are computed once, so every clip must be
-        readable and the same in every epoch."""
+        readable, have one view and be the same in every epoch."""
         shown = self.augment
-        keys = {
-            "augment.crop": (shown.crop, False),
-            "augment.flip": (shown.flip, 0),
-            "augment.brightness": (shown.brightness, 0),
-            "augment.rotation": (shown.rotation, 0),
-            "train_frames": (self.train_frames, "middle"),
-            "max_bad_share": (self.max_bad_share, 0),
-            "mix.mixup": (self.mix.mixup, 0),
-            "mix.fmix": (self.mix.fmix, 0),
-        }
+        keys = {f"augment.{name}": (getattr(shown, name), value) for name, value in shown.still.items()}
+        keys |= {"train_frames": (self.train_frames, "middle"), "max_bad_share": (self.max_bad_share, 0)}
+        keys |= {"mix.mixup": (self.mix.mixup, 0), "mix.fmix": (self.mix.fmix, 0)}
         wrong = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
         if wrong:
             got = ", ".join(f"data.{key}={str(was).lower()}" for key, (was, _) in wrong.items())
             do = " ".join(f"data.{key}={str(wanted).lower()}" for key, (_, wanted) in wrong.items())
             expected = "clips that look the same in every epoch"
             raise ConfigProblem(f"features: expected {expected}, got {got}. Set {do}, or leave data.features out")
+        if self.num_views > 1:
+            got = f"data.views of {self.num_views} views"
+            raise ConfigProblem(f"features: expected one view of a clip, got {got}. Leave one of the two out")
 
     def store(self) -> Store:
         """Open the shards. Raises DataError, StorageError, UsageError."""

@@ -14,9 +14,11 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -27,6 +29,7 @@ from dfer.data.config import DataConfig
 from dfer.data.plan import Plan
 from dfer.data.reader import Parts, Reader, Request
 from dfer.data.shared_memory import PREFETCH, Need, lack
+from dfer.data.views import Show
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
 from dfer.interruption import SIGNALS
@@ -37,10 +40,12 @@ from dfer.torch_internals import end_workers
 
 
 class Loader:
-    """Yields a rank's micro-batches: uint8 frames on the CPU (pinned if there is a GPU), not augmented.
+    """Yields a rank's micro-batches: uint8 frames of one size on the CPU (pinned if there is a GPU), whose colours are
+    not augmented yet.
 
-    Training leaves out the last, partial batch of an epoch. Evaluation yields every clip once, in order, and adds rows
-    whose index is PADDING (black frames, label 0) so that all ranks get the same number of rows.
+    Training leaves out the last, partial batch of an epoch. Evaluation yields every clip once, in order, with its
+    views as consecutive rows, and adds rows whose index is PADDING (black frames, label 0) so that all ranks get the
+    same number of rows.
 
     Attributes:
         steps_per_epoch: global steps per epoch.
@@ -89,18 +94,9 @@ class Loader:
         self._bad: list[BadClip] = []
         self._requests = _Requests()
         self._workers, self._keys = config.workers, "micro_batch" if train else "eval_batch"
-        side = size or config.size
-        self._clip_bytes = config.frames * 3 * side**2
-        reader = Reader(
-            clips,
-            self._plan,
-            frames=config.frames,
-            size=side,
-            replace_bad=self.max_bad > 0,
-            read_ahead=config.read_ahead,
-            keys=self._keys,
-            draws=config.train_frames == "random",
-        )
+        show = Show(config=config if size is None else replace(config, size=size), seed=seed, train=train)
+        self._clip_bytes = show.rows * config.frames * 3 * show.config.size**2
+        reader = Reader(clips, self._plan, show, replace_bad=self.max_bad > 0, keys=self._keys)
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
         _LOADERS.add(self._batches)
 
@@ -215,6 +211,7 @@ def _end_workers() -> None:
 
 
 def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(1)
     _end_with_parent(worker)
     on_unsent(_cannot_hand_over)
 

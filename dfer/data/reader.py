@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from dfer.data.clips import ClipSet
-from dfer.data.decode import decode
+from dfer.data.decode import Decoder, seen
+from dfer.data.geometry import Picture
 from dfer.data.plan import Plan
-from dfer.data.sampling import clip_rng, test_frames, train_frames
 from dfer.data.shared_memory import empty, shared
+from dfer.data.views import Show, Slot, View, distinct, slots_of
 from dfer.errors import DataError, DferError
 from dfer.recognition import PADDING, BadClip
 from dfer.store.ahead import ReadAhead
@@ -28,8 +29,10 @@ LOOK_AHEAD = 2
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Frames of a clip to read, by position. pending: the fetch of their bytes, if the store is remote."""
+    """Frames of a clip to read: its views, and the positions of all of them, each once. pending: the fetch of their
+    bytes, if the store is remote."""
 
+    views: list[View]
     positions: Ids
     pending: Pending | None
 
@@ -41,19 +44,14 @@ class Reader(Dataset[Parts | DferError]):
         self,
         clips: ClipSet,
         plan: Plan,
+        show: Show,
         *,
-        frames: int,
-        size: int,
         replace_bad: bool = False,
-        read_ahead: bool = True,
         keys: str = "micro_batch",
-        draws: bool = True,
     ) -> None:
-        """keys: configuration keys that determine the size of a batch, for messages. draws: whether training draws
-        frames at random."""
-        self._clips, self._plan = clips, plan
-        self._frames, self._size, self._keys = frames, size, keys
-        self._replace_bad, self._reads_ahead, self._draws = replace_bad, read_ahead, plan.train and draws
+        """show: gives the views of a clip. keys: configuration keys that determine a batch's size, for messages."""
+        self._clips, self._plan, self._show, self._keys = clips, plan, show, keys
+        self._size, self._replace_bad, self._decode = show.config.size, replace_bad, Decoder()
         self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
         self._wanted: dict[int, list[_Wanted | None]] = {}
         self._ahead: ReadAhead | None = None
@@ -72,7 +70,9 @@ class Reader(Dataset[Parts | DferError]):
             return error
 
     def _decoded(self, ids: Ids, wanted: list[_Wanted | None], epoch: int) -> Parts:
-        whole = empty((len(ids), self._frames, self._size, self._size, 3), keys=self._keys)
+        views, side = self._show.rows, self._size
+        shape = len(ids), views, self._show.config.frames, side, side, 3
+        whole = empty(shape, keys=self._keys)
         frames, bad = whole.numpy(), []
         for row, clip in enumerate(wanted):
             if clip is None:
@@ -85,20 +85,38 @@ class Reader(Dataset[Parts | DferError]):
                     raise
                 ids[row], found = self._replaced(int(ids[row]), epoch, frames[row], error)
                 bad.append(found)
+        rows = ids.repeat(views)
         return {
-            "frames": whole.permute(0, 1, 4, 2, 3),
-            "labels": shared(torch.from_numpy(np.where(ids == PADDING, 0, self._clips.labels[ids])), keys=self._keys),
-            "index": shared(torch.from_numpy(ids), keys=self._keys),
+            "frames": whole.flatten(0, 1).permute(0, 1, 4, 2, 3),
+            "labels": shared(torch.from_numpy(np.where(rows == PADDING, 0, self._clips.labels[rows])), keys=self._keys),
+            "index": shared(torch.from_numpy(rows), keys=self._keys),
             "bad": bad,
         }
 
     def _read(self, index: int, wanted: _Wanted, out: NDArray[np.uint8]) -> None:
-        """Decode the sampled frames of a clip into `out` [T H W C]."""
-        distinct, where = wanted.positions, self._clips.where(index)
-        jpegs = self._clips.read(index, distinct, wanted.pending)
-        for row, (at, jpeg) in enumerate(zip(distinct, jpegs, strict=True)):
-            decode(jpeg, size=self._size, where=f"{where}, frame {at}", out=out[row])
-        out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip is repeated
+        """Decode the sampled frames of a clip into its views, `out` [V T H W C]."""
+        where, slots = self._clips.where(index), slots_of(wanted.views)
+        # A frame of the wanted size of which nothing is changed is decoded where it belongs.
+        direct = len(wanted.views) == 1 and not wanted.views[0].seen(self._size, self._size)
+        jpegs = self._clips.read(index, wanted.positions, wanted.pending)
+        for at, jpeg in zip(wanted.positions.tolist(), jpegs, strict=True):
+            told, first = f"{where}, frame {at}", out[slots[at][0]] if direct else None
+            self._place(self._decode(jpeg, where=told, out=first), wanted.views, slots[at], out, where=told)
+
+    def _place(
+        self, picture: Picture, views: list[View], slots: list[Slot], out: NDArray[np.uint8], *, where: str
+    ) -> None:
+        """Put a decoded frame into its slots of `out` [V T H W C], as each view sees it."""
+        done: dict[int, Slot] = {}
+        for slot in slots:
+            view = slot[0]
+            if view in done:
+                out[slot] = out[done[view]]
+                continue
+            done[view], steps = slot, views[view].seen(*picture.shape[:2])
+            shown = seen(steps, picture, where=where) if steps else picture
+            if not np.may_share_memory(shown, out):
+                out[slot] = shown
 
     def _replaced(self, index: int, epoch: int, out: NDArray[np.uint8], error: DataError) -> tuple[int, BadClip]:
         """Read another clip instead of a bad one. Raises `error` if all candidates are bad too."""
@@ -115,13 +133,9 @@ class Reader(Dataset[Parts | DferError]):
         return [None if index == PADDING else self._wanted_of(int(index), epoch) for index in ids]
 
     def _wanted_of(self, index: int, epoch: int) -> _Wanted:
-        positions = np.unique(self._positions(self._clips.num_frames(index), index, epoch))
-        return _Wanted(positions, self._clips.prefetch(index, positions))
-
-    def _positions(self, num_frames: int, index: int, epoch: int) -> Ids:
-        if self._draws:
-            return train_frames(num_frames, self._frames, clip_rng(self._plan.seed, epoch, index))
-        return test_frames(num_frames, self._frames)
+        views = self._show.views(self._clips.num_frames(index), index=index, epoch=epoch)
+        positions = distinct(views)
+        return _Wanted(views, positions, self._clips.prefetch(index, positions))
 
     def _enter(self, epoch: int, start: int) -> None:
         """On the first request of an epoch, compute its order and start reading ahead."""
@@ -144,7 +158,9 @@ class Reader(Dataset[Parts | DferError]):
         share = whole[world.local_rank * workers + worker :: world.local_size * workers]
         # Also without reading ahead, the cache needs each shard's last use, so that it does not evict it earlier.
         ahead.begin(
-            share if self._reads_ahead else [], {shards[number].sha256: int(last[number]) for number in used}, start
+            share if self._show.config.read_ahead else [],
+            {shards[number].sha256: int(last[number]) for number in used},
+            start,
         )
 
     def _look_ahead(self, epoch: int, number: int) -> None:

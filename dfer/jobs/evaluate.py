@@ -1,8 +1,11 @@
 """Evaluate a run's selected checkpoint, or weights that were not trained here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from dfer.config import from_plain
 from dfer.data.clips import ClipSet
+from dfer.data.recipes import ONE_VIEW, ViewsConfig
 from dfer.distributed import World, highest, on_first
 from dfer.errors import DeniedError, UsageError, message
 from dfer.evaluation.evaluator import Evaluation, evaluate
@@ -81,7 +84,8 @@ def evaluate_run(
 ) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
-    out: folder for the results; nothing is then written to the run itself. stop: honoured between two batches.
+    out: folder for the results; nothing is then written to the run itself. Other test views than the run's need it.
+    stop: honoured between two batches.
     An incomplete training may be running at the same time: none of its files is changed, and the result goes into a
     separate file, which does not mark the run as finished.
 
@@ -96,7 +100,7 @@ def evaluate_run(
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
-    on_first(lambda: folder.check(home, config), world)
+    on_first(lambda: folder.check(home, _with_its_views(config, home, out) if trained else config), world)
     if trained or out:
         on_first(lambda: _check_target(home, out), world)
     clips = open_fold(config)
@@ -120,6 +124,24 @@ def evaluate_run(
     if not trained and out is None:
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
     return report_test(config, clips, forward, chosen, initial, world, training=training, out=out, stop=stop)
+
+
+def _with_its_views(config: RunConfig, home: Folder, out: Folder | None) -> RunConfig:
+    """Return the configuration with the views of the run's own results. Other views give a second result elsewhere.
+
+    Raises:
+        UsageError: other views, and no folder for the result.
+    """
+    data = folder.recorded(home).get("data")
+    views = data.get("views") if isinstance(data, dict) else None
+    own = None if views is None else from_plain(ViewsConfig, views, "data.views")
+    if own == config.data.views:
+        return config
+    if out is None:
+        had, asked = (each.words() if each else ONE_VIEW for each in (own, config.data.views))
+        do = "Write the second result elsewhere with --out FOLDER."
+        raise UsageError(message(f"{home}: data.views", expected=f"as of its result, {had}", got=asked, do=do))
+    return replace(config, data=replace(config.data, views=own))
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
@@ -150,6 +172,7 @@ def score(
         loader.epoch(0),
         num_classes=len(clips.emotions),
         expected=len(part),
+        views=config.data.num_views,
         device=world.device,
         keys=part.keys,
         predictions=predictions,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dfer.config import to_plain
+from dfer.data.recipes import seen_in_words
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
@@ -73,22 +74,22 @@ class Training:
 
 def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
     """Describe how test clips are presented to the model, and the augmentation of training clips."""
-    augment = config.data.augment
-    words = [
-        f"random resized crop of {augment.min_area:.0%} to 100 %" if augment.crop else "",
-        f"flip {augment.flip}" if augment.flip else "",
-        f"brightness 1 +- {augment.brightness}" if augment.brightness else "",
-        f"rotation +- {augment.rotation} degrees, nearest pixel" if augment.rotation else "",
-        "the middle frame of every segment" if config.data.train_frames == "middle" else "",
-    ]
+    data = config.data
+    middle = "the middle frame of every segment" if data.train_frames == "middle" else ""
     return Protocol(
-        num_frames=config.data.frames,
-        size=config.data.size,
+        num_frames=data.frames,
+        size=data.size,
         normalisation=model.normalisation,
-        augment=("" if trains_nothing(config.model) else ", ".join(filter(None, words))) or "none",
+        augment=("" if trains_nothing(config.model) else ", ".join(filter(None, [*data.augment.words(), middle])))
+        or "none",
+        views=seen_in_words(data.augment, data.views, data.size) + SAMPLED[data.sampling],
         targets=targets.words(config),
         weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
     )
+
+
+SAMPLED = {"dfer_clip": "", "dk_clip": ", frames as DK-CLIP samples", "exp_clip": ", frames as Exp-CLIP samples"}
+"""How frames are sampled, in words; DFER-CLIP's rule is not mentioned."""
 
 
 def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: tuple[Change, ...]) -> dict[str, object]:

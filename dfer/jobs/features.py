@@ -29,6 +29,7 @@ from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import encoder, set_tf32
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
+from dfer.jobs.facts import SAMPLED
 from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
 from dfer.models.build import build
 from dfer.models.files import files, is_tag
@@ -89,9 +90,9 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
         "arch": _file(towers.arch) if "towers.arch" in named else towers.arch,
         "image_size": towers.image_size,
         "frames": data.frames,
-        "sampling": data.train_frames,
+        "sampling": data.train_frames + SAMPLED[data.sampling],
         "size": data.size,
-        "view": "whole frame",
+        "view": data.augment.test_words(data.size, 1) or "whole frame",
         "normalisation": "clip" if frozen.clip_normalisation else "none",
         "precision": config.engine.precision + (", tf32" if config.engine.tf32 else ""),
     }

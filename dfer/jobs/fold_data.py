@@ -169,16 +169,10 @@ def _tokens(config: RunConfig, clips: FoldData) -> Tensor | None:
 
 
 def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
-    """Make the loader that reads each clip of a subset of the fold once, for evaluation."""
-    return _loader(
-        config,
-        clips,
-        part,
-        world,
-        train=False,
-        global_batch=config.eval_batch * world.size,
-        micro_batch=config.eval_batch,
-    )
+    """Make the loader that reads each clip of a subset of the fold once, for evaluation. `eval_batch` counts rows: a
+    batch has as many clips as have room in it with all their views, at least one."""
+    each = max(1, config.eval_batch // config.data.num_views)
+    return _loader(config, clips, part, world, train=False, global_batch=each * world.size, micro_batch=each)
 
 
 def _loader(

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dfer.data.decode import MAX_PIXELS, resize
-from dfer.data.sampling import test_frames
+from dfer.data.config import DataConfig
+from dfer.data.geometry import MAX_PIXELS, Picture, apply
+from dfer.data.views import View, distinct, fixed_views
 from dfer.distributed import World
 from dfer.emotions import Emotions, emotions_of
 from dfer.errors import DataError, message
@@ -49,13 +51,14 @@ def predict(
         forward = inference(model, precision=config.engine.precision, device=world.device)
     for clip in clips:
         try:
-            frames = read_clip(clip, num_frames=config.data.frames, size=config.data.size)[None]
+            frames = read_clip(clip, config.data)
         except DataError as error:
             yield clip, error
             continue
-        batch = ClipBatch(frames=frames, labels=torch.zeros(1, dtype=torch.int64), index=torch.zeros(1).long())
+        nought = torch.zeros(len(frames), dtype=torch.int64)
+        batch = ClipBatch(frames=frames, labels=nought, index=nought)
         with enough_gpu_memory():
-            shares = forward(batch.to(world.device)).logits[0].double().softmax(-1).tolist()
+            shares = forward(batch.to(world.device)).logits.float().mean(0).double().softmax(-1).tolist()
         yield clip, dict(zip(names, shares, strict=True))
 
 
@@ -116,8 +119,8 @@ def likeliest(answer: Answer) -> str:
     return max(answer, key=answer.__getitem__)
 
 
-def read_clip(folder: Path, *, num_frames: int, size: int) -> Tensor:
-    """Read a folder's pictures as uint8 [T C H W], sampled as in evaluation.
+def read_clip(folder: Path, data: DataConfig) -> Tensor:
+    """Read a folder's pictures as uint8 [V T C H W], the views of evaluation.
 
     Raises:
         DataError: the folder or its frames are missing, their order is ambiguous, or a picture cannot be read.
@@ -133,16 +136,26 @@ def read_clip(folder: Path, *, num_frames: int, size: int) -> Tensor:
     except ValueError as error:
         do = "Give the cropped faces, one file a frame, named as 00012.jpg."
         raise DataError(message(folder, expected=expected, got=str(error), do=do)) from error
-    return torch.stack([_read_picture(paths[at], size=size) for at in test_frames(len(paths), num_frames)])
+    views = fixed_views(data, len(paths))
+    pictures = {at: _read_picture(paths[at]) for at in distinct(views).tolist()}
+    rows = [[_seen(view, pictures[at], paths[at]) for at in view.positions.tolist()] for view in views]
+    return torch.from_numpy(np.array(rows)).permute(0, 1, 4, 2, 3)
 
 
-def _read_picture(path: Path, *, size: int) -> Tensor:
+def _seen(view: View, picture: Picture, path: Path) -> Picture:
+    try:
+        return apply(view.seen(*picture.shape[:2]), picture)
+    except ValueError as error:
+        do = "Replace the file."
+        raise DataError(message(path, expected="a picture of a face", got=str(error), do=do)) from error
+
+
+def _read_picture(path: Path) -> Picture:
     expected = f"a whole JPEG, PNG, BMP or WebP of at most {MAX_PIXELS:,} pixels"
     try:
-        rgb = read_picture(_read(path), max_pixels=MAX_PIXELS).rgb
+        return read_picture(_read(path), max_pixels=MAX_PIXELS).rgb
     except ValueError as error:
         raise DataError(message(path, expected=expected, got=str(error), do="Replace the file.")) from error
-    return resize(torch.from_numpy(rgb).permute(2, 0, 1)[None], size=size)[0]
 
 
 def _read(path: Path) -> bytes:

@@ -43,6 +43,7 @@ class Key:
     file: bool = False
     path: bool = False
     fixes: Mapping[str, str] = field(default_factory=dict)
+    unnamed: bool = False
 
 
 def keys(kind: Any, plain: Mapping[str, Any]) -> dict[str, Key]:

@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dfer.data.decode import decode
+from dfer.data.config import DataConfig
 from dfer.jobs.predict import read_clip
+from tests.decoded import decode
 from tests.hostile import pictures_kit
 from tests.hostile.values import rng
 from tests.hostile.worker import MUTATED, Case
@@ -56,7 +57,7 @@ def _other(file: str, name: str, data: bytes) -> Case:
 
 
 def _predict(at: Path) -> None:
-    read_clip(at, num_frames=2, size=24)
+    read_clip(at, DataConfig(shards="-", frames=2, size=24))
 
 
 def _sparse(at: Path, name: str) -> None:

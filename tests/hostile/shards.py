@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from dfer.data.clips import emotions_for, fold_clips
-from dfer.data.decode import decode
 from dfer.data.splits import folds, refuse_overlap
 from dfer.emotions import BASIC7, emotions_of
 from dfer.store.format import SUFFIX, Media
@@ -24,6 +23,7 @@ from shards.shard import BuildOptions
 from shards.show import describe
 from shards.sources.clips import RawClip, RawFold, RawProtocol, RawSet, RawSubset
 from shards.verify import load_manifest, verify
+from tests.decoded import decode
 from tests.hostile.worker import Case
 from tests.unit.shards import rawkit
 

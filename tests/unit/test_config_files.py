@@ -10,6 +10,8 @@ from dfer import __main__ as cli
 from dfer import config_files
 from dfer.config import ConfigProblem
 from dfer.config_files import find, is_run_folder, load, names, shown
+from dfer.data.config import DataConfig
+from dfer.data.recipes import ClipAugment, DferClipAugment, DkClipAugment
 from dfer.jobs.config import load_run
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +142,29 @@ def test_an_override_or_the_file_over_both_decides(here: Path) -> None:
 def test_a_conflict_below_a_base_names_the_files_that_differ(here: Path) -> None:
     write(here, a="epochs: 3", b="epochs: 4", c="base: [a.yaml, b.yaml]", d="epochs: 5\noptim: {name: adam}")
     assert "got 3 from a.yaml and 4 from b.yaml and 5 from d.yaml." in refused("c.yaml", "d.yaml")
+
+
+def test_values_without_a_name_do_not_count_where_another_file_chooses_another(here: Path) -> None:
+    """As DFEW's brightness, which belongs to DFER-CLIP's recipe, with a method that has its own."""
+    write(here, a="augment: {name: dk_clip, grey: 0.5}\nshards: x", b="augment: {brightness: 0.5}")
+    write(here, c="augment: {name: dfer_clip, flip: 0.25}\nshards: x", d="base: [a.yaml, b.yaml]\naugment: {flip: 1}")
+    for files in (["a.yaml", "b.yaml"], ["b.yaml", "a.yaml"]):
+        assert load(files, DataConfig).augment == DkClipAugment(grey=0.5)
+    assert load(["d.yaml"], DataConfig).augment == DkClipAugment(grey=0.5, flip=1.0)
+    assert load(["c.yaml", "b.yaml"], DataConfig).augment == DferClipAugment(brightness=0.5, flip=0.25)
+    chosen = load(["b.yaml"], DataConfig, ["shards=x", "augment.name=clip"]).augment
+    assert chosen == ClipAugment()
+    write(here, e="augment: {name: cnn}")
+    with pytest.raises(ConfigProblem, match=r"augment.name: expected one value, got 'dk_clip' from a.yaml and 'cnn'"):
+        load(["a.yaml", "e.yaml"], DataConfig)
+
+
+def test_a_wrong_key_of_the_default_recipe_is_named(here: Path) -> None:
+    write(here, a="shards: x\naugment: {brightnes: 0.5}", b="shards: x\naugment: {name: dfer, flip: 0.5}")
+    with pytest.raises(ConfigProblem, match=r"augment.brightnes: unknown key. Did you mean 'brightness'"):
+        load(["a.yaml"], DataConfig)
+    with pytest.raises(ConfigProblem, match=r"augment.name: unknown 'dfer'. Did you mean 'dfer_clip'"):
+        load(["b.yaml"], DataConfig)
 
 
 def test_defaults_lie_below_all_files(here: Path) -> None:

@@ -13,7 +13,7 @@ from dfer import config
 from dfer.config import ConfigProblem
 from dfer.config_files import load as load_files
 from dfer.config_files import names
-from dfer.data.config import AugmentConfig
+from dfer.data.recipes import DferClipAugment
 from dfer.emotions import label_set
 from dfer.jobs import rows
 from dfer.jobs.config import RunConfig, load_run
@@ -144,7 +144,7 @@ def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str)
     assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
     assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
     assert run.data.features and run.data.shards == f"data/{dataset}" and run.data.train_frames == "middle"
-    assert run.data.augment == AugmentConfig(crop=False, flip=0.0)
+    assert run.data.augment == DferClipAugment(crop=False, flip=0.0)
     assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
     assert {key: group.lr for key, group in run.optim.groups.items()} == {"head": 1e-2}
 
@@ -242,16 +242,6 @@ def test_the_model_is_the_paper_s(row: Row) -> None:
     assert (model.temperature, model.context_position, model.shared_contexts) == (0.01, "end", False)
     assert (model.temporal.heads, model.temporal.head_dim, model.temporal.mlp_dim) == (8, 64, 1024)
     assert model.train_image
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_the_head_says_where_frames_are_treated_otherwise_than_in_the_released_code(dataset: str) -> None:
-    """DFEW's faces are square; those of the others need not be."""
-    side = load(("methods/dfer_clip", f"sets/{dataset}")).data.size
-    square = f"{side} x {side}"
-    said = f"those that are not square are stretched to {square} before the random crop, unlike the released code"
-    frames = head(f"sets/{dataset}").get("frames")
-    assert frames is None if dataset == "dfew" else str(frames).startswith(said)
 
 
 @every

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dfer.data.decode import decode, resize
+from dfer.data.geometry import resize
 from dfer.errors import DataError
+from tests.decoded import decode
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_a_grey_png_of_48_pixels_keeps_every_pixel(size):
     Image.fromarray(picture).save(file, "PNG")
     got = decode(memoryview(file.getvalue()), size=size, where="here")
     three = torch.from_numpy(np.stack([picture] * 3))[None]
-    assert np.array_equal(got, resize(three, size=size)[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(got, resize(three, height=size, width=size)[0].permute(1, 2, 0).numpy())
     assert size != 48 or np.array_equal(got[..., 0], picture)
 
 
@@ -87,7 +88,7 @@ def test_a_png_that_claims_too_many_pixels_is_refused_before_any_is_decoded():
 def test_resize_agrees_with_pillow_within_one_level(height, width, size, seed):
     picture = noise(height, width, seed)
     expected = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-    got = resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size=size)[0].permute(1, 2, 0).numpy()
+    got = resize(torch.from_numpy(picture).permute(2, 0, 1)[None], height=size, width=size)[0].permute(1, 2, 0).numpy()
     assert got.dtype == np.uint8
     assert np.abs(got - expected).max() <= 1
 

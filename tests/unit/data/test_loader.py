@@ -13,8 +13,9 @@ from dfer.config import ConfigProblem
 from dfer.data import shared_memory
 from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
 from dfer.data.loader import Loader, _cannot_hand_over
+from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World
 from dfer.emotions import label_set
 from dfer.errors import DataError
@@ -135,7 +136,7 @@ def test_an_epoch_left_early_does_not_disturb_the_next(folder):
 def test_ranks_micro_batches_and_starts_read_one_sequence(folder, layout, epoch, start):
     """Augmented, so that the draws are seen to follow the clip and not its place."""
     ranks, micro = layout
-    augment = Augment(AugmentConfig(brightness=0.5), 3)
+    augment = Augment(DferClipAugment(brightness=0.5), 3)
 
     def whole(batches: list[ClipBatch]) -> dict[int, torch.Tensor]:
         return dict(rows([augment(b, epoch) for b in batches]))

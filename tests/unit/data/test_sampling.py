@@ -1,6 +1,7 @@
 """Frame sampling of DFER-CLIP: hand-computed cases, and the published rule restated another way."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 
 import numpy as np
@@ -92,3 +93,47 @@ def test_streams_of_different_clips_are_not_shifted_copies(seed, epoch, index):
     a = clip_rng(seed, epoch, index).integers(2**60, size=8).tolist()
     b = clip_rng(seed, epoch, index + 1).integers(2**60, size=8).tolist()
     assert not set(a) & set(b)
+
+
+@given(frames, lengths, st.integers(0, 1000))
+def test_dk_clip_draws_as_dfer_clip_does_from_long_clips(n, length, seed):
+    n += length
+    theirs, ours = (
+        sampling.train_frames(n, length, clip_rng(seed, 0, 0), rule).tolist() for rule in ("dk_clip", "dfer_clip")
+    )
+    assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "train", "test"),
+    [
+        (1, [0] * 16, [0] * 16),
+        # i n / 16 half to even: 0 .5 1 1.5 2 ...; 7.5 becomes 8, which is frame 0 again
+        (8, [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]),
+        (12, [0, 1, 2, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 10, 11], [0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 10, 10, 11]),
+    ],
+)
+def test_dk_clip_repeats_the_frames_of_short_clips_in_order(num_frames, train, test):
+    assert sampling.train_frames(num_frames, 16, clip_rng(1, 0, 0), "dk_clip").tolist() == train
+    assert sampling.test_frames(num_frames, 16, "dk_clip").tolist() == test
+
+
+@given(frames, lengths)
+def test_exp_clip_repeats_the_first_frame_of_clips_that_are_not_longer(n, length):
+    got = sampling.test_frames(n, length, "exp_clip").tolist()
+    assert got == ([0] * length if n <= length else sampling.test_frames(n, length).tolist())
+    short = sampling.train_frames(n, length, clip_rng(1, 0, 0), "exp_clip").tolist()
+    assert n >= length or short == [0] * length
+
+
+@given(frames, lengths, st.sampled_from(["dfer_clip", "dk_clip", "exp_clip"]), st.integers(1, 6))
+def test_every_place_in_the_segments_is_in_the_clip_and_later_places_are_not_before(n, length, rule, clips):
+    places = [sampling.test_frames(n, length, rule, at=(view + 0.5) / clips) for view in range(clips)]
+    assert all(len(each) == length and each.min() >= 0 and each.max() < n for each in places)
+    assert all((later >= earlier).all() for earlier, later in pairwise(places))
+
+
+@pytest.mark.parametrize("rule", ["dfer_clip", "dk_clip", "exp_clip"])
+def test_of_a_still_there_is_one_frame(rule):
+    assert sampling.test_frames(1, 1, rule).tolist() == [0]
+    assert sampling.train_frames(1, 1, clip_rng(1, 0, 0), rule).tolist() == [0]

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfer.config import ConfigProblem
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
 from dfer.data.features import SHARD
+from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError, DataError, StoppedError
@@ -40,7 +41,7 @@ from dfer.training.config import EngineConfig, GroupConfig, SgdConfig, StepSched
 from tests.unit.data.shardkit import Clip, write_shards
 
 ARCH = "tiny-conv-64"
-STILL = AugmentConfig(crop=False, flip=0.0)
+STILL = DferClipAugment(crop=False, flip=0.0)
 FOLDS, CLIPS = 2, 9
 
 
@@ -345,7 +346,7 @@ def test_a_clip_that_cannot_be_read_leaves_no_features(tmp_path: Path, alone: Wo
 
 def test_a_configuration_that_cannot_use_features_says_what_to_set(tmp_path: Path, faces: Path) -> None:
     with pytest.raises(ConfigProblem) as caught:
-        DataConfig(shards="s", features="f", augment=AugmentConfig(brightness=0.5), max_bad_share=0.1)
+        DataConfig(shards="s", features="f", augment=DferClipAugment(brightness=0.5), max_bad_share=0.1)
     assert str(caught.value) == (
         "features: expected clips that look the same in every epoch, got data.augment.crop=true, "
         "data.augment.flip=0.5, data.augment.brightness=0.5, data.train_frames=random, data.max_bad_share=0.1. "

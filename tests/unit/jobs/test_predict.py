@@ -12,6 +12,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from dfer.data.config import DataConfig
 from dfer.errors import DataError
 from dfer.jobs.predict import Table, read_clip
 
@@ -32,7 +33,7 @@ def put(path: Path, value: int, *, side: int = 32) -> Path:
 
 def levels(folder: Path, num_frames: int) -> list[int]:
     """The level of each frame that is read."""
-    clip = read_clip(folder, num_frames=num_frames, size=32)
+    clip = read_clip(folder, DataConfig(shards="-", frames=num_frames, size=32))[0]
     assert tuple(clip.shape) == (num_frames, 3, 32, 32) and clip.dtype.is_floating_point is False
     assert clip.float().std(dim=(1, 2, 3)).max() <= 1
     return [round(level) for level in clip.float().mean(dim=(1, 2, 3)).tolist()]
@@ -68,7 +69,7 @@ def test_colours_are_rgb_in_both_formats(tmp_path: Path) -> None:
     red[..., 0] = 200
     (tmp_path / "1.jpg").write_bytes(simplejpeg.encode_jpeg(red, quality=95))
     (tmp_path / "2.png").write_bytes(cv2.imencode(".png", red[..., ::-1])[1].tobytes())
-    for frame in read_clip(tmp_path, num_frames=2, size=32).float().mean(dim=(2, 3)).tolist():
+    for frame in read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0].float().mean(dim=(2, 3)).tolist():
         assert frame == pytest.approx([200, 0, 0], abs=3)
 
 
@@ -95,7 +96,7 @@ def test_a_folder_whose_frames_are_not_certain(tmp_path: Path, names: tuple[str,
     for name in names:
         put(tmp_path / name, 10)
     with pytest.raises(DataError) as caught:
-        read_clip(tmp_path, num_frames=2, size=32)
+        read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
     assert str(caught.value) == (
         f"{tmp_path}: expected a folder with .jpg, .png, .bmp or .webp face frames in an order that their names tell, "
         f"got {got}. Give the cropped faces, one file a frame, named as 00012.jpg."
@@ -107,7 +108,7 @@ def test_bmp_and_webp_are_read(tmp_path: Path) -> None:
     red[..., 2] = 200
     for name in ("1.bmp", "2.webp"):
         (tmp_path / name).write_bytes(cv2.imencode(Path(name).suffix, red)[1].tobytes())
-    for frame in read_clip(tmp_path, num_frames=2, size=32).float().mean(dim=(2, 3)).tolist():
+    for frame in read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0].float().mean(dim=(2, 3)).tolist():
         assert frame == pytest.approx([200, 0, 0], abs=5)
 
 
@@ -115,7 +116,7 @@ def test_bmp_and_webp_are_read(tmp_path: Path) -> None:
 def test_a_folder_without_pictures(tmp_path: Path, there: bool) -> None:
     folder = tmp_path if there else tmp_path / "missing"
     with pytest.raises(DataError) as caught:
-        read_clip(folder, num_frames=4, size=32)
+        read_clip(folder, DataConfig(shards="-", frames=4, size=32))[0]
     got = "no frames. Give the cropped faces" if there else "no folder. Correct the path."
     expected = "a folder with .jpg, .png, .bmp or .webp face frames in an order that their names tell"
     assert str(caught.value).startswith(f"{folder}: expected {expected}, got {got}")
@@ -136,7 +137,7 @@ def test_a_damaged_png_is_named(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "1.png"
     path.write_bytes(damage(cv2.imencode(".png", noise)[1].tobytes()))  # type: ignore[operator]
     with pytest.raises(DataError) as caught:
-        read_clip(tmp_path, num_frames=2, size=32)
+        read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
     assert str(caught.value).startswith(f"{path}: expected a ") and "Replace the file." in str(caught.value)
 
 
@@ -145,7 +146,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, damage: object) -> None:
     path = put(tmp_path / "1.jpg", 100)
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(DataError) as caught:
-        read_clip(tmp_path, num_frames=2, size=32)
+        read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
     assert str(caught.value).startswith(f"{path}: expected a whole JPEG, PNG, BMP or WebP of at most ")
     assert str(caught.value).endswith(" Replace the file.")
 
@@ -154,7 +155,7 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     path = put(tmp_path / "1.png", 100)
     os.truncate(path, 8 * 2**30)
     with pytest.raises(DataError, match=r"1\.png: expected a picture of at most 64 MiB, got more\. Replace the file"):
-        read_clip(tmp_path, num_frames=2, size=32)
+        read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
 
 
 def test_a_picture_is_read_without_its_rotation(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_picture_is_read_without_its_rotation(tmp_path: Path) -> None:
     exif[0x0112], half[:, :16] = 6, 200
     for name in ("1.png", "2.jpg"):
         Image.fromarray(half).save(tmp_path / name, exif=exif)
-    for frame in read_clip(tmp_path, num_frames=2, size=32).float():
+    for frame in read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0].float():
         assert frame[..., :16].mean() > 180 and frame[..., 16:].mean() < 20
 
 
@@ -174,7 +175,7 @@ def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "1.png").write_bytes(data)
     with pytest.raises(DataError, match="or WebP of at most 16,777,216 pixels, got 40000 x 40000"):
-        read_clip(tmp_path, num_frames=2, size=32)
+        read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
 
 
 def test_the_table_has_a_row_a_clip_as_soon_as_it_is_answered(tmp_path: Path) -> None:

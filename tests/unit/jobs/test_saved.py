@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dfer.__main__ import main
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
+from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
 from dfer.errors import CheckpointError, DferError
@@ -144,7 +145,7 @@ def test_a_run_on_features_is_exported_with_its_tower(tmp_path: Path, data: Data
     still = replace(
         data,
         features=str(tmp_path / "features"),
-        augment=AugmentConfig(crop=False, flip=0.0),
+        augment=DferClipAugment(crop=False, flip=0.0),
         train_frames="middle",
     )
     optim = SgdConfig(groups={"head": GroupConfig(lr=0.1)})

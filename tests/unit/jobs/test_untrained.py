@@ -14,7 +14,8 @@ import torch
 
 from dfer.config import changed
 from dfer.data.clips import ClipSet, emotions_for
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
+from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, StoppedError, UsageError
 from dfer.evaluation.results import read_result
@@ -64,7 +65,7 @@ def config(home: Path, faces: Path, **changes: Any) -> RunConfig:
         frames=2,
         size=64,
         train_frames="middle",
-        augment=AugmentConfig(crop=False, flip=0.0),
+        augment=DferClipAugment(crop=False, flip=0.0),
     )
     found = RunConfig(
         run=str(home),

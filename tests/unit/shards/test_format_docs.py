@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfer.data.decode import MAX_PIXELS
+from dfer.data.geometry import MAX_PIXELS
 from dfer.store import format as shard_format
 from dfer.store.index import ClipEntry, index_json
 from shards.build import build

@@ -14,7 +14,6 @@ import pytest
 import webdataset
 from PIL import Image
 
-from dfer.data.decode import decode
 from dfer.emotions import Emotions, emotions_of
 from dfer.errors import DataError, UsageError
 from dfer.store.format import FaceSettings, Manifest, Media, Subset
@@ -25,6 +24,7 @@ from shards.shard import BuildOptions
 from shards.show import describe
 from shards.sources.clips import RawClip, RawFold, RawProtocol, RawSet, RawSubset
 from shards.verify import verify
+from tests.decoded import decode
 from tests.unit.shards import rawkit
 
 OWN = emotions_of(["sleepy", "awake"])
