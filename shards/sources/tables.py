@@ -68,6 +68,26 @@ def read_table(path: Path) -> Table:
     return Table(rows=rows, separator=separator, encoding=encoding)
 
 
+def read_long(path: Path) -> Iterator[Row]:
+    """Yield the rows of a table separated by commas, of any size, in UTF-8 or the encoding of its byte order mark.
+
+    Raises DataError when the file cannot be read, is not text, or has an unclosed quote.
+    """
+    encoding = "utf-8"
+    try:
+        with path.open("rb") as file:
+            encoding = _encoding(file.read(4))
+        with path.open(encoding=encoding, newline="") as text:
+            reader = csv.reader(text, skipinitialspace=True, strict=True)
+            for cells in reader:
+                if any(map(str.strip, cells)):
+                    yield Row(line=reader.line_num, cells=tuple(map(str.strip, cells)))
+    except (OSError, UnicodeError, csv.Error) as error:
+        do = "Unpack the file again."
+        expected = f"a table in {encoding.upper()} separated by commas"
+        raise DataError(message(path, expected=expected, got=str(error), do=do)) from error
+
+
 def _text(path: Path) -> tuple[str, str]:
     """Read the file's text and the name of its encoding."""
     try:
