@@ -52,6 +52,18 @@ def own_file(names: Sequence[str]) -> str | None:
 
 
 SETS = {"dfew": "DFEW, five folds", "ferv39k": "FERV39k, its one split", "mafw": "MAFW, five folds"}
+STILLS = {
+    "raf_db": "RAF-DB, its one split",
+    "affectnet7": "AffectNet without contempt, tested on its validation part",
+    "affectnet8": "AffectNet, tested on its validation part",
+    "fer2013": "FER2013, PrivateTest",
+    "ferplus": "FERPlus, its test part",
+    "ckplus": "CK+, ten folds that share nobody",
+    "ckplus48": "CK+48, ten folds that share nobody",
+    "kmu_fed": "KMU-FED, ten folds that share nobody",
+    "afew": "AFEW, tested on its validation part",
+}
+"""Data sets of stills, and AFEW."""
 Scores = tuple[float, float]
 """UAR and WAR in percent."""
 
@@ -106,7 +118,9 @@ def of_paper(table: Mapping[str, tuple[Scores, Scores, Scores]], source: str) ->
     return tuple(found)
 
 
-ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"))
+PROBES = tuple(Row(configs=("methods/linear_probe", f"sets/{name}"), protocol=text) for name, text in STILLS.items())
+"""One row a set of stills without published numbers."""
+ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"), *PROBES)
 
 
 def published_of(names: Sequence[str]) -> Published | None:

@@ -233,7 +233,7 @@ def _scalar(data: bytes) -> str:
     try:
         head = ast.literal_eval(data[start:end].decode())
         dtype, shape = np.dtype(str(head["descr"])), tuple(head["shape"])
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, UnicodeDecodeError) as error:
+    except (SyntaxError, TypeError, KeyError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError("a damaged header") from error
     if dtype.kind not in "iufUS" or shape not in ((), (1,)) or len(data) - end != dtype.itemsize:
         raise ValueError(f"{dtype} of shape {shape}"[:80])

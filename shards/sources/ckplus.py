@@ -25,7 +25,7 @@ NUMBERS = {1: "anger", 2: "contempt", 3: "disgust", 4: "fear", 5: "happy", 6: "s
 NEUTRAL = 0
 FRAMES = 3
 """Last frames of a sequence that are its stills."""
-IMAGES = ("cohn-kanade-images", "extended-cohn-kanade-images")
+IMAGES = ("cohn-kanade-images", "extended-cohn-kanade-images/cohn-kanade-images", "extended-cohn-kanade-images")
 LABELS = ("Emotion", "Emotion_labels/Emotion", "Emotion_labels")
 LABEL = re.compile(r"(S[0-9]{3})_([0-9]{3})_([0-9]{8})_emotion\.txt")
 PICTURE = re.compile(r"(S[0-9]{3})_([0-9]{3})_([0-9]{8})\.png", re.IGNORECASE)
@@ -101,7 +101,7 @@ def _sequences(labels: Path, tally: Counter[str]) -> Iterator[LabelledSequence]:
     """Yield the labelled sequences by name. Folders without a label, and other files, are skipped."""
     for person in _folders(labels):
         for sequence in _folders(person):
-            found = sorted(name for name in map(LABEL.fullmatch, subfolders([sequence])) if name)
+            found = [name for name in map(LABEL.fullmatch, sorted(subfolders([sequence]))) if name]
             for name in _one(found, sequence, person):
                 path = sequence / name[0]
                 number = _number(path)
