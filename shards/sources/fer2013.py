@@ -14,6 +14,7 @@ from dfer.errors import DataError, message
 from shards.sources.clips import Pixels, RawClip, RawFold, RawProtocol, RawSet, RawSubset, published_folds
 from shards.sources.layout import locate, require
 from shards.sources.stills import class_folders, counted, key_of, media_of, pictures_of
+from shards.sources.tables import MAX_LINE, open_file
 
 SIDE = 48
 HEADER = ("emotion", "pixels", "usage")
@@ -22,8 +23,6 @@ NUMBERS = {0: "angry", 1: "disgust", 2: "fear", 3: "happy", 4: "sad", 5: "surpri
 USAGES = {"training": "train", "publictest": "public", "privatetest": "private"}
 TABLES = tuple(f"{base}{name}" for base in ("", "fer2013/", "data/") for name in ("fer2013.csv", "icml_face_data.csv"))
 TRAINS = ("train", "fer2013/train")
-MAX_LINE = 2**16
-"""Most bytes of a line: 2,304 numbers and blanks need fewer than 10,000."""
 SOURCE = "Goodfellow et al., ICONIP 2013"
 
 
@@ -117,7 +116,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yield number, first byte and text of every line that is not blank. Raises DataError."""
     at, line = 0, 0
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while text := file.readline(MAX_LINE):
                 line += 1
                 if len(text) == MAX_LINE or b"\0" in text:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dfer.emotions import BASIC6, Emotions, canonical_name
 from dfer.errors import DataError, message
+from dfer.media.pictures import MAX_FILE_BYTES
 from shards.sources.clips import RawClip, RawSet
 from shards.sources.folds import by_subject, positional
-from shards.sources.layout import locate, require, subfolders
+from shards.sources.layout import locate, read_small, require, subfolders
 from shards.sources.stills import counted, media_of, pictures_of
 
 # Code in the file names -> name.
@@ -97,8 +98,8 @@ def _refuse_unlike(first: RawClip, second: RawClip) -> None:
     """Raise DataError unless two pictures with one name, but for leading zeros, hold the same bytes."""
     one, other = _path(first), _path(second)
     try:
-        same = one.read_bytes() == other.read_bytes()
-    except OSError as error:
+        same = read_small(one, most=MAX_FILE_BYTES) == read_small(other, most=MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(message(other, expected="a readable picture", got=str(error), do="Unpack it again.")) from error
     if not same:
         do = "Unpack the pictures again."

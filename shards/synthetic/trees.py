@@ -77,6 +77,7 @@ def synth(
     layout = layout_of(dataset)
     size = layout.size if size is None else size
     check_numbers(seed=seed, jobs=jobs, size=size)
+    check_csv_size(layout, size)
     plan = plan_clips(layout, clips=clips, seed=seed)
     arguments = {"generator": VERSION, "dataset": dataset, "clips": clips, "seed": seed, "size": size}
     check_target(out, arguments=arguments)
@@ -100,6 +101,13 @@ def check_numbers(*, seed: int, jobs: int, size: int) -> None:
     if size not in SIZES:
         expected = f"{SIZES[0]} to {SIZES[-1]} pixels"
         raise UsageError(message("--size", expected=expected, got=str(size), do="The real crops have 224."))
+
+
+def check_csv_size(layout: Layout, size: int) -> None:
+    """Raise UsageError for pictures of a size that the layout's csv does not have."""
+    if layout.form and layout.form.csv and size != layout.size:
+        expected = f"{layout.size} pixels, as {layout.form.csv} has them"
+        raise UsageError(message("--size", expected=expected, got=str(size), do="Leave --size out."))
 
 
 def check_target(out: Path, *, arguments: dict[str, Any]) -> None:

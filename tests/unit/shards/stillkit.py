@@ -1,5 +1,6 @@
 """Small raw trees of stills, typed from the distributors' descriptions; nothing of the generator is used."""
 
+import zlib
 from pathlib import Path
 
 from shards.sources.clips import RawSet
@@ -41,9 +42,9 @@ def write(path: Path, text: str | bytes, encoding: str = "utf-8") -> None:
 
 
 def fill(folder: Path, *names: str, side: int = 24) -> None:
-    for seed, name in enumerate(names):
+    for name in names:
         kind = {".png": "PNG", ".tif": "TIFF"}.get(Path(name).suffix.lower(), "JPEG")
-        write(folder / name, rawkit.picture(seed + len(str(folder / name)), side=side, kind=kind))
+        write(folder / name, rawkit.picture(zlib.crc32(str(folder / name).encode()), side=side, kind=kind))
 
 
 def classes(raw: RawSet) -> dict[str, tuple[str, str | None]]:

@@ -38,7 +38,12 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def make(layout: str, out: Path, **more: int) -> None:
-    synth(layout, out, **{"clips": FEWEST[layout], "seed": 3, "size": 32, **more}, progress=False)
+    synth(
+        layout,
+        out,
+        **{"clips": FEWEST[layout], "seed": 3, "size": 48 if layout == "fer2013" else 32, **more},
+        progress=False,
+    )
 
 
 def test_every_source_has_a_layout() -> None:
@@ -129,6 +134,11 @@ def test_a_sequence_rises_to_its_apex() -> None:
     motion = still_motion("surprise", frames=6, start=0.0, rng=np.random.default_rng(2))
     jaw = motion.units[:, COLUMN["26"]]
     assert jaw[0] < 0.2 < 0.4 < jaw[-3] <= jaw[-2] == jaw[-1]
+
+
+def test_the_csv_of_fer2013_has_pictures_of_48_pixels(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--size: expected 48 pixels, as fer2013.csv has them, got 32. Leave --size"):
+        make("fer2013", tmp_path / "x", size=32)
 
 
 def test_an_unknown_layout_names_the_known_ones(tmp_path: Path) -> None:
