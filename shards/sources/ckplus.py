@@ -15,7 +15,7 @@ from pathlib import Path
 from dfer.emotions import CK7, Emotions
 from dfer.errors import DataError, message
 from shards.sources.clips import RawClip, RawProtocol, RawSet
-from shards.sources.folds import by_subject, positional
+from shards.sources.folds import TestSizes, by_subject, positional
 from shards.sources.layout import require, subfolders
 from shards.sources.stills import counted, pictures_of
 from shards.sources.tables import read_table
@@ -33,7 +33,7 @@ NUMBER = re.compile(r"[0-9](\.[0-9]{1,12})?(e[+]?0{1,3})?", re.IGNORECASE)
 # WuJie1010/Facial-Expression-Recognition.Pytorch, CK.py at fefe665: the order of the classes, and how many stills of
 # each a fold tests, for the set's 981 stills.
 ORDER = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "contempt")
-TESTS = {(135, 177, 75, 207, 84, 249, 54): (12, 18, 9, 21, 9, 24, 6)}
+TESTS: TestSizes = {(135, 177, 75, 207, 84, 249, 54): (12, 18, 9, 21, 9, 24, 6)}
 BY_POSITION = "WuJie1010, CK.py: ten blocks of positions, the tenth from the end"
 BY_SUBJECT = "Meng et al., ICIP 2019: every tenth person, in ascending order"
 

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from shards.sources.clips import RawClip, RawFold, RawProtocol, RawSubset
 
 FOLDS = 10
+TestSizes = Mapping[tuple[int, ...], tuple[int, ...]]
+"""Clips of the classes, in an order -> test clips a fold of each."""
 POSITIONAL, SUBJECTS = "positional", "subjects"
 
 
 def positional(
-    clips: Sequence[RawClip], order: Sequence[int], *, tests: Mapping[tuple[int, ...], tuple[int, ...]], source: str
+    clips: Sequence[RawClip], order: Sequence[int], *, tests: TestSizes, source: str
 ) -> dict[str, RawProtocol]:
     """Make the protocol `positional`: ten folds that test on blocks of positions, and train on all other clips.
 
@@ -37,7 +39,8 @@ def positional(
 
 
 def _positions(counts: Sequence[int], sizes: Sequence[int], fold: int) -> list[int]:
-    found, begin = [], 0
+    found: list[int] = []
+    begin = 0
     for count, size in zip(counts, sizes, strict=True):
         first = begin + count - size if fold == FOLDS else begin + (fold - 1) * size
         found += range(first, first + size)

@@ -10,7 +10,7 @@ from dfer.emotions import BASIC6, Emotions, canonical_name
 from dfer.errors import DataError, message
 from dfer.media.pictures import MAX_FILE_BYTES
 from shards.sources.clips import RawClip, RawSet
-from shards.sources.folds import by_subject, positional
+from shards.sources.folds import TestSizes, by_subject, positional
 from shards.sources.layout import locate, read_small, require, subfolders
 from shards.sources.stills import counted, media_of, pictures_of
 
@@ -22,7 +22,7 @@ ROOTS = ("KMU-FED", "KMU_FED", "KMUFED")
 # byte copies, and for the 1,104 stills that its code counts.
 ORDER = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 SIZES = (19, 12, 20, 21, 18, 20)
-TESTS = {(190, 120, 200, 210, 180, 200): SIZES, (196, 120, 200, 209, 180, 199): SIZES}
+TESTS: TestSizes = {(190, 120, 200, 210, 180, 200): SIZES, (196, 120, 200, 209, 180, 199): SIZES}
 BY_POSITION = "CLIVP-FER: ten blocks of positions, the tenth from the end, pictures by name"
 BY_SUBJECT = "ours: every tenth person, in ascending order"
 

@@ -84,9 +84,9 @@ def _encoded(image: Image, form: Form, suffix: str) -> bytes:
         return " ".join(map(str, grey.ravel().tolist())).encode()
     if suffix == ".png":
         return cv2.imencode(".png", grey if grey is not None else image[..., ::-1])[1].tobytes()
-    if grey is not None:
-        return simplejpeg.encode_jpeg(np.ascontiguousarray(grey[..., None]), QUALITY, "GRAY", "GRAY")
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), QUALITY, "RGB", "420")
+    pixels, colours = (image, ("RGB", "420")) if grey is None else (grey[..., None], ("GRAY", "GRAY"))
+    jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, *colours)
+    return jpeg
 
 
 def join_rows(out: Path, clips: list[Clip], *, name: str, rows: str) -> None:

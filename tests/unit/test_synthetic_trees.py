@@ -228,7 +228,7 @@ def refused(kind: type[DferError], dataset: str, out: Path, **changes: int) -> s
 
 def test_an_unknown_data_set(tmp_path: Path) -> None:
     assert "Did you mean 'ferv39k' or 'fer2013'?" in refused(UsageError, "ferv39", tmp_path / "x")
-    assert "Known: affectnet, affectnet_folders, " in refused(UsageError, "imagenet", tmp_path / "x")
+    assert "Known: afew, affectnet, affectnet_folders, " in refused(UsageError, "imagenet", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
