@@ -22,6 +22,7 @@ SMALL = (
     "engine={name: ddp}",
     "epochs=1",
     "eval_batch=99",
+    "predictions=true",
 )
 
 
