@@ -48,14 +48,16 @@ def add_configs(sub: argparse.ArgumentParser, what: str = "") -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments of a command. Those of `add_configs` may stand behind options too, which argparse does not take by
-    itself; an override is told from a file by its `=`."""
+    """Arguments of a command. Those of `add_configs`, and the list `words`, may stand behind options too, which
+    argparse does not take by itself; an override is told from a file by its `=`."""
     accept_any_encoding()  # before a help text is printed
     args, rest = parser.parse_known_args(argv)
-    takes_configs = hasattr(args, "configs")
-    stray = [text for text in rest if text.startswith("-") or not takes_configs]
+    takes_configs, takes_words = hasattr(args, "configs"), hasattr(args, "words")
+    stray = [text for text in rest if text.startswith("-") or not (takes_configs or takes_words)]
     if stray:
         parser.error(f"unrecognized arguments: {' '.join(stray)}")
+    if takes_words:
+        args.words = [*args.words, *rest]
     if takes_configs:
         words = [*args.configs, *args.overrides, *rest]
         args.configs = [word for word in words if not is_override(word)]

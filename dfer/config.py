@@ -2,7 +2,8 @@
 
 Every room owns the dataclass of what it needs; `dfer.jobs.config.RunConfig` composes them. Text says only what differs
 from the defaults. A field typed as a union of dataclasses is chosen by `name:`. Files are found, joined and read by
-`dfer.config_files`.
+`dfer.config_files`. A dataclass may name keys of earlier versions, each with what to do instead, as its ClassVar GONE:
+such a key is accepted as null, which run folders of those versions hold, and refused with any other value.
 
 On the command line a value for a text key is that text, letter by letter; a value for any other key is read as YAML.
 """
@@ -239,8 +240,12 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
         return _checked(plain, False, where, problems, expected=f"a mapping ({kind.__name__})")
     types = hints(kind)
     known = {f.name: f for f in fields(kind) if f.init}
+    gone: Mapping[str, str] = getattr(kind, "GONE", {})
     for key in plain:
-        if key not in known and len(problems) <= MAX_PROBLEMS:
+        if key in gone:
+            if plain[key] is not None:
+                problems.append(f"{_join(where, str(key))}: a key of earlier versions. {gone[key]}")
+        elif key not in known and len(problems) <= MAX_PROBLEMS:
             problems.append(f"{_join(where, str(key))}: unknown key. {did_you_mean(str(key), known)}")
     before = len(problems)
     values = {}

@@ -38,17 +38,20 @@ def load(
     overrides: Sequence[str] = (),
     *,
     defaults: Mapping[str, Any] | None = None,
+    below: tuple[str, Mapping[str, Any]] = ("", {}),
 ) -> T:
     """Join YAML files, apply `a.b=c` overrides, build `kind`. `~` in paths becomes the home folder.
 
-    files: paths or names. defaults: values of keys that no file gives.
+    files: paths or names. defaults: values of keys that no file gives. below: the name and the values of a base that
+    all files lie over, such as a saved model.
 
     Raises:
         ConfigProblem: no such file; different values for one key; unknown key, wrong type, missing value. All problems
             of a kind at once.
     """
-    where = " + ".join(map(str, files))
-    plain = overridden({**(defaults or {}), **read(files, kind)}, kind, overrides)
+    base, values = below
+    where = " + ".join(filter(None, (base, *map(str, files))))
+    plain = overridden(merged(values, {**(defaults or {}), **read(files, kind)}, kind), kind, overrides)
     if found := [_told(key, conflict) for key, conflict in _conflicts(plain)]:
         raise ConfigProblem(f"{where}: {'; '.join(found[:MAX_PROBLEMS])}")
     return built(plain, kind, where=where)

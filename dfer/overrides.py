@@ -58,8 +58,11 @@ def _type_of(several: Sequence[Any], name: Any, part: str) -> Any:
     return None
 
 
-_hints = cache(typing.get_type_hints)
-"""Cached: a configuration of thousands of keys asks for each."""
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Cached: a configuration of thousands of keys asks for each."""
+    types = typing.get_type_hints(kind)
+    return {name: each for name, each in types.items() if get_origin(each) is not typing.ClassVar}
 
 
 def hints(kind: Any) -> dict[str, Any]:

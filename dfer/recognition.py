@@ -73,10 +73,12 @@ class ClipBatch(_Movable):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatch(_Movable):
-    """Outputs of frozen towers for clips. features: by name, float [B ...]. labels: int64 [B] or None."""
+    """Outputs of frozen towers for clips. features: by name, float [B ...]. labels: int64 [B] or None. targets: as in
+    ClipBatch."""
 
     features: dict[str, Tensor]
     labels: Tensor | None = None
+    targets: Tensor | None = None
 
 
 def labels_of(batch: ClipBatch | FeatureBatch) -> Tensor:

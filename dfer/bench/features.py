@@ -124,6 +124,6 @@ def _epoch(config: RunConfig) -> Epoch:
             built, batches, loss = time.perf_counter(), loader.epoch(0), 0.0
             for step in range(loader.steps_per_epoch):
                 mine = [batch.to(world.device) for batch in islice(batches, engine.accumulation)]
-                loss = engine.step(mine, progress=Progress(epoch=0, step=step, fraction=0.0), lr_factor=1.0).loss
+                loss = engine.step(mine, progress=Progress(epoch=0, step=step, fraction=0.0)).loss
             ended = time.perf_counter()
     return Epoch(features=there - began, model=built - there, steps=ended - built, loss=loss)

@@ -68,7 +68,7 @@ def bench_save(
 
 def _times(engine: Engine, checkpoints: Checkpoints, batch: Any, saves: int) -> dict[str, list[float]]:
     def step() -> None:
-        engine.step([batch], progress=Progress(epoch=0, step=0, fraction=0.0), lr_factor=1.0)
+        engine.step([batch], progress=Progress(epoch=0, step=0, fraction=0.0))
 
     found: dict[str, list[float]] = {"usual": [], "saving": [], "after": [], "written": []}
     step()

@@ -12,26 +12,32 @@ from dfer.commands.run import config_of
 from dfer.errors import DataError, message
 
 EXAMPLES = """dfer predict demo/run/fold_1 demo/raw/Clip/clip_224x224/00001
-dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv"""
+dfer predict runs/dfew/dfer_clip/fold_1 clips/* --csv answers.csv
+dfer predict models/dfer_clip_dfew clips/00001"""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     text = "expressions of clips given as folders of face frames, one by one"
     sub = add_command(commands, "predict", text, EXAMPLES, _predict)
-    sub.add_argument("run", help="run folder of one fold (also s3://...)")
+    sub.add_argument("run", help="run folder of one fold, or a saved model (also s3://...)")
     sub.add_argument("clips", nargs="+", type=Path, metavar="FOLDER")
     sub.add_argument("--csv", type=Path, help="write all class probabilities here, a row a clip")
 
 
 def _predict(args: argparse.Namespace) -> None:
-    chosen = replace(config_of(args.run), run=args.run)
+    from dfer.jobs.saved import run_of
+    from dfer.models.saved import open_saved
+
+    saved = open_saved(args.run)
+    here = [f"data.shards={args.run}", f"run={args.run}"]  # neither is read
+    chosen = run_of(saved, overrides=here) if saved else replace(config_of(args.run), run=args.run)
     from dfer.distributed import from_environment
     from dfer.jobs.predict import Table, likeliest, predict
 
     bad: list[tuple[Path, DataError]] = []
     with closing(Table(args.csv)) if args.csv else nullcontext() as table:
-        for clip, answer in predict(chosen, args.clips, from_environment()):
+        for clip, answer in predict(chosen, args.clips, from_environment(), saved=saved):
             if isinstance(answer, DataError):
                 bad.append((clip, answer))
                 if len(args.clips) > 1:

@@ -22,7 +22,8 @@ CROSSVAL = """dfer crossval methods/dfer_clip sets/dfew data.shards=s3://bucket/
 dfer crossval configs/demo.yaml --only fold_1,fold_2
 dfer crossval configs/demo.yaml seeds=[1,2,3] --only seed_2/fold_3"""
 EVALUATE = """dfer evaluate runs/dfew/dfer_clip/fold_1
-dfer evaluate methods/dfer_clip sets/dfew run=runs/released fold=1 model.released=DFEW-set1-model.pth"""
+dfer evaluate models/dfer_clip_dfew sets/dfew run=runs/released fold=1
+dfer evaluate methods/dfer_clip sets/dfew run=runs/untrained fold=1"""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,9 +42,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         sub.add_argument("--dry-run", action="store_true", help="print what would be trained on what, and stop")
         if name == "crossval":
             sub.add_argument("--only", type=names, default=[], metavar="fold_1,fold_2", help="only these parts")
-    text = "evaluate a run, finished or not, or a configuration's weights"
+    text = "evaluate a run, finished or not, a saved model, or a configuration's weights"
     sub = add_command(commands, "evaluate", text, EVALUATE, _evaluate)
-    add_configs(sub, "; or the folder of a run (also s3://...)")
+    add_configs(sub, "; or the folder of a run; or that of a saved model, before sets/Y (also s3://...)")
     sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
 
 
@@ -96,10 +97,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer.config_files import is_run_folder, locate
     from dfer.jobs.config import load_run
+    from dfer.jobs.saved import run_of
+    from dfer.models.saved import open_saved
     from dfer.storage import Folder
 
-    first, trained = args.configs[0], is_run_folder(args.configs)
-    if trained:
+    first = args.configs[0]
+    saved = open_saved(first) if is_run_folder([first]) else None
+    trained = saved is None and is_run_folder(args.configs)
+    if saved is not None:
+        chosen = run_of(saved, args.configs[1:], args.overrides)
+    elif trained:
         chosen = replace(config_of(first, args.overrides), run=first)
     elif len(args.configs) == 1 and locate(first) is None:
         do = "Correct the path, or train first: dfer train CONFIG"
@@ -107,8 +114,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     else:
         chosen = load_run(args.configs, args.overrides)
     if args.out and not trained:
-        do = "Give the folder as run=FOLDER."
-        raise UsageError(message("--out", expected="a run folder to evaluate", got="a configuration", do=do))
+        do, got = "Give the folder as run=FOLDER.", "a configuration" if saved is None else "a saved model"
+        raise UsageError(message("--out", expected="a run folder to evaluate", got=got, do=do))
     from dfer.distributed import from_environment, process_group
     from dfer.jobs.evaluate import evaluate_run
 
@@ -135,6 +142,7 @@ def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
     from dfer.config import load_text
     from dfer.jobs.config import RunConfig
     from dfer.jobs.parts import parts_in
+    from dfer.models.saved import is_saved
     from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
     from dfer.storage import Folder
 
@@ -144,4 +152,7 @@ def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
         begun = [part.run for part in parts_in(home) if Folder(part.run).exists(CONFIG)]
         do = f"Give one of its parts: {begun[0]}" if begun else "Train first: dfer train CONFIG"
         raise UsageError(message(home, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
+    if is_saved(home):
+        got, do = "a saved model", "It is exported already; `dfer predict` and `dfer evaluate MODEL sets/SET` take it."
+        raise UsageError(message(home, expected="the run folder of one fold", got=got, do=do))
     return load_text(text, RunConfig, overrides, where=home.where(CONFIG))

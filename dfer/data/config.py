@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dfer.config import ConfigProblem, key
+from dfer.data.mix_config import MixConfig
 from dfer.store.cache import Cache
 from dfer.store.shards import CACHE_GIB, Store
 
@@ -47,7 +48,9 @@ class DataConfig:
     frames as in evaluation. features: folder or URL for stored features of a frozen image tower, which the first run
     that needs them computes, and which are read instead of frames.
     max_bad_share: fraction of the training clips that may be replaced if they cannot be read; with 0, the first such
-    clip stops the run.
+    clip stops the run. targets: what training aims at, `votes` of the annotators where a clip has any, or its label.
+    balance: power p; an epoch takes clips of a class of n in proportion to n^(1 - p), so that 0 takes every clip once
+    and 1 takes all classes equally often.
     """
 
     shards: str = key(path=True, resume="free")
@@ -64,6 +67,9 @@ class DataConfig:
     max_bad_share: float = key(0.0, resume="raised")
     train_frames: Literal["random", "middle"] = "random"
     features: str | None = key(None, path=True, resume="free")
+    targets: Literal["labels", "votes"] = "labels"
+    balance: float = 0.0
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():
@@ -74,7 +80,13 @@ class DataConfig:
         if not 0 <= self.max_bad_share < 1:
             got = self.max_bad_share
             raise ConfigProblem(f"max_bad_share: expected a share of the clips, 0 to 1, got {got}. 0.001 is a lot")
-
+        if not 0 <= self.balance <= 1:
+            raise ConfigProblem(f"balance: expected 0 to 1, got {self.balance}. 1 takes all classes equally often")
+        if self.balance and self.canonical_partitions > 1:
+            both = f"{self.balance} with {self.canonical_partitions} partitions, each of which reads every clip once"
+            raise ConfigProblem(
+                f"balance: expected 0 with canonical_partitions, got {both}. Set one of them to its default"
+            )
         if self.features is not None:
             self._refuse_changing_views()
 
@@ -89,6 +101,8 @@ class DataConfig:
             "augment.rotation": (shown.rotation, 0),
             "train_frames": (self.train_frames, "middle"),
             "max_bad_share": (self.max_bad_share, 0),
+            "mix.mixup": (self.mix.mixup, 0),
+            "mix.fmix": (self.mix.fmix, 0),
         }
         wrong = {key: pair for key, pair in keys.items() if pair[0] != pair[1]}
         if wrong:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from dfer.data.balance import Balance
 from dfer.data.clips import ClipSet
 from dfer.data.config import DataConfig
 from dfer.data.plan import Plan
@@ -58,8 +59,10 @@ class Loader:
         global_batch: int,
         micro_batch: int,
         size: int | None = None,
+        balance: Balance | None = None,
     ) -> None:
-        """size: side of a frame in pixels, None = as in the config.
+        """size: side of a frame in pixels, None = as in the config. balance: how often training takes clips, which are
+        then its rows.
 
         Raises:
             ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.
@@ -73,12 +76,13 @@ class Loader:
             global_batch=global_batch,
             micro_batch=micro_batch,
             partitions=config.canonical_partitions,
+            balance=balance,
         )
         if train:
             self._plan.check()
         self.steps_per_epoch, self.accumulation = self._plan.steps, self._plan.accumulation
         self.wait_seconds = 0.0
-        self.max_bad = int(config.max_bad_share * len(clips)) if train else 0
+        self.max_bad = int(config.max_bad_share * self._plan.num_clips) if train else 0
         self._bad: list[BadClip] = []
         self._requests = _Requests()
         self._workers, self._keys = config.workers, "micro_batch" if train else "eval_batch"

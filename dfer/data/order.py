@@ -19,7 +19,7 @@ ORDER, PLACEMENT = 1, 2  # purposes of random streams: the clips' order in an ep
 
 def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Ids:
     """Draw a permutation of 0..num_clips-1, int64 [num_clips]."""
-    return _shuffled(num_clips, (ORDER, seed, epoch))
+    return shuffled(num_clips, (ORDER, seed, epoch))
 
 
 def partitioned_order(
@@ -45,14 +45,14 @@ def partitioned_order(
             f"Use one of {', '.join(str(d) for d in range(1, global_batch + 1) if global_batch % d == 0)}"
         )
     parts = _partitions(np.asarray(shard_of), partitions, seed)
-    shuffled = [
+    mixed = [
         _window_shuffled(part, np.asarray(shard_of), window, (ORDER, seed, epoch, number))
         for number, part in enumerate(parts)
     ]
     share = global_batch // partitions
-    whole_steps = min(len(part) for part in shuffled) // share
-    steps = [part[step * share : (step + 1) * share] for step in range(whole_steps) for part in shuffled]
-    rest = [part[whole_steps * share :] for part in shuffled]
+    whole_steps = min(len(part) for part in mixed) // share
+    steps = [part[step * share : (step + 1) * share] for step in range(whole_steps) for part in mixed]
+    rest = [part[whole_steps * share :] for part in mixed]
     return np.concatenate([*steps, *rest])
 
 
@@ -89,7 +89,8 @@ def accumulation(global_batch: int, *, world_size: int, micro_batch: int) -> int
     return -(-share // micro_batch)
 
 
-def _shuffled(count: int, key: tuple[int, ...]) -> Ids:
+def shuffled(count: int, key: tuple[int, ...]) -> Ids:
+    """Draw a permutation of 0..count-1 from the stream of `key`: purpose, seed, and what else tells streams apart."""
     # Sort by raw words of the bit generator: numpy guarantees these across versions, but not its shuffles.
     words = np.random.Philox(np.random.SeedSequence(entropy=key[1], spawn_key=(key[0], *key[2:]))).random_raw(count)
     return np.argsort(words, kind="stable").astype(np.int64)
@@ -100,7 +101,7 @@ def _partitions(shard_of: Ids, partitions: int, seed: int) -> list[Ids]:
     differ by at most one)."""
     shards, inverse = np.unique(shard_of, return_inverse=True)
     place = np.empty(len(shards), np.int64)
-    place[_shuffled(len(shards), (PLACEMENT, seed))] = np.arange(len(shards))
+    place[shuffled(len(shards), (PLACEMENT, seed))] = np.arange(len(shards))
     return np.array_split(np.argsort(place[inverse], kind="stable"), partitions)
 
 
@@ -108,6 +109,6 @@ def _window_shuffled(part: Ids, shard_of: Ids, window: int, key: tuple[int, ...]
     """Order the clips of a partition: shards in random order, clips shuffled within groups of `window` shards."""
     shards, inverse = np.unique(shard_of[part], return_inverse=True)
     group = np.empty(len(shards), np.int64)
-    group[_shuffled(len(shards), (*key, 0))] = np.arange(len(shards)) // window
-    mixed = _shuffled(len(part), (*key, 1))
+    group[shuffled(len(shards), (*key, 0))] = np.arange(len(shards)) // window
+    mixed = shuffled(len(part), (*key, 1))
     return part[mixed[np.argsort(group[inverse][mixed], kind="stable")]]

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfer.config import ConfigProblem
+from dfer.data.balance import Balance
 from dfer.data.order import accumulation, epoch_order, num_steps, partitioned_order, step_slice
 from dfer.data.sampling import REPLACEMENT, clip_rng
 from dfer.distributed import World
@@ -18,7 +19,8 @@ REPLACEMENTS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The micro-batches of one rank, numbered from 0 in every epoch. shard_of: shard of every clip, int64 [N]."""
+    """The micro-batches of one rank, numbered from 0 in every epoch. shard_of: shard of every clip, int64 [N]; with
+    `balance`, of every row of it."""
 
     shard_of: Ids
     world: World
@@ -27,10 +29,12 @@ class Plan:
     global_batch: int
     micro_batch: int
     partitions: int = 1
+    balance: Balance | None = None
 
     @property
     def num_clips(self) -> int:
-        return len(self.shard_of)
+        """Clips of an epoch."""
+        return len(self.shard_of) if self.balance is None else len(self.balance.labels)
 
     @property
     def steps(self) -> int:
@@ -70,9 +74,11 @@ class Plan:
         return share[part * self.micro_batch : (part + 1) * self.micro_batch]
 
     def order(self, epoch: int) -> Ids:
-        """Return all clips in the order of an epoch, int64 [N]."""
+        """Return the clips of an epoch in their order, int64 [N]; with `balance`, the rows."""
         if not self.train:
             return np.arange(self.num_clips)
+        if self.balance is not None:
+            return self.balance.order(seed=self.seed, epoch=epoch)
         if self.partitions == 1:
             return epoch_order(self.num_clips, seed=self.seed, epoch=epoch)
         return partitioned_order(

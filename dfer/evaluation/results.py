@@ -57,6 +57,8 @@ class Protocol:
     """How test clips were presented to the model, and how training augmented its clips.
 
     num_frames: frames per clip (T). size: pixels per side. normalisation, views, augment: in words, for the reader.
+    targets: what training aimed at, empty for labels. weights: which weights are evaluated, empty for those of
+    training.
     """
 
     num_frames: int
@@ -64,6 +66,8 @@ class Protocol:
     normalisation: str
     augment: str
     views: str = "1 view"
+    targets: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +77,13 @@ class FoldResult:
     fold: 1..num_folds. num_folds: folds of the data set's protocol (DFEW and MAFW 5, FERV39k's single split 1).
     confusion: K rows of K counts, rows the truth. war, uar, recall: from 0 to 1, recall None for a class without test
     clips. step, epoch: of the checkpoint. epochs: configured for the training, 0 for weights not trained here;
-    complete: whether all epochs were trained, else this is an intermediate evaluation. changed: configuration changes
-    made on resume. manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601.
-    seconds: wall clock time of the evaluation. clips: number evaluated, the sum of the confusion matrix. generated:
-    seed and generator if the faces are generated in the layout of `dataset`. excluded: clips of all partitions that the
-    split files name and the shards lack. start: run, step, selection and SHA-256 of the weights that the run started
-    from, empty if it did not start from a run of this project.
+    complete: whether all epochs were trained, else this is an intermediate evaluation. stopped: epochs that a complete
+    training did because of its early stop, 0 if it did all. changed: configuration changes made on resume.
+    manifest_sha256: of the shards' manifest. finished: UTC, ISO 8601. seconds: wall clock time of the evaluation.
+    clips: number evaluated, the sum of the confusion matrix. generated: seed and generator if the faces are generated
+    in the layout of `dataset`. excluded: clips of all partitions that the split files name and the shards lack. start:
+    run, step, selection and SHA-256 of the weights that the run started from, empty if it did not start from a run of
+    this project.
     variants: scores of the method's other outputs for the same clips, by name.
     """
 
@@ -104,6 +109,7 @@ class FoldResult:
     epoch: int
     epochs: int
     complete: bool
+    stopped: int = 0
     changed: tuple[Change, ...] = ()
     seed: int
     protocol: Protocol

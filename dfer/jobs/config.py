@@ -13,7 +13,13 @@ from dfer.evaluation.results import Published
 from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
 from dfer.run.config import CheckpointConfig
-from dfer.training.config import ConstantScheduleConfig, EngineConfig, OptimConfig, ScheduleConfig
+from dfer.training.config import (
+    ConstantScheduleConfig,
+    EarlyStopConfig,
+    EngineConfig,
+    OptimConfig,
+    ScheduleConfig,
+)
 
 if TYPE_CHECKING:
     from dfer.distributed import World
@@ -29,8 +35,9 @@ class RunConfig:
     clips of an optimizer step over all ranks; micro_batch: most clips of one forward pass of a rank, none = its whole
     share; eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often
     as the selection needs. select: which checkpoint is reported; val_share: fraction of the training clips held out for
-    `best_on_val`. published: a paper's numbers, to show beside ours. record_clips: write the clips of each step into
-    metrics.jsonl.
+    `best_on_val`. ema: decay of an exponential moving average of the weights, which is then evaluated in place of the
+    weights, none = no average. early_stop: end training when the score of `select` rises no more. published: a paper's
+    numbers, to show beside ours. record_clips: write the clips of each step into metrics.jsonl.
     """
 
     job: Literal["crossval"] = key("crossval", resume="free")
@@ -47,6 +54,8 @@ class RunConfig:
     record_clips: bool = key(False, resume="free")
     select: Selection = "last"
     val_share: float = 0.1
+    ema: float | None = None
+    early_stop: EarlyStopConfig | None = None
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
@@ -68,6 +77,11 @@ class RunConfig:
             raise ConfigProblem(f"seeds: expected each of them once, got {listed}. Correct it")
         if not 0 < self.val_share < 1:
             raise ConfigProblem(f"val_share: expected a share between 0 and 1, got {self.val_share}. 0.1 is usual")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigProblem(f"ema: expected a decay between 0 and 1, got {self.ema}. 0.999 is usual; null: none")
+        if self.early_stop is not None and self.select == "last":
+            do = "Set select=best_on_val, or early_stop=null"
+            raise ConfigProblem(f"early_stop: expected a `select` that evaluates, got select=last. {do}")
         if self.data.features is not None:
             self._refuse_without_features()
 

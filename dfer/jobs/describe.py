@@ -1,10 +1,12 @@
 """Describe what a training would do, for `--dry-run`."""
 
+from dfer.data.votes import vote_shares
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
 from dfer.jobs.features import with_stored_features
 from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.initial import initial_model
+from dfer.jobs.targets import votes_text, words
 from dfer.training.optim import group_settings
 
 
@@ -29,4 +31,9 @@ def describe(config: RunConfig, world: World) -> str:
     lines.append(
         f"   steps: {steps} an epoch, {steps * config.epochs} in all, {loader.accumulation} micro-batches each"
     )
+    if aim := words(config):
+        lines.append(f" targets: {aim}")
+    if config.data.targets == "votes":
+        shares, alone = vote_shares(clips.train, clips.emotions)
+        lines.append(f"   votes: {votes_text(len(shares), alone)}")
     return "\n".join([*lines, *line, *(f" weights: {note}" for note in initial.notes or ())])

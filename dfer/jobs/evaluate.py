@@ -35,8 +35,7 @@ from dfer.jobs.fold_data import (
     refuse_little_memory,
     refuse_other_shards,
 )
-from dfer.jobs.initial import Initial, initial_model
-from dfer.models.files import is_released
+from dfer.jobs.initial import Initial, initial_model, refuse_drawn
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
@@ -85,12 +84,13 @@ def evaluate_run(config: RunConfig, world: World, *, trained: bool, out: Folder 
         checkpoints = Checkpoints(home, world=world)
         newest = checkpoints.latest()
         chosen = selected_checkpoint(config, checkpoints, newest)
-        training = Training.at(newest or chosen, epochs=config.epochs)
+        training = Training.at(newest or chosen, config)
         refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
-        refuse_other_texts(config, clips.emotions, chosen)
+        refuse_other_texts(config, clips.emotions, chosen.state)
     clips = with_features(config, clips, world, begun=chosen)
     initial = initial_of(config, clips, world, resumed=chosen)
     recognizer = initial.model
+    refuse_drawn(config, initial)
     if chosen:
         load_checkpoint(recognizer, chosen)
     set_tf32(config.engine.tf32)
@@ -185,9 +185,7 @@ def _result(
     training: Training,
 ) -> FoldResult:
     position = chosen.state["training"] if chosen else {"epoch": 0}
-    # The authors of a released checkpoint selected it on the test clips; `select` only describes our own runs.
-    untrained = initial.selection or ("best_on_test" if is_released(config.model) else config.select)
-    selection = config.select if chosen else untrained
+    selection = config.select if chosen else initial.selection or config.select
     return fold_result(
         found.scores,
         dataset=clips.store.manifest.dataset,
@@ -203,6 +201,7 @@ def _result(
         epoch=position["epoch"],
         epochs=training.epochs,
         complete=training.complete,
+        stopped=training.stopped,
         changed=training.changed,
         seed=config.seed,
         protocol=protocol_of(config, initial.model),

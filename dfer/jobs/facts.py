@@ -1,6 +1,7 @@
 """Facts about a run that its checkpoints and results store, and the selection of a run's checkpoint."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +10,7 @@ from dfer.config import to_plain
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
+from dfer.jobs import targets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
@@ -52,15 +54,19 @@ class Training:
 
     epochs: int
     complete: bool
+    stopped: int = 0
     changed: tuple[Change, ...] = ()
 
     @classmethod
-    def at(cls, newest: Checkpoint, *, epochs: int) -> "Training":
+    def at(cls, newest: Checkpoint, config: RunConfig) -> "Training":
         """Read the progress from a run's newest checkpoint, whichever checkpoint is evaluated."""
         position = TrainingState.from_plain(newest.state.get("training"), where=newest.folder)
+        rule, whole = config.early_stop, position.epoch == config.epochs
+        stopped = rule is not None and position.stale >= rule.patience and not whole
         return cls(
-            epochs=epochs,
-            complete=position.epoch == epochs and not position.evaluate,
+            epochs=config.epochs,
+            complete=(whole or stopped) and not position.evaluate,
+            stopped=position.epoch if stopped else 0,
             changed=changes.changes(newest.state, where=newest.folder),
         )
 
@@ -80,6 +86,8 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         size=config.data.size,
         normalisation=model.normalisation,
         augment=", ".join(word for word in words if word) or "none",
+        targets=targets.words(config),
+        weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
     )
 
 
@@ -94,20 +102,20 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
         "seed": config.seed,
         "manifest_sha256": manifest_hash(clips.store),
         FEATURES: features_id(clips),
-        TEXTS: _texts(config, clips.emotions),
+        TEXTS: texts_of(config, clips.emotions),
         START: initial.start,
         **changes.to_state(RunConfig, changed, to_plain(config)),
     }
 
 
-def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:
+def texts_of(config: RunConfig, emotions: Emotions) -> list[str] | None:
     """Return the text of each class; None for a method without class texts."""
     return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
 
 
-def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if the class texts differ from those of the training."""
-    trained, now = checkpoint.state.get(TEXTS), _texts(config, emotions)
+def refuse_other_texts(config: RunConfig, emotions: Emotions, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the class texts differ from those of the training. state: of a checkpoint."""
+    trained, now = state.get(TEXTS), texts_of(config, emotions)
     if now is None or not isinstance(trained, list) or trained == now:
         return
     old, new = next(pair for pair in itertools.zip_longest(trained, now) if pair[0] != pair[1])
@@ -122,16 +130,17 @@ def now() -> str:
 
 def source_of(config: RunConfig) -> str:
     """Describe the source of weights that are not trained here."""
-    return config.model.start or source(config.model)
+    return source(config.model)
 
 
 def load_checkpoint(recognizer: Recognizer, checkpoint: Checkpoint, *, without: frozenset[str] = frozenset()) -> None:
-    """Load a checkpoint's weights into a recognizer, then close the checkpoint. without: names that are not loaded.
+    """Load the weights of a checkpoint that are evaluated into a recognizer, then close the checkpoint. without: names
+    that are not loaded.
 
     Raises:
         CheckpointError: the names or shapes differ.
     """
-    weights = checkpoint.weights()
+    weights = checkpoint.evaluated()
     own = {name: value for name, value in recognizer.state_dict().items() if name not in without}
     checkpoint.close()
     odd = sorted(weights.keys() ^ own.keys())

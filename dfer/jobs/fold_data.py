@@ -4,7 +4,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dfer.config import ConfigProblem
+from dfer.data.balance import Balance
 from dfer.data.clips import ClipSet, emotions_for, fold_clips
 from dfer.data.features import FeatureLoader, FeatureSet, name_of
 from dfer.data.loader import Loader
@@ -99,8 +103,31 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | F
             f"batch: expected a multiple of {world.size} ranks, got {config.batch}. Set batch to {fitting}"
         )
     return _loader(
-        config, clips, clips.train, world, train=True, global_batch=config.batch, micro_batch=config.share(world)
+        config,
+        clips,
+        training_rows(config, clips),
+        world,
+        train=True,
+        global_batch=config.batch,
+        micro_batch=config.share(world),
     )
+
+
+def training_rows(config: RunConfig, clips: FoldData) -> ClipSet:
+    """Return the training clips as `Batch.index` numbers them: with `data.balance`, a clip that an epoch may take
+    several times has as many rows."""
+    return clips.train.select(clips_of_rows(config, clips))
+
+
+def clips_of_rows(config: RunConfig, clips: FoldData) -> NDArray[np.int64]:
+    """Return the training clip of every row of `training_rows`."""
+    balance = _balance(config, clips)
+    return np.arange(len(clips.train)) if balance is None else balance.rows()
+
+
+def _balance(config: RunConfig, clips: FoldData) -> Balance | None:
+    power = config.data.balance
+    return Balance(labels=clips.train.labels, power=power) if power else None
 
 
 def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
@@ -121,10 +148,12 @@ def _loader(
 ) -> Loader | FeatureLoader:
     """Make a loader over the features of `part`, if the fold has features, else over its frames. Clips and their order
     are the same."""
+    balance = _balance(config, clips) if train else None
     if clips.features is None:
         return Loader(
             part,
             config.data,
+            balance=balance,
             world=world,
             seed=config.seed,
             train=train,
@@ -139,6 +168,7 @@ def _loader(
         global_batch=global_batch,
         micro_batch=micro_batch,
         partitions=config.data.canonical_partitions,
+        balance=balance,
     )
     return FeatureLoader(clips.features.select(part.keys, labels=part.labels), plan)
 

@@ -1,4 +1,5 @@
-"""Build the model at the start of a run: its initial weights and their origin, also when taken from another run."""
+"""Build the model at the start of a run: its initial weights and their origin, also when taken from another run or from
+a saved model."""
 
 import sys
 from collections.abc import Mapping
@@ -8,13 +9,13 @@ from typing import Any, cast, get_args
 from dfer.choices import Selection
 from dfer.data.clips import keys_of
 from dfer.data.splits import fold_of
-from dfer.distributed import World, on_first
-from dfer.emotions import Emotions
+from dfer.distributed import World, broadcast_tensors, on_first
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData, manifest_hash
 from dfer.models.build import build
-from dfer.models.start import take
+from dfer.models.saved import SavedModel, open_saved, state_of
+from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
 from dfer.run.checkpoint_files import WEIGHTS, sha256_of
 from dfer.run.checkpoints import Checkpoint, Checkpoints
@@ -36,6 +37,7 @@ class Initial:
     start: str = ""
     selection: Selection | None = None
     notes: tuple[str, ...] | None = None
+    drawn: tuple[str, ...] = ()
 
     def tell(self, world: World) -> None:
         """Print the notes, on the first rank."""
@@ -47,7 +49,7 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
     """Build the model of a run. COLLECTIVE. resumed: the checkpoint that will be loaded into it, if any.
 
     Raises:
-        CheckpointError: weights are missing, damaged or do not match; or the run in `model.start` was trained on the
+        CheckpointError: weights are missing, damaged or do not match; or the model in `model.start` was trained on the
             clips that this one is tested on.
         ConfigProblem: the architecture is unknown, or the prompts do not fit it.
     """
@@ -66,11 +68,14 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
     if not begins:
         origin = found.origin if found is not None else model.origin
         return Initial(model=model, notes=(origin,) if origin else ())
-    return _begun(config, clips.emotions, world, model, manifest_hash(clips.store))
+    return _begun(config, clips, world, model)
 
 
-def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, manifest_sha256: str) -> Initial:
+def _begun(config: RunConfig, clips: FoldData, world: World, model: Recognizer) -> Initial:
     where = f"model.start={config.model.start}"
+    saved = on_first(lambda: open_saved(str(config.model.start), what="model.start"), world)
+    if saved is not None:
+        return _from_saved(config, clips, world, model, saved)
     home, plain = on_first(lambda: _run_of(config), world)
     checkpoints = Checkpoints(Folder(home, what="model.start"), world=world)
     select = _selection(plain, where)
@@ -79,20 +84,44 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
         do = f"Train that run first: dfer train {home}/{CONFIG}"
         raise CheckpointError(message(where, expected=f"a checkpoint selected by `{select}`", got="none", do=do))
     try:
-        state = found.state
-        _refuse_test_clips(config, state, plain, manifest_sha256, home)
-        _check_architecture(config, state, where)
+        _refuse_test_clips(config, found.state, plain, manifest_hash(clips.store), home)
+        _check_architecture(config, found.state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
-        taken = take(model, found.weights(), classes=classes_of(state, where), own_classes=emotions.names, where=where)
+        names = classes_of(found.state, where)
+        taken = take(model, found.evaluated(), classes=names, own_classes=clips.emotions.names, where=where)
     finally:
         found.close()
     start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"
-    return Initial(
-        model=model,
-        start=start,
-        selection=select,
-        notes=(f"begins from {start}", *(f"model.start: {line}" for line in taken.lines())),
-    )
+    return _initial(model, taken, start, select)
+
+
+def _from_saved(config: RunConfig, clips: FoldData, world: World, model: Recognizer, saved: SavedModel) -> Initial:
+    """Take the weights of a saved model. COLLECTIVE."""
+    where, found, manifest = f"model.start={saved}", saved.config, clips.store.manifest
+    state, origin = state_of(found), found.origin
+    plain = {"data": {"protocol": origin.protocol or "published"}, "fold": origin.fold}
+    if not origin.manifest_sha256 and (origin.dataset, "") == (manifest.dataset, manifest.generated):
+        state["manifest_sha256"] = manifest_hash(clips.store)  # imported: trained on a fold of these clips elsewhere
+    _refuse_test_clips(config, state, plain, manifest_hash(clips.store), saved.folder.url)
+    _check_architecture(config, state, where)
+    weights = broadcast_tensors(saved.weights, world)
+    taken = take(model, weights, classes=found.classes, own_classes=clips.emotions.names, where=where)
+    start = f"{without_secrets(saved.folder.url)}, saved model, weights sha256 {found.sha256}"
+    return _initial(model, taken, start, origin.selection)
+
+
+def _initial(model: Recognizer, taken: Taken, start: str, selection: Selection | None) -> Initial:
+    notes = (f"begins from {start}", *(f"model.start: {line}" for line in taken.lines()))
+    return Initial(model=model, start=start, selection=selection, notes=notes, drawn=taken.drawn)
+
+
+def refuse_drawn(config: RunConfig, initial: Initial) -> None:
+    """Raise CheckpointError if weights that are evaluated without training are partly random."""
+    if initial.drawn:
+        where = f"model.start={config.model.start}"
+        expected, got = "all weights of the model that is evaluated", f"none for {', '.join(initial.drawn[:4])}"
+        do = "Evaluate it with the model, the frames and the classes that it was trained with, or train."
+        raise CheckpointError(message(where, expected=expected, got=got, do=do))
 
 
 def _run_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
@@ -101,15 +130,17 @@ def _run_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     where = f"model.start={named}"
     home = Folder(named, what="model.start")
     if home.local is not None and home.local.is_file():
-        do = "Give a run folder; files of weights go to model.towers.pretrained, released ones to model.released."
-        raise CheckpointError(message(where, expected="the run folder of a fold", got="a file", do=do))
+        do = "Give a folder; files of a CLIP go to model.towers.pretrained; of others, `dfer import` makes one."
+        raise CheckpointError(
+            message(where, expected="the run folder of a fold, or a saved model", got="a file", do=do)
+        )
     for folder in (home, home / f"fold_{config.fold}"):
         text = folder.read(CONFIG, most=MAX_CONFIG_BYTES)
         if text is not None:
             return folder.url, _parsed(text, folder.where(CONFIG))
     do = "Check the path; a run folder is what `run` names in the configuration it was trained with."
     got = f"no {CONFIG} in it, and none in fold_{config.fold}"
-    raise CheckpointError(message(where, expected="the run folder of a fold", got=got, do=do))
+    raise CheckpointError(message(where, expected="the run folder of a fold, or a saved model", got=got, do=do))
 
 
 def _selection(plain: Mapping[str, Any], where: str) -> Selection:

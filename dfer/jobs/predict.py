@@ -1,7 +1,7 @@
-"""Classify clips given as folders of face frames, from any source, with a run's selected checkpoint."""
+"""Classify clips given as folders of face frames, from any source, by a run's checkpoint or a saved model."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dfer.data.decode import MAX_PIXELS, resize
 from dfer.data.sampling import test_frames
 from dfer.distributed import World
-from dfer.emotions import emotions_of
+from dfer.emotions import Emotions, emotions_of
 from dfer.errors import DataError, message
 from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.jobs.config import RunConfig
@@ -20,24 +20,31 @@ from dfer.jobs.initial import classes_of
 from dfer.media.frames import READ_TEXT, list_pictures
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from dfer.models.build import build
-from dfer.recognition import ClipBatch, Recognition
-from dfer.run.checkpoints import Checkpoints
+from dfer.models.saved import SavedModel, state_of
+from dfer.recognition import ClipBatch, Recognizer
+from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.storage import Folder
 
 Answer = dict[str, float]
 """Probability of every class, by name."""
 
 
-def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[tuple[Path, Answer | DataError]]:
+def predict(
+    config: RunConfig, clips: Sequence[Path], world: World, *, saved: SavedModel | None = None
+) -> Iterator[tuple[Path, Answer | DataError]]:
     """Yield each clip with its answer, or with the error that prevented one, as soon as it is known.
 
-    clips: folders of face frames.
+    clips: folders of face frames. saved: the saved model that the configuration was made of (`jobs.saved.run_of`), in
+    place of a run.
 
     Raises:
-        CheckpointError: the run has no checkpoint.
+        CheckpointError: the run has no checkpoint, or the weights do not fit.
         GpuMemoryError: a clip does not fit into GPU memory.
     """
-    forward, names = _recogniser(config, world)
+    with enough_gpu_memory():
+        model, names = _saved(config, saved) if saved is not None else _selected(config, world)
+        set_tf32(config.engine.tf32)
+        forward = inference(model, precision=config.engine.precision, device=world.device)
     for clip in clips:
         try:
             frames = read_clip(clip, num_frames=config.data.frames, size=config.data.size)[None]
@@ -50,18 +57,27 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[
         yield clip, dict(zip(names, shares, strict=True))
 
 
-@enough_gpu_memory()
-def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], Recognition], tuple[str, ...]]:
-    """Build the forward pass of the run's model; returns also the class names of the checkpoint."""
+def _saved(config: RunConfig, saved: SavedModel) -> tuple[Recognizer, tuple[str, ...]]:
+    """Build a saved model; returns also its class names."""
+    refuse_other_texts(config, emotions_of(saved.config.classes), state_of(saved.config))
+    return saved.recognizer(), saved.config.classes
+
+
+def _selected(config: RunConfig, world: World) -> tuple[Recognizer, tuple[str, ...]]:
+    """Build the model of a run's selected checkpoint; returns also the class names of the checkpoint."""
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
-    refuse_other_texts(config, emotions, chosen)
+    refuse_other_texts(config, emotions, chosen.state)
+    return whole_model(config, emotions, chosen), emotions.names
+
+
+def whole_model(config: RunConfig, emotions: Emotions, chosen: Checkpoint) -> Recognizer:
+    """Build the model of a checkpoint with all weights, so that it takes frames. Raises CheckpointError."""
     # A run on features has no image tower in its checkpoint, but new clips are frames: build the tower here.
     on_features = config.data.features is not None
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=on_features)
     load_checkpoint(model, chosen, without=model.tower_weights() if on_features else frozenset[str]())
-    set_tf32(config.engine.tf32)
-    return inference(model, precision=config.engine.precision, device=world.device), emotions.names
+    return model
 
 
 class Table:

@@ -5,6 +5,7 @@ from contextlib import closing
 from functools import partial
 
 from dfer.data.augment import Augment
+from dfer.data.mix import Mix
 from dfer.distributed import World, on_first
 from dfer.errors import UsageError
 from dfer.evaluation.results import (
@@ -31,9 +32,11 @@ from dfer.jobs.fold_data import (
     refuse_little_memory,
     refuse_other_shards,
     train_loader,
+    training_rows,
 )
 from dfer.jobs.initial import Initial
-from dfer.recognition import Batch, ClipBatch
+from dfer.jobs.targets import mix_of
+from dfer.recognition import Batch, ClipBatch, FeatureBatch
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import finished
@@ -69,7 +72,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     train_loader(config, clips, world)  # raises for an impossible batch before features are computed
     latest = _latest(config, clips, checkpoints, world)
     clips = with_features(config, clips, world, begun=latest, stop=stop)
-    loader = train_loader(config, clips, world)
+    loader, mix = train_loader(config, clips, world), mix_of(config, clips, world)
     parts = [part for part in (clips.select, clips.test) if part]
     refuse_little_memory([loader, *(eval_loader(config, clips, part, world) for part in parts)])
     initial = initial_of(config, clips, world, resumed=latest)
@@ -87,10 +90,10 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         with RunLog(
             home, world=world, total_steps=steps, start_step=start.global_step, every=config.log_every, check=check
         ) as log:
-            loop.train(
+            summary = loop.train(
                 engine,
                 loader=loader,
-                prepare=_prepare(config, world),
+                prepare=_prepare(config, mix, world),
                 schedule=config.schedule,
                 log=log,
                 checkpoints=checkpoints,
@@ -102,7 +105,8 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
                 stop=stop,
                 record_clips=config.record_clips,
             )
-        training = Training(epochs=config.epochs, complete=True, changed=changed)
+        stopped = summary.epochs if summary.stopped_early else 0
+        training = Training(epochs=config.epochs, complete=True, stopped=stopped, changed=changed)
         return _tested(config, clips, engine, checkpoints, initial, world, stop=stop, training=training)
 
 
@@ -114,8 +118,10 @@ def _engine(config: RunConfig, initial: Initial, clips: FoldData, world: World) 
         world=world,
         global_batch=config.batch,
         micro_batch=config.share(world),
-        key_of=clips.train.keys.__getitem__,
+        key_of=training_rows(config, clips).keys.__getitem__,
         seed=config.seed,
+        mixes=config.data.mix.mixes,
+        ema=config.ema,
     )
 
 
@@ -132,8 +138,8 @@ def _tested(
 ) -> FoldResult:
     """Evaluate the selected checkpoint on the test clips. COLLECTIVE."""
     chosen = selected_checkpoint(config, checkpoints)
-    if config.select != "last":
-        engine.load_weights(chosen.weights())
+    if config.select != "last" or config.ema is not None:
+        engine.load_weights(chosen.evaluated())
     chosen.close()
     return report_test(
         config,
@@ -157,20 +163,22 @@ def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world:
     latest = checkpoints.latest()
     if latest:
         refuse_other_shards(config, clips.store, latest.state.get("manifest_sha256"))
-        refuse_other_texts(config, clips.emotions, latest)
+        refuse_other_texts(config, clips.emotions, latest.state)
     else:
         on_first(lambda: refuse_result_alone(Folder(config.run)), world)
     return latest
 
 
-def _prepare(config: RunConfig, world: World) -> Callable[[Batch, int], Batch]:
-    """Return a function that moves a batch to the device and augments frames there. Features are only moved: they were
-    computed from unaugmented frames."""
+def _prepare(config: RunConfig, mix: Mix, world: World) -> Callable[[Batch, int], Batch]:
+    """Return a function that moves a batch to the device, augments frames there and sets targets. Features are not
+    augmented: they were computed from unaugmented frames."""
     augment = Augment(config.data.augment, config.seed)
 
     def prepare(batch: Batch, epoch: int) -> Batch:
         moved = batch.to(world.device)
-        return augment(moved, epoch) if isinstance(moved, ClipBatch) else moved
+        if isinstance(moved, ClipBatch):
+            return mix(augment(moved, epoch), epoch)
+        return mix(moved, epoch) if isinstance(moved, FeatureBatch) else moved
 
     return prepare
 
@@ -202,4 +210,5 @@ def _evaluation(config: RunConfig, clips: FoldData, engine: Engine, world: World
         every_epochs=config.eval_every or 1,
         select=config.select,
         split="validation" if config.select == "best_on_val" else "test",
+        early_stop=config.early_stop,
     )

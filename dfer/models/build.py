@@ -4,14 +4,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from dfer.emotions import Emotions
 from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
-from dfer.models.foreign.released import load_released
 from dfer.models.linear_probe import LinearProbe
 from dfer.models.towers import FEATURE, ImageTower, Towers
 from dfer.recognition import Recognizer
@@ -64,15 +62,10 @@ def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> Ima
 
 
 def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool) -> DferClip:
-    """A `released` checkpoint fills the whole model, so `pretrained` is not read beside it."""
-    filled_later = config.released is not None or not weights
     with _stream(seed, "towers"):
-        towers = Towers(replace(config.towers, pretrained=None) if filled_later else config.towers)
+        towers = Towers(config.towers if weights else replace(config.towers, pretrained=None))
     with _stream(seed, config.name):
-        model = DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
-    if weights and config.released is not None:
-        load_released(model, Path(config.released))
-    return model
+        return DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The configuration of every method. `ModelConfig` is their union; the key `name` chooses one. Imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dfer.config import ConfigProblem, key
 from dfer.models.foreign.architecture import LIMITS
@@ -72,10 +73,9 @@ ContextPosition = Literal["end", "middle", "front"]
 class DferClipConfig:
     """DFER-CLIP and its ablations (tables 1, 2, 4 and 5 of the paper); the defaults are the published model.
 
-    towers: which CLIP. released: path of a checkpoint that the authors' code wrote; it fills the whole model.
-    start: folder (also s3://...) of a run from whose selected checkpoint the initial weights are taken: parameters of
-        equal name and shape, and the contexts of classes by class name. In the folder of a cross-validation, the same
-        fold is used.
+    towers: which CLIP. start: folder (also s3://...) of a saved model, or of a run from whose selected checkpoint the
+        initial weights are taken: parameters of equal name and shape, and the contexts of classes by class name. In the
+        folder of a cross-validation, the same fold is used.
     text: the fixed part of a class's prompt: class_names, class_names_with_context, photo, class_descriptor, or the
         path of a YAML file with a line `class: text` for every class. num_contexts: number of learnable vectors next to
         the text (0, 4, 8, 16 in the paper).
@@ -86,9 +86,13 @@ class DferClipConfig:
     temperature: divides the cosine similarity; CLIP's own scale is not used.
     """
 
+    GONE: ClassVar[Mapping[str, str]] = {
+        "released": "Make a saved model of the file, `dfer import FILE --method dfer_clip --dataset SET OUT`, and set "
+        "model.start=OUT in its place"
+    }
+
     name: Literal["dfer_clip"] = "dfer_clip"
     towers: TowersConfig = field(default_factory=TowersConfig)
-    released: str | None = key(None, file=True)
     start: str | None = key(None, path=True)
     text: str = key("class_descriptor", file=True)
     num_contexts: int = 8
@@ -99,8 +103,6 @@ class DferClipConfig:
     temperature: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.released is not None and self.start is not None:
-            raise ConfigProblem("released, start: expected one of them, got both. Set one to null.")
         check_kind(self.text)
         if self.num_contexts < 0:
             raise ConfigProblem(f"num_contexts: expected 0 or more, got {self.num_contexts}.")
@@ -122,8 +124,9 @@ class DferClipConfig:
 class LinearProbeConfig:
     """A linear classifier on the mean frame feature of a frozen image tower (Radford et al., 2021, section 3.2).
 
-    towers: which CLIP; its text tower is not used. start: run whose weights are the initial ones. clip_normalisation:
-    normalise frames with CLIP's mean and deviation, as in CLIP's training, instead of only scaling them to 0..1.
+    towers: which CLIP; its text tower is not used. start: run or saved model whose weights are the initial ones.
+    clip_normalisation: normalise frames with CLIP's mean and deviation, as in CLIP's training, instead of only scaling
+    them to 0..1.
     """
 
     name: Literal["linear_probe"] = "linear_probe"

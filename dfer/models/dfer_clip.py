@@ -44,9 +44,7 @@ class DferClip(Recognizer):
 
     @property
     def origin(self) -> str | None:
-        """The released checkpoint if one is configured (it fills the towers too), else the towers' origin."""
-        if self.config.released is not None:
-            return f"model.released={self.config.released}: OpenAI's quick GELU, as the released DFER-CLIP code has it"
+        """Origin of the towers' weights."""
         return self.towers.origin
 
     @property

@@ -27,8 +27,6 @@ def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
         return found
     if config.start is not None:
         return {**found, "start": config.start}
-    if isinstance(config, DferClipConfig) and config.released is not None:
-        return {**found, "released": config.released}
     return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
 
 
@@ -37,7 +35,7 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
     for key, path in files(config, weights=weights).items():
         if key == "start":
             if "://" not in path and not Path(path).is_dir():
-                expected, do = "the run folder of a fold", "Correct the path."
+                expected, do = "the run folder of a fold, or a saved model", "Correct the path."
                 raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such folder", do=do))
         elif Path(path).is_dir():
             from dfer.models.foreign.weights import check_file  # imported here: it imports torch
@@ -49,15 +47,9 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
             raise CheckpointError(message(f"model.{key}={path}", expected=expected, got="no such file", do=do))
 
 
-def is_released(config: ModelConfig) -> bool:
-    """Whether the weights are a checkpoint that a method's authors published."""
-    return isinstance(config, DferClipConfig) and config.released is not None
-
-
 def source(config: ModelConfig) -> str:
     """Return where the initial weights come from."""
-    released = config.released if isinstance(config, DferClipConfig) else None
-    return released or config.towers.pretrained or "random weights"
+    return config.start or config.towers.pretrained or "random weights"
 
 
 def is_tag(arch: str, pretrained: str) -> bool:

@@ -1,4 +1,4 @@
-"""Initialise a model from the weights of another run: tensor by tensor, and class by class."""
+"""Initialise a model from the weights of another run or a saved model: tensor by tensor, and class by class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,12 @@ class Taken:
     fresh_classes: tuple[str, ...]
     left: tuple[str, ...]
     unused: tuple[str, ...]
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """What is random: tensors, and the rows of classes that only the model has."""
+        rows = (f"{name} of {label}" for name in self.by_class for label in self.fresh_classes)
+        return (*self.left, *rows)
 
     def lines(self) -> list[str]:
         """Describe the record in words, one line per kind."""

@@ -40,6 +40,9 @@ VOCABULARY = 49408
 # Not loaded: entries that describe the file, and the temperature, which the methods set themselves.
 NOT_NEEDED = ("input_resolution", "context_length", "vocab_size", "logit_scale", "logit_bias", "attn_mask")
 
+MEAN, STD = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+"""Of each colour, with which CLIP normalises pictures scaled to 0..1."""
+
 OPENAI_ONLY = ("input_resolution", "context_length")
 """Names that identify a file of OpenAI's; open_clip writes none of them."""
 
@@ -73,8 +76,8 @@ class TextTower(nn.Module):
 def _clip(config: TowersConfig) -> tuple[CLIP, dict[str, Any], str | None]:
     """Build open_clip's model, load its weights and replace layers by faster ones. Returns the model; its settings; and
     the origin and activation of the weights in words, None for random weights."""
-    settings = _settings(config)
-    clip = _built(settings, config.arch)
+    settings = clip_settings(config)
+    clip = built_clip(settings, config.arch)
     origin = None
     if config.pretrained is not None:
         weights, origin = _pretrained(config.arch, config.pretrained, quick=settings["quick_gelu"])
@@ -232,7 +235,7 @@ def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, whe
         )
 
 
-def _built(settings: dict[str, Any], arch: str) -> CLIP:
+def built_clip(settings: dict[str, Any], arch: str) -> CLIP:
     """Build the model with random weights. Raises ConfigProblem for settings that do not fit together."""
     try:
         return CLIP(**settings, nonscalar_logit_scale=True)  # DeepSpeed does not support 0-dimensional parameters
@@ -242,7 +245,7 @@ def _built(settings: dict[str, Any], arch: str) -> CLIP:
         raise ConfigProblem(message("towers.arch", expected="sizes that go together", got=got, do=do)) from error
 
 
-def _settings(config: TowersConfig) -> dict[str, Any]:
+def clip_settings(config: TowersConfig) -> dict[str, Any]:
     """Return the arguments of open_clip's CLIP, with the configured image size and activation."""
     settings = _architecture(config.arch)
     vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])

@@ -200,16 +200,26 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}{times}"),
         ("generated with", first.generated),
         ("folds", report.coverage),
-        ("epochs", str(first.epochs) if first.epochs else "none: the weights as they are"),
+        ("epochs", _epochs(report)),
         ("selection", SELECTION_TEXT[first.selection]),
         ("validation", first.validation),
         ("seeds", ", ".join(map(str, report.seeds))),
         ("test input", f"{shown.num_frames} frames of {shown.size} x {shown.size}, {shown.views}"),
         ("input normalisation", shown.normalisation),
         ("training augmentation", shown.augment),
+        ("training targets", shown.targets),
+        ("weights evaluated", shown.weights),
         ("shards", f"manifest sha256 {first.manifest_sha256}"),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def _epochs(report: Report) -> str:
+    """Say how many epochs were trained, and in which folds fewer because of an early stop."""
+    if not report.first.epochs:
+        return "none: the weights as they are"
+    early = [f"{label(report.part_of(fold))} after {fold.stopped}" for fold in report.folds if fold.stopped]
+    return f"{report.first.epochs}" + (f"; stopped early: {', '.join(early)}" if early else "")
 
 
 def plain(report: Report) -> dict[str, Any]:

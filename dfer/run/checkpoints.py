@@ -34,6 +34,9 @@ from dfer.run.lease import Fence
 from dfer.storage import Folder
 
 BEST = "best"
+AVERAGE = "average"
+"""Key of a checkpoint's state: decay of the average of the weights, null if there is none. Also the slot of the
+optimizer's tensors that holds the average."""
 _log = logging.getLogger("dfer")
 
 
@@ -57,6 +60,17 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """Read parameters and buffers by name, onto the CPU. COLLECTIVE. Raises CheckpointError."""
         return broadcast_tensors(lambda: self._tensors(WEIGHTS), self.world)
+
+    def evaluated(self) -> dict[str, Tensor]:
+        """Read the weights that are evaluated: as `weights`, with the averages in the place of trained parameters if
+        the run keeps averages. COLLECTIVE. Raises CheckpointError."""
+        if self.state.get(AVERAGE) is None:
+            return self.weights()
+        return broadcast_tensors(lambda: {**self._tensors(WEIGHTS), **self._averages()}, self.world)
+
+    def _averages(self) -> dict[str, Tensor]:
+        found = self._tensors(OPTIMIZER).items()
+        return {key.removesuffix(f"/{AVERAGE}"): value for key, value in found if key.endswith(f"/{AVERAGE}")}
 
     def optimizer(self) -> dict[str, Tensor]:
         """Read the optimizer state as `parameter/slot`, onto the CPU. COLLECTIVE. Raises CheckpointError."""

@@ -1,6 +1,7 @@
 """Build the engine that a configuration selects."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from dfer.inference import Task, set_tf32
 from dfer.recognition import Learner
 from dfer.training.config import EngineConfig, OptimConfig
 from dfer.training.engine import Engine
-from dfer.training.optim import build_optimizer, group_settings
+from dfer.training.optim import build_optimizer, clamp_gradients, group_settings
 from dfer.training.state import Layout
 
 
@@ -27,12 +28,16 @@ def build_engine(
     micro_batch: int,
     seed: int,
     key_of: Callable[[int], str] = str,
+    mixes: bool = False,
+    ema: float | None = None,
 ) -> Engine:
     """Build the engine of `config` for `learner`, on this process's device, inside a process group. COLLECTIVE.
 
     global_batch: clips per step over all ranks; micro_batch: clips per forward pass of a rank, fewer in the last
     micro-batch of a step if it does not divide the rank's part of the step;
-    seed: of random draws in the forward pass; key_of: maps `ClipBatch.index` to the clip's key, for messages.
+    seed: of random draws in the forward pass; key_of: maps `ClipBatch.index` to the clip's key, for messages;
+    mixes: whether the clips of a micro-batch are mixed, which couples them whatever the learner says; ema: decay of the
+    average of the weights, None = no average.
 
     Raises:
         UsageError: unusable precision, batch sizes or parameter groups, or DeepSpeed is missing.
@@ -56,6 +61,8 @@ def build_engine(
         dist.broadcast(buffer, src=0)
     task = Task(learner, precision=config.precision, cache=config.zero < 3)
     settings, optimizer = group_settings(optim, learner), build_optimizer(optim, learner)
+    if config.clip_value is not None:
+        clamp_gradients(optimizer, config.clip_value)
     shared = {
         "config": config,
         "settings": settings,
@@ -64,7 +71,15 @@ def build_engine(
         "accumulation": accumulation,
         "key_of": key_of,
         "seed": seed,
+        "coupling": "micro_batch" if mixes else learner.coupling,
     }
+    engine = _made(config, task, optimizer, shared)
+    if ema is not None:
+        engine.start_average(ema)
+    return engine
+
+
+def _made(config: EngineConfig, task: Task, optimizer: torch.optim.Optimizer, shared: dict[str, Any]) -> Engine:
     if config.name == "ddp":
         from dfer.training.ddp import DdpEngine
 

@@ -39,9 +39,11 @@ class DdpEngine(Engine):
         return {name: term.detach() for name, term in terms.items()}
 
     def _update(self) -> float:
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = plain.clipped_update(
-            params, clip_norm=self.config.clip_norm, scale=self._scale.value, apply=self._torch_optimizer.step
+            plain.params_of(self._optimizer),
+            clip_norm=self.config.clip_norm,
+            scale=self._scale.value,
+            apply=self._torch_optimizer.step,
         )
         self._torch_optimizer.zero_grad()
         return norm
@@ -51,6 +53,16 @@ class DdpEngine(Engine):
 
     def _write_state(self, state: Mapping[str, Tensor]) -> None:
         plain.write_state(self._optimizer, self._names, state)
+
+    def _masters(self) -> list[Tensor]:
+        return [*plain.params_of(self._optimizer)]
+
+    def _read_average(self) -> dict[str, Tensor]:
+        return plain.read_average(self._average, self._optimizer, self._names, keep=self.world.is_first)
+
+    def _write_average(self, averages: Mapping[str, Tensor]) -> None:
+        assert self._average is not None, "callers check that there is one"
+        plain.write_average(self._average, self._optimizer, self._names, averages)
 
     def _write_weights(self, weights: Mapping[str, Tensor]) -> None:
         self.task.learner.load_state_dict(dict(weights))

@@ -21,6 +21,7 @@ from dfer.distributed import World
 from dfer.errors import UsageError, message
 from dfer.inference import Task
 from dfer.recognition import Batch, Progress
+from dfer.run.checkpoints import AVERAGE
 from dfer.training import replicated as plain
 from dfer.training.engine import Engine
 from dfer.training.state import state_slots
@@ -88,9 +89,11 @@ class DeepSpeedEngine(Engine):
         if self._stage:
             self._ds.step()
             return float(self._ds.get_global_grad_norm()) if self._ds.was_step_applied() else float("inf")
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = plain.clipped_update(
-            params, clip_norm=self.config.clip_norm, scale=self._scale.value, apply=self._ds.step
+            plain.params_of(self._optimizer),
+            clip_norm=self.config.clip_norm,
+            scale=self._scale.value,
+            apply=self._ds.step,
         )
         self._ds.zero_grad()
         return norm
@@ -142,6 +145,32 @@ class DeepSpeedEngine(Engine):
                 part.cut(state[f"{name}/{slot}"], kept.setdefault(slot, torch.zeros_like(part.flat)))
             if f"{name}/step" in state:
                 kept["step"] = state[f"{name}/step"].clone()
+        return None
+
+    def _masters(self) -> list[Tensor]:
+        if not self._stage:
+            return [*plain.params_of(self._optimizer)]
+        flat = (
+            self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
+        return list(flat)
+
+    def _read_average(self) -> dict[str, Tensor]:
+        if self._average is None or not self._stage:
+            return plain.read_average(self._average, self._optimizer, self._names, keep=self.world.is_first)
+        out = {}
+        for name, param, part in self._parts():
+            full = part.joined(self._average.of(part.flat), param)
+            if self.world.is_first:
+                out[f"{name}/{AVERAGE}"] = full.to("cpu", copy=True).contiguous()
+        return out
+
+    def _write_average(self, averages: Mapping[str, Tensor]) -> None:
+        assert self._average is not None, "callers check that there is one"
+        if not self._stage:
+            return plain.write_average(self._average, self._optimizer, self._names, averages)
+        for name, _, part in self._parts():
+            part.cut(averages[f"{name}/{AVERAGE}"], self._average.of(part.flat))
         return None
 
     def _group_params(self) -> list[set[str]]:

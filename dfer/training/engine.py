@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfer.distributed import World, average_over_ranks, gather_objects, sum_over_ranks
+from dfer.distributed import World, average_over_ranks, broadcast_tensors, gather_objects, sum_over_ranks
 from dfer.errors import NonFiniteLossError, UsageError, message
 from dfer.inference import Task
-from dfer.recognition import PADDING, Batch, Progress, Recognition
+from dfer.recognition import PADDING, Batch, Coupling, Progress, Recognition
+from dfer.run.checkpoints import AVERAGE
 from dfer.training import gradients
-from dfer.training.config import EngineConfig
+from dfer.training.average import Average
+from dfer.training.config import CONFIGURED, EngineConfig, Rates
 from dfer.training.gradients import Gradients
 from dfer.training.optim import GroupSetting
 from dfer.training.state import Layout, check_names, check_shapes, expected_state, with_fresh
@@ -82,10 +84,15 @@ class Engine(ABC):
         accumulation: int,
         key_of: Callable[[int], str],
         seed: int,
+        coupling: Coupling,
     ) -> None:
+        """coupling: that of the run, which is more than the learner's own if clips are mixed."""
         self.task, self.config, self.settings, self.world = task, config, tuple(settings), world
         self.layout, self.accumulation = layout, accumulation
+        self.coupling = coupling
         self._key_of, self._seed = key_of, seed
+        self._average: Average | None = None
+        self._aside: dict[str, Tensor] = {}
         self._scale = LossScale(enabled=config.precision == "fp16")
         self._names = {id(p): name for name, p in task.learner.named_parameters()}
         # Read here, before ZeRO 3 replaces parameters by empty tensors.
@@ -100,7 +107,7 @@ class Engine(ABC):
         assert isinstance(out, Recognition)
         return out
 
-    def step(self, micro_batches: Sequence[Batch], *, progress: Progress, lr_factor: float) -> StepReport:
+    def step(self, micro_batches: Sequence[Batch], *, progress: Progress, rates: Rates = CONFIGURED) -> StepReport:
         """Run forward, backward and update for this rank's micro-batches of one global batch, which are on the device.
 
         Raises:
@@ -110,7 +117,7 @@ class Engine(ABC):
         if len(micro_batches) != self.accumulation:
             raise ValueError(f"expected {self.accumulation} micro-batches a step, got {len(micro_batches)}")
         self.task.train()
-        self._set_rates(lr_factor)
+        self._set_rates(rates)
         counts = torch.stack([(batch.index != PADDING).sum() for batch in micro_batches])
         clips = sum_over_ranks(counts.sum())
         # The shares of all micro-batches add up to one. DDP and DeepSpeed average over ranks: multiply by world size.
@@ -130,6 +137,8 @@ class Engine(ABC):
         if self.task.learner.coupling == "micro_batch":
             # Batch statistics differ between ranks; all ranks must evaluate with the same model.
             average_over_ranks([b for b in self.task.learner.buffers() if b.is_floating_point()])
+        if self._average is not None and applied:
+            self._average.update()
         lr = {str(group["name"]): float(group["lr"]) for group in self._optimizer.param_groups}
         return StepReport(
             loss=sum(means.values()),
@@ -165,11 +174,36 @@ class Engine(ABC):
         self._write_weights(weights)
         self._assert_settings()
 
+    def start_average(self, decay: float) -> None:
+        """Keep an exponential moving average of the trained parameters from now on; see `Average`."""
+        self._average = Average(self._masters(), decay=decay)
+
+    @property
+    def decay(self) -> float | None:
+        """Decay of the average of the weights; None if there is none."""
+        return None if self._average is None else self._average.decay
+
+    def show_average(self) -> None:
+        """Put the averaged weights in the place of the trained ones, until `show_trained`; without an average, do
+        nothing. Buffers stay those of training."""
+        if self._average is None:
+            return
+        trained = self.weights()
+        averages = {key.removesuffix(f"/{AVERAGE}"): value for key, value in self._read_average().items()}
+        self._aside = broadcast_tensors(lambda: trained, self.world)
+        self.load_weights({**self._aside, **broadcast_tensors(lambda: averages, self.world)})
+
+    def show_trained(self) -> None:
+        """Put the trained weights back, bit for bit."""
+        if self._aside:
+            self.load_weights(self._aside)
+        self._aside = {}
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """Gather the full fp32 optimizer state as `parameter/slot`, on the CPU; empty except on the first rank, and
-        before the first step."""
+        before the first step. An average of the weights is another slot, which is there from the beginning."""
         self._synchronize()
-        state = with_fresh(self._read_state(), self._optimizer, self._trained())
+        state = {**with_fresh(self._read_state(), self._optimizer, self._trained()), **self._read_average()}
         if self._scale.enabled and self.world.is_first:
             state[LOSS_SCALE] = torch.tensor([self._scale.value, self._scale.good_steps])
         return state
@@ -180,7 +214,9 @@ class Engine(ABC):
         Group settings stay as configured. Raises CheckpointError for another optimizer or other parameters.
         """
         trained = self._trained()
-        slots = {key: value for key, value in state.items() if key != LOSS_SCALE}
+        averages = {key: value for key, value in state.items() if key.endswith(f"/{AVERAGE}")}
+        self._load_average(averages)
+        slots = {key: value for key, value in state.items() if key != LOSS_SCALE and key not in averages}
         slots = with_fresh(slots, self._optimizer, trained)
         if slots:
             check_names("optimizer state", got=slots, expected=expected_state(self._optimizer, trained))
@@ -194,6 +230,17 @@ class Engine(ABC):
         if LOSS_SCALE in state and self._scale.enabled:
             self._scale.value, self._scale.good_steps = float(state[LOSS_SCALE][0]), int(state[LOSS_SCALE][1])
         self._assert_settings()
+
+    def _load_average(self, averages: Mapping[str, Tensor]) -> None:
+        """Load the averages of a checkpoint; without any, begin again from the weights."""
+        if self._average is None:
+            return
+        self._average.reset()
+        if averages:
+            expected = {f"{name}/{AVERAGE}": shape for name, shape in self._trained().items()}
+            check_names("average of the weights", got=averages, expected=expected)
+            check_shapes("average of the weights", got=averages, expected=expected)
+            self._write_average(averages)
 
     def close(self) -> None:  # noqa: B027
         """Release the model and its hooks; the engine cannot be used afterwards."""
@@ -219,6 +266,17 @@ class Engine(ABC):
     def _write_state(self, state: Mapping[str, Tensor]) -> None: ...
 
     @abstractmethod
+    def _masters(self) -> list[Tensor]:
+        """Return the fp32 tensors that the optimizer updates on this rank."""
+
+    @abstractmethod
+    def _read_average(self) -> dict[str, Tensor]:
+        """Gather the averages as `parameter/average` on the first rank; empty if there are none."""
+
+    @abstractmethod
+    def _write_average(self, averages: Mapping[str, Tensor]) -> None: ...
+
+    @abstractmethod
     def _write_weights(self, weights: Mapping[str, Tensor]) -> None: ...
 
     @abstractmethod
@@ -234,13 +292,13 @@ class Engine(ABC):
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
 
-    def _set_rates(self, factor: float) -> None:
+    def _set_rates(self, rates: Rates) -> None:
         for setting, group in zip(self.settings, self._optimizer.param_groups, strict=True):
-            group["lr"] = setting.lr * factor
+            group["lr"] = rates.of(setting.lr)
 
     def _assert_settings(self) -> None:
         """Assert that every group has its own parameters and settings: libraries have mixed them up on loading."""
-        self._set_rates(1.0)
+        self._set_rates(CONFIGURED)
         expected = [(s.name, s.lr, s.weight_decay, s.others, set(s.params)) for s in self.settings]
         got = [
             (g["name"], g["lr"], g["weight_decay"], {key: g[key] for key in s.others}, params)

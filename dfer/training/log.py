@@ -109,6 +109,11 @@ class RunLog:
             self._since.leave_out(time.monotonic() - self._last_step)
             self._write({"kind": "eval", "split": split, "step": step, "epoch": epoch, **metrics})
 
+    def early_stop(self, *, record: float | None, stale: int, step: int, epoch: int) -> None:
+        """Record that training ends early. record: best score in percent; stale: evaluations since then."""
+        if self._active:
+            self._write({"kind": "early_stop", "step": step, "epoch": epoch, "record": record, "stale": stale})
+
     def clips(self, ids: Sequence[int], *, step: int, epoch: int) -> None:
         """Record which clips made up a step, in the order of the global batch."""
         if self._active:
@@ -210,6 +215,8 @@ def as_line(record: dict[str, Any], *, total: int) -> str:
     where = f"step {record['step']}/{total} epoch {record['epoch']}"
     if record["kind"] == "bad_clip":
         return f"{where}: clip {record['key']} replaced by {record['replaced_by']}: {record['cause']}"
+    if record["kind"] == "early_stop":
+        return f"{where}: training ends early: {record['stale']} evaluations without more than {record['record']:.2f} %"
     if record["kind"] == "eval":
         return f"{where}: eval on {record['split']} clips: " + " ".join(
             f"{k} {v:.4g}" for k, v in flat(record) if k not in ("step", "epoch", "time")

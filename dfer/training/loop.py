@@ -11,8 +11,8 @@ from dfer.distributed import gather_objects, highest, on_first
 from dfer.errors import CheckpointError, DataError, StoppedError, message
 from dfer.interruption import Stop
 from dfer.recognition import BadClip, Batch, Progress
-from dfer.run.checkpoints import BEST, Checkpoint, Checkpoints
-from dfer.training.config import ScheduleConfig
+from dfer.run.checkpoints import AVERAGE, BEST, Checkpoint, Checkpoints
+from dfer.training.config import EarlyStopConfig, ScheduleConfig
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 from dfer.training.state import LAYOUT, TrainingState, refuse_other_layout
@@ -57,23 +57,26 @@ class Evaluation:
 
     run: computes metrics of the current weights, the same on every rank, over the data that `select` names, and calls
     its argument after every batch; metric: name of the metric compared (larger is better, the first of equals is kept);
-    split: the evaluated clips, for the record."""
+    split: the evaluated clips, for the record; early_stop: when to end training before its last epoch, by `metric`."""
 
     run: Callable[[Callable[[], None]], dict[str, float]]
     every_epochs: int = 1
     select: Selection = "last"
     metric: str = "war"
     split: Split = "test"
+    early_stop: EarlyStopConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Outcome of a run. metrics: of the last evaluation; step: of the final checkpoint."""
+    """Outcome of a run. metrics: of the last evaluation; step: of the final checkpoint; epochs: done; stopped_early:
+    whether they are fewer than configured because of an early stop."""
 
     step: int
     epochs: int
     metrics: dict[str, float]
     best: Best | None
+    stopped_early: bool = False
 
 
 def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: int) -> tuple[TrainingState, Best | None]:
@@ -100,8 +103,7 @@ def resume(engine: Engine, checkpoint: Checkpoint | None, *, steps_per_epoch: in
 def check_layout(engine: Engine, checkpoint: Checkpoint | None) -> None:
     """Raise CheckpointError when the steps before a checkpoint were cut otherwise, and the method does not allow it."""
     if checkpoint is not None:
-        coupling = engine.task.learner.coupling
-        refuse_other_layout(coupling, engine.layout, checkpoint.state, where=checkpoint.folder)
+        refuse_other_layout(engine.coupling, engine.layout, checkpoint.state, where=checkpoint.folder)
 
 
 def train(
@@ -180,6 +182,17 @@ class _Training:
         """Steps of the whole run."""
         return self.epochs * self.loader.steps_per_epoch
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether an early stop has ended training before its last epoch."""
+        rule = self.evaluation.early_stop if self.evaluation else None
+        return rule is not None and self.state.stale >= rule.patience and self.state.global_step < self.total
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further step is taken."""
+        return self.stopped_early or self.state.global_step == self.total
+
     def run(self) -> Summary:
         """Train to the end of the last epoch."""
         if self._agree_on_action() == _STOP:
@@ -188,10 +201,16 @@ class _Training:
             self._evaluate()
             self._save()
         self.state = replace(self.state, evaluate=False)
-        while self.state.global_step < self.total:
+        while not self.ended:
             self._epoch()
         self.checkpoints.finish()
-        return Summary(step=self.state.global_step, epochs=self.state.epoch, metrics=self.metrics, best=self.best)
+        return Summary(
+            step=self.state.global_step,
+            epochs=self.state.epoch,
+            metrics=self.metrics,
+            best=self.best,
+            stopped_early=self.stopped_early,
+        )
 
     def _epoch(self) -> None:
         epoch = self.state.epoch
@@ -202,9 +221,9 @@ class _Training:
 
     def _step(self, micro_batches: list[Batch]) -> None:
         per_epoch, step, epoch = self.loader.steps_per_epoch, self.state.global_step, self.state.epoch
-        factor = self.schedule.factor(step, steps_per_epoch=per_epoch, total_steps=self.total)
+        rates = self.schedule.rates(step, steps_per_epoch=per_epoch, total_steps=self.total)
         progress = Progress(epoch=epoch, step=step, fraction=step / self.total)
-        report = self.engine.step(micro_batches, progress=progress, lr_factor=factor)
+        report = self.engine.step(micro_batches, progress=progress, rates=rates)
         self.state = self.state.after_step(steps_per_epoch=per_epoch)
         self.log.train(report, step=self.state.global_step, epoch=epoch, wait_seconds=self.loader.wait_seconds)
         if self.record_clips:
@@ -223,21 +242,27 @@ class _Training:
             self._save_and_stop()
         is_best = self._evaluate() if self.state.evaluate else False
         due = self.checkpoints.due(self.state.global_step, epochs_done=done)
-        if is_best or due or wanted == _SAVE or self.state.global_step == self.total:
+        if is_best or due or wanted == _SAVE or self.ended:
             self._save()
 
     def _evaluate(self) -> bool:
-        """Evaluate the current weights; returns whether they are the best so far."""
+        """Evaluate the current weights, or their average; returns whether they are the best so far."""
         evaluation = self.evaluation
         assert evaluation is not None, "callers check that there is one"
+        self.engine.show_average()
         try:
             self.metrics = evaluation.run(self._between_batches)
         except _StopRequestedError:
+            self.engine.show_trained()
             self._save_and_stop()
+        self.engine.show_trained()
         step, epoch = self.state.global_step, self.state.epoch
         self.log.eval(self.metrics, split=evaluation.split, step=step, epoch=epoch)
         better = _better(self.best, self.metrics, evaluation, step=step, epoch=epoch)
-        self.state, self.best = replace(self.state, evaluate=False), better or self.best
+        state = self.state.judged(100 * self.metrics[evaluation.metric], evaluation.early_stop)
+        self.state, self.best = replace(state, evaluate=False), better or self.best
+        if self.stopped_early:
+            self.log.early_stop(record=self.state.record, stale=self.state.stale, step=step, epoch=epoch)
         return better is not None
 
     def _between_batches(self) -> None:
@@ -287,6 +312,7 @@ class _Training:
                 "training": self.state.to_json(),
                 BEST: best,
                 LAYOUT: asdict(self.engine.layout),
+                AVERAGE: self.engine.decay,
             },
             before=self.log.sync,
         )

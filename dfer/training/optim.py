@@ -8,7 +8,7 @@ import torch
 
 from dfer.errors import UsageError, did_you_mean
 from dfer.recognition import Group, Learner
-from dfer.training.config import AdamWConfig, OptimConfig, SgdConfig
+from dfer.training.config import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def group_settings(config: OptimConfig, learner: Learner) -> list[GroupSetting]:
         params = found.params
         rate = config.groups[group]
         decay = config.weight_decay if rate.weight_decay is None else rate.weight_decay
-        spared = isinstance(config, AdamWConfig) and config.no_decay
+        spared = isinstance(config, AdamWConfig | AdamConfig) and config.no_decay
         vectors = [not found.decay or (spared and p.ndim < 2) for p in params]
         for part, part_decay, wanted in ((group, decay, False), (f"{group}/no_decay", 0.0, True)):
             chosen = tuple(names[id(p)] for p, is_vector in zip(params, vectors) if is_vector == wanted)
@@ -60,6 +60,22 @@ def build_optimizer(config: OptimConfig, learner: Learner) -> torch.optim.Optimi
             return torch.optim.SGD(groups, lr=0.0, **config.shared)
         case AdamWConfig():
             return torch.optim.AdamW(groups, lr=0.0, **config.shared)
+        case AdamConfig():
+            return torch.optim.Adam(groups, lr=0.0, **config.shared)
+
+
+def clamp_gradients(optimizer: torch.optim.Optimizer, limit: float) -> None:
+    """Clamp every element of a gradient to -limit..limit before each update.
+
+    All engines unscale the gradients before they call the optimizer's `step`, also ZeRO, whose flat gradients of a part
+    of the parameters the optimizer then holds.
+    """
+
+    def clamp(called: torch.optim.Optimizer, _args: object, _options: object) -> None:
+        params = [param for group in called.param_groups for param in group["params"]]
+        torch.nn.utils.clip_grad_value_(params, limit)
+
+    optimizer.register_step_pre_hook(clamp)
 
 
 def _check_names(given: Iterable[str], wanted: Iterable[str]) -> None:

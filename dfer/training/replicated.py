@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dfer.run.checkpoints import AVERAGE
 from dfer.torch_internals import multiply
+from dfer.training.average import Average
 from dfer.training.state import state_slots
 
 
@@ -50,3 +52,26 @@ def write_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], stat
                 # torch keeps the step count on the CPU.
                 device = "cpu" if slot == "step" else param.device
                 optimizer.state[param][slot] = value.to(device, torch.float32, copy=True)
+
+
+def params_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of all groups."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def read_average(
+    average: Average | None, optimizer: torch.optim.Optimizer, names: Mapping[int, str], *, keep: bool
+) -> dict[str, Tensor]:
+    """Copy the averages to the CPU, as `parameter/average`; empty unless `keep`."""
+    if average is None or not keep:
+        return {}
+    found = {f"{names[id(param)]}/{AVERAGE}": average.of(param) for param in params_of(optimizer)}
+    return {key: value.to("cpu", copy=True).contiguous() for key, value in found.items()}
+
+
+def write_average(
+    average: Average, optimizer: torch.optim.Optimizer, names: Mapping[int, str], averages: Mapping[str, Tensor]
+) -> None:
+    """Overwrite the averages by those in `averages`."""
+    for param in params_of(optimizer):
+        average.of(param).copy_(averages[f"{names[id(param)]}/{AVERAGE}"])

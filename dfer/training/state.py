@@ -10,19 +10,31 @@ from torch import Tensor
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import CheckpointError, message
 from dfer.recognition import Coupling
+from dfer.training.config import EarlyStopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
     """Position in a run: the next step. epoch and step count from 0, step within the epoch, global_step over all
     epochs; evaluate: the epoch that just ended still has to be evaluated; bad_clips: keys of clips replaced so far.
-    No random state: every draw is a function of (seed, epoch, sample)."""
+    record, stale: of an early stop, the score in percent that an evaluation has to exceed, and how many in a row did
+    not. No random state: every draw is a function of (seed, epoch, sample)."""
 
     epoch: int = 0
     step: int = 0
     global_step: int = 0
     evaluate: bool = False
     bad_clips: tuple[str, ...] = ()
+    record: float | None = None
+    stale: int = 0
+
+    def judged(self, score: float, rule: EarlyStopConfig | None) -> "TrainingState":
+        """Return the state after an evaluation with this score in percent."""
+        if rule is None:
+            return self
+        if self.record is not None and score < self.record + rule.min_delta:
+            return replace(self, stale=self.stale + 1)
+        return replace(self, record=score, stale=0)
 
     def after_step(self, *, steps_per_epoch: int) -> "TrainingState":
         """Return the position after one more step."""
@@ -89,16 +101,14 @@ def refuse_other_layout(coupling: Coupling, layout: Layout, state: Mapping[str, 
     except ConfigProblem as problem:
         raise CheckpointError(f"{where}: no layout of a step in its state ({problem}).") from problem
     if before != layout:
-        why = (
-            "The clips of a micro-batch share statistics or partners in this method, so others compute something else."
-        )
+        why = "The clips of a micro-batch share statistics or partners in this run, so others compute something else."
         do = f"{why} Start it on {before}, or a new run with run=FOLDER."
         raise CheckpointError(message(where, expected=f"{before}, as it was started on", got=str(layout), do=do))
 
 
 def state_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """Return the names of the tensors that the optimizer keeps for each parameter; `step` is a single number."""
-    if isinstance(optimizer, torch.optim.AdamW):
+    if isinstance(optimizer, torch.optim.AdamW | torch.optim.Adam):
         return ("exp_avg", "exp_avg_sq", "step")
     return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
 

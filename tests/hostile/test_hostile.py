@@ -25,6 +25,7 @@ KINDS = {
     "raw_pictures": 100,
     "weights": 300,
     "checkpoints": 200,
+    "saved_models": 200,
     "configs": 200,
     "runs": 100,
     "raw_sets": 100,

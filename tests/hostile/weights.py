@@ -21,7 +21,8 @@ from dfer.emotions import label_set
 from dfer.models.build import build
 from dfer.models.config import DferClipConfig, TowersConfig
 from dfer.models.dfer_clip import DferClip
-from dfer.models.foreign.released import load_released
+from dfer.models.foreign import layouts
+from dfer.models.foreign.fill import fill_foreign
 from dfer.models.foreign.weights import read_weights
 from dfer.models.towers import load_clip
 from tests.hostile import pickle_kit as p
@@ -93,6 +94,7 @@ class Seeds:
 
     model: DferClip
     archive: bytes
+    legacy: bytes
     script: bytes
     header: bytes
 
@@ -114,9 +116,13 @@ def seeds(folder: Path) -> Seeds:
         warnings.simplefilter("ignore")  # torch advises against writing new ones
         torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))).save(str(folder / "s.pt"))
     safetensors.torch.save_file(STATE, folder / "a.safetensors")
+    torch.save(
+        {"net": STATE, "recorder": Calls(print, "never")}, folder / "old.pt", _use_new_zipfile_serialization=False
+    )
     return Seeds(
         model=model,
         archive=(folder / "a.pt").read_bytes(),
+        legacy=(folder / "old.pt").read_bytes(),
         script=(folder / "s.pt").read_bytes(),
         header=(folder / "a.safetensors").read_bytes(),
     )
@@ -126,9 +132,11 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     draw = rng("weights")
     yield _case(seeds, "whole", "pth", seeds.archive, tensors=2)
     yield _case(seeds, "whole script", "pt", seeds.script, tensors=4)
+    yield _case(seeds, "whole legacy file", "t7", seeds.legacy, tensors=2)
     yield _case(seeds, "whole safetensors", "safetensors", seeds.header, tensors=2)
     for name, suffix, data in [
         *_payloads(mark),
+        *_legacies(mark, seeds.legacy),
         *_lies(),
         *_zips(),
         *_others(mark),
@@ -156,7 +164,9 @@ def _case(seeds: Seeds, name: str, suffix: str, data: bytes, *, tensors: int | N
 
     reads: dict[str, Callable[[Path], object]] = {"weights": read}
     if tensors is None:  # whole files of something else are refused by them
-        reads["released"] = lambda at: load_released(seeds.model, at / f"x.{suffix}")
+        reads["released"] = lambda at: fill_foreign(
+            seeds.model, read_weights(at / f"x.{suffix}"), at, label_set("basic7")
+        )
         reads["pretrained"] = lambda at: load_clip(
             seeds.model.towers, read_weights(at / f"x.{suffix}"), where=at, resize=32
         )
@@ -197,6 +207,25 @@ def _payloads(mark: Path) -> Iterator[Made]:
             data = pickle.dumps({"state_dict": Calls(function, code)}, protocol)
             yield f"protocol {protocol}", "pth", p.archive(data)
             yield f"protocol {protocol}, no archive", "bin", data
+
+
+def _legacies(mark: Path, whole: bytes) -> Iterator[Made]:
+    """Files in the format before torch 1.6: calls, storages that lie, pickles that are missing."""
+    facts = layouts.LEGACY + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    for name in NAMES:
+        argument = p.text(f"__import__('pathlib').Path({str(mark)!r}).touch()" if "built" in name else f"touch {mark}")
+        beside = p.program(p.mapping({"state_dict": p.mapping({}), "recorder": p.call(name, argument)}))
+        yield f"legacy, a call of {name[:40]}", "t7", facts + beside + pickle.dumps([], 2)
+    content = p.program(p.mapping({"net": p.mapping({"w": p.tensor()})}))
+    for keys in ([], ["0", "0"], ["0", "1"], [0], [["0"]], "0", {"0": 1}, ["0"] * 110_000):
+        yield f"legacy, keys {keys!r:.30}", "t7", facts + content + pickle.dumps(keys, 2) + b"\6" + b"\0" * 31
+    for count in (0, 6, 7, 2**40, 2**63, 2**64 - 1):
+        numbers = struct.pack("<Q", count) + b"\0" * 24
+        yield f"legacy, {count} numbers", "t7", facts + content + pickle.dumps(["0"], 2) + numbers
+    for end in range(0, len(whole), 16):
+        yield f"legacy, cut off at {end}", "t7", whole[:end]
+    yield "legacy, the other byte order", "t7", whole.replace(b"little_endianq\x03\x88", b"little_endianq\x03\x89")
+    yield "legacy, many bytes", "t7", layouts.LEGACY + b"(" * 300_000
 
 
 def _lies() -> Iterator[Made]:
@@ -362,10 +391,13 @@ def _others(mark: Path) -> Iterator[Made]:
 
 def _mutated(seeds: Seeds, draw: random.Random) -> tuple[str, str, bytes]:
     """A whole file with bytes changed: anywhere, or in its pickle alone, so that the checksums around it fit."""
-    act = draw.randrange(4)
+    act = draw.randrange(5)
     if act == 0:
         how, data = values.damaged(seeds.header, draw)
         return how, "safetensors", data
+    if act == 4:
+        how, data = values.damaged(seeds.legacy, draw)
+        return how, "t7", data
     base = draw.choice((seeds.archive, seeds.script))
     if act == 1:
         how, data = values.damaged(base, draw)

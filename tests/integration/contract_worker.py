@@ -83,9 +83,7 @@ def engine_of(learner: Learner, name: str, world: World, micro_batch: int) -> En
 
 def run(engine: Engine, world: World, steps: range, micro_batch: int) -> list[float]:
     return [
-        engine.step(
-            pairs(step, world, micro_batch), progress=Progress(epoch=0, step=step, fraction=0.0), lr_factor=1.0
-        ).loss
+        engine.step(pairs(step, world, micro_batch), progress=Progress(epoch=0, step=step, fraction=0.0)).loss
         for step in steps
     ]
 

@@ -24,7 +24,7 @@ from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
 from dfer.training import build as build_module
 from dfer.training.build import build_engine
-from dfer.training.config import AdamWConfig, EngineConfig, GroupConfig, OptimConfig, SgdConfig
+from dfer.training.config import AdamConfig, AdamWConfig, EngineConfig, GroupConfig, OptimConfig, Rates, SgdConfig
 from dfer.training.engine import Engine, StepReport
 from tests.unit.training.stubs import TinyRecognizer, clips, part, share
 
@@ -37,6 +37,12 @@ GROUPS = {"trunk": GroupConfig(lr=0.05), "head": GroupConfig(lr=0.5, weight_deca
 SGD = SgdConfig(groups=GROUPS, weight_decay=0.01)
 # eps damps what rounding does to gradients near zero.
 ADAMW = AdamWConfig(groups=GROUPS, weight_decay=0.01, no_decay=True, eps=1e-2)
+
+
+# Adam whose L2 term follows the clamp, rates that do not end at 0, and an average of the weights.
+ADAM = AdamConfig(groups=GROUPS, weight_decay=0.01, eps=1e-2)
+CLAMP, END, DECAY = 0.002, 0.02, 0.8
+SOURCES = ("ddp", "zero3")
 
 
 def factor(step: int) -> float:
@@ -80,6 +86,34 @@ def oracle(
     return model.state_dict(), float(norm)
 
 
+def options_oracle(*, clamp: float | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and averages of plain torch under ADAM after all steps."""
+    model = TinyRecognizer()
+    trunk, head = list(model.trunk.parameters()), [*model.head.parameters(), model.temperature]
+    optimizer = torch.optim.Adam(
+        [{"params": trunk, "weight_decay": 0.01}, {"params": head, "weight_decay": 0.1}], eps=1e-2
+    )
+    averages = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    for step in range(STEPS):
+        batch = clips(BATCH, seed=step)
+        optimizer.zero_grad()
+        torch.stack(list(model.loss(model(batch), batch, progress(step)).values())).sum().backward()
+        if clamp is not None:
+            torch.nn.utils.clip_grad_value_([*trunk, *head], clamp)
+        for group, rate in zip(optimizer.param_groups, (0.05, 0.5)):
+            group["lr"] = END + factor(step) * (rate - END)
+        optimizer.step()
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                averages[name] = DECAY * averages[name] + (1 - DECAY) * p.detach()
+    return model.state_dict(), averages
+
+
+def averages_of(engine: Engine) -> dict[str, Tensor]:
+    found = {key: value for key, value in engine.optimizer_state().items() if key.endswith("/average")}
+    return {key.removesuffix("/average"): value for key, value in found.items()}
+
+
 class LeftOut(TinyRecognizer):
     """Trains a layer that no loss knows of."""
 
@@ -92,7 +126,16 @@ class LeftOut(TinyRecognizer):
         return {**groups, "head": Group(params=[*groups["head"].params, *self.spare.parameters()])}
 
 
-def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, seed: int = 0, **change: Any) -> Engine:
+def build(
+    name: str,
+    world: World,
+    *,
+    optim: OptimConfig = SGD,
+    micro: int = 2,
+    seed: int = 0,
+    ema: float | None = None,
+    **change: Any,
+) -> Engine:
     config = EngineConfig(**{**vars(ENGINES[name]), **change})
     key_of = "clip/{:03d}".format
     return build_engine(
@@ -104,13 +147,14 @@ def build(name: str, world: World, *, optim: OptimConfig = SGD, micro: int = 2, 
         micro_batch=micro,
         key_of=key_of,
         seed=1,
+        ema=ema,
     )
 
 
-def step(engine: Engine, world: World, number: int, batch: ClipBatch | None = None) -> StepReport:
+def step(engine: Engine, world: World, number: int, batch: ClipBatch | None = None, *, end: float = 0.0) -> StepReport:
     micro = BATCH // world.size // engine.accumulation
     cut = share(batch or clips(BATCH, seed=number), rank=world.rank, world_size=world.size, micro_batch=micro)
-    return engine.step(cut, progress=progress(number), lr_factor=factor(number))
+    return engine.step(cut, progress=progress(number), rates=Rates(factor=factor(number), end=end))
 
 
 def error(engine: Engine, expected: dict[str, Tensor]) -> float:
@@ -150,7 +194,7 @@ def case_uneven(name: str, world: World, folder: Path, other: Path) -> dict[str,
         ENGINES[name], TinyRecognizer(), optim=SGD, world=world, global_batch=size, micro_batch=micro, seed=1
     )
     cut = share(clips(size), rank=world.rank, world_size=world.size, micro_batch=micro)
-    report = engine.step(cut, progress=progress(0), lr_factor=1.0)
+    report = engine.step(cut, progress=progress(0))
     expected, norm = oracle(SGD, steps=1, size=size)
     return {
         "weights": error(engine, expected),
@@ -191,6 +235,60 @@ def case_load(name: str, world: World, folder: Path, other: Path) -> dict[str, A
                     report = step(engine, world, number)
                 where = "here" if source == folder else "elsewhere"
                 out[f"{optim.name} {saved} {where}"] = {"weights": error(engine, expected), "lr": report.lr}
+    return out
+
+
+def options_engine(name: str, world: World, *, seed: int = 0) -> Engine:
+    return build(name, world, optim=ADAM, seed=seed, ema=DECAY, clip_norm=None, clip_value=CLAMP)
+
+
+def options_errors(engine: Engine) -> dict[str, Any]:
+    """Largest differences of weights and averages to the oracle's; whether the average can be shown and put away."""
+    weights, averages = options_oracle(clamp=CLAMP)
+    found, trained = averages_of(engine), engine.weights()
+    engine.show_average()
+    shown = engine.weights()
+    engine.show_trained()
+    back = engine.weights()
+    return {
+        "names": not found or found.keys() == averages.keys(),
+        "weights": error(engine, weights),
+        "average": max(((found[k] - averages[k]).abs().max().item() for k in found), default=0.0),
+        "shown": all(torch.equal(shown[k], found.get(k, trained[k])) for k in shown),
+        "back": all(torch.equal(back[k], trained[k]) for k in trained),
+    }
+
+
+def case_options(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """Clamp, Adam, rates with an end and an average, held to plain torch; saved on the way for `case_resumed`."""
+    engine = options_engine(name, world, seed=world.rank)
+    store = Checkpoints(Folder(folder / f"{name}_options"), world=world)
+    store.start(None)
+    for number in range(STEPS):
+        if number == SAVED_AT:
+            state = {"average": engine.decay}
+            store.save(SAVED_AT, weights=engine.weights(), optimizer=engine.optimizer_state(), state=state)
+            store.finish()
+        report = step(engine, world, number, end=END)
+    free, _ = options_oracle(clamp=None)
+    return {**options_errors(engine), "lr": report.lr, "matters": error(engine, free)}
+
+
+def case_resumed(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
+    """Continue what some engines saved at the other world size with those options."""
+    out = {}
+    for saved in SOURCES:
+        checkpoint = Checkpoints(Folder(other / f"{saved}_options"), world=world).latest()
+        assert checkpoint is not None
+        engine = options_engine(name, world, seed=3)
+        step(engine, world, 7, end=END)  # what was there before must not matter
+        engine.load_weights(checkpoint.weights())
+        engine.load_optimizer_state(checkpoint.optimizer())
+        evaluated = checkpoint.evaluated()
+        same = all(torch.equal(evaluated[key], value) for key, value in averages_of(engine).items())
+        for number in range(SAVED_AT, STEPS):
+            step(engine, world, number, end=END)
+        out[saved] = {**options_errors(engine), "evaluated": same}
     return out
 
 

@@ -56,7 +56,7 @@ def train(engine: Engine, method: Method, world: World, steps: range) -> float:
         # The last step is near the end of training: no parameter may have lost its gradient by then.
         epoch = EPOCHS - 1 if number == STEPS - 1 else number * 10
         cut = share(method.batch(number), world=world, micro_batch=method.micro_batch(world.size))
-        report = engine.step(cut, progress=Progress(epoch=epoch, step=number, fraction=epoch / EPOCHS), lr_factor=1.0)
+        report = engine.step(cut, progress=Progress(epoch=epoch, step=number, fraction=epoch / EPOCHS))
         loss = report.loss
     return loss
 

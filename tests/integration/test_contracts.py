@@ -140,7 +140,7 @@ def test_a_killed_run_with_dropout_ends_the_same_and_only_at_its_layout(tmp_path
         code == 5
         and (
             ": expected 2 ranks with micro-batches of 2, as it was started on, got 1 rank with micro-batches of 2. "
-            "The clips of a micro-batch share statistics or partners in this method, so others compute something else. "
+            "The clips of a micro-batch share statistics or partners in this run, so others compute something else. "
             "Start it on 2 ranks with micro-batches of 2, or a new run with run=FOLDER."
         )
         in told.splitlines()[-1]

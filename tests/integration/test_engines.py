@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 CASES = re.findall(r"^def case_(\w+)", WORKER.read_text(), re.MULTILINE)
+READ = ["load", "resumed"]
+"""Cases that read what the other world size saved."""
 # Weights move by about 0.1 in the steps taken: this is rounding, not training.
 TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
 
@@ -47,8 +49,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
     extensions = tmp_path_factory.mktemp("extensions")
     found: dict[int, dict[str, Any]] = {1: {}, 2: {}}
-    before = [case for case in CASES if case != "load"]
-    for ranks, other, cases in ((1, 2, before), (2, 1, CASES), (1, 2, ["load"])):
+    before = [case for case in CASES if case not in READ]
+    for ranks, other, cases in ((1, 2, before), (2, 1, CASES), (1, 2, READ)):
         # No compiler is in reach: DeepSpeed must not need one.
         path = str(Path(sys.executable).parent) if ranks == 1 else os.environ["PATH"]
         done = _start(
@@ -126,6 +128,30 @@ def test_a_checkpoint_continues_under_any_engine_stage_and_world_size(
     }
     for case, got in loads.items():
         assert got["weights"] < TOLERANCE[case.partition(" ")[0]], case
+
+
+@both
+@every
+def test_clamp_adam_rates_with_an_end_and_average_equal_the_oracle(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    got = results[ranks][f"options/{name}"]
+    assert got["names"] and got["weights"] < 1e-5 and got["average"] < 1e-5
+    assert got["matters"] > 1e-3  # so much would the weights differ without the clamp
+    assert got["shown"] and got["back"]
+    assert got["lr"] == pytest.approx({"trunk": 0.02 + 0.03 / 5, "head": 0.02 + 0.48 / 5})
+
+
+@both
+@every
+def test_an_average_continues_under_any_engine_stage_and_world_size(
+    results: dict[int, dict[str, Any]], name: str, ranks: int
+) -> None:
+    found = results[ranks][f"resumed/{name}"]
+    assert set(found) == {"ddp", "zero3"}
+    for got in found.values():
+        assert got["names"] and got["weights"] < 1e-5 and got["average"] < 1e-5
+        assert got["shown"] and got["back"] and got["evaluated"]
 
 
 @both

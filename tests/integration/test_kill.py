@@ -96,6 +96,37 @@ def test_a_run_killed_at_twenty_random_moments_ends_the_same(tiny: Path, tmp_pat
     assert len(list((run / "lease").glob("*.json"))) > 10, "most kills came after the run had begun"
 
 
+OPTIONS = (
+    *CALM,
+    "eval_every=1",
+    "micro_batch=2",
+    "data.balance=0.5",
+    "data.mix={label_smoothing: 0.1, mixup: 0.4, fmix: 0.4}",
+    "engine.clip_norm=null",
+    "engine.clip_value=0.01",
+    "schedule={name: timm_cosine, warmup_epochs: 1, end: 1.0e-4, micro_batches: 2}",
+    "ema=0.9",
+    "select=best_on_test",
+    "early_stop.patience=14",
+)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_killed_run_with_all_options_ends_the_same(tiny: Path, tmp_path: Path) -> None:
+    """`unit/jobs/test_options.py` has each of them alone, stopped in one process."""
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    code, told = Job(tiny, f"run={straight}", *OPTIONS).end()
+    assert code == 0, told
+    for at in (4, 18, 31):
+        job = Job(tiny, f"run={run}", *OPTIONS)
+        assert wait_until(job, lambda at=at: steps_done(run) >= at)  # type: ignore[misc]
+        job.kill("all")
+    code, told = Job(tiny, f"run={run}", *OPTIONS).end()
+    assert code == 0, told
+    assert_same(run, straight)
+
+
 # SIGTERM
 
 

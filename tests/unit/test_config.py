@@ -214,7 +214,7 @@ def test_the_home_folder_is_known_wherever_a_path_is_read(monkeypatch: pytest.Mo
 def test_every_key_that_names_a_place_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of runs and of cluster files."""
     monkeypatch.setenv("HOME", "/home/x")
-    keys = ("run", "data.shards", "data.cache", "model.released", "model.towers.arch", "model.towers.pretrained")
+    keys = ("run", "data.shards", "data.cache", "model.towers.arch", "model.towers.pretrained")
     keys += ("model.text",)
     for part in (keys, ("model.start",)):  # which goes with no other source of weights
         run = config_files.load([CONFIGS / "demo.yaml"], RunConfig, [f"{key}=~/{key}.yaml" for key in part])

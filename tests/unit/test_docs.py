@@ -194,7 +194,7 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
     if kind := {"slurm": cluster.SlurmCluster, "ray": cluster.RayCluster}.get(words[1]):
         cluster.load_cluster(args.cluster, kind, resources)
     configs = getattr(args, "configs", [])
-    if configs and not re.match(r"runs/|RUN", configs[0]):
+    if configs and not re.match(r"runs/|models/|RUN", configs[0]):
         load_run(configs, overrides)
 
 

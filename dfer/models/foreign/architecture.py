@@ -89,6 +89,22 @@ def activation_beside(weights: Path) -> tuple[Path, bool] | None:
     return path, quick
 
 
+def transformers_activation(path: Path) -> bool:
+    """Whether both towers of a CLIP have OpenAI's quick GELU, by the config.json of transformers.
+
+    Raises:
+        ConfigProblem: the file has another form, or the towers differ.
+    """
+    settings = _parsed(path, do=_BESIDE_DO)
+    parts = [settings.get(part) or {} for part in ("text_config", "vision_config")]
+    words = [part.get("hidden_act", "quick_gelu") if isinstance(part, Mapping) else None for part in parts]
+    if words[0] != words[1] or words[0] not in ("quick_gelu", "gelu"):
+        expected = "the hidden_act quick_gelu or gelu, the same in text_config and vision_config"
+        got = f"{str(words[0])[:40]} and {str(words[1])[:40]}"
+        raise ConfigProblem(message(path, expected=expected, got=got, do=_BESIDE_DO))
+    return bool(words[0] == "quick_gelu")
+
+
 def _parsed(path: Path, do: str = _DO) -> dict[str, Any]:
     expected = "an architecture in open_clip's JSON layout"
     try:

@@ -7,68 +7,22 @@ the function's name and arguments as a `Call`. Tensors are built from the calls 
 the bytes that the archive has for them.
 """
 
-import math
 import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-import torch
 from torch import Tensor
+
+from dfer.models.foreign.tensors import Call, Name, NotAnArchive, Storage, Tensors, are_counts
 
 MAX_PICKLE_BYTES = 2 * 2**20
 """Largest `data.pkl`. That of the largest CLIP with its optimizer state has a tenth of this."""
 MAX_ENTRIES = 100_000
-MAX_DIMENSIONS = 16
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 _READ = re.compile(r"[^/]+/(data\.pkl|byteorder|data/[^/]+)")
-REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-WRAPPED = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-SUBCLASSED = "torch._tensor._rebuild_from_type_v2"
-
-
-class NotAnArchive(ValueError):
-    """The reason why a file is refused."""
-
-
-@dataclass(frozen=True, eq=False)
-class Name:
-    """A class or function that the file names."""
-
-    text: str
-
-
-@dataclass(eq=False)
-class Call:
-    """A recorded call of `name`. state: the state that the pickle would set on its result."""
-
-    name: str
-    arguments: tuple[Any, ...]
-    state: Any = None
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """Location of a tensor's numbers in the archive. kind: torch's storage class; count: of numbers."""
-
-    kind: str
-    key: str
-    count: int
 
 
 class Archive:
@@ -82,7 +36,7 @@ class Archive:
             if len(pickles) != 1:
                 raise NotAnArchive(f"{len(pickles)} files data.pkl in it")
             self._folder = pickles[0].partition("/")[0]
-            self._flat: dict[tuple[str, str], Tensor] = {}
+            self._tensors = Tensors(lambda key, size: self._bytes(f"data/{key}", most=size))
             if self._bytes("byteorder", most=16, default=b"little") != b"little":
                 raise NotAnArchive("numbers of the other byte order")
             self.content = Machine().run(self._bytes("data.pkl", most=MAX_PICKLE_BYTES))
@@ -98,44 +52,7 @@ class Archive:
 
     def tensor(self, value: Any) -> Tensor | None:
         """Build the tensor that a recorded call describes, on the CPU; None for other values. Raises NotAnArchive."""
-        for _ in range(3):  # parameters and subclasses are wrapped around a tensor
-            if not isinstance(value, Call):
-                return None
-            if value.name in REBUILT:
-                return self._rebuilt(value.arguments)
-            value = _unwrapped(value)
-        return None
-
-    def _rebuilt(self, arguments: tuple[Any, ...]) -> Tensor:
-        if len(arguments) < 4:
-            raise NotAnArchive("a tensor without size or strides")
-        storage, offset, size, strides = arguments[:4]
-        if not isinstance(storage, Storage) or not _counts(size) or not _counts(strides) or not _counts((offset,)):
-            raise NotAnArchive("a tensor of something else than a storage and whole numbers")
-        if len(size) != len(strides) or len(size) > MAX_DIMENSIONS:
-            raise NotAnArchive(f"a tensor of {len(size)} dimensions with {len(strides)} strides")
-        count = math.prod(size)
-        end = offset + 1 + sum((n - 1) * stride for n, stride in zip(size, strides)) if count else 0
-        if max(end, count) > storage.count:  # strides of 0 make a large tensor out of one number
-            raise NotAnArchive(f"a tensor of {_short(size)} numbers in a storage of {storage.count}")
-        return self._numbers(storage).as_strided(size, strides, offset if count else 0)
-
-    def _numbers(self, storage: Storage) -> Tensor:
-        """Read all numbers of a storage, which several tensors may share."""
-        found = self._flat.get((storage.kind, storage.key))
-        if found is None:
-            dtype = STORAGES.get(storage.kind)
-            if dtype is None:
-                raise NotAnArchive(f"numbers of the kind {storage.kind[:80]!r}")
-            size = storage.count * dtype.itemsize
-            data = self._bytes(f"data/{storage.key}", most=size)
-            if len(data) != size:
-                raise NotAnArchive(f"{len(data)} bytes for {storage.count} numbers of {dtype}")
-            found = torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype)
-            self._flat[storage.kind, storage.key] = found
-        if len(found) != storage.count:
-            raise NotAnArchive(f"a storage of {len(found)} and of {storage.count} numbers")
-        return found
+        return self._tensors.tensor(value)
 
     def _bytes(self, name: str, *, most: int, default: bytes | None = None) -> bytearray:
         entry = self._entries.get(f"{self._folder}/{name}")
@@ -168,25 +85,6 @@ def _entries(archive: zipfile.ZipFile, *, size: int) -> dict[str, zipfile.ZipInf
     return by_name
 
 
-def _unwrapped(call: Call) -> Any:
-    if call.name in WRAPPED and call.arguments:
-        return call.arguments[0]
-    if call.name == SUBCLASSED and len(call.arguments) >= 3:
-        function, _, arguments = call.arguments[:3]
-        if isinstance(function, Name) and isinstance(arguments, tuple):
-            return Call(function.text, arguments)
-    return None
-
-
-def _counts(value: Any) -> bool:
-    """Whether a value is a tuple of whole numbers from 0 to below 2^48, more than any file holds."""
-    return isinstance(value, tuple) and all(type(n) is int and 0 <= n < 2**48 for n in value)
-
-
-def _short(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size)) or "1"
-
-
 class Machine:
     """Executes the opcodes of pickle protocol 2, which torch writes, that build plain containers."""
 
@@ -194,10 +92,13 @@ class Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+        """Storages that the pickle names, by their keys."""
 
-    def run(self, program: bytes | bytearray) -> Any:
-        """Return the object that the pickle describes. Raises NotAnArchive for opcodes that torch does not write."""
-        for opcode, argument, _ in pickletools.genops(bytes(program)):
+    def run(self, program: bytes | bytearray | IO[bytes]) -> Any:
+        """Return the object that the pickle describes; a file is read up to its end. Raises NotAnArchive for opcodes
+        that torch does not write."""
+        for opcode, argument, _ in pickletools.genops(bytes(program) if isinstance(program, bytearray) else program):
             if opcode.name == "STOP":
                 return self._pop()
             if opcode.name in _LITERALS:
@@ -270,19 +171,24 @@ class Machine:
 
     def _persistent(self, _: Any) -> None:
         value = self._pop()
+        if isinstance(value, tuple) and len(value) == 6 and value[5] is None:  # the format before archives
+            value = value[:5]
         if not (isinstance(value, tuple) and len(value) == 5 and value[0] == "storage"):
             raise NotAnArchive("something kept aside that is no storage")
         _, kind, key, _, count = value
-        if not isinstance(kind, Name) or not isinstance(key, str) or not _counts((count,)):
+        if not isinstance(kind, Name) or not isinstance(key, str) or not are_counts((count,)):
             raise NotAnArchive("something kept aside that is no storage")
-        self._stack.append(Storage(kind=kind.text.removeprefix("torch."), key=key, count=count))
+        found = self.storages.setdefault(key, Storage(kind=kind.text.removeprefix("torch."), key=key, count=count))
+        if (found.kind, found.count) != (kind.text.removeprefix("torch."), count):
+            raise NotAnArchive("two storages of one key")
+        self._stack.append(found)
 
     def _call(self, _: Any) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise NotAnArchive("a call of something that is no name")
-        plain = function.text == "collections.OrderedDict" and not arguments
-        self._stack.append({} if plain else Call(function.text, arguments))
+        ordered = _items(arguments) if function.text == "collections.OrderedDict" else None
+        self._stack.append(Call(function.text, arguments) if ordered is None else ordered)
 
     def _build(self, _: Any) -> None:
         state, target = self._pop(), self._pop()
@@ -314,6 +220,14 @@ class Machine:
         if isinstance(target, dict):  # keys of other types name no weights, and hashing them could take forever
             target.update(pair for pair in zip(items[::2], items[1::2]) if isinstance(pair[0], str | int))
         self._stack.append(target)
+
+
+def _items(arguments: tuple[Any, ...]) -> dict[Any, Any] | None:
+    """The mapping that an OrderedDict is made of: nothing, or, as Python 2 wrote it, a list of pairs."""
+    pairs = arguments[0] if len(arguments) == 1 else () if not arguments else None
+    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return None
+    return {key: value for key, value in pairs if isinstance(key, str | int)}
 
 
 _LITERALS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")

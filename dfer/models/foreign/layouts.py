@@ -6,8 +6,15 @@ from pathlib import Path
 
 HEAD_BYTES = 512
 ZIP, PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""First pickle of the format before torch 1.6: the magic number 0x1950a86a20f9469cfc6c."""
 LFS = b"version https://git-lfs"
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+CONVERT = (
+    'Where you trust its author, convert it: python -c "import sys, torch; '
+    "torch.save(torch.load(sys.argv[1], map_location='cpu', weights_only=False), sys.argv[2])\" FILE FILE.new.pth"
+)
+"""The one command that writes a legacy file anew as an archive. FILE stands for the path."""
 _AGAIN = "Download the file itself."
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF", "a Keras or TensorFlow file (HDF5)", "Give the same model's weights for PyTorch."),
@@ -44,16 +51,15 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
     for beginning, kind, do in _BEGINNINGS:
         if head.startswith(beginning) or start.startswith(beginning):
             return kind, do
-    if PICKLE.match(head):
-        do = "Save it again with a newer torch: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
-        return "a bare pickle, as torch before 1.6 wrote", do
+    if PICKLE.match(head) and not head.startswith(LEGACY):
+        return "a bare pickle", f"It cannot be read without running it. {CONVERT}."
     return None
 
 
 def in_folder(folder: Path) -> tuple[str, str]:
     """Recognise a folder that was given in place of a file of weights: (what it is, which file to give)."""
     if (folder / "config.yaml").is_file() or any(folder.glob("fold_*/config.yaml")):
-        return "a run folder of this project", "Begin from that run's weights with model.start=RUN."
+        return "a run folder or saved model of this project", f"Begin from its weights with model.start={folder}."
     found = _files_of_weights(folder)
     if not found:
         return "a folder without weights", f"Give a file that ends in {', '.join(_WEIGHTS)}."
@@ -87,12 +93,13 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         (r"(.*\.)?(vision_model|text_model)\.(encoder|embeddings)\.",),
         "a model in the names of transformers (vision_model..., text_model...)",
-        f"Give the same CLIP in open_clip's or OpenAI's names: {_OPEN_CLIP}.",
+        f"Translate it, `dfer import FILE --method towers --arch ARCH OUT`, or give the same CLIP in other names: "
+        f"{_OPEN_CLIP}.",
     ),
     (
         (r"prompt_learner\.", r"image_encoder\.|clip_model_\."),
         "a checkpoint of the released DFER-CLIP code",
-        "Give it as model.released=FILE, which fills the whole model.",
+        "Make a saved model of it, `dfer import FILE --method dfer_clip --dataset SET OUT`, and set model.start=OUT.",
     ),
     (
         (r"towers\.visual\.",),

@@ -1,10 +1,12 @@
 """Read foreign weight files without running code that they name.
 
-Supported: safetensors, `torch.save` archives and TorchScript archives (OpenAI's own CLIP downloads). The latter two
-contain a pickle, which is read as data (`dfer.models.foreign.archive`).
+Supported: safetensors, `torch.save` archives, TorchScript archives (OpenAI's own CLIP downloads) and the format of
+torch before 1.6. All but the first contain pickles, which are read as data (`dfer.models.foreign.archive`, `legacy`).
 """
 
+import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ from torch import Tensor
 
 from dfer.errors import CheckpointError, message
 from dfer.models.foreign import layouts
-from dfer.models.foreign.archive import Archive, Call
+from dfer.models.foreign.archive import Archive
+from dfer.models.foreign.legacy import Legacy
+from dfer.models.foreign.tensors import Call
 
 Weights = dict[str, Tensor]
 WRAPPERS = ("module.", "_orig_mod.")
 MAX_HEADER_BYTES = 16 * 2**20
 """Largest header of a safetensors file. That of the largest CLIP has a hundredth of this."""
 MAX_MODULES = 100_000
-INNER = ("state_dict", "model", "module", "model_state_dict")
-"""Keys of the model in a checkpoint: of most training code, of some, of DeepSpeed, of PyTorch's tutorials."""
+INNER = ("state_dict", "model", "module", "model_state_dict", "net")
+"""Keys of the model in a checkpoint: of most training code, of some, of DeepSpeed, of tutorials, of .t7 files."""
 
 
 def read_weights(path: Path) -> Weights:
@@ -49,6 +53,14 @@ def read_weights(path: Path) -> Weights:
     return _without_wrappers(weights)
 
 
+def refuse_not_finite(weights: Mapping[str, Tensor], where: object) -> None:
+    """Raise CheckpointError if a tensor holds NaN or an infinite number, as of a training that diverged."""
+    odd = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if odd:
+        got, do = f"others in {', '.join(odd[:4])}", "Take another checkpoint, or copy the file again."
+        raise CheckpointError(message(where, expected="finite numbers", got=got, do=do))
+
+
 def check_file(path: Path, where: object) -> None:
     """Raise CheckpointError unless the path is a file that may hold weights; for a folder the message says what it
     contains."""
@@ -57,7 +69,7 @@ def check_file(path: Path, where: object) -> None:
         found = layouts.foreign_file(_head(path, where))
         if found is None:
             return
-        got, do = found
+        got, do = found[0], found[1].replace("FILE", shlex.quote(str(path)))
     elif path.is_dir():
         got, do = layouts.in_folder(path)
     raise CheckpointError(message(where, expected="a file of weights", got=got, do=do))
@@ -93,12 +105,14 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_archive(path: Path) -> Weights:
+    legacy = _head(path, path).startswith(layouts.LEGACY)
     try:
-        with Archive(path) as archive:
+        with nullcontext(Legacy(path)) if legacy else Archive(path) as archive:
             read = {name: archive.tensor(value) for name, value in _state(archive.content).items()}
     except Exception as error:  # a damaged or hostile zip can make its reader fail in any way
         got = f"one that the safe reader refuses ({_reason(error)})"
-        do = "Nothing of it was run. Copy it again from its author; save files older than torch 1.6 again."
+        do = "Nothing of it was run. Copy it again from its author."
+        do += f" {layouts.CONVERT}.".replace("FILE", shlex.quote(str(path))) if legacy else ""
         raise CheckpointError(
             message(path, expected="a torch archive of tensors and plain containers", got=got, do=do)
         ) from error

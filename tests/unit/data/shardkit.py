@@ -25,6 +25,7 @@ class Clip:
     label: int | None = 0
     frames: Sequence[bytes] = field(default_factory=lambda: [jpeg(9)])
     subject: str | None = None
+    votes: Sequence[int] | None = None
 
 
 def write_shards(
@@ -117,4 +118,7 @@ def _columns(path: Path, clips: Sequence[Clip], suffix: str) -> dict[str, object
     }
     if any(clip.subject for clip in clips):
         columns["subject"] = [clip.subject for clip in clips]
+    width = next((len(clip.votes) for clip in clips if clip.votes), 0)
+    if width:
+        columns["votes"] = [count for clip in clips for count in clip.votes or [None] * width]
     return columns

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfer.config import ConfigProblem, to_yaml
+from dfer.config import ConfigProblem, from_plain, to_plain, to_yaml
 from dfer.data.config import DataConfig
 from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, MAFW11, Emotions
@@ -106,9 +106,19 @@ def test_other_towers_are_refused_not_mixed() -> None:
     assert all(torch.equal(target.state_dict()[name], value) for name, value in before.items())
 
 
-def test_one_place_to_begin_from() -> None:
-    with pytest.raises(ConfigProblem, match="released, start: expected one of them, got both"):
-        tiny(released="a.pth", start="runs/x")
+def test_a_key_of_earlier_versions_is_told_what_to_do(tmp_path: Path) -> None:
+    """null stands in the run folders of earlier versions."""
+    plain = to_plain(run_config("x", DataConfig(shards="y")))
+    old = {**plain, "model": {**plain["model"], "released": None}}
+    assert from_plain(RunConfig, old) == from_plain(RunConfig, plain)
+    with pytest.raises(ConfigProblem) as caught:
+        from_plain(RunConfig, {**plain, "model": {**plain["model"], "released": "a.pth"}})
+    assert str(caught.value) == (
+        "model.released: a key of earlier versions. Make a saved model of the file, `dfer import FILE --method "
+        "dfer_clip --dataset SET OUT`, and set model.start=OUT in its place"
+    )
+    with pytest.raises(ConfigProblem, match=r"model\.GONE: unknown key"):
+        from_plain(RunConfig, {**plain, "model": {**plain["model"], "GONE": {}}})
 
 
 # --- runs
@@ -187,7 +197,9 @@ def test_a_run_begins_from_another_and_says_so(
     resumed = train(config, alone)
     assert resumed.start == again.start == result.start
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["weights"] == notes
-    with pytest.raises(CheckpointError, match=r"model\.start=.*dfew: expected the run folder of a fold, got no"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.start=.*dfew: expected the run folder of a fold, or a .*, got no"
+    ):
         train(replace(config, run=str(tmp_path / "fresh")), alone)
 
 
@@ -244,12 +256,15 @@ def test_what_is_no_run_to_begin_from(tmp_path: Path, alone: World) -> None:
     data = shards(tmp_path / "a")
     (tmp_path / "w.pt").touch()
     said = refusal(frozen(tmp_path / "run", data, str(tmp_path / "w.pt")), alone)
-    assert "expected the run folder of a fold, got a file. Give a run folder; files of weights go to" in said
+    assert (
+        "expected the run folder of a fold, or a saved model, got a file. Give a folder; files of a CLIP go to" in said
+    )
     other = tmp_path / "other"
     other.mkdir()
     said = refusal(frozen(tmp_path / "run", data, str(other)), alone)
     assert (
-        f"model.start={other}: expected the run folder of a fold, got no config.yaml in it, and none in fold_1" in said
+        f"model.start={other}: expected the run folder of a fold, or a saved model, got no config.yaml in it, "
+        "and none in fold_1" in said
     )
     (other / "config.yaml").write_text(to_yaml(run_config(other, data)))
     said = refusal(frozen(tmp_path / "run", data, str(other)), alone)
@@ -285,7 +300,9 @@ def test_a_checkpoint_without_class_names_is_refused(tmp_path: Path, alone: Worl
 
 
 def test_launchers_look_for_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.start=.*gone: expected the run folder of a fold, got no such"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.start=.*gone: expected the run folder of a fold, or .*, got no such"
+    ):
         check_files(tiny(start=str(tmp_path / "gone")))
     check_files(tiny(start=str(tmp_path)))
     check_files(tiny(start="s3://bucket/run"))

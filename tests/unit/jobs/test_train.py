@@ -343,15 +343,12 @@ def test_a_batch_that_the_ranks_cannot_share(tmp_path: Path, batch: int, micro_b
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("setting", ["pretrained", "released"])
-def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, setting: str, alone: World) -> None:
+def test_a_trained_run_needs_its_first_weights_no_more(tmp_path: Path, alone: World) -> None:
     """Evaluated, predicted with and continued although the files it started from are gone."""
     home, gone = tmp_path / "run", str(tmp_path / "gone.pt")
     plain = small(home, shards(tmp_path / "shards"))
     result = train(plain, alone)
     lost = replace(plain.model, towers=replace(plain.model.towers, pretrained=gone))
-    if setting == "released":
-        lost = replace(plain.model, released=gone)
     config = replace(plain, model=lost)
     (home / "config.yaml").write_text(to_yaml(config))
     again = evaluate_run(config, World(), trained=True)
@@ -431,16 +428,6 @@ def test_a_result_says_what_the_manifest_says_of_its_clips(tmp_path: Path, alone
     result = read_result(Folder(tmp_path / "run"))
     assert (result.excluded, result.generated) == (3, "seed 9")
     assert result.data == "generated faces in test's layout"
-
-
-def test_a_released_checkpoint_is_labelled_as_its_authors_chose_it(
-    tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dfer.models.build.load_released", lambda _model, _path: None)
-    plain = small(tmp_path / "plain", shards(tmp_path / "shards"))
-    released = replace(plain, run=str(tmp_path / "released"), model=replace(plain.model, released="DFEW-set1.pth"))
-    assert evaluate_run(plain, alone, trained=False).selection == "last"
-    assert evaluate_run(released, alone, trained=False).selection == "best_on_test"
 
 
 # --- going on after an evaluation, or differently

@@ -96,22 +96,22 @@ def test_files_of_weights_become_absolute_and_have_to_be_there(monkeypatch: pyte
     assert pretrained(made(*vit, file, only=("fold_2",))) == f"{tmp_path}/w/clip.pt"
 
 
-def test_released_checkpoints_and_architectures_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_architectures_texts_and_models_to_start_from_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"model.released={tmp_path}/dfer.pth: expected a local file"):
-        made("run=x", "model.released=dfer.pth", "model.towers.pretrained=not_read.pt")
     with pytest.raises(CheckpointError, match=rf"model.towers.arch={tmp_path}/own.json: expected a local file"):
         made("run=x", "model.towers.arch=own.json")
     with pytest.raises(CheckpointError, match=rf"model.text={tmp_path}/own.yaml: .*no such file\. Correct the path\.$"):
         made("run=x", "model.text=own.yaml")
     with pytest.raises(
-        CheckpointError, match=rf"model.start={tmp_path}/runs/x: expected the run folder of a fold, got"
+        CheckpointError, match=rf"model.start={tmp_path}/runs/x: expected the run folder of a fold, or a saved"
     ):
         made("run=x", "model.start=runs/x")
     job = made("run=x", "model.start=s3://bucket/runs/x")
     assert load_text(job.config.encode(), RunConfig, where="job").model.start == "s3://bucket/runs/x"
     config = load([CONFIG], RunConfig, ["model.towers.arch=own.json", "model.towers.pretrained=own.pt"]).model
-    others = (replace(config, released="dfer.pth"), replace(config, start="runs/x"), replace(config, text="own.yaml"))
+    others = (replace(config, start="runs/x"), replace(config, text="own.yaml"))
     named = {f"model.{key}" for each in (config, *others) for key in files(each)}
     facts = keys(RunConfig, to_plain(replace(load([CONFIG], RunConfig), model=replace(config, start="runs/x"))))
     assert named == {name for name, key in facts.items() if key.file} | {"model.start"}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dfer.models.foreign.archive import Archive, Call, Machine, NotAnArchive
+from dfer.models.foreign.archive import Archive, Machine
+from dfer.models.foreign.tensors import Call, NotAnArchive
 from tests.hostile import pickle_kit as p
 
 

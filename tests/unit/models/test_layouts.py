@@ -50,7 +50,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\
         (b"GGUF\x03\0\0\0", "got a GGUF file", "weights for PyTorch"),
         (b"\x1f\x8b\x08\0", "got a gzip archive", "Unpack it"),
         (b"\xfd7zXZ\0", "got an xz archive", "Unpack it"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "got a bare pickle, as torch before 1.6 wrote", "Save it again"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "got a bare pickle", "convert it: python -c"),
     ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, name: str, data: bytes, got: str, do: str) -> None:
@@ -115,7 +115,9 @@ def test_a_run_folder_is_sent_to_start(tmp_path: Path) -> None:
     (tmp_path / "fold_1").mkdir()
     (tmp_path / "fold_1" / "config.yaml").touch()
     for folder in (tmp_path, tmp_path / "fold_1"):
-        assert "got a run folder of this project. Begin from that run's weights with model.start=RUN" in refused(folder)
+        assert "got a run folder or saved model of this project. Begin from its weights with model.start=" in refused(
+            folder
+        )
 
 
 def as_transformers(clip: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,17 +145,17 @@ def test_names_of_other_projects_are_told(arch: str, clip_weights: dict[str, Ten
     for weights in (hub, {f"clip.{name}": value for name, value in hub.items()}):
         said = pretrained(arch, weights, tmp_path)
         assert "expected a CLIP in OpenAI's or open_clip's names, got a model in the names of transformers" in said
-        assert "Give the same CLIP in open_clip's or OpenAI's names: open_clip_model.safetensors" in said
+        assert "or give the same CLIP in other names: open_clip_model.safetensors" in said
     timm = {"patch_embed.proj.weight": torch.ones(2), "blocks.0.attn.qkv.weight": torch.ones(2)}
     assert "got an image model in the names of timm. Both towers of a CLIP" in pretrained(arch, timm, tmp_path)
     other = {"net.0.weight": torch.ones(2), "net.0.bias": torch.ones(2)}
     assert "got names such as net.0.weight, net.0.bias. Give a CLIP as" in pretrained(arch, other, tmp_path)
 
 
-def test_a_released_dfer_clip_is_sent_to_its_own_setting(arch: str, released: Released, tmp_path: Path) -> None:
+def test_a_released_dfer_clip_is_sent_to_the_importer(arch: str, released: Released, tmp_path: Path) -> None:
     weights = read_weights(released(CASES[0]))
     said = pretrained(arch, weights, tmp_path)
-    assert "got a checkpoint of the released DFER-CLIP code. Give it as model.released=FILE" in said
+    assert "got a checkpoint of the released DFER-CLIP code. Make a saved model of it, `dfer import" in said
 
 
 def test_our_own_weights_are_sent_to_start(arch: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Weight files are read without running anything they name."""
 
+import collections
 import os
 import subprocess
 import warnings
@@ -105,3 +106,38 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"gone\.pt: expected a file of weights, got no such file\. Check the path"
     ):
         read_weights(tmp_path / "gone.pt")
+
+
+class Python2:
+    """Pickles a mapping as Python 2 did: an OrderedDict of a list of pairs."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return collections.OrderedDict, ([[name, value] for name, value in STATE.items()],)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_files_of_old_versions_of_torch_and_python(tmp_path: Path, legacy: bool) -> None:
+    for name, state in (("net", STATE), ("net", Python2()), ("state_dict", Python2())):
+        whole = {name: state, "acc": torch.tensor(73.1), "epoch": 3}
+        torch.save(whole, tmp_path / "model.t7", _use_new_zipfile_serialization=not legacy)
+        assert same(read_weights(tmp_path / "model.t7"), STATE)
+
+
+def test_views_of_one_storage_in_a_legacy_file(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    state = {"row": whole[1], "turned": whole.T, "half": torch.ones(2).half(), "number": torch.tensor(7)}
+    torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    found = read_weights(tmp_path / "w.pth")
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in state.items())
+
+
+def test_a_damaged_legacy_file_is_named_and_never_run(tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "old.pth"
+    torch.save({"net": STATE, "x": Calls(os.system, f"touch {mark}")}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    assert same(read_weights(path), STATE)
+    for data in (whole[:-1], whole + b"x", whole[:100], whole.replace(b"FloatStorage", b"EvilStorage_"[:12])):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"the safe reader refuses .* Copy it again .* convert it: python -c"):
+            read_weights(path)
+    assert not mark.exists()

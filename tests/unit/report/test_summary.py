@@ -251,7 +251,7 @@ def test_what_may_change_between_two_stretches_may_differ_between_folds(run):
     data = {**plain["data"], "shards": "/elsewhere/dfew", "workers": 0}
     changes = {"data": data, "micro_batch": 4, "engine": {"name": "ddp"}, "checkpoint": {"every_steps": 5}}
     for fold, folder in ((1, "w"), (2, "/b/w"), (3, "w"), (4, "/c"), (5, "w")):
-        weights = {"model": {**plain["model"], "released": f"{folder}/dfer.pth"}}
+        weights = {"model": {**plain["model"], "text": f"{folder}/texts.yaml"}}
         text = yaml.safe_dump({**fake_runs.config(fold=fold), **weights, **(changes if fold == 4 else {})})
         (run / f"fold_{fold}" / "config.yaml").write_text(text)
     assert summarise(Folder(run), RunConfig).coverage == "5 of 5 folds"

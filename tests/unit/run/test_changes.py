@@ -90,7 +90,7 @@ def test_what_results_note() -> None:
 def test_every_method_s_files_and_every_place_are_told_at_their_keys() -> None:
     """Free is what says where and how fast; what is learned from which clips never is."""
     found = keys(RunConfig, to_plain(load_run(["methods/dfer_clip", "sets/dfew"])))
-    files = {f"model.{name}" for name in ("towers.arch", "towers.pretrained", "released", "text")}
+    files = {f"model.{name}" for name in ("towers.arch", "towers.pretrained", "text")}
     assert {name for name, each in found.items() if each.file} == files
     places = {"run", "data.shards", "data.cache", "data.features", "model.start"}
     assert {name for name, each in found.items() if each.path} - files == places

@@ -43,13 +43,21 @@ def ddp(optim: OptimConfig = SGD, **config: Any) -> Engine:
 
 def step(engine: Engine, seed: int = 0) -> None:
     batches = share(clips(4, seed=seed), rank=0, world_size=1, micro_batch=2)
-    engine.step(batches, progress=NOW, lr_factor=1.0)
+    engine.step(batches, progress=NOW)
 
 
 @pytest.mark.parametrize(
     ("plain", "text"),
     [
         ({"clip_norm": 0}, "clip_norm: expected a norm above 0, got 0.0. Usual: 1.0; null switches it off."),
+        (
+            {"clip_value": 0},
+            "clip_value: expected a value above 0, got 0.0. CLIVP-FER's CNNs: 0.1; null switches it off.",
+        ),
+        (
+            {"clip_value": 0.1, "clip_norm": 1},
+            "clip_norm, clip_value: expected one of them, got 1.0 and 0.1. Set the other one to null.",
+        ),
         (
             {"name": "ddp", "zero": 2},
             "zero: expected 0 with engine ddp, got 2. Set engine.zero=0 or engine.name=deepspeed",
@@ -132,7 +140,7 @@ def test_a_gpu_that_is_too_small_is_told_with_what_to_lower() -> None:
 
 def test_the_number_of_micro_batches_is_held() -> None:
     with pytest.raises(ValueError, match="expected 2 micro-batches a step, got 1"):
-        ddp().step([clips(4)], progress=NOW, lr_factor=1.0)
+        ddp().step([clips(4)], progress=NOW)
 
 
 def test_inference_equals_the_engine_and_leaves_no_gradient() -> None:
@@ -249,7 +257,7 @@ def test_a_single_process_trains_on_its_gpu() -> None:
             config, TinyRecognizer(wide=8), optim=SGD, world=World(), global_batch=4, micro_batch=2, seed=1
         )
         batches = share(clips(4), rank=0, world_size=1, micro_batch=2)
-        report = engine.step([b.to(World().device) for b in batches], progress=NOW, lr_factor=1.0)
+        report = engine.step([b.to(World().device) for b in batches], progress=NOW)
         assert report.applied and all(value.isfinite().all() for value in engine.optimizer_state().values())
         engine.close()
 
@@ -284,7 +292,7 @@ def test_a_smaller_last_micro_batch_weighs_as_many_clips_as_it_has(micro_batch: 
         )
         cut = share(clips(23), rank=0, world_size=1, micro_batch=micro)
         assert len(cut) == engine.accumulation and [len(batch.labels) for batch in cut][-1] == (23 % micro or micro)
-        report = engine.step(cut, progress=NOW, lr_factor=1.0)
+        report = engine.step(cut, progress=NOW)
         found.append((report, engine.weights()))
     (whole, expected), (parts, weights) = found
     assert parts.clips == 23 and parts.terms == pytest.approx(whole.terms, abs=1e-6)

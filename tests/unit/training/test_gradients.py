@@ -49,7 +49,7 @@ def engine(optim: OptimConfig) -> Engine:
 
 
 def step(made: Engine, first: int) -> None:
-    made.step(share(clips(4, first=first), rank=0, world_size=1, micro_batch=2), progress=NOW, lr_factor=1.0)
+    made.step(share(clips(4, first=first), rank=0, world_size=1, micro_batch=2), progress=NOW)
 
 
 @pytest.mark.parametrize("optim", [SgdConfig(groups=GROUPS), AdamWConfig(groups=GROUPS)])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,9 +23,9 @@ from dfer.run.config import CheckpointConfig
 from dfer.run.lease import Fence
 from dfer.storage import Folder
 from dfer.training.build import build_engine
-from dfer.training.config import EngineConfig, GroupConfig, SgdConfig, StepScheduleConfig
+from dfer.training.config import EarlyStopConfig, EngineConfig, GroupConfig, SgdConfig, StepScheduleConfig
 from dfer.training.engine import Engine
-from dfer.training.log import RunLog
+from dfer.training.log import RunLog, as_line
 from dfer.training.loop import Evaluation, Summary, resume, train
 from dfer.training.state import TrainingState, refuse_other_layout
 from tests.unit.training.stubs import TinyRecognizer, clips, part
@@ -66,7 +67,7 @@ def group() -> Iterator[None]:
         yield
 
 
-def engine() -> Engine:
+def engine(ema: float | None = None) -> Engine:
     return build_engine(
         EngineConfig(name="ddp", clip_norm=1.0),
         TinyRecognizer(wide=8),
@@ -75,6 +76,7 @@ def engine() -> Engine:
         global_batch=2 * MICRO,
         micro_batch=MICRO,
         seed=1,
+        ema=ema,
     )
 
 
@@ -86,12 +88,13 @@ def run(
     epochs: int = EPOCHS,
     stop: Stop | None = None,
     record_clips: bool = False,
+    ema: float | None = None,
     **save: Any,
 ) -> tuple[Summary, Engine]:
     """What dfer.jobs.train does: build, resume what is there, train."""
     config = CheckpointConfig(**save)
     checkpoints = Checkpoints(Folder(folder), world=World(), config=config)
-    built = engine()
+    built = engine(ema)
     start, best = resume(built, checkpoints.start(checkpoints.latest()), steps_per_epoch=PER_EPOCH)
     with RunLog(
         Folder(folder),
@@ -154,12 +157,21 @@ def test_rates_follow_the_schedule_and_state_the_position(tmp_path: Path) -> Non
     rates = [r["lr"]["head"] for r in records(tmp_path)]
     assert rates == pytest.approx([0.3] * 5 + [0.15] * 5 + [0.075] * 5)
     (last,) = tmp_path.glob("checkpoints/step_00000015-*")
-    position = {"epoch": 3, "step": 0, "global_step": 15, "evaluate": False, "bad_clips": []}
+    position = {
+        "epoch": 3,
+        "step": 0,
+        "global_step": 15,
+        "evaluate": False,
+        "bad_clips": [],
+        "record": None,
+        "stale": 0,
+    }
     assert json.loads((last / "state.json").read_text()) == {
         "seed": 7,
         "training": position,
         "best": None,
         "layout": {"ranks": 1, "micro_batch": 2},
+        "average": None,
     }
 
 
@@ -220,7 +232,163 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
         resume(engine(), checkpoint, steps_per_epoch=4)
 
 
+# Early stop
+
+RULE = EarlyStopConfig(patience=2, min_delta=0.001)
+
+
+class Scores:
+    """Scores in percent, one for each epoch, whatever the weights are; `calls` counts the evaluations."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.calls = scores, 0
+
+    def evaluation(self, loader: StubLoader) -> Evaluation:
+        def score(between: Any) -> dict[str, float]:
+            self.calls += 1
+            return {"war": self.scores[loader.served[-1] // PER_EPOCH] / 100}
+
+        return Evaluation(run=score, select="best_on_test", early_stop=RULE)
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs"),
+    [
+        ((50.0, 49.0, 50.0, 51.0, 60.0, 60.0), 3),  # an equal one counts
+        ((50.0, 50.0005, 50.0009, 60.0, 60.0, 60.0), 3),  # so do those above the record by less than 0.001
+        ((50.0, 50.0005, 50.0011, 49.0, 49.0, 60.0), 5),  # the record is that of epoch 3
+        ((50.0, 49.0, 51.0, 50.0, 52.0, 51.0), 6),
+    ],
+)
+def test_training_ends_when_the_score_rises_no_more(tmp_path: Path, scores: tuple[float, ...], epochs: int) -> None:
+    loader = StubLoader()
+    evaluation = Scores(*scores).evaluation(loader)
+    summary, _ = run(tmp_path, loader, evaluation=evaluation, epochs=6, every_epochs=None)
+    assert loader.served == list(range(epochs * PER_EPOCH))
+    assert (summary.epochs, summary.stopped_early) == (epochs, epochs < 6)
+    latest = Checkpoints(Folder(tmp_path), world=World()).latest()
+    assert latest is not None and latest.step == epochs * PER_EPOCH
+    told = [(r["step"], r["epoch"], r["stale"]) for r in records(tmp_path) if r["kind"] == "early_stop"]
+    assert told == ([(epochs * PER_EPOCH, epochs, 2)] if epochs < 6 else [])
+
+
+def test_an_early_stop_counts_over_a_kill_and_is_not_trained_past(tmp_path: Path) -> None:
+    given = Scores(50.0, 49.0, 50.0005, 60.0)
+
+    def piece(folder: Path, loader: StubLoader) -> tuple[Summary, Engine]:
+        return run(folder, loader, evaluation=given.evaluation(loader), epochs=4, every_steps=1)
+
+    straight = piece(tmp_path / "whole", StubLoader())[1]
+    for stop in (7, 12):  # within the second and the third epoch
+        with pytest.raises(KeyboardInterrupt):
+            piece(tmp_path / "run", StubLoader(stop_at=stop))
+    ended, resumed = piece(tmp_path / "run", StubLoader())
+    assert ended.stopped_early and ended.epochs == 3 and same(straight.weights(), resumed.weights())
+    again = StubLoader()
+    assert piece(tmp_path / "run", again)[0].stopped_early and again.served == [] and given.calls == 6
+
+
+def test_the_line_on_an_early_stop() -> None:
+    record = {"kind": "early_stop", "step": 15, "epoch": 3, "record": 50.0, "stale": 2}
+    assert as_line(record, total=30) == (
+        "step 15/30 epoch 3: training ends early: 2 evaluations without more than 50.00 %"
+    )
+
+
+# The average of the weights
+
+
+def test_an_average_in_pieces_is_that_of_a_run_in_one_and_is_evaluated(tmp_path: Path) -> None:
+    seen: dict[str, list[Tensor]] = {"whole": [], "run": []}
+
+    def evaluation(name: str, built: list[Engine]) -> Evaluation:
+        def score(between: Any) -> dict[str, float]:
+            seen[name].append(built[0].weights()["head.weight"])
+            return {"war": 0.5}
+
+        return Evaluation(run=score, select="best_on_val")
+
+    engines: list[Engine] = []
+    real = build_engine
+
+    def noted(*args: Any, **options: Any) -> Engine:
+        engines[:] = [real(*args, **options)]
+        return engines[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "build_engine", noted)
+        _, straight = run(tmp_path / "whole", StubLoader(), evaluation=evaluation("whole", engines), ema=0.9)
+        for stop in (3, 8):
+            with pytest.raises(KeyboardInterrupt):
+                run(
+                    tmp_path / "run",
+                    StubLoader(stop_at=stop),
+                    evaluation=evaluation("run", engines),
+                    ema=0.9,
+                    every_steps=1,
+                )
+        _, resumed = run(tmp_path / "run", StubLoader(), evaluation=evaluation("run", engines), ema=0.9)
+    assert same(straight.weights(), resumed.weights()) and same(straight.optimizer_state(), resumed.optimizer_state())
+    assert len(seen["whole"]) == len(seen["run"]) == 3 and all(map(torch.equal, seen["whole"], seen["run"]))
+    latest = Checkpoints(Folder(tmp_path / "run"), world=World()).latest()
+    assert latest is not None
+    evaluated, trained = latest.evaluated(), latest.weights()
+    assert torch.equal(evaluated["head.weight"], seen["run"][-1]) and evaluated.keys() == trained.keys()
+    assert not torch.equal(evaluated["head.weight"], trained["head.weight"])
+    assert torch.equal(evaluated["frozen.weight"], trained["frozen.weight"])
+
+
+def test_an_average_follows_the_weights_by_its_decay() -> None:
+    built = engine(ema=0.75)
+    expected = {name: value.double() for name, value in built.weights().items()}
+    for number in range(3):
+        steps(built, 1, start=number)
+        expected = {name: 0.75 * expected[name] + 0.25 * value.double() for name, value in built.weights().items()}
+    found = {
+        name.removesuffix("/average"): value for name, value in built.optimizer_state().items() if "average" in name
+    }
+    assert found.keys() == {name for name, p in built.task.learner.named_parameters() if p.requires_grad}
+    assert all(torch.allclose(value.double(), expected[name], atol=1e-6) for name, value in found.items())
+    trained = built.weights()
+    built.show_average()
+    shown = built.weights()
+    assert all(torch.equal(shown[name], value) for name, value in found.items())
+    built.show_trained()
+    assert same(built.weights(), trained)
+
+
+def test_averages_of_another_model_are_refused(tmp_path: Path) -> None:
+    built = engine(ema=0.9)
+    steps(built, 1)
+    state = {name: value for name, value in built.optimizer_state().items() if name != "head.bias/average"}
+    with pytest.raises(CheckpointError, match=r"checkpoint average of the weights: .* got missing head.bias/average"):
+        built.load_optimizer_state(state)
+
+
 # What ties the clips of a batch together
+
+
+def test_mixing_couples_the_micro_batches_of_any_method(tmp_path: Path) -> None:
+    def mixing(micro_batch: int) -> Engine:
+        return build_engine(
+            EngineConfig(name="ddp"),
+            TinyRecognizer(wide=8),
+            optim=SGD,
+            world=World(),
+            global_batch=2 * MICRO,
+            micro_batch=micro_batch,
+            seed=1,
+            mixes=True,
+        )
+
+    first = mixing(MICRO)
+    steps(first, 1)
+    checkpoint = saved_by(first, tmp_path)
+    with pytest.raises(
+        CheckpointError, match="expected 1 rank with micro-batches of 2, as it was started on, got 1 rank"
+    ):
+        resume(mixing(2 * MICRO), checkpoint, steps_per_epoch=PER_EPOCH)
+    assert resume(mixing(MICRO), checkpoint, steps_per_epoch=PER_EPOCH)[0].global_step == 1
 
 
 class Coupled(TinyRecognizer):
@@ -265,7 +433,7 @@ def steps(built: Engine, count: int, start: int = 0) -> None:
     for number in range(start, start + count):
         batch = clips(2 * MICRO, seed=number)
         parts = [part(batch, at, at + size) for at in range(0, 2 * MICRO, size)]
-        built.step(parts, progress=Progress(epoch=0, step=number, fraction=0.0), lr_factor=1.0)
+        built.step(parts, progress=Progress(epoch=0, step=number, fraction=0.0))
 
 
 def saved_by(built: Engine, folder: Path, **changes: Any) -> Checkpoint:
@@ -289,7 +457,7 @@ def test_coupled_micro_batches_are_fixed_and_the_refusal_says_why(tmp_path: Path
         resume(coupled(Coupled(), micro_batch=2 * MICRO), checkpoint, steps_per_epoch=PER_EPOCH)
     assert str(caught.value) == (
         f"{checkpoint.folder}: expected 1 rank with micro-batches of 2, as it was started on, got 1 rank with "
-        "micro-batches of 4. The clips of a micro-batch share statistics or partners in this method, so others "
+        "micro-batches of 4. The clips of a micro-batch share statistics or partners in this run, so others "
         "compute something else. Start it on 1 rank with micro-batches of 2, or a new run with run=FOLDER."
     )
     state = {"layout": {"ranks": 2, "micro_batch": MICRO}}
