@@ -1,11 +1,13 @@
 """CK+ from a generated tree of the real size to ten folds by position: 990 predictions, 33 stills twice, 24 never."""
 
-import csv
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from dfer.data.clips import keys_of
+from dfer.data.splits import folds as folds_of
+from dfer.store.shards import Store
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.sources import SOURCES
@@ -22,7 +24,6 @@ SMALL = (
     "engine={name: ddp}",
     "epochs=1",
     "eval_batch=99",
-    "predictions=true",
 )
 
 
@@ -38,7 +39,8 @@ def shards_of(dataset: str, folder: Path) -> Path:
 @pytest.mark.parametrize("dataset", ["ckplus", "ckplus48"])
 def test_ten_folds_by_position_make_990_predictions(capsys: Capture, dataset: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = (f"data.shards={shards_of(dataset, tmp_path)}", f"data.features={tmp_path / 'features'}", f"run={run}")
+    shards = shards_of(dataset, tmp_path)
+    words = (f"data.shards={shards}", f"data.features={tmp_path / 'features'}", f"run={run}")
     ended = here(
         capsys, "crossval", "methods/linear_probe", f"sets/{dataset}", "data.protocol=positional", *words, *SMALL
     )
@@ -46,11 +48,7 @@ def test_ten_folds_by_position_make_990_predictions(capsys: Capture, dataset: st
     folds = [result(run / f"fold_{fold}") for fold in range(1, 11)]
     assert [found["clips"] for found in folds] == [99] * 10
     assert sum(sum(map(sum, found["confusion"])) for found in folds) == 990
-    keys = Counter(key for fold in range(1, 11) for key in predicted(run / f"fold_{fold}"))
+    store = Store(str(shards))
+    keys = Counter(key for fold in folds_of(store.manifest, "positional").values() for key in keys_of(store, fold.test))
     assert (keys.total(), sum(count == 2 for count in keys.values()), len(keys)) == (990, 33, 981 - 24)
     assert here(capsys, "report", run).returncode == 0
-
-
-def predicted(fold: Path) -> list[str]:
-    with (fold / "result_predictions.csv").open() as file:
-        return [row["key"] for row in csv.DictReader(file)]
