@@ -11,7 +11,17 @@ from dfer.errors import UsageError, did_you_mean, message
 
 BASIC7 = ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 MAFW11 = (*BASIC7, "contempt", "anxiety", "helplessness", "disappointment")
-LABEL_SETS: dict[str, tuple[str, ...]] = {"basic7": BASIC7, "mafw11": MAFW11}
+BASIC8 = (*BASIC7, "contempt")
+BASIC6 = tuple(name for name in BASIC7 if name != "neutral")
+CK7 = (*BASIC6, "contempt")
+LABEL_SETS: dict[str, tuple[str, ...]] = {
+    "basic7": BASIC7,
+    "mafw11": MAFW11,
+    "affectnet8": BASIC8,
+    "ferplus8": BASIC8,
+    "ck7": CK7,
+    "kmu6": BASIC6,
+}
 
 NAME = re.compile(r"[a-z][a-z0-9_ -]{0,39}")
 """A class name."""
@@ -56,7 +66,8 @@ def canonical_name(word: str) -> str:
 
 
 def label_set(name: str) -> Emotions:
-    """Return a label set by name (`basic7`: DFEW, FERV39k; `mafw11`: MAFW). Raises UsageError for an unknown name."""
+    """Return a label set by name (`basic7`: DFEW, FERV39k, AFEW, RAF-DB, FER2013; `mafw11`, `affectnet8`, `ferplus8`,
+    `ck7`, `kmu6`: the set of that name). Raises UsageError for an unknown name."""
     if name not in LABEL_SETS:
         raise UsageError(
             message("label set", expected="a known name", got=repr(name), do=did_you_mean(name, LABEL_SETS))

@@ -50,7 +50,7 @@ class BuildConfig:
     workers: int = 2
     jobs: int | None = None
     media: Media | None = None
-    max_side: int = DEFAULTS.max_side
+    max_side: int | None = None
     quality: int = DEFAULTS.quality
     clips_per_shard: int = DEFAULTS.clips_per_shard
     allow_missing: int = 0
@@ -146,7 +146,7 @@ def _raw(config: BuildConfig) -> RawSet:
 def _options(config: BuildConfig, raw: RawSet | None) -> BuildOptions:
     return BuildOptions(
         media=config.media or (raw.media if raw else DEFAULTS.media),
-        max_side=config.max_side,
+        max_side=config.max_side or (raw.max_side if raw else DEFAULTS.max_side),
         quality=config.quality,
         clips_per_shard=config.clips_per_shard,
     )
@@ -159,8 +159,9 @@ def _of(config: BuildConfig, part: Part) -> BuildPart:
 def _command(config: BuildConfig) -> str:
     """Return the command line that builds one part by hand, up to `--part`."""
     words = ["dfer-shards", "build", config.dataset, config.raw, config.out]
+    usual = {"quality": DEFAULTS.quality, "clips_per_shard": DEFAULTS.clips_per_shard}
     for name in ("media", "max_side", "quality", "clips_per_shard"):
         value: Any = getattr(config, name)
-        if value not in (None, getattr(DEFAULTS, name)):
+        if value not in (None, usual.get(name)):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)

@@ -23,7 +23,8 @@ from shards.verify import load_manifest, verify
 
 SYNTH_EXAMPLES = """
 dfer-shards synth dfew demo/raw --clips 60 --seed 1     generated faces in DFEW's layout
-dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4"""
+dfer-shards synth ferv39k /tmp/ferv --clips 200 --seed 1 --jobs 4
+dfer-shards synth ckplus48 /tmp/ck --clips 327           stills: three of each of 327 sequences"""
 BUILD_EXAMPLES = """
 dfer-shards build dfew /data/DFEW data/dfew --dry-run   what would be built, and what is missing
 dfer-shards build dfew /data/DFEW data/dfew --jobs 8
@@ -81,11 +82,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_synth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", choices=sorted(SOURCES), help="whose layout")
+    forms = ", or with its form: affectnet_resized, affectnet_folders, fer2013_folders"
+    parser.add_argument("dataset", metavar="LAYOUT", help=f"{', '.join(sorted(SOURCES))}{forms}")
     parser.add_argument("out", metavar="OUT", help="folder for the raw tree")
-    parser.add_argument("--clips", type=cli.positive, required=True, help="clips over all partitions")
+    what = "clips over all partitions; of CK+ and KMU-FED sequences"
+    parser.add_argument("--clips", type=cli.positive, required=True, help=what)
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same pictures (default 1)")
-    parser.add_argument("--size", type=cli.positive, default=224, help="side of the pictures in pixels (default 224)")
+    sides = "side of the faces in pixels (default: the layout's, 224 for clips)"
+    parser.add_argument("--size", type=cli.positive, help=sides)
     _add_common(parser)
 
 
@@ -99,8 +103,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-side",
         type=int,
-        default=defaults.max_side,
-        help="longest side of a frame in pixels; larger ones are scaled (default 256)",
+        help="longest side of a frame in pixels; larger ones are scaled (default: the data set's, mostly 256)",
     )
     parser.add_argument(
         "--quality", type=int, default=defaults.quality, help="JPEG quality of frames that must be encoded (default 95)"
@@ -161,7 +164,7 @@ def _build(args: argparse.Namespace) -> None:
     raw = mark_generated(SOURCES[args.dataset](args.raw), args.raw)
     options = BuildOptions(
         media=args.media or raw.media,
-        max_side=args.max_side,
+        max_side=raw.max_side if args.max_side is None else args.max_side,
         quality=args.quality,
         clips_per_shard=args.clips_per_shard,
     )
@@ -202,7 +205,7 @@ def _finish(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> Non
         args.out,
         options,
         of=args.finish,
-        command=_command(args, options),
+        command=_command(args, options, raw),
         jobs=args.jobs,
         allow_missing=args.allow_missing,
         progress=args.progress,
@@ -213,9 +216,9 @@ def _finish(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> Non
     print(without_secrets(args.out) + (already if done.already else f": finished, made in parts of {args.finish}"))
 
 
-def _command(args: argparse.Namespace, options: BuildOptions) -> str:
+def _command(args: argparse.Namespace, options: BuildOptions, raw: RawSet) -> str:
     """Return the command line of a part, up to `--part`."""
-    defaults = asdict(BuildOptions())
+    defaults = asdict(BuildOptions(media=raw.media, max_side=raw.max_side))
     words = ["dfer-shards", "build", args.dataset, str(args.raw), args.out]
     for name, value in asdict(options).items():
         if value != defaults[name]:

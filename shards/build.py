@@ -8,7 +8,7 @@ resumes, and a build without changes does nothing. `shards.parts` divides the sa
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TypeVar
@@ -16,10 +16,11 @@ from typing import TypeVar
 from dfer.emotions import Emotions
 from dfer.errors import DataError, UsageError, message
 from dfer.storage import TEMPORARY, Folder
-from dfer.store.format import MANIFEST, Excluded, FrameSettings, Manifest, to_json
+from dfer.store.format import MANIFEST, Excluded, FrameSettings, Manifest, Overlap, to_json
 from shards import pool
 from shards.check import check_raw
 from shards.output import only_writer, shard_folder, storage_errors
+from shards.overlap import Packed, duplicates, overlap
 from shards.plan import remove_plan
 from shards.protocols import write_protocols
 from shards.shard import BuildOptions, ShardPlan, ShardState, ShardTask, make, plan_shards, scan
@@ -183,12 +184,21 @@ class Build:
                 encoded=sum(state.encoded for state in done),
             ),
             counts={partition: tuple(row) for partition, row in counts.items()},
-            protocols=write_protocols(self.raw.protocols, self.out, partitions=partitions, keys=packed),
+            protocols=write_protocols(
+                self.raw.protocols, self.out, partitions=partitions, keys=packed, overlaps=self._overlaps(done, packed)
+            ),
             licence=self.raw.licence,
             excluded=excluded,
             shards=tuple(state.shard for state in done if state.shard is not None),
             options={**self.raw.options, "clips_per_shard": str(self.options.clips_per_shard)},
         )
+
+    def _overlaps(self, done: Sequence[ShardState], packed: Collection[str]) -> dict[str, Overlap]:
+        """Count the overlap of training and test in every protocol."""
+        clips = {clip.key: clip for clip in self.raw.clips if clip.key in packed and clip.label is not None}
+        pictures = {key: name for state in done for key, name in state.pictures.items() if key in clips}
+        there = Packed(clips=clips, pictures=pictures)
+        return {name: overlap(protocol, there) for name, protocol in self.raw.protocols.items()}
 
     def _remove_stale(self, manifest: Manifest) -> None:
         """Remove shards of clips that the split files no longer name, and the list of missing clips of an earlier
@@ -202,7 +212,7 @@ class Build:
 
 
 def notes(states: Sequence[ShardState]) -> tuple[str, ...]:
-    """Write notes on the numbers of frames that look different after packing."""
+    """Write notes on the numbers of frames that look different after packing, and on stills with the same picture."""
     found = (
         (
             sum(state.hides for state in states),
@@ -213,7 +223,8 @@ def notes(states: Sequence[ShardState]) -> tuple[str, ...]:
             "of 16 bits that use at most 14 of them: the upper 8 were stored, which is dark",
         ),
     )
-    return tuple(f"{count} frame{'s' if count > 1 else ''} {what}" for count, what in found if count)
+    same = duplicates({key: name for state in states for key, name in state.pictures.items()})
+    return (*(f"{count} frame{'s' if count > 1 else ''} {what}" for count, what in found if count), *same)
 
 
 def count_clips(raw: RawSet) -> dict[str, tuple[int, ...]]:

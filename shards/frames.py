@@ -38,15 +38,21 @@ def store_frame(frame: FrameFile, *, media: Media, max_side: int, quality: int) 
         BadClip: names the frame and its problem.
     """
     data = _read(frame)
+    if frame.side:
+        return StoredFrame(
+            data=_encoded(_from_numbers(data, frame), media=media, max_side=max_side, quality=quality), kept=False
+        )
     try:
         picture = read_picture(data, max_pixels=MAX_PIXELS)
     except TooMuch as error:
         raise BadClip(f"frame {frame.name} has {error}") from error
     except ValueError as error:
         raise BadClip(f"frame {frame.name} is {error}") from error
-    kept = picture.media == media and max(picture.rgb.shape[:2]) <= max_side and len(data) <= MAX_FRAME_BYTES
+    rgb = _cropped(picture.rgb, frame) if frame.crop else picture.rgb
+    fits = picture.media == media and max(rgb.shape[:2]) <= max_side and len(data) <= MAX_FRAME_BYTES
+    kept = fits and rgb.shape == picture.rgb.shape
     if not kept:
-        data = _encoded(picture.rgb, media=media, max_side=max_side, quality=quality)
+        data = _encoded(rgb, media=media, max_side=max_side, quality=quality)
     if len(data) > MAX_FRAME_BYTES:
         raise BadClip(f"frame {frame.name} is larger than {MAX_FRAME_BYTES >> 20} MiB as {media.upper()}")
     return StoredFrame(data=data, kept=kept, hides=picture.hides, dark=picture.dark)
@@ -56,9 +62,33 @@ def _read(frame: FrameFile) -> bytes:
     if frame.size > MAX_FILE_BYTES:
         raise BadClip(f"frame {frame.name} is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
-        return Path(frame.path).read_bytes()
+        if not frame.side:
+            return Path(frame.path).read_bytes()
+        with Path(frame.path).open("rb") as file:
+            file.seek(frame.start)
+            return file.read(frame.size)
     except OSError as error:
         raise BadClip(f"frame {frame.name} {UNREADABLE} ({error.strerror})") from error
+
+
+def _from_numbers(data: bytes, frame: FrameFile) -> NDArray[np.uint8]:
+    """Make the grey picture [side side 3] of its numbers. Raises BadClip."""
+    words = data.split()
+    if len(words) != frame.side**2 or not all(map(bytes.isdigit, words)) or max(map(len, words)) > 3:
+        raise BadClip(f"{len(words)} grey values, or others than whole numbers, in place of {frame.side}x{frame.side}")
+    values = np.array(words).astype(np.int64).reshape(frame.side, frame.side, 1)
+    if values.max() > 255:
+        raise BadClip(f"a grey value of {values.max()}, more than 255")
+    return np.repeat(values.astype(np.uint8), 3, axis=2)
+
+
+def _cropped(rgb: NDArray[np.uint8], frame: FrameFile) -> NDArray[np.uint8]:
+    """Cut the crop out of a picture [H W 3], as far as it lies inside. Raises BadClip if nothing does."""
+    left, top, width, height = frame.crop or (0, 0, 0, 0)
+    part = rgb[max(0, round(top)) : max(0, round(top + height)), max(0, round(left)) : max(0, round(left + width))]
+    if not part.size:
+        raise BadClip(f"frame {frame.name} has its face box outside of the picture")
+    return np.ascontiguousarray(part)
 
 
 def _encoded(rgb: NDArray[np.uint8], *, media: Media, max_side: int, quality: int) -> bytes:

@@ -18,6 +18,8 @@ from shards.shard import CONTENT_VERSION, BuildOptions, ShardPlan
 from shards.sources.clips import RawSet
 
 PLAN = "plan.json"
+PLACES = ("folder", "picture")
+"""Fields of a clip that say where its raw files are."""
 REPORT = re.compile(r"part_[0-9]+_of_[0-9]+\.json")
 
 
@@ -42,8 +44,8 @@ def plan(raw: RawSet, options: BuildOptions, shards: Sequence[ShardPlan]) -> Pla
     head = [version("dfer"), FORMAT_VERSION, CONTENT_VERSION, facts, asdict(options)]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for shard in shards:
-        # The folders are not part of the digest: each host may have the raw files in another place.
-        clips = [{name: value for name, value in vars(clip).items() if name != "folder"} for clip in shard.clips]
+        # The places are not part of the digest: each host may have the raw files in another folder.
+        clips = [{n: value for n, value in vars(clip).items() if n not in PLACES} for clip in shard.clips]
         digest.update(json.dumps([shard.name, clips], sort_keys=True, default=asdict).encode())
     return Plan(digest=digest.hexdigest(), dataset=raw.dataset, clips=len(raw.clips), shards=len(shards))
 

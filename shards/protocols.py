@@ -1,20 +1,25 @@
 """Write the protocols of a raw set, restricted to the clips that could be packed."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from dfer.storage import Folder
-from dfer.store.format import Fold, Protocol, Subset
+from dfer.store.format import Fold, Overlap, Protocol, Subset
 from shards.sources.clips import RawFold, RawProtocol, RawSubset
 
 
 def write_protocols(
-    raw: dict[str, RawProtocol], out: Folder, *, partitions: Collection[str], keys: Collection[str]
+    raw: dict[str, RawProtocol],
+    out: Folder,
+    *,
+    partitions: Collection[str],
+    keys: Collection[str],
+    overlaps: Mapping[str, Overlap],
 ) -> dict[str, Protocol]:
     """Make the protocols for the manifest, and write their lists of keys. A fold without training or test clips is left
     out, as is a protocol without folds.
 
-    partitions, keys: of the clips that were packed. Raises StorageError.
+    partitions, keys: of the clips that were packed. overlaps: of training and test, by protocol. Raises StorageError.
     """
     found = {}
     for name, protocol in raw.items():
@@ -22,7 +27,7 @@ def write_protocols(
         folds = {number: _fold(fold, out, f"{name}.{number}", partitions, keys) for number, fold in numbered.items()}
         there = {number: fold for number, fold in folds.items() if fold is not None}
         if there:
-            found[name] = Protocol(source=protocol.source, folds=there)
+            found[name] = Protocol(source=protocol.source, folds=there, overlap=overlaps.get(name))
     return found
 
 

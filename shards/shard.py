@@ -10,7 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import IO
 
 from dfer.config import ConfigProblem, from_plain
@@ -20,7 +20,7 @@ from dfer.store.format import BLOCK, CHUNK, MANIFEST, MAX_JSON_BYTES, Excluded, 
 from dfer.store.index import OPTIONAL, ClipEntry, index_json
 from shards.frames import StoredFrame, store_frame
 from shards.pool import tick
-from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, list_frames
+from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, frames_of
 
 # Increase when the same raw clips give other bytes than before: shards of older builds are then rebuilt.
 CONTENT_VERSION = 3
@@ -62,7 +62,8 @@ class ShardPlan:
 class ShardState:
     """The contents of `NAME.done.json`, for a finished shard. fingerprint: of all its inputs.
 
-    hides, dark: number of raw frames that viewers show differently (see `dfer.media.pictures.Picture`).
+    hides, dark: number of raw frames that viewers show differently (see `dfer.media.pictures.Picture`). pictures: of
+    every still by its key, the first 16 digits of the SHA-256 of the stored picture.
     """
 
     fingerprint: str
@@ -73,6 +74,7 @@ class ShardState:
     excluded: tuple[Excluded, ...]
     hides: int = 0
     dark: int = 0
+    pictures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,7 @@ def make(task: ShardTask) -> ShardState:
         excluded=tuple(tar.excluded),
         hides=tar.hides,
         dark=tar.dark,
+        pictures=tar.pictures,
     )
     out.write(plan.state_name, (json.dumps(asdict(state), sort_keys=True) + "\n").encode())
     return state
@@ -171,6 +174,7 @@ class _Tar:
         self.excluded: list[Excluded] = []
         self.kept = self.encoded = self.hides = self.dark = 0
         self.chunks: tuple[str, ...] = ()
+        self.pictures: dict[str, str] = {}
 
     def fill(self, file: IO[bytes], found: "Sequence[list[FrameFile] | BadClip]") -> ShardInfo | None:
         """Write every readable clip; returns None if there is none."""
@@ -206,6 +210,8 @@ class _Tar:
         self.kept, self.encoded = self.kept + kept, self.encoded + len(frames) - kept
         self.hides += sum(frame.hides for frame in frames)
         self.dark += sum(frame.dark for frame in frames)
+        if len(frames) == 1:
+            self.pictures[clip.key] = hashlib.sha256(frames[0].data).hexdigest()[:16]
 
 
 class _HashingFile:
@@ -277,7 +283,7 @@ def _list(clips: Sequence[RawClip]) -> "list[list[FrameFile] | BadClip]":
 
 def _listing(clip: RawClip) -> "list[FrameFile] | BadClip":
     try:
-        return list_frames(clip.folder)
+        return frames_of(clip)
     except BadClip as bad:
         return bad
 
@@ -297,9 +303,10 @@ def _fingerprint(plan: ShardPlan, found: "Sequence[list[FrameFile] | BadClip]") 
     return digest.hexdigest()
 
 
-def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[str, int, int]]:
+def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[object, ...]]:
     for frame in frames:
-        yield frame.name, frame.size, frame.mtime
+        part = (frame.crop, frame.start, frame.side) if frame.crop or frame.side else ()
+        yield frame.name, frame.size, frame.mtime, *part
 
 
 def _current(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:

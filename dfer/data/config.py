@@ -21,8 +21,8 @@ class DataConfig:
     sampling: which frames of a clip are taken, as in the code of DFER-CLIP, DK-CLIP or Exp-CLIP (docs/data.md). views:
     of test clips, none = one. workers: decoding processes of a rank, 0 = decode in the training process.
     canonical_partitions: 1 shuffles all clips; with more, a node reads few shards at a time (docs/data.md). protocol:
-    name of the shards' protocol that defines the folds. classes: `basic7`, `mafw11`, or a list of names that selects
-    and orders the shards' classes; none = all classes of the shards.
+    name of the shards' protocol that defines the folds. classes: a label set (`basic7`, `mafw11`, `ck7`, ...) or a list
+    of names that selects and orders the shards' classes; none = all classes of the shards.
     cache: folder for shards of remote stores, none = DFER_CACHE or a folder of the user in the temporary folder;
     cache_gib: its largest size. read_ahead: fetch whole shards in the background.
     train_frames: `random` draws one frame from each of T segments anew in every epoch, `middle` takes their middle

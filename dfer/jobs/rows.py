@@ -52,6 +52,18 @@ def own_file(names: Sequence[str]) -> str | None:
 
 
 SETS = {"dfew": "DFEW, five folds", "ferv39k": "FERV39k, its one split", "mafw": "MAFW, five folds"}
+STILLS = {
+    "raf_db": "RAF-DB, its one split",
+    "affectnet7": "AffectNet without contempt, tested on its validation part",
+    "affectnet8": "AffectNet, tested on its validation part",
+    "fer2013": "FER2013, PrivateTest",
+    "ferplus": "FERPlus, its test part",
+    "ckplus": "CK+, ten folds that share nobody",
+    "ckplus48": "CK+48, ten folds that share nobody",
+    "kmu_fed": "KMU-FED, ten folds that share nobody",
+    "afew": "AFEW, tested on its validation part",
+}
+"""Data sets of stills, and AFEW."""
 Scores = tuple[float, float]
 """UAR and WAR in percent."""
 Scores3 = tuple[Scores, Scores, Scores]
@@ -124,6 +136,10 @@ def of_paper(table: Mapping[str, Scores3], source: str) -> tuple[Row, ...]:
     return tuple(found)
 
 
+PROBES = tuple(Row(configs=("methods/linear_probe", f"sets/{name}"), protocol=text) for name, text in STILLS.items())
+"""One row a set of stills without published numbers."""
+
+
 def unpublished(methods: Sequence[str]) -> tuple[Row, ...]:
     """Make rows without published numbers, grouped by set."""
     found = [(f"methods/{method}", name) for name in SETS for method in methods]
@@ -138,6 +154,7 @@ ROWS = (
     *of_paper(DK_CLIP, "DK-CLIP, ACM MM 2024, and the logs of its release"),
     *unpublished(OURS),
     Row(configs=("methods/contrastive", "sets/mafw"), protocol=SETS["mafw"]),
+    *PROBES,
 )
 
 

@@ -18,7 +18,9 @@ TEMPLATES = {
     "photo": "a photo of {}.",
     "face_with_expression": "a photo of a face with an expression of {}.",
 }
-KINDS = (*TEMPLATES, "class_descriptor", "action_units", "ensemble_5", "ensemble_10")
+SINGLE = (*TEMPLATES, "class_descriptor", "action_units")
+"""Kinds with one text a class."""
+KINDS = (*SINGLE, "ensemble_5", "ensemble_10")
 """Texts that come with the package; any other name is a YAML file of the user's, with lines `class: text`, or
 `class: [text, ...]` for several texts."""
 

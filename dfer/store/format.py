@@ -118,11 +118,26 @@ class Fold:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What the folds of a protocol test, added up over the folds. tests: test clips; twice, never: clips that several
+    folds test, and that folds train on but none tests. subjects, sources, pictures: test clips whose person, whose
+    film or sequence, and whose picture, byte for byte, train in the same fold; None where that is not known."""
+
+    tests: int
+    twice: int
+    never: int
+    subjects: int | None = None
+    sources: int | None = None
+    pictures: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A way to split the clips. source: who laid it down; folds: by number, `1`, `2`, ..."""
 
     source: str
     folds: dict[str, Fold]
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from dfer.errors import DataError, message
 from shards.sources.layout import read_small
 
 MAX_BYTES = 4 * 2**20
 """Largest split file that is read. Those of the three data sets have up to one megabyte."""
+MAX_LINE = 2**16
+"""Most letters of a line of a long table: AffectNet's with landmarks have about 1,500, FER2013's pictures 10,000."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks"}
 MARKS = (  # UTF-32 before UTF-16, since UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -66,6 +69,42 @@ def read_table(path: Path) -> Table:
         expected = f"a table in {encoding} separated by {SEPARATORS[separator]}"
         raise DataError(message(path, expected=expected, got=str(error), do=do)) from error
     return Table(rows=rows, separator=separator, encoding=encoding)
+
+
+def read_long(path: Path) -> Iterator[Row]:
+    """Yield the rows of a table separated by commas, of any size, in UTF-8 or the encoding of its byte order mark.
+
+    Raises DataError when the file cannot be read, is not text, or has an unclosed quote or a line of more than MAX_LINE
+    letters.
+    """
+    encoding = "utf-8"
+    try:
+        with open_file(path) as file:
+            encoding = _encoding(file.read(4))
+        with path.open(encoding=encoding, newline="") as text:
+            reader = csv.reader(_lines(text), skipinitialspace=True, strict=True)
+            for cells in reader:
+                if any(map(str.strip, cells)):
+                    yield Row(line=reader.line_num, cells=tuple(map(str.strip, cells)))
+    except (OSError, ValueError, csv.Error) as error:
+        do = "Unpack the file again."
+        expected = f"a table in {encoding.upper()} separated by commas"
+        raise DataError(message(path, expected=expected, got=str(error), do=do)) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read. Raises OSError, also for a pipe or a device."""
+    if not path.is_file():
+        raise OSError("no file there")
+    return path.open("rb")
+
+
+def _lines(text: TextIO) -> Iterator[str]:
+    """Yield the lines of a text. Raises ValueError for one that is too long."""
+    while line := text.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"a line of more than {MAX_LINE:,} letters")
+        yield line
 
 
 def _text(path: Path) -> tuple[str, str]:

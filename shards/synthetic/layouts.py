@@ -1,4 +1,4 @@
-"""Plan the clips and files of a generated data set, in the raw trees of DFEW, FERV39k and MAFW.
+"""Plan the clips and files of a generated data set: DFEW, FERV39k and MAFW here, the others in `stills`.
 
 The plan depends only on (data set, number of clips, seed) and is made before any picture is drawn.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dfer.emotions import BASIC7, MAFW11
-from dfer.errors import UsageError, did_you_mean, message
+from dfer.errors import UsageError, message
 
 CLIPS_PER_IDENTITY = 6
 SCENES = (
@@ -46,7 +46,7 @@ SHARES11 = (0.12, 0.12, 0.11, 0.11, 0.10, 0.08, 0.08, 0.07, 0.08, 0.07, 0.06)
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One clip to draw. folder: relative to the tree. name: format of a frame's file name, counted from 1."""
+    """One clip to draw. folder: relative to the tree. name: format of a frame's file name, counted from `first`."""
 
     index: int
     key: str
@@ -56,6 +56,21 @@ class Clip:
     frames: int
     folder: str
     name: str
+    first: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How the pictures of a set of stills, or of sequences up to an apex, are drawn and written.
+
+    start: intensity of the expression in the first frame, of that in the last one. canvas: width and height of a
+    picture in sides of the face. grey: one channel. csv: file that holds all pictures as rows of numbers.
+    """
+
+    start: float = 1.0
+    canvas: tuple[float, float] = (1.0, 1.0)
+    grey: bool = False
+    csv: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +78,10 @@ class Layout:
     """The raw form of one data set.
 
     fold_shares: relative sizes of the disjoint folds, which share no identity. lengths: (first, last, probability)
-    ranges of the number of frames. place: makes the clips' folders and file names. splits: makes the split files and
-    their text.
+    ranges of the number of frames. place: makes the clips' keys, folders and file names. splits: makes the split files
+    and their content, of the clips and the side of a face in pixels. size: that side, unless another one is asked for.
+    form: of stills; None for clips in folders of their own, with the motion of `clip_motion`. arrange: completes the
+    planned clips.
     """
 
     name: str
@@ -73,7 +90,10 @@ class Layout:
     fold_shares: tuple[float, ...]
     lengths: tuple[tuple[int, int, float], ...]
     place: Callable[[list[str], np.random.Generator], list[tuple[str, str, str]]]
-    splits: Callable[[Sequence[Clip]], dict[str, str]]
+    splits: Callable[[Sequence[Clip], int], dict[str, str | bytes]]
+    size: int = 224
+    form: Form | None = None
+    arrange: Callable[[list[Clip]], list[Clip]] = list
 
 
 def apportion(total: int, *, shares: Sequence[float], least: int = 1) -> list[int]:
@@ -116,7 +136,7 @@ def plan_clips(layout: Layout, *, clips: int, seed: int) -> list[Clip]:
         first = max(identities, default=-1) + 1
         identities += (first + rng.permutation(np.arange(count) % people)).tolist()
     places = layout.place(emotions, rng)
-    return [
+    planned = [
         Clip(
             index=i,
             key=places[i][0],
@@ -129,6 +149,7 @@ def plan_clips(layout: Layout, *, clips: int, seed: int) -> list[Clip]:
         )
         for i in range(clips)
     ]
+    return layout.arrange(planned)
 
 
 def place_dfew(emotions: list[str], _: np.random.Generator) -> list[tuple[str, str, str]]:
@@ -155,9 +176,9 @@ def place_mafw(emotions: list[str], rng: np.random.Generator) -> list[tuple[str,
     return [(i, f"data/faces/{i}", "{:05d}.jpg") for i in ids]
 
 
-def splits_dfew(clips: Sequence[Clip]) -> dict[str, str]:
+def splits_dfew(clips: Sequence[Clip], _: int) -> dict[str, str | bytes]:
     """Make the CSV files of five folds; the test clips of one fold are training clips of the others."""
-    out = {}
+    out: dict[str, str | bytes] = {}
     for fold in range(1, 6):
         for part, chosen in parts(clips, fold=fold).items():
             rows = "".join(f"{clip.key},{BASIC7.index(clip.emotion) + 1}\n" for clip in chosen)
@@ -165,7 +186,7 @@ def splits_dfew(clips: Sequence[Clip]) -> dict[str, str]:
     return out
 
 
-def splits_ferv39k(clips: Sequence[Clip]) -> dict[str, str]:
+def splits_ferv39k(clips: Sequence[Clip], _: int) -> dict[str, str | bytes]:
     """Make the files of the one split: no header, separated by a blank although the files are named .csv."""
     chosen = {"train": [c for c in clips if c.fold == 1], "test": [c for c in clips if c.fold == 2]}
     return {
@@ -174,9 +195,9 @@ def splits_ferv39k(clips: Sequence[Clip]) -> dict[str, str]:
     }
 
 
-def splits_mafw(clips: Sequence[Clip]) -> dict[str, str]:
+def splits_mafw(clips: Sequence[Clip], _: int) -> dict[str, str | bytes]:
     """Make the files of five folds, with lines such as `00025.mp4 anger`, the last line without a newline."""
-    out = {}
+    out: dict[str, str | bytes] = {}
     for fold in range(1, 6):
         for part, chosen in parts(clips, fold=fold).items():
             lines = "\n".join(f"{clip.key}.mp4 {clip.emotion}" for clip in chosen)
@@ -219,17 +240,3 @@ LAYOUTS: dict[str, Layout] = {
         splits=splits_mafw,
     ),
 }
-
-
-def layout_of(dataset: str) -> Layout:
-    """The layout of a data set by name. Raises UsageError for an unknown one."""
-    if dataset not in LAYOUTS:
-        raise UsageError(
-            message(
-                "data set",
-                expected="one whose raw tree can be generated",
-                got=repr(dataset),
-                do=did_you_mean(dataset, LAYOUTS),
-            )
-        )
-    return LAYOUTS[dataset]

@@ -1,8 +1,8 @@
-"""Write the raw trees of DFEW, FERV39k and MAFW with generated faces.
+"""Write the raw trees of data sets with generated faces.
 
 A clip's pictures depend only on the seed, the clip and its identity, so any number of processes writes the same bytes.
-A clip is drawn into `<folder>.part` and renamed when its last frame is written; `synthetic.json` is written last. So an
-interrupted run leaves only whole clips behind, and the same command resumes it.
+A clip is drawn into `<folder>.part` and renamed when its last frame is written, stills are renamed one by one;
+`synthetic.json` is written last. So an interrupted run leaves only whole clips behind, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from dfer.errors import StorageError, UsageError, message
 from shards.sources.generated import BEGUN, RECORD, read_record
 from shards.synthetic.face import ClipPainter
 from shards.synthetic.identity import draw_identity, draw_scene
-from shards.synthetic.layouts import Clip, Layout, layout_of, plan_clips
+from shards.synthetic.layouts import Clip, Layout, plan_clips
 from shards.synthetic.motion import clip_motion
+from shards.synthetic.pictures import draw_still, join_rows, still_paths
+from shards.synthetic.stills import layout_of
 
 VERSION = 1  # increase when the same arguments give different pictures
 SIZES = range(32, 1025)
@@ -62,21 +64,24 @@ class SynthSummary:
 
 
 def synth(
-    dataset: str, out: Path, *, clips: int, seed: int, jobs: int = 1, size: int = 224, progress: bool = True
+    dataset: str, out: Path, *, clips: int, seed: int, jobs: int = 1, size: int | None = None, progress: bool = True
 ) -> SynthSummary:
-    """Write a data set's raw tree (`dfew`, `ferv39k` or `mafw`) of generated faces into `out`.
+    """Write a data set's raw tree of generated faces into `out`. dataset: a name of `shards.synthetic.stills.LAYOUTS`.
 
-    clips: number in all folds together. size: side of the frames in pixels. jobs: processes; the bytes written do not
-    depend on it. A complete tree of the same arguments is left unchanged, an incomplete one is completed.
+    clips: number in all folds together, of CK+ and KMU-FED that of sequences. size: side of the faces in pixels, None
+    for the layout's. jobs: processes; the bytes written do not depend on it. A complete tree of the same arguments is
+    left unchanged, an incomplete one is completed.
     Raises UsageError for wrong arguments and for a folder with other files, StorageError when the disk is full or not
     writable.
     """
     layout = layout_of(dataset)
+    size = layout.size if size is None else size
     check_numbers(seed=seed, jobs=jobs, size=size)
+    check_csv_size(layout, size)
     plan = plan_clips(layout, clips=clips, seed=seed)
     arguments = {"generator": VERSION, "dataset": dataset, "clips": clips, "seed": seed, "size": size}
     check_target(out, arguments=arguments)
-    missing = [clip for clip in plan if not is_whole(out / clip.folder, frames=clip.frames)]
+    missing = missing_clips(out, layout=layout, plan=plan)
     began = time.perf_counter()
     with explained(out):
         if missing or not (out / RECORD).exists():
@@ -96,6 +101,13 @@ def check_numbers(*, seed: int, jobs: int, size: int) -> None:
     if size not in SIZES:
         expected = f"{SIZES[0]} to {SIZES[-1]} pixels"
         raise UsageError(message("--size", expected=expected, got=str(size), do="The real crops have 224."))
+
+
+def check_csv_size(layout: Layout, size: int) -> None:
+    """Raise UsageError for pictures of a size that the layout's csv does not have."""
+    if layout.form and layout.form.csv and size != layout.size:
+        expected = f"{layout.size} pixels, as {layout.form.csv} has them"
+        raise UsageError(message("--size", expected=expected, got=str(size), do="Leave --size out."))
 
 
 def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
@@ -133,6 +145,15 @@ def explained(out: Path) -> Iterator[None]:
         ) from error
 
 
+def missing_clips(out: Path, *, layout: Layout, plan: list[Clip]) -> list[Clip]:
+    """List the clips that are not there, or not whole."""
+    if layout.form is None:
+        return [clip for clip in plan if not is_whole(out / clip.folder, frames=clip.frames)]
+    if layout.form.csv and (out / layout.form.csv).exists():
+        return []
+    return [clip for clip in plan if not all(path.exists() for path in still_paths(clip, out))]
+
+
 def is_whole(folder: Path, *, frames: int) -> bool:
     """Whether a clip's folder holds as many entries as it has frames."""
     return folder.is_dir() and sum(1 for _ in folder.iterdir()) == frames
@@ -152,13 +173,19 @@ def write_tree(
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / BEGUN, text=json.dumps(arguments))
     (out / RECORD).unlink(missing_ok=True)
-    draw = partial(draw_clip, out=out, seed=arguments["seed"], size=arguments["size"])
+    drawing = partial(draw_still, form=layout.form) if layout.form else draw_clip
+    draw = partial(drawing, out=out, seed=arguments["seed"], size=arguments["size"])
     with tqdm(total=sum(c.frames for c in missing), unit="frame", desc=layout.name, disable=not progress) as bar:
         for frames in in_processes(draw, missing, jobs=jobs):
             bar.update(frames)
-    for name, text in layout.splits(plan).items():
-        write_text(out / name, text=text)
-    clips = {c.folder: {k: v for k, v in asdict(c).items() if k not in ("folder", "name", "index")} for c in plan}
+    files = layout.splits(plan, arguments["size"])
+    if layout.form and layout.form.csv and not (out / layout.form.csv).exists():
+        join_rows(out, plan, name=layout.form.csv, rows=str(files.pop(layout.form.csv)))
+    for name, text in files.items():
+        if not (layout.form and name == layout.form.csv):
+            write_text(out / name, text=text)
+    hidden = ("folder", "name", "index", "first")
+    clips = {c.key if layout.form else c.folder: {k: v for k, v in asdict(c).items() if k not in hidden} for c in plan}
     write_text(out / RECORD, text=json.dumps({**arguments, "per_clip": clips}, indent=1))
     (out / BEGUN).unlink()
 
@@ -206,11 +233,11 @@ def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> int:
     return clip.frames
 
 
-def write_text(path: Path, *, text: str) -> None:
-    """Write a text file atomically."""
+def write_text(path: Path, *, text: str | bytes) -> None:
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(text.encode())
+    part.write_bytes(text.encode() if isinstance(text, str) else text)
     part.replace(path)
 
 

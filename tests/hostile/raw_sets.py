@@ -12,9 +12,9 @@ from shards.sources.generated import mark_generated
 from tests.hostile import values
 from tests.hostile.values import rng
 from tests.hostile.worker import MUTATED, Case
-from tests.unit.shards import rawkit
+from tests.unit.shards import rawkit, stillkit
 
-COUNT = 260
+COUNT = 375
 SPLITS = {
     "dfew": "EmoLabel_DataSplit/test(single-labeled)/set_2.csv",
     "ferv39k": "4_setups/All_scenes/train_All.csv",
@@ -27,10 +27,24 @@ FRAMES = {
 }
 
 
+STILL_TABLES = {
+    "affectnet": "Manually_Annotated_file_lists/training.csv",
+    "ckplus": "Emotion/S005/001/S005_001_00000011_emotion.txt",
+    "fer2013": "fer2013.csv",
+    "ferplus": "fer2013new.csv",
+    "raf_db": "basic/EmoLabel/list_patition_label.txt",
+}
+STILL_FOLDERS = {"kmu_fed": "KMU-FED", "affectnet": "Manually_Annotated_Images/1", "raf_db": "basic/Image/aligned"}
+
+
 def seeds(folder: Path) -> Path:
     rawkit.dfew(folder / "dfew", clips=10)
     rawkit.ferv39k(folder / "ferv39k")
     rawkit.mafw(folder / "mafw")
+    for name in sorted({*STILL_TABLES, *STILL_FOLDERS} - {"fer2013"}):
+        getattr(stillkit, name)(folder / name)
+    # A reader of the csv does not look into the pixels, and some of the cases repeat the file 20,000 times.
+    stillkit.write(folder / "fer2013/fer2013.csv", "emotion,pixels,Usage\n0,1 2 3,Training\n3,4 5 6,PrivateTest\n")
     return folder
 
 
@@ -49,6 +63,12 @@ def cases(seeds: Path, mark: Path) -> Iterator[Case | None]:
             )
         for number in range(12):
             yield _case(seeds, name, *_json(number, draw))
+    for name, table in STILL_TABLES.items():
+        for how, change in FILES.items():
+            yield _case(seeds, name, f"table: {how}", lambda raw, table=table, change=change: change(raw / table))
+    for name, pictures in STILL_FOLDERS.items():
+        for how, change in FOLDERS.items():
+            yield _case(seeds, name, f"stills: {how}", lambda raw, at=pictures, change=change: change(raw / at))
     yield MUTATED
     while True:
         name = draw.choice(sorted(SPLITS))

@@ -227,8 +227,8 @@ def refused(kind: type[DferError], dataset: str, out: Path, **changes: int) -> s
 
 
 def test_an_unknown_data_set(tmp_path: Path) -> None:
-    assert "Did you mean 'ferv39k'?" in refused(UsageError, "ferv39", tmp_path / "x")
-    assert "Known: dfew, ferv39k, mafw." in refused(UsageError, "imagenet", tmp_path / "x")
+    assert "Did you mean 'ferv39k' or 'fer2013'?" in refused(UsageError, "ferv39", tmp_path / "x")
+    assert "Known: afew, affectnet, affectnet_folders, " in refused(UsageError, "imagenet", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -21,7 +21,7 @@ from dfer.errors import CheckpointError, message
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.weights import Weights
 from dfer.models.prompts import PromptLearner, layout
-from dfer.models.texts import KINDS, class_texts
+from dfer.models.texts import SINGLE, class_texts
 from dfer.models.towers import NOT_NEEDED, check_activation, check_names
 
 TEXT = "token_embedding|positional_embedding|transformer|ln_final|text_projection"
@@ -154,7 +154,7 @@ def _check_texts(model: DferClip, released: Weights, path: Path, emotions: Emoti
 def _fitting(model: DferClip, released: Weights, emotions: Emotions) -> Iterator[str]:
     """Yield the kinds of packaged texts that the checkpoint was trained with."""
     config, length = model.config, model.towers.context_length
-    for kind in KINDS:
+    for kind in SINGLE:
         texts = class_texts(emotions, kind)
         placed = layout(
             texts, num_contexts=config.num_contexts, position=config.context_position, context_length=length

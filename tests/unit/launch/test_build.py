@@ -126,4 +126,6 @@ def test_a_command_for_training_refuses_the_configuration_of_a_build(
 
 def test_the_command_of_a_part_says_what_differs_from_the_defaults() -> None:
     config = BuildConfig(run="r", dataset="dfew", raw="a b", out="o", quality=80, max_side=DEFAULTS.max_side)
-    assert _command(config) == "dfer-shards build dfew 'a b' o --quality 80"
+    assert _command(config) == "dfer-shards build dfew 'a b' o --max-side 256 --quality 80"
+    config = BuildConfig(run="r", dataset="dfew", raw="a b", out="o", clips_per_shard=DEFAULTS.clips_per_shard)
+    assert _command(config) == "dfer-shards build dfew 'a b' o"
