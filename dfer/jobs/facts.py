@@ -12,8 +12,7 @@ from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
-from dfer.models.config import DferClipConfig
-from dfer.models.files import source
+from dfer.models.files import source, text_of
 from dfer.models.texts import class_texts
 from dfer.recognition import Recognizer
 from dfer.run import changes
@@ -80,6 +79,8 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         size=config.data.size,
         normalisation=model.normalisation,
         augment=", ".join(word for word in words if word) or "none",
+        presentation=model.presentation,
+        leaks_label=model.leaks_label,
     )
 
 
@@ -102,7 +103,8 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
 
 def _texts(config: RunConfig, emotions: Emotions) -> list[str] | None:
     """Return the text of each class; None for a method without class texts."""
-    return class_texts(emotions, config.model.text) if isinstance(config.model, DferClipConfig) else None
+    kind = text_of(config.model)
+    return None if kind is None else class_texts(emotions, kind)
 
 
 def refuse_other_texts(config: RunConfig, emotions: Emotions, checkpoint: Checkpoint) -> None:

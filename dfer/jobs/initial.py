@@ -14,6 +14,7 @@ from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData, manifest_hash
 from dfer.models.build import build
+from dfer.models.config import CnnConfig
 from dfer.models.start import take
 from dfer.recognition import Recognizer
 from dfer.run.checkpoint_files import WEIGHTS, sha256_of
@@ -154,12 +155,23 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
     """Raise CheckpointError unless both architectures have the same name: architectures with equal tensor shapes may
     have different activations."""
     model = state.get("model")
+    if isinstance(config.model, CnnConfig):
+        _check_net(config.model, model, where)
+        return
     towers = model.get("towers") if isinstance(model, Mapping) else None
     theirs = str(towers.get("arch")) if isinstance(towers, Mapping) else "none"
     own = config.model.towers.arch
     if theirs.rpartition("/")[2] != own.rpartition("/")[2]:
         do = f"Set model.towers.arch={theirs}."
         raise CheckpointError(message(where, expected=f"towers of {own}", got=theirs, do=do))
+
+
+def _check_net(config: CnnConfig, model: object, where: str) -> None:
+    """Raise CheckpointError unless the other run trained the same network."""
+    theirs = str(model.get("net", model.get("name"))) if isinstance(model, Mapping) else "none"
+    if theirs != config.net:
+        do = "Set model.net as that run has it, or begin from another run."
+        raise CheckpointError(message(where, expected=f"the network {config.net}", got=theirs, do=do))
 
 
 def classes_of(state: Mapping[str, Any], where: str) -> list[str]:

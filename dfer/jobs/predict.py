@@ -12,7 +12,7 @@ from dfer.data.decode import MAX_PIXELS, resize
 from dfer.data.sampling import test_frames
 from dfer.distributed import World
 from dfer.emotions import emotions_of
-from dfer.errors import DataError, message
+from dfer.errors import DataError, UsageError, message
 from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import load_checkpoint, refuse_other_texts, selected_checkpoint
@@ -20,6 +20,7 @@ from dfer.jobs.initial import classes_of
 from dfer.media.frames import READ_TEXT, list_pictures
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from dfer.models.build import build
+from dfer.models.config import ClivpFerConfig
 from dfer.recognition import ClipBatch, Recognition
 from dfer.run.checkpoints import Checkpoints
 from dfer.storage import Folder
@@ -53,6 +54,7 @@ def predict(config: RunConfig, clips: Sequence[Path], world: World) -> Iterator[
 @enough_gpu_memory()
 def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], Recognition], tuple[str, ...]]:
     """Build the forward pass of the run's model; returns also the class names of the checkpoint."""
+    _refuse_leak(config)
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen)
@@ -62,6 +64,14 @@ def _recogniser(config: RunConfig, world: World) -> tuple[Callable[[ClipBatch], 
     load_checkpoint(model, chosen, without=model.tower_weights() if on_features else frozenset[str]())
     set_tf32(config.engine.tf32)
     return inference(model, precision=config.engine.precision, device=world.device), emotions.names
+
+
+def _refuse_leak(config: RunConfig) -> None:
+    """Raise UsageError for a model that chooses its caption by the true label."""
+    if isinstance(config.model, ClivpFerConfig) and config.model.leaks_label:
+        expected, got = "a model that answers without the true label", "model.caption=true_label, which LEAKS LABEL"
+        do = "Train with model.caption=zero_shot or all; a clip to predict has no label."
+        raise UsageError(message(config.run, expected=expected, got=got, do=do))
 
 
 class Table:

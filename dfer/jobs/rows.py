@@ -35,7 +35,7 @@ class Row:
         links = " ".join(f"[{name}]({name}.yaml)" for name in self.configs)
         if own := own_file(self.configs):
             links += f" ([differs]({own}.yaml))"
-        published = f"{self.published.uar:.2f} / {self.published.war:.2f}" if self.published else "none"
+        published = self.published.text if self.published else "none"
         ours = self.ours or Ours(scores="pending", hardware="", hours="", commit="")
         cells = (links, self.protocol, published, ours.scores, ours.hardware, ours.hours, ours.commit)
         return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"

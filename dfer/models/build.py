@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 
 from dfer.emotions import Emotions
-from dfer.models.config import DferClipConfig, LinearProbeConfig, ModelConfig, TowersConfig
+from dfer.models.clivp_fer import ClivpFer
+from dfer.models.cnn import Cnn
+from dfer.models.config import (
+    ClivpFerConfig,
+    CnnConfig,
+    DferClipConfig,
+    LinearProbeConfig,
+    ModelConfig,
+    TowersConfig,
+)
 from dfer.models.dfer_clip import DferClip
 from dfer.models.foreign.released import load_released
 from dfer.models.linear_probe import LinearProbe
@@ -50,6 +59,13 @@ def build(
             tower = image_tower(config.towers, seed=seed, weights=weights) if dims is None else None
             with _stream(seed, config.name):
                 return LinearProbe(config, tower=tower, dim=_dim(tower, dims), emotions=emotions)
+        case ClivpFerConfig():
+            towers = both_towers(config.towers, seed=seed, weights=weights)
+            with _stream(seed, config.name):
+                return ClivpFer(config, towers=towers, emotions=emotions, frames=dims is None)
+        case CnnConfig():
+            with _stream(seed, config.name):
+                return Cnn(config, emotions=emotions)
 
 
 def _dim(tower: ImageTower | None, dims: Mapping[str, int] | None) -> int:
@@ -63,11 +79,16 @@ def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> Ima
         return ImageTower(config if weights else replace(config, pretrained=None))
 
 
+def both_towers(config: TowersConfig, *, seed: int, weights: bool = True) -> Towers:
+    """A CLIP's two towers with their initial weights, the same for every method. Raises as `build`."""
+    with _stream(seed, "towers"):
+        return Towers(config if weights else replace(config, pretrained=None))
+
+
 def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool) -> DferClip:
     """A `released` checkpoint fills the whole model, so `pretrained` is not read beside it."""
     filled_later = config.released is not None or not weights
-    with _stream(seed, "towers"):
-        towers = Towers(replace(config.towers, pretrained=None) if filled_later else config.towers)
+    towers = both_towers(config.towers, seed=seed, weights=not filled_later)
     with _stream(seed, config.name):
         model = DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
     if weights and config.released is not None:

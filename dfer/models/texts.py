@@ -13,8 +13,9 @@ TEMPLATES = {
     "class_names_with_context": "an expression of {}.",
     "photo": "a photo of {}.",
 }
-KINDS = (*TEMPLATES, "class_descriptor")
-"""Texts that come with the package; any other name is a YAML file of the user's, `class: text`."""
+KINDS = (*TEMPLATES, "class_descriptor", "clivp_fer")
+"""Texts that come with the package; any other name is a YAML file of the user's, `class: text`. `clivp_fer` has texts
+of seven classes, the others of every known class."""
 
 
 def is_file(kind: str) -> bool:
