@@ -19,7 +19,7 @@ from dfer.recognition import ClipBatch, Group, Progress, Recognition, Recognizer
 WIDTH = 512
 """Channels of the last map, and features of a picture."""
 VGG19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
-"""Channels of the convolutions in each stage, which ends in a max pool of 2 (Simonyan & Zisserman, 2015, table 1, E)."""
+"""Channels of the convolutions in each stage; each ends in a max pool of 2 (Simonyan & Zisserman, 2015, table 1, E)."""
 RESNET18 = ((64, 1), (128, 2), (256, 2), (512, 2))
 """Channels of each stage of two blocks, and the stride of its first block (He et al., 2016, table 1)."""
 LAST_MAP = 4

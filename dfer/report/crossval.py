@@ -24,8 +24,8 @@ PER_FOLD_KEYS = ("fold", "seed")
 results, may differ as well; the report names the seeds, and notes differences in recorded keys."""
 
 LEAK_NOTE = (
-    f"{LEAKS_LABEL}: the model was given the true label of every test clip. These numbers say nothing about recognition "
-    "and compare with no other method's."
+    f"{LEAKS_LABEL}: the model was given the true label of every test clip. These numbers say nothing about "
+    "recognition and compare with no other method's."
 )
 
 Curve = list[tuple[float, float]]

@@ -8,6 +8,8 @@ HEAD_BYTES = 512
 ZIP, PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
 LFS = b"version https://git-lfs"
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+CONVERT = "python -c \"import torch; torch.save(torch.load('FILE', 'cpu', weights_only=True), 'new.pt')\""
+"""Command that rewrites a file of torch before 1.6; with `weights_only`, torch builds only tensors and containers."""
 _AGAIN = "Download the file itself."
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF", "a Keras or TensorFlow file (HDF5)", "Give the same model's weights for PyTorch."),
@@ -45,8 +47,7 @@ def foreign_file(head: bytes) -> tuple[str, str] | None:
         if head.startswith(beginning) or start.startswith(beginning):
             return kind, do
     if PICKLE.match(head):
-        do = "Save it again with a newer torch: torch.save(torch.load(FILE, weights_only=True), 'new.pt')."
-        return "a bare pickle, as torch before 1.6 wrote", do
+        return "a bare pickle, as torch before 1.6 wrote", f"Save it again with a newer torch: {CONVERT}."
     return None
 
 
