@@ -70,6 +70,22 @@ DFER_CLIP: dict[str, tuple[Scores, Scores, Scores]] = {
 }
 """Methods of the DFER-CLIP paper's tables (Zhao & Patras, BMVC 2023), with their numbers on SETS, in that order."""
 
+CLIVP_FER = "CLIVP-FER (Saadi et al.)"
+CLAIMED = f"{CLIVP_FER}, a claim of the paper: its code has no such set"
+CNN = "github WuJie1010/Facial-Expression-Recognition.Pytorch"
+ACCURACY: dict[tuple[str, str], tuple[str, float | None, str]] = {
+    ("clivp_fer", "kmu_fed"): ("KMU-FED, ten folds by position", None, ""),
+    ("clivp_fer_mode0", "kmu_fed"): ("KMU-FED, ten folds by position", None, ""),
+    ("clivp_fer_true_label", "kmu_fed"): ("KMU-FED, ten folds by position, LEAKS LABEL", 97.364, CLIVP_FER),
+    ("clivp_fer_true_label", "fer2013"): ("FER2013, private test, LEAKS LABEL", 99.01, CLAIMED),
+    ("clivp_fer_true_label", "raf_db"): ("RAF-DB, its one split, LEAKS LABEL", 99.22, CLAIMED),
+    ("vgg19", "fer2013"): ("FER2013, private test", 73.112, CNN),
+    ("resnet18", "fer2013"): ("FER2013, private test", 72.973, CNN),
+    ("vgg19", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.646, CNN),
+    ("resnet18", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.040, CNN),
+}
+"""Rows that are published with accuracy alone, by method and set: protocol, accuracy in percent and its source."""
+
 DEMO = (
     Row(
         configs=("demo",),
@@ -106,7 +122,19 @@ def of_paper(table: Mapping[str, tuple[Scores, Scores, Scores]], source: str) ->
     return tuple(found)
 
 
-ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"))
+def of_accuracy(table: Mapping[tuple[str, str], tuple[str, float | None, str]]) -> tuple[Row, ...]:
+    """Make the rows of a table of accuracies, of which the papers chose the best epoch on the test clips."""
+    return tuple(
+        Row(
+            configs=(f"methods/{method}", f"sets/{name}"),
+            protocol=protocol,
+            published=None if war is None else Published(war=war, source=source, selection="best_on_test"),
+        )
+        for (method, name), (protocol, war, source) in table.items()
+    )
+
+
+ROWS = (*DEMO, *of_paper(DFER_CLIP, "DFER-CLIP, arXiv 2308.13382"), *of_accuracy(ACCURACY))
 
 
 def published_of(names: Sequence[str]) -> Published | None:
@@ -148,7 +176,8 @@ joins them, or `a.b=c`, gives the value.
 
 **The numbers.** UAR / WAR in %. Published numbers: Zhao & Patras, BMVC 2023 (arXiv 2308.13382), the epoch chosen on
 the test split (`select: best_on_test`); they are quoted, never mixed with ours. "pending": not yet run on the licensed
-data. This page is generated from `dfer/jobs/rows.py` by `make configs`.
+data. Rows of one number are accuracies of CLIVP-FER and of the CNNs ([their pages](../docs/README.md)); LEAKS LABEL marks
+those whose model was given the true label of the test clips. This page is generated from `dfer/jobs/rows.py` by `make configs`.
 
 | config | data set, protocol | published | ours (seeds, std) | hardware | hours | commit |
 | --- | --- | --- | --- | --- | --- | --- |
