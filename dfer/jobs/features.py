@@ -92,7 +92,7 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
         "sampling": data.train_frames,
         "size": data.size,
         "view": "whole frame",
-        "normalisation": "imagenet" if frozen.imagenet else "clip" if frozen.clip_normalisation else "none",
+        "normalisation": frozen.normalisation,
         "precision": config.engine.precision + (", tf32" if config.engine.tf32 else ""),
     }
     if towers.pretrained is None:

@@ -68,6 +68,11 @@ class FrozenTower:
     clip_normalisation: bool
     imagenet: bool = False
 
+    @property
+    def normalisation(self) -> str:
+        """What stored features say of the frames' normalisation."""
+        return "imagenet" if self.imagenet else "clip" if self.clip_normalisation else "none"
+
 
 ContextPosition = Literal["end", "middle", "front"]
 
