@@ -176,8 +176,9 @@ joins them, or `a.b=c`, gives the value.
 
 **The numbers.** UAR / WAR in %. Published numbers: Zhao & Patras, BMVC 2023 (arXiv 2308.13382), the epoch chosen on
 the test split (`select: best_on_test`); they are quoted, never mixed with ours. "pending": not yet run on the licensed
-data. Rows of one number are accuracies of CLIVP-FER and of the CNNs ([their pages](../docs/README.md)); LEAKS LABEL marks
-those whose model was given the true label of the test clips. This page is generated from `dfer/jobs/rows.py` by `make configs`.
+data. Rows of one number are accuracies of CLIVP-FER and of the CNNs ([their pages](../docs/README.md)); LEAKS LABEL
+marks those whose model was given the true label of the test clips. This page is generated from `dfer/jobs/rows.py` by
+`make configs`.
 
 | config | data set, protocol | published | ours (seeds, std) | hardware | hours | commit |
 | --- | --- | --- | --- | --- | --- | --- |
