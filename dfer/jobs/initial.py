@@ -168,10 +168,12 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
 
 def _check_net(config: CnnConfig, model: object, where: str) -> None:
     """Raise CheckpointError unless the other run trained the same network."""
-    theirs = str(model.get("net", model.get("name"))) if isinstance(model, Mapping) else "none"
-    if theirs != config.net:
-        do = "Set model.net as that run has it, or begin from another run."
-        raise CheckpointError(message(where, expected=f"the network {config.net}", got=theirs, do=do))
+    found = model if isinstance(model, Mapping) else {}
+    theirs, own = f"{found.get('net')} of width {found.get('width')}", f"{config.net} of width {config.width}"
+    if theirs != own:
+        got = theirs if found.get("name") == config.name else str(found.get("name"))
+        do = "Set model.net and model.width as that run has them, or begin from another run."
+        raise CheckpointError(message(where, expected=f"the network {own}", got=got, do=do))
 
 
 def classes_of(state: Mapping[str, Any], where: str) -> list[str]:

@@ -54,7 +54,7 @@ class ClivpFer(Recognizer):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(-1, 1, 1), persistent=False)
         self._texts: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forget_texts)
+        self.register_load_state_dict_post_hook(_forget_texts)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "ClivpFer":
         """Set the mode of the head; the towers stay in evaluation mode."""

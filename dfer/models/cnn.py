@@ -16,12 +16,14 @@ from dfer.models.config import CnnConfig
 from dfer.models.losses import cross_entropy
 from dfer.recognition import ClipBatch, Group, Progress, Recognition, Recognizer
 
-WIDTH = 512
-"""Channels of the last map, and features of a picture."""
-VGG19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
-"""Channels of the convolutions in each stage; each ends in a max pool of 2 (Simonyan & Zisserman, 2015, table 1, E)."""
-RESNET18 = ((64, 1), (128, 2), (256, 2), (512, 2))
-"""Channels of each stage of two blocks, and the stride of its first block (He et al., 2016, table 1)."""
+VGG19 = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
+"""Channels of each stage in units of the first one's, and its convolutions; each stage ends in a max pool of 2
+(Simonyan & Zisserman, 2015, table 1, E)."""
+RESNET18 = ((1, 1), (2, 2), (4, 2), (8, 2))
+"""Channels of each stage of two blocks in units of the first one's, and the stride of its first block (He et al., 2016,
+table 1)."""
+LAST = 8
+"""Channels of the last stage of both, in the same units."""
 LAST_MAP = 4
 """Side of the average pool after ResNet18's last stage."""
 INPUT = "32 x 32 to 56 x 56 pixels (44 x 44 as published)"
@@ -35,9 +37,9 @@ class Cnn(Recognizer):
     def __init__(self, config: CnnConfig, *, emotions: Emotions) -> None:
         super().__init__()
         self.config = config
-        self.body = vgg19() if config.net == "vgg19" else resnet18()
+        self.body = vgg19(config.width) if config.net == "vgg19" else resnet18(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(WIDTH, len(emotions))
+        self.head = nn.Linear(LAST * config.width, len(emotions))
 
     @property
     def normalisation(self) -> str:
@@ -70,25 +72,27 @@ class Cnn(Recognizer):
         return frozenset({"head.weight", "head.bias"})
 
 
-def vgg19() -> nn.Sequential:
-    """Sixteen times convolution with bias, norm and ReLU: [N 3 H W] -> [N 512 H/32 W/32]."""
+def vgg19(width: int) -> nn.Sequential:
+    """Sixteen times convolution with bias, norm and ReLU: [N 3 H W] -> [N 8width H/32 W/32]."""
     layers: list[nn.Module] = []
     channels = 3
-    for stage in VGG19:
-        for width in stage:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            channels = width
+    for times, count in VGG19:
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, times * width, 3, padding=1), nn.BatchNorm2d(times * width)]
+            layers.append(nn.ReLU(inplace=True))
+            channels = times * width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
 
-def resnet18() -> nn.Sequential:
-    """Stem, eight blocks and an average pool of 4: [N 3 H W] -> [N 512 H/32 W/32], sizes rounded up by the blocks."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
-    channels = 64
-    for width, stride in RESNET18:
-        layers += [Block(channels, width, stride=stride), Block(width, width, stride=1)]
-        channels = width
+def resnet18(width: int) -> nn.Sequential:
+    """Stem, eight blocks and an average pool of 4: [N 3 H W] -> [N 8width H/32 W/32]; blocks round sizes up."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+    layers.append(nn.ReLU(inplace=True))
+    channels = width
+    for times, stride in RESNET18:
+        layers += [Block(channels, times * width, stride=stride), Block(times * width, times * width, stride=1)]
+        channels = times * width
     return nn.Sequential(*layers, nn.AvgPool2d(LAST_MAP))
 
 

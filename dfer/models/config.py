@@ -158,6 +158,8 @@ class ProjectionConfig:
             raise ConfigProblem(f"temperature: expected more than 0, got {self.temperature}. Exp-CLIP's is 0.01.")
 
 
+MAX_WIDTH = 1024
+"""Most channels of a CNN's first stage."""
 Caption = Literal["zero_shot", "all", "true_label"]
 
 
@@ -212,17 +214,21 @@ class ClivpFerConfig:
 class CnnConfig:
     """A convolutional network that is trained from random weights on small pictures, 44 px as published.
 
-    net: vgg19 or resnet18, in the forms of github WuJie1010/Facial-Expression-Recognition.Pytorch. start: run whose
-    weights are the initial ones. dropout: share of the features that are dropped before the last layer in training.
+    net: vgg19 or resnet18, in the forms of github WuJie1010/Facial-Expression-Recognition.Pytorch. width: channels of
+    the first stage, of which the others have multiples; 64 as published. start: run whose weights are the initial ones.
+    dropout: share of the features that are dropped before the last layer in training.
     """
 
     name: Literal["cnn"] = "cnn"
     net: Literal["vgg19", "resnet18"] = "resnet18"
+    width: int = 64
     start: str | None = key(None, path=True)
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
         _check_dropout(self.dropout)
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise ConfigProblem(f"width: expected 1 to {MAX_WIDTH}, got {self.width}. The published one is 64.")
 
     @property
     def towers(self) -> None:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 NETS = ("vgg19", "resnet18")
-SIZE, CLASSES, PICTURES, STEPS, SHOWN = 44, 7, 6, 5, 4
-"""Pixels, classes, pictures of a batch, optimizer steps, first numbers that are stored of every tensor."""
+SIZE, CLASSES, PICTURES, SHOWN = 44, 7, 4, 4
+"""Pixels, classes, pictures of a batch, first numbers that are stored of every tensor."""
+STEPS, STEP_SIZE, STEP_PICTURES = 5, 32, 3
+"""Optimizer steps, their pixels and pictures. They are computed in double precision: five steps multiply the rounding
+of single precision by more than a thousand, so that another order of the same sums would give other weights."""
 LR, MOMENTUM, DECAY, CLAMP = 0.01, 0.9, 5e-4, 0.1
 """mainpro_FER.py."""
 
@@ -44,11 +47,16 @@ def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
 
 
 def pictures() -> NDArray[np.uint8]:
-    """Grey pictures [6 3 44 44], the same in every channel, each with a pattern of its own and noise."""
+    """Grey pictures [4 3 44 44], the same in every channel, each with a pattern of its own and noise."""
     rng = generator("pictures")
     coarse = rng.uniform(0, 255, (PICTURES, 1, SIZE // 4, SIZE // 4)).repeat(4, axis=2).repeat(4, axis=3)
     grey = np.clip(coarse + rng.normal(0, 25, (PICTURES, 1, SIZE, SIZE)), 0, 255)
     return np.repeat(grey, 3, axis=1).astype(np.uint8)
+
+
+def step_pictures() -> NDArray[np.uint8]:
+    """The corners of three of them, [3 3 32 32]."""
+    return np.ascontiguousarray(pictures()[:STEP_PICTURES, :, :STEP_SIZE, :STEP_SIZE])
 
 
 def labels() -> NDArray[np.int64]:

@@ -41,33 +41,40 @@ def main(checkout: Path, out: Path) -> None:
 
 
 def record(net: Any) -> dict[str, np.ndarray]:
-    """Logits in both modes, the first gradient, and weights, buffers and losses of five steps."""
-    import utils
-
+    """Logits in both modes and the gradient; then weights, buffers and losses of five steps in double precision."""
     pictures = torch.from_numpy(recipe.pictures()).float() / 255
-    labels = torch.from_numpy(recipe.labels())
-    optimizer = torch.optim.SGD(net.parameters(), lr=recipe.LR, momentum=recipe.MOMENTUM, weight_decay=recipe.DECAY)
     with torch.no_grad():
         found = {"eval_logits": net.eval()(pictures).numpy()}
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    torch.manual_seed(recipe.dropout_seed(0))
+    outputs = net.train()(pictures)
+    torch.nn.CrossEntropyLoss()(outputs, torch.from_numpy(recipe.labels())).backward()
+    gradients = {key: value.grad.numpy() for key, value in net.named_parameters()}
+    found |= {f"gradient_{key}": value for key, value in recipe.digest(gradients).items()}
+    found["clamped"] = np.array(sum(int((np.abs(value) > recipe.CLAMP).sum()) for value in gradients.values()))
+    net.load_state_dict(weights)
+    return {**found, "train_logits": outputs.detach().numpy(), **steps(net.double())}
+
+
+def steps(net: Any) -> dict[str, np.ndarray]:
+    """Train as mainpro_FER.py does."""
+    import utils
+
+    pictures = torch.from_numpy(recipe.step_pictures()).double() / 255
+    labels = torch.from_numpy(recipe.labels()[: recipe.STEP_PICTURES])
+    optimizer = torch.optim.SGD(net.parameters(), lr=recipe.LR, momentum=recipe.MOMENTUM, weight_decay=recipe.DECAY)
     losses = []
     for step in range(recipe.STEPS):
         net.train()
         torch.manual_seed(recipe.dropout_seed(step))
         optimizer.zero_grad()
-        outputs = net(pictures)
-        loss = torch.nn.CrossEntropyLoss()(outputs, labels)
+        loss = torch.nn.CrossEntropyLoss()(net(pictures), labels)
         loss.backward()
-        if step == 0:
-            found["train_logits"] = outputs.detach().numpy()
-            gradients = {key: value.grad.numpy() for key, value in net.named_parameters()}
-            found |= {f"gradient_{key}": value for key, value in recipe.digest(gradients).items()}
-            large = sum(int((np.abs(value) > recipe.CLAMP).sum()) for value in gradients.values())
-            found["clamped"] = np.array(large)
         utils.clip_gradient(optimizer, recipe.CLAMP)
         optimizer.step()
         losses.append(loss.item())
     state = {key: value.numpy() for key, value in net.state_dict().items() if value.is_floating_point()}
-    found |= {f"after_{key}": value for key, value in recipe.digest(state).items()}
+    found = {f"after_{key}": value for key, value in recipe.digest(state).items()}
     with torch.no_grad():
         found["after_logits"] = net.eval()(pictures).numpy()
     return {**found, "losses": np.array(losses)}

@@ -8,7 +8,7 @@ import simplejpeg
 
 from dfer.distributed import World
 from dfer.emotions import BASIC7
-from dfer.jobs.config import RunConfig, load_run
+from dfer.jobs.config import load_run
 from dfer.jobs.describe import describe
 from dfer.jobs.rows import ROWS, Row
 from dfer.models.config import ClivpFerConfig, CnnConfig
@@ -41,10 +41,6 @@ def rows(kind: type) -> list[Row]:
     return [row for row in found if isinstance(load_run(row.configs).model, kind)]
 
 
-def run_of(row: Row, *changes: str) -> RunConfig:
-    return load_run(row.configs, changes)
-
-
 def test_the_published_numbers_and_how_they_were_chosen() -> None:
     found = {parts(row): row.published for row in (*rows(CnnConfig), *rows(ClivpFerConfig)) if row.published}
     assert {key: published.war for key, published in found.items()} == WAR
@@ -66,6 +62,21 @@ def test_the_cnns_are_trained_as_published(method: str, data: str, epochs: int) 
     for epoch, rate in RATES[data]:
         factor = run.schedule.rates(7 * epoch, steps_per_epoch=7, total_steps=7 * epochs).factor
         assert 0.01 * factor == pytest.approx(rate)
+
+
+def test_published_folds_are_by_position_and_ours_share_nobody() -> None:
+    protocols = {
+        ("methods/vgg19", "sets/ckplus48"): "positional",
+        ("methods/resnet18", "sets/ckplus48"): "positional",
+        ("ckplus48/vgg19_subjects",): "subjects",
+        ("ckplus48/resnet18_subjects",): "subjects",
+        ("methods/clivp_fer", "sets/kmu_fed"): "subjects",
+        ("methods/clivp_fer_mode0", "sets/kmu_fed"): "subjects",
+        ("methods/clivp_fer_true_label", "sets/kmu_fed"): "positional",
+        ("methods/vgg19", "sets/fer2013"): "private",
+    }
+    found = {row.configs: load_run(row.configs).data.protocol for row in ROWS if row.configs in protocols}
+    assert found == protocols
 
 
 @pytest.mark.parametrize("row", rows(ClivpFerConfig), ids=lambda row: " ".join(row.configs))

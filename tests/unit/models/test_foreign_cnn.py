@@ -42,14 +42,14 @@ class VGG(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(*vgg19(), nn.AvgPool2d(1))
+        self.features = nn.Sequential(*vgg19(64), nn.AvgPool2d(1))
         self.classifier = nn.Linear(512, 7)
 
 
 class ResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        layers = list(resnet18())
+        layers = list(resnet18(64))
         self.conv1, self.bn1 = layers[0], layers[1]
         for stage in range(4):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers[3 + 2 * stage : 5 + 2 * stage]))
@@ -67,10 +67,9 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> Any:
         kind, module = RELEASED[net]
         monkeypatch.setitem(sys.modules, "models", types.ModuleType("models"))
         monkeypatch.setitem(sys.modules, module, fake := types.ModuleType(module))
-        for name, cls in ((kind.__name__, kind), ("BasicBlock", Block)):
+        for cls in (kind, Block):
             monkeypatch.setattr(cls, "__module__", module)
-            monkeypatch.setattr(cls, "__qualname__", name)
-            setattr(fake, name, cls)
+            setattr(fake, cls.__name__, cls)
         found = kind()
         found.load_state_dict(released_weights(net))
         return found
