@@ -58,7 +58,8 @@ def test_logits_and_gradients_equal_the_released_code(net: str) -> None:
     assert_same(in_their_order(net, gradients(model)), arrays, "gradient", relative=1e-3)
 
 
-@nets
+@pytest.mark.slow("five steps of the whole network in double precision")
+@pytest.mark.parametrize("net", [pytest.param("vgg19", marks=pytest.mark.long), "resnet18"])
 def test_five_clamped_steps_equal_the_released_code(net: str) -> None:
     """SGD with every element of the gradient clamped to 0.1, as mainpro_FER.py trains; in double precision."""
     arrays, model, faces = arrays_of(net), released(net).double(), small()
