@@ -108,13 +108,25 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != width:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+                Projection(channels, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """[N C H W] -> [N width H/stride W/stride]."""
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(inner + self.shortcut(x))
+
+
+class Projection(nn.Conv2d):
+    """A 1x1 convolution with a stride as one matrix product.
+
+    Its gradient has the strides of its weight, as DDP's buckets expect; those of a 1x1 convolution may be others.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N C H W] -> [N D H/stride W/stride]."""
+        kept = rearrange(input[:, :, :: self.stride[0], :: self.stride[1]], "n c h w -> n h w c")
+        return rearrange(F.linear(kept, rearrange(self.weight, "d c 1 1 -> d c")), "n h w d -> n d h w")
 
 
 def _check(pictures: Tensor) -> None:
