@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 
 from dfer.config import ConfigProblem
-from dfer.data.config import AugmentConfig, DataConfig
+from dfer.data.config import DataConfig
 from dfer.distributed import World, process_group
 from dfer.errors import UsageError
 from dfer.evaluation.results import read_result
@@ -27,7 +27,7 @@ from tests.unit.data.shardkit import Clip, write_shards
 
 CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 TRAIN, TEST = 96, 120
-STILL = AugmentConfig(crop=False, flip=0.0)
+STILL = type(DataConfig(shards="none").augment)(crop=False, flip=0.0)
 
 
 @pytest.fixture
@@ -120,4 +120,4 @@ def test_features_stand_for_frames_and_a_checkpoint_of_features_predicts(
 def test_features_do_not_go_with_a_changing_view(tmp_path: Path, noise: Path) -> None:
     data = config(tmp_path, noise, caption="all").data
     with pytest.raises(ConfigProblem, match="clips that look the same in every epoch"):
-        replace(data, features="f", augment=AugmentConfig(crop=False, flip=0.5))
+        replace(data, features="f", augment=replace(STILL, flip=0.5))
