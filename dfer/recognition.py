@@ -171,6 +171,17 @@ class Recognizer(Learner):
         """Where the initial weights come from, in words; None for random ones."""
         return None
 
+    @property
+    def presentation(self) -> str:
+        """What else the method does with a test clip that a reader must know, such as its caption, in words; part of a
+        result."""
+        return ""
+
+    @property
+    def leaks_label(self) -> bool:
+        """Whether the answer depends on the clip's true label. Every result is then marked, and prediction refused."""
+        return False
+
     def class_parameters(self) -> frozenset[str]:
         """Names of the parameters whose first dimension is the class, in class order."""
         return frozenset()

@@ -17,6 +17,7 @@ from dfer.models.config import (
     LinearProbeConfig,
     ModelConfig,
 )
+from dfer.models.config_clivp_fer import ClivpFerConfig, CnnConfig
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.towers import END_TOKEN, START_TOKEN
@@ -69,8 +70,14 @@ METHODS = {
     "fine_tune": Method(config=lambda: FineTuneConfig(towers=TOWERS, temporal=TemporalConfig(depth=1))),
     "coop": Method(config=lambda: CoOpConfig(towers=TOWERS, num_contexts=2)),
     "cocoop": Method(config=lambda: CoCoOpConfig(towers=TOWERS, num_contexts=2)),
-    "contrastive": Method(config=lambda: ContrastiveConfig(towers=TOWERS, temporal=TemporalConfig(depth=1))),
-    "dk_clip": Method(config=lambda: DkClipConfig(towers=VIT, snippet=2), lr=1e-3),
+    "contrastive": Method(
+        config=lambda: ContrastiveConfig(towers=TOWERS, temporal=TemporalConfig(depth=1)),
+        kind="negatives of all ranks",
+    ),
+    "dk_clip": Method(config=lambda: DkClipConfig(towers=VIT, snippet=2), lr=1e-3, kind="two encoders"),
+    "clivp_fer": Method(config=lambda: ClivpFerConfig(towers=TOWERS, caption="all"), random=True),
+    "vgg19": Method(config=lambda: CnnConfig(net="vgg19", width=4), frames=1, size=32, random=True),
+    "resnet18": Method(config=lambda: CnnConfig(width=4), frames=1, size=32, random=True, kind="batch statistics"),
 }
 
 

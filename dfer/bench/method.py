@@ -41,21 +41,23 @@ def bench_method(
     if min(clips, rounds) < 1 or (threads is not None and threads < 1):
         raise ConfigProblem("bench step: clips, rounds and threads are at least 1.")
     run = load_run(configs, ["model.towers.pretrained=null", *overrides])
-    before = torch.get_num_threads()
+    before, towers = torch.get_num_threads(), run.model.towers
     torch.set_num_threads(threads or before)
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = build(run.model, label_set("basic7"), num_frames=run.data.frames, seed=0).to(device).train()
         batch = clips_of_noise(clips, run.data.frames, run.data.size, device)
-        plain = image_tower(run.model.towers, seed=0).visual.to(device)
-        works = {"method": _pass(model, batch, precision), **_references(model, plain, batch, precision)}
+        works = {"method": _pass(model, batch, precision)}
+        if towers is not None:
+            works |= _references(model, image_tower(towers, seed=0).visual.to(device), batch, precision)
         seconds = _medians(works, rounds, device)
     finally:
         torch.set_num_threads(before)
     if SECOND in seconds:
         seconds[f"{TOWER} and {SECOND}"] = seconds[TOWER] + seconds[SECOND]
     ratios = {name: seconds["method"] / value for name, value in seconds.items() if name != "method"}
-    print(f"{run.model.name}, {run.model.towers.arch}, {precision}, {clips} clips x {run.data.frames} frames")
+    arch = towers.arch if towers is not None else "no CLIP"
+    print(f"{run.model.name}, {arch}, {precision}, {clips} clips x {run.data.frames} frames")
     for name, value in seconds.items():
         print(
             f"{value:8.2f} s  {name}" + (f"; the method takes {ratios[name]:.2f} times this" if name in ratios else "")

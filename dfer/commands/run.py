@@ -130,7 +130,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _scores(run_folder: str, result: "FoldResult") -> str:
     on = f" on {result.data}" if result.generated else ""
-    line = f"{run_folder}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}{on} ({result.selection})"
+    line = f"{run_folder}: {result.line}{on} ({result.selection})"
     if result.complete:
         return line
     from dfer.evaluation.results import file_of

@@ -30,35 +30,43 @@ if TYPE_CHECKING:
 
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """Advice for a run folder that can be read but not written."""
+LEAKS_LABEL = "LEAKS LABEL"
+"""Mark of scores whose model was given the true label of the test clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """Numbers from a paper, shown beside this project's results and never mixed with them.
 
-    uar, war: percent, as printed. source: paper and table. selection: how the paper selected its checkpoint.
+    uar, war: percent, as printed; uar is None where the paper gives accuracy alone. source: paper and table. selection:
+    how the paper selected its checkpoint.
     """
 
-    uar: float
+    uar: float | None = None
     war: float
     source: str
     selection: Literal["last", "best_on_val", "best_on_test", "unknown"] = "unknown"
 
     def __post_init__(self) -> None:
         for name, value in (("uar", self.uar), ("war", self.war)):
-            if not 1 < value <= 100:
+            if value is not None and not 1 < value <= 100:
                 raise ConfigProblem(f"{name}: expected percent, 1 to 100, got {value}. Write 59.61, not 0.5961.")
         if not self.source.strip():
             raise ConfigProblem("source: expected paper and table, got nothing. Say where the numbers are printed.")
+
+    @property
+    def text(self) -> str:
+        """`59.61 / 71.25`: UAR and WAR in percent, a dash for an UAR that is not given."""
+        return f"{'–' if self.uar is None else f'{self.uar:.2f}'} / {self.war:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How test clips were presented to the model, and how training augmented its clips.
 
-    num_frames: frames per clip (T). size: pixels per side. normalisation, views, augment: in words, for the reader.
-    targets: what training aimed at, empty for labels. weights: which weights are evaluated, empty for those of
-    training.
+    num_frames: frames per clip (T). size: pixels per side. normalisation, views, augment, presentation: in words, for
+    the reader. targets: what training aimed at, empty for labels. weights: which weights are evaluated, empty for those
+    of training. leaks_label: whether the model was given the true label of the test clips.
     """
 
     num_frames: int
@@ -68,6 +76,13 @@ class Protocol:
     views: str = "1 view"
     targets: str = ""
     weights: str = ""
+    presentation: str = ""
+    leaks_label: bool = False
+
+    @property
+    def warning(self) -> str:
+        """What must stand beside every number: LEAKS_LABEL, or nothing."""
+        return LEAKS_LABEL if self.leaks_label else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +146,12 @@ class FoldResult:
     def data(self) -> str:
         """Name of the data for readers; says so if the faces are generated."""
         return data_name(self.dataset, generated=self.generated)
+
+    @property
+    def line(self) -> str:
+        """`WAR 71.25, UAR 59.61` in percent, and the protocol's warning if it has one."""
+        warning = f", {self.protocol.warning}" if self.protocol.warning else ""
+        return f"WAR {100 * self.war:.2f}, UAR {100 * self.uar:.2f}{warning}"
 
     @property
     def scores(self) -> Scores:

@@ -121,7 +121,7 @@ def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> s
     assert world is not None, "folds are grouped"
     work = evaluate_part if trains_nothing(config.model) else train
     result = work(config_of_part(config, part), world, stop)
-    return f"{part.name}: WAR {100 * result.war:.2f}, UAR {100 * result.uar:.2f}"
+    return f"{part.name}: {result.line}"
 
 
 def conclude(config: RunConfig) -> str:

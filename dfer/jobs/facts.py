@@ -15,8 +15,7 @@ from dfer.jobs import targets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
 from dfer.jobs.initial import START, Initial
-from dfer.models.config import TextConfig
-from dfer.models.files import source, trains_nothing
+from dfer.models.files import source, text_of, trains_nothing
 from dfer.models.texts import class_prompts
 from dfer.recognition import Recognizer
 from dfer.run import changes
@@ -83,6 +82,8 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         augment=("" if trains_nothing(config.model) else ", ".join(filter(None, [*data.augment.words(), middle])))
         or "none",
         views=seen_in_words(data.augment, data.views, data.size) + SAMPLED[data.sampling],
+        presentation=model.presentation,
+        leaks_label=model.leaks_label,
         targets=targets.words(config),
         weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
     )
@@ -111,10 +112,10 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
 
 def texts_of(config: RunConfig, emotions: Emotions) -> list[str | list[str]] | None:
     """Return the text of each class, or the list of its texts; None for a method without class texts."""
-    if not isinstance(config.model, TextConfig):
+    kind = text_of(config.model)
+    if kind is None:
         return None
-    prompts = class_prompts(emotions, config.model.text)
-    return [texts if len(texts) > 1 else texts[0] for texts in prompts]
+    return [texts if len(texts) > 1 else texts[0] for texts in class_prompts(emotions, kind)]
 
 
 def refuse_other_texts(config: RunConfig, emotions: Emotions, state: Mapping[str, Any]) -> None:

@@ -93,7 +93,7 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
         "sampling": data.train_frames + SAMPLED[data.sampling],
         "size": data.size,
         "view": data.augment.test_words(data.size, 1) or "whole frame",
-        "normalisation": "clip" if frozen.clip_normalisation else "none",
+        "normalisation": frozen.normalisation,
         "precision": config.engine.precision + (", tf32" if config.engine.tf32 else ""),
     }
     if towers.pretrained is None:

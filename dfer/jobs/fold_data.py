@@ -159,11 +159,11 @@ def training_texts(config: RunConfig, clips: ClipSet, emotions: Emotions) -> lis
 
 def _tokens(config: RunConfig, clips: FoldData) -> Tensor | None:
     """Encode the texts of the training clips, int32 [N L]; each different text once."""
-    texts = training_texts(config, clips.train, clips.emotions)
-    if not texts:
+    texts, towers = training_texts(config, clips.train, clips.emotions), config.model.towers
+    if not texts or towers is None:
         return None
     different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    length = context_length(config.model.towers)
+    length = context_length(towers)
     rows = layout(list(different), num_contexts=0, position="end", context_length=length, truncate=True).tokens
     return rows.int()[[different[text] for text in texts]]
 

@@ -15,7 +15,7 @@ from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.export import saved_config
 from dfer.models.build import build
 from dfer.models.card import LICENCE, card
-from dfer.models.foreign.fill import METHODS, check_method, fill_foreign
+from dfer.models.foreign.fill import check_method, fill_foreign
 from dfer.models.foreign.towers import as_open_clip, open_clip_config
 from dfer.models.foreign.weights import Weights, check_file, read_weights, refuse_not_finite
 from dfer.models.saved import CARD, Origin
@@ -24,7 +24,7 @@ from dfer.storage import Folder
 
 TOWERS, HEAD = "towers", "exp_clip"
 """Values of --method for parts of a model: a CLIP, and the linear map of Exp-CLIP."""
-KINDS = (*METHODS, TOWERS, HEAD)
+KINDS = ("dfer_clip", "dk_clip", "vgg19", "resnet18", TOWERS, HEAD)
 TOWERS_FILE, TOWERS_CONFIG, HEAD_FILE = "open_clip_model.safetensors", "open_clip_config.json", "head.safetensors"
 HEAD_WEIGHT = "mlp.weight"
 """The only name in a released Exp-CLIP file: the map [4096 D], without bias."""

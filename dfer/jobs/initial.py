@@ -15,6 +15,7 @@ from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData, manifest_hash
 from dfer.models.build import build
+from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.saved import SavedModel, open_saved, state_of
 from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
@@ -199,12 +200,25 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
     """Raise CheckpointError unless both architectures have the same name: architectures with equal tensor shapes may
     have different activations."""
     model = state.get("model")
+    if isinstance(config.model, CnnConfig):
+        _check_net(config.model, model, where)
+        return
     towers = model.get("towers") if isinstance(model, Mapping) else None
     theirs = str(towers.get("arch")) if isinstance(towers, Mapping) else "none"
     own = config.model.towers.arch
     if theirs.rpartition("/")[2] != own.rpartition("/")[2]:
         do = f"Set model.towers.arch={theirs}."
         raise CheckpointError(message(where, expected=f"towers of {own}", got=theirs, do=do))
+
+
+def _check_net(config: CnnConfig, model: object, where: str) -> None:
+    """Raise CheckpointError unless the other run trained the same network."""
+    found = model if isinstance(model, Mapping) else {}
+    theirs, own = f"{found.get('net')} of width {found.get('width')}", f"{config.net} of width {config.width}"
+    if theirs != own:
+        got = theirs if found.get("name") == config.name else str(found.get("name"))
+        do = "Set model.net and model.width as that run has them, or begin from another run."
+        raise CheckpointError(message(where, expected=f"the network {own}", got=got, do=do))
 
 
 def classes_of(state: Mapping[str, Any], where: str) -> list[str]:

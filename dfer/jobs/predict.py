@@ -14,7 +14,7 @@ from dfer.data.geometry import MAX_PIXELS, Picture, apply
 from dfer.data.views import View, distinct, fixed_views
 from dfer.distributed import World
 from dfer.emotions import Emotions, emotions_of
-from dfer.errors import DataError, message
+from dfer.errors import DataError, UsageError, message
 from dfer.evaluation.results import read_result
 from dfer.inference import enough_gpu_memory, inference, set_tf32
 from dfer.jobs.config import RunConfig
@@ -23,6 +23,7 @@ from dfer.jobs.initial import classes_of, untrained_model
 from dfer.media.frames import READ_TEXT, list_pictures
 from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from dfer.models.build import build
+from dfer.models.config_clivp_fer import ClivpFerConfig
 from dfer.models.files import trains_nothing
 from dfer.models.saved import SavedModel, state_of
 from dfer.recognition import ClipBatch, Recognizer
@@ -45,6 +46,7 @@ def predict(
         CheckpointError: the run has no checkpoint, or the weights do not fit.
         GpuMemoryError: a clip does not fit into GPU memory.
     """
+    _refuse_leak(config)
     with enough_gpu_memory():
         model, names = _saved(config, saved) if saved is not None else _selected(config, world)
         set_tf32(config.engine.tf32)
@@ -87,6 +89,14 @@ def whole_model(config: RunConfig, emotions: Emotions, chosen: Checkpoint) -> Re
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=on_features)
     load_checkpoint(model, chosen, without=model.tower_weights() if on_features else frozenset[str]())
     return model
+
+
+def _refuse_leak(config: RunConfig) -> None:
+    """Raise UsageError for a model that chooses its caption by the true label."""
+    if isinstance(config.model, ClivpFerConfig) and config.model.leaks_label:
+        expected, got = "a model that answers without the true label", "model.caption=true_label, which LEAKS LABEL"
+        do = "Train with model.caption=zero_shot or all; a clip to predict has no label."
+        raise UsageError(message(config.run, expected=expected, got=got, do=do))
 
 
 class Table:

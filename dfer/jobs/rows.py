@@ -35,7 +35,7 @@ class Row:
         links = " ".join(f"[{name}]({name}.yaml)" for name in self.configs)
         if own := own_file(self.configs):
             links += f" ([differs]({own}.yaml))"
-        published = f"{self.published.uar:.2f} / {self.published.war:.2f}" if self.published else "none"
+        published = self.published.text if self.published else "none"
         ours = self.ours or Ours(scores="pending", hardware="", hours="", commit="")
         cells = (links, self.protocol, published, ours.scores, ours.hardware, ours.hours, ours.commit)
         return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
@@ -99,6 +99,25 @@ Co-CoOp's are on other data, DK-CLIP's numbers were made with earlier code."""
 DK_CLIP: dict[str, Scores3] = {"dk_clip": ((64.95, 75.41), (41.84, 52.37), (43.01, 56.56))}
 """Means over folds of the DK-CLIP paper's tables (Li et al., ACM MM 2024), on SETS. UAR is the mean of two ranks'; the
 weights are those of the best epoch on the test split (docs/methods/dk_clip.md)."""
+CLIVP_FER = "CLIVP-FER (Saadi et al.)"
+CLAIMED = f"{CLIVP_FER}, a claim of the paper: its code has no such set"
+CNN = "github WuJie1010/Facial-Expression-Recognition.Pytorch"
+ACCURACY: dict[tuple[str, str], tuple[str, float | None, str]] = {
+    ("clivp_fer", "kmu_fed"): ("KMU-FED, ten folds that share nobody", None, ""),
+    ("clivp_fer_mode0", "kmu_fed"): ("KMU-FED, ten folds that share nobody", None, ""),
+    ("clivp_fer_true_label", "kmu_fed"): ("KMU-FED, ten folds by position, LEAKS LABEL", 97.364, CLIVP_FER),
+    ("clivp_fer_true_label", "fer2013"): ("FER2013, private test, LEAKS LABEL", 99.01, CLAIMED),
+    ("clivp_fer_true_label", "raf_db"): ("RAF-DB, its one split, LEAKS LABEL", 99.22, CLAIMED),
+    ("vgg19", "fer2013"): ("FER2013, private test", 73.112, CNN),
+    ("resnet18", "fer2013"): ("FER2013, private test", 72.973, CNN),
+    ("vgg19", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.646, CNN),
+    ("resnet18", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.040, CNN),
+}
+"""Rows that are published with accuracy alone, by method and set: protocol, accuracy in percent and its source."""
+SUBJECTS = tuple(
+    Row(configs=(f"ckplus48/{net}_subjects",), protocol="CK+48, ten folds that share nobody")
+    for net in ("vgg19", "resnet18")
+)
 
 DEMO = (
     Row(
@@ -146,6 +165,18 @@ def unpublished(methods: Sequence[str]) -> tuple[Row, ...]:
     return tuple(Row(configs=(method, f"sets/{name}"), protocol=SETS[name]) for method, name in found)
 
 
+def of_accuracy(table: Mapping[tuple[str, str], tuple[str, float | None, str]]) -> tuple[Row, ...]:
+    """Make the rows of a table of accuracies, of which the papers chose the best epoch on the test clips."""
+    return tuple(
+        Row(
+            configs=(f"methods/{method}", f"sets/{name}"),
+            protocol=protocol,
+            published=None if war is None else Published(war=war, source=source, selection="best_on_test"),
+        )
+        for (method, name), (protocol, war, source) in table.items()
+    )
+
+
 PAPER = "DFER-CLIP, arXiv 2308.13382"
 ROWS = (
     *DEMO,
@@ -154,6 +185,8 @@ ROWS = (
     *of_paper(DK_CLIP, "DK-CLIP, ACM MM 2024, and the logs of its release"),
     *unpublished(OURS),
     Row(configs=("methods/contrastive", "sets/mafw"), protocol=SETS["mafw"]),
+    *of_accuracy(ACCURACY),
+    *SUBJECTS,
     *PROBES,
 )
 
@@ -197,7 +230,9 @@ joins them, or `a.b=c`, gives the value.
 
 **The numbers.** UAR / WAR in %. Published numbers: Zhao & Patras, BMVC 2023 (arXiv 2308.13382), and Li et al., ACM MM
 2024 (`dk_clip`), the epoch chosen on the test split (`select: best_on_test`); they are quoted, never mixed with ours.
-"pending": not yet run on the licensed data. This page is generated from `dfer/jobs/rows.py` by `make configs`.
+"pending": not yet run on the licensed data. Rows of one number are accuracies of CLIVP-FER and of the CNNs ([their
+pages](../docs/README.md)); LEAKS LABEL marks those whose model was given the true label of the test clips. This page is
+generated from `dfer/jobs/rows.py` by `make configs`.
 
 | config | data set, protocol | published | ours (seeds, std) | hardware | hours | commit |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from dfer.emotions import Emotions
+from dfer.models.clivp_fer import ClivpFer
+from dfer.models.cnn import Cnn
 from dfer.models.cocoop import CoCoOp
 from dfer.models.config import (
     CoCoOpConfig,
@@ -20,6 +22,7 @@ from dfer.models.config import (
     ModelConfig,
     ZeroShotConfig,
 )
+from dfer.models.config_clivp_fer import ClivpFerConfig, CnnConfig
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.models.contrastive import Contrastive, Gather
@@ -80,15 +83,20 @@ def build(
             with _stream(seed, config.name):
                 return FineTune(config, tower=trained, emotions=emotions, num_frames=num_frames)
         case DkClipConfig():
-            with _stream(seed, "towers"):
-                towers = Towers(_read(config.towers, weights=weights))
+            towers = both_towers(config.towers, seed=seed, weights=weights)
             with _stream(seed, config.name):
                 return DkClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
         case ContrastiveConfig():
-            with _stream(seed, "towers"):
-                towers = Towers(_read(config.towers, weights=weights))
+            towers = both_towers(config.towers, seed=seed, weights=weights)
             with _stream(seed, config.name):
                 return Contrastive(config, towers=towers, emotions=emotions, num_frames=num_frames, gather=gather)
+        case ClivpFerConfig():
+            towers = both_towers(config.towers, seed=seed, weights=weights)
+            with _stream(seed, config.name):
+                return ClivpFer(config, towers=towers, emotions=emotions, frames=dims is None)
+        case CnnConfig():
+            with _stream(seed, config.name):
+                return Cnn(config, emotions=emotions)
         case ZeroShotConfig() | CoOpConfig() | CoCoOpConfig():
             return _frozen(config, emotions, seed=seed, weights=weights, image=dims is None)
 
@@ -125,9 +133,14 @@ def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> Ima
         return ImageTower(_read(config, weights=weights))
 
 
-def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool) -> DferClip:
+def both_towers(config: TowersConfig, *, seed: int, weights: bool = True) -> Towers:
+    """A CLIP's two towers with their initial weights, the same for every method. Raises as `build`."""
     with _stream(seed, "towers"):
-        towers = Towers(config.towers if weights else replace(config.towers, pretrained=None))
+        return Towers(_read(config, weights=weights))
+
+
+def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, seed: int, weights: bool) -> DferClip:
+    towers = both_towers(config.towers, seed=seed, weights=weights)
     with _stream(seed, config.name):
         return DferClip(config, towers=towers, emotions=emotions, num_frames=num_frames)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from dfer.config import ConfigProblem, key
+from dfer.models.config_clivp_fer import ClivpFerConfig, CnnConfig
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.config_towers import FrozenTower, TemporalConfig, TowersConfig
 from dfer.models.texts import check_kind
@@ -290,8 +291,12 @@ ModelConfig = (
     | CoCoOpConfig
     | ContrastiveConfig
     | DkClipConfig
+    | ClivpFerConfig
+    | CnnConfig
 )
 """Every method's configuration; which one is chosen by its `name`."""
 
-TextConfig = DferClipConfig | ZeroShotConfig | CoOpConfig | CoCoOpConfig | ContrastiveConfig | DkClipConfig
+TextConfig = (
+    DferClipConfig | ZeroShotConfig | CoOpConfig | CoCoOpConfig | ContrastiveConfig | DkClipConfig | ClivpFerConfig
+)
 """Methods with class texts, in `text`."""

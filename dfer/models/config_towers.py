@@ -57,7 +57,16 @@ class TemporalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenTower:
-    """The configuration of an image tower that is not trained: all that its features of given frames depend on."""
+    """The configuration of an image tower that is not trained: all that its features of given frames depend on.
+
+    clip_normalisation: frames are normalised by CLIP's mean and deviation; imagenet: by ImageNet's instead.
+    """
 
     towers: TowersConfig
     clip_normalisation: bool
+    imagenet: bool = False
+
+    @property
+    def normalisation(self) -> str:
+        """What stored features say of the frames' normalisation."""
+        return "imagenet" if self.imagenet else "clip" if self.clip_normalisation else "none"

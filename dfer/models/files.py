@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dfer.errors import CheckpointError, message
 from dfer.models.config import ModelConfig, TextConfig, ZeroShotConfig
+from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.texts import is_file
 
 QUICK_NAME = "-quickgelu"
@@ -19,17 +20,32 @@ QUICK_NAME = "-quickgelu"
 def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:
     """Return the paths of the files that `build` reads, and of the run folder to start from, by their key below
     `model`. open_clip's names and tags are not files."""
-    arch, pretrained = config.towers.arch, config.towers.pretrained
-    found = {"towers.arch": arch} if arch.endswith(".json") else {}
-    if isinstance(config, TextConfig) and is_file(config.text):
-        found["text"] = config.text
-    if isinstance(config, ZeroShotConfig) and config.head is not None:
-        found["head"] = config.head
+    found = _always_read(config)
     if not weights:
         return found
     if config.start is not None:
         return {**found, "start": config.start}
+    if isinstance(config, CnnConfig):
+        return found
+    arch, pretrained = config.towers.arch, config.towers.pretrained
     return found if pretrained is None or is_tag(arch, pretrained) else {**found, "towers.pretrained": pretrained}
+
+
+def _always_read(config: ModelConfig) -> dict[str, str]:
+    """Return the files that are read whether or not weights are."""
+    arch = None if isinstance(config, CnnConfig) else config.towers.arch
+    text = text_of(config)
+    found = {"towers.arch": arch} if arch is not None and arch.endswith(".json") else {}
+    if text is not None and is_file(text):
+        found["text"] = text
+    if isinstance(config, ZeroShotConfig) and config.head is not None:
+        found["head"] = config.head
+    return found
+
+
+def text_of(config: ModelConfig) -> str | None:
+    """Return the kind or file of the class texts; None for a method without class texts."""
+    return config.text if isinstance(config, TextConfig) else None
 
 
 def check_files(config: ModelConfig, *, weights: bool = True) -> None:
@@ -58,7 +74,8 @@ def trains_nothing(config: ModelConfig) -> bool:
 
 def source(config: ModelConfig) -> str:
     """Return where the initial weights come from."""
-    return config.start or config.towers.pretrained or "random weights"
+    towers = None if isinstance(config, CnnConfig) else config.towers.pretrained
+    return config.start or towers or "random weights"
 
 
 def is_tag(arch: str, pretrained: str) -> bool:

@@ -20,9 +20,9 @@ TEMPLATES = {
 }
 SINGLE = (*TEMPLATES, "class_descriptor", "action_units")
 """Kinds with one text a class."""
-KINDS = (*SINGLE, "ensemble_5", "ensemble_10")
+KINDS = (*SINGLE, "clivp_fer", "ensemble_5", "ensemble_10")
 """Texts that come with the package; any other name is a YAML file of the user's, with lines `class: text`, or
-`class: [text, ...]` for several texts."""
+`class: [text, ...]` for several texts. `clivp_fer` has texts of seven classes, the others of every known class."""
 
 
 def is_file(kind: str) -> bool:

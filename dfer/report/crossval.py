@@ -13,7 +13,7 @@ from typing import Any
 
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.results import FoldResult, Published
+from dfer.evaluation.results import LEAKS_LABEL, FoldResult, Published
 from dfer.evaluation.scores import Scores, total
 from dfer.report.folds import SEED_FOLDER, Fold, fold_folders, incomplete, read_fold
 from dfer.run.layout import RESULT, finished
@@ -22,6 +22,11 @@ from dfer.storage import Folder
 PER_FOLD_KEYS = ("fold", "seed")
 """Configuration keys that may differ between the folds of one table. Free keys, and keys whose change is recorded in
 results, may differ as well; the report names the seeds, and notes differences in recorded keys."""
+
+LEAK_NOTE = (
+    f"{LEAKS_LABEL}: the model was given the true label of every test clip. These numbers say nothing about "
+    "recognition and compare with no other method's."
+)
 
 Curve = list[tuple[float, float]]
 """Pairs (step, value), ordered by step."""
@@ -104,6 +109,11 @@ class Report:
     @property
     def std(self) -> Row | None:
         return self.means.std
+
+    @property
+    def warning(self) -> str:
+        """What must stand beside every number of ours: LEAKS LABEL, or nothing."""
+        return self.first.protocol.warning
 
     @property
     def coverage(self) -> str:
@@ -335,6 +345,8 @@ def _published(fold: Fold) -> Published | None:
 
 def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published: Published | None) -> list[str]:
     first, notes = done[0].result, []
+    if first.protocol.leaks_label:
+        notes.append(LEAK_NOTE)
     if missing:
         every = ", those that every seed has" if len(means.by_seed) > 1 or not means.covered else ""
         cover = f"means cover {means.covered} of {first.num_folds} folds{every}"

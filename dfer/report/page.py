@@ -20,6 +20,7 @@ from dfer.report.tables import (
     facts,
     ours,
     part_row,
+    pooled_words,
     seeds_text,
     short_names,
     spread,
@@ -70,11 +71,14 @@ def _cards(report: Report) -> str:
 
     def card_of(name: Literal["uar", "war"]) -> str:
         value = percent(getattr(report.mean, name))
-        return card(f"{name.upper()} (%)", value, " ".join(spread(report, name)), f"ours, {report.coverage}")
+        below = ", ".join(text for text in (f"ours, {report.coverage}", report.warning) if text)
+        return card(f"{name.upper()} (%)", value, " ".join(spread(report, name)), below)
 
     cards = [card_of("uar"), card_of("war")]
+    if report.num_folds > 1:
+        cards.append(card("WAR pooled (%)", percent(report.pooled.war), "", ", ".join(pooled_words(report))))
     if theirs := report.published:
-        both = f"{theirs.uar:.2f} / {theirs.war:.2f}"
+        both = theirs.text
         below = f"{theirs.source}; selection: {theirs.selection}"
         cards.append(card("UAR / WAR published (%)", both, "", below, "theirs"))
     return "".join(cards)

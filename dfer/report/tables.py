@@ -6,7 +6,7 @@ of every class, UAR and WAR, then mean and standard deviation. Published numbers
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dfer.choices import SELECTION_TEXT
@@ -15,6 +15,8 @@ from dfer.evaluation.scores import Scores, percent
 from dfer.report.crossval import Report, Row, label
 
 RowKind = Literal["fold", "absent", "seed", "mean", "std", "pooled", "variant", "ranks", "theirs"]
+SCORES: tuple[RowKind, ...] = ("fold", "seed", "mean", "pooled", "variant", "ranks")
+"""Rows with scores of ours."""
 STD_TEXT = "sample standard deviation (n - 1) over folds"
 SEED_STD_TEXT = "sample standard deviation (n - 1) over seeds, of their means over folds"
 VARIANT_TEXT = "another answer of the same weights for the same clips"
@@ -45,7 +47,14 @@ def short_names(classes: Sequence[str]) -> list[str]:
 
 def table_rows(report: Report) -> list[TableRow]:
     """Make the lines of the result table: folds, means of seeds, mean, standard deviations, pooled counts, variants,
-    published numbers."""
+    published numbers. Scores of ours carry the report's warning."""
+    rows = _rows(report)
+    if not report.warning:
+        return rows
+    return [replace(row, label=f"{row.label}, {report.warning}") if row.kind in SCORES else row for row in rows]
+
+
+def _rows(report: Report) -> list[TableRow]:
     several, nothing = report.num_folds > 1, Row(recall=(None,) * len(report.first.classes), uar=None, war=None)
     rows = [part_row(report, name) for name in _part_names(report)]
     if several:
@@ -62,14 +71,23 @@ def table_rows(report: Report) -> list[TableRow]:
         cells = _cells(report.means.seed_std or nothing)
         rows.append(TableRow(kind="std", label="std of seeds", detail=SEED_STD_TEXT, cells=cells))
     if several or report.repeated:
-        rows.append(TableRow(kind="pooled", label="pooled", detail=POOLED_TEXT, cells=_cells(report.pooled)))
+        detail = f"{pooled_words(report)[0]}: {POOLED_TEXT}"
+        rows.append(TableRow(kind="pooled", label="pooled", detail=detail, cells=_cells(report.pooled)))
     rows += _variant_rows(report) + _rank_rows(report)
     if theirs := report.published:
         detail = f"{theirs.source}; selection: {theirs.selection}"
         blank = ("–",) * len(report.first.classes)
-        cells = (*blank, f"{theirs.uar:.2f}", f"{theirs.war:.2f}")
+        cells = (*blank, *theirs.text.split(" / "))
         rows.append(TableRow(kind="theirs", label="published", detail=detail, cells=cells))
     return rows
+
+
+def pooled_words(report: Report) -> list[str]:
+    """Say how many of all folds' predictions are correct, then the report's warning if it has one. A clip that is
+    tested in two folds counts twice."""
+    hits = sum(row[k] for k, row in enumerate(report.pooled.confusion))
+    counted = f"{hits:,} of {report.pooled.num_clips:,} predictions correct"
+    return [text for text in (counted, report.warning) if text]
 
 
 def _variant_rows(report: Report) -> list[TableRow]:
@@ -130,14 +148,17 @@ def seeds_text(report: Report) -> str:
 
 def title(report: Report) -> str:
     """Make the title of the report."""
-    return f"{report.first.method} on {report.first.data}"
+    return f"{report.first.method} on {report.first.data}" + (f", {report.warning}" if report.warning else "")
 
 
 def _headline(report: Report) -> str:
     def one(name: Literal["uar", "war"]) -> str:
         return " ".join([percent(getattr(report.mean, name)), *spread(report, name)])
 
-    return f"UAR {one('uar')}, WAR {one('war')} (%)"
+    shown = [f"UAR {one('uar')}, WAR {one('war')} (%)"]
+    if report.num_folds > 1:
+        shown.append(f"pooled WAR {percent(report.pooled.war)} ({pooled_words(report)[0]})")
+    return ", ".join([*shown, *([report.warning] if report.warning else [])])
 
 
 def text_table(report: Report) -> str:
@@ -218,6 +239,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("seeds", ", ".join(map(str, report.seeds))),
         ("test input", f"{shown.num_frames} frames of {shown.size} x {shown.size}, {shown.views}"),
         ("input normalisation", shown.normalisation),
+        ("presentation", shown.presentation),
+        ("labels", f"{shown.warning}: the model was given the true labels" if shown.leaks_label else ""),
         ("training augmentation", shown.augment),
         ("training targets", shown.targets),
         ("weights evaluated", shown.weights),

@@ -195,8 +195,16 @@ def data_name(dataset: str, *, generated: str) -> str:
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """Serialise to stable bytes: the same value gives the same text on every machine."""
-    return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
+    """Serialise to stable bytes: the same value gives the same text on every machine.
+
+    A protocol without `overlap` is written without it, so that manifests from before that field keep their hash, by
+    which a run knows its shards.
+    """
+    plain = asdict(manifest)
+    for protocol in plain["protocols"].values():
+        if protocol["overlap"] is None:
+            del protocol["overlap"]
+    return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_manifest(data: bytes, *, where: str) -> Manifest:

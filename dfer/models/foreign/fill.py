@@ -9,12 +9,16 @@ from pathlib import Path
 from dfer.config import ConfigProblem
 from dfer.emotions import Emotions
 from dfer.errors import message
+from dfer.models.cnn import Cnn
 from dfer.models.dfer_clip import DferClip
+from dfer.models.dk_clip import DkClip
+from dfer.models.foreign import cnn, dk_clip
 from dfer.models.foreign.released import fill_released, left_out
 from dfer.models.foreign.weights import Weights
+from dfer.models.saved import fill
 from dfer.recognition import Recognizer
 
-METHODS = ("dfer_clip",)
+METHODS = ("dfer_clip", "dk_clip", "cnn")
 """Methods whose published files can be imported."""
 
 
@@ -29,6 +33,12 @@ def fill_foreign(model: Recognizer, weights: Weights, path: Path, emotions: Emot
         case DferClip():
             fill_released(model, weights, path, emotions)
             return left_out(weights, path)
+        case DkClip():
+            fill(model, dk_clip.ours(weights), where=path)
+            return {}
+        case Cnn():
+            fill(model, cnn.ours(weights, where=path), where=path)
+            return {}
     raise AssertionError("check_method comes first")
 
 

@@ -26,6 +26,8 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_MODULES = 100_000
 INNER = ("state_dict", "model", "module", "model_state_dict", "net")
 """Keys of the model in a checkpoint: of most training code, of some, of DeepSpeed, of tutorials, of .t7 files."""
+PARTS = ("_parameters", "_buffers", "_modules")
+"""Where a module that was saved whole keeps its tensors and its children."""
 
 
 def read_weights(path: Path) -> Weights:
@@ -139,13 +141,13 @@ def _state(content: Any) -> Mapping[str, Any]:
 
 
 def _flat(root: Call) -> dict[str, Any]:
-    """Collect the entries of a scripted module and its children, with dotted names. Modules that contain each other,
-    as a hostile file may have, raise ValueError."""
+    """Collect the entries of a module and its children, with dotted names: of a scripted one, or of one that was saved
+    whole. Modules that contain each other, as a hostile file may have, raise ValueError."""
     out: dict[str, Any] = {}
     todo, seen = [("", root)], 0
     while todo:
         prefix, module = todo.pop()
-        for name, value in (module.state if isinstance(module.state, Mapping) else {}).items():
+        for name, value in _entries(module.state):
             seen += 1
             if seen > MAX_MODULES or len(prefix) > 1000:
                 raise ValueError("modules that hold each other")
@@ -154,6 +156,14 @@ def _flat(root: Call) -> dict[str, Any]:
             else:
                 out[f"{prefix}{name}"] = value
     return out
+
+
+def _entries(state: Any) -> list[tuple[Any, Any]]:
+    """List the named values of a module's state; those of PARTS stand in mappings of their own."""
+    if not isinstance(state, Mapping):
+        return []
+    parts = [state[name] for name in PARTS if isinstance(state.get(name), Mapping)]
+    return [item for part in (parts or [state]) for item in part.items()]
 
 
 def _without_wrappers(weights: Weights) -> Weights:

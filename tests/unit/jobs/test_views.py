@@ -19,7 +19,8 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.fold_data import eval_loader, open_fold
 from dfer.jobs.predict import read_clip
 from dfer.jobs.train import train
-from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
+from dfer.models.config import DferClipConfig
+from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.run.layout import RESULT
 from dfer.storage import Folder
 from dfer.training.config import EngineConfig, GroupConfig, SgdConfig

@@ -20,7 +20,7 @@ ENSEMBLES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "clivp_fer"])
 def test_every_known_emotion_has_texts_of_every_kind(kind: str) -> None:
     prompts = class_prompts(label_set("mafw11"), kind)
     texts = [text for found in prompts for text in found]
