@@ -58,8 +58,10 @@ class Loader:
         global_batch: int,
         micro_batch: int,
         size: int | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
-        """size: side of a frame in pixels, None = as in the config.
+        """size: side of a frame in pixels, None = as in the config. shuffle_frames: put the frames of each clip into a
+        random order that depends on the seed and the clip.
 
         Raises:
             ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.
@@ -93,6 +95,7 @@ class Loader:
             read_ahead=config.read_ahead,
             keys=self._keys,
             draws=config.train_frames == "random",
+            shuffle=shuffle_frames,
         )
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
         _LOADERS.add(self._batches)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 from dfer.data.clips import ClipSet
 from dfer.data.decode import decode
 from dfer.data.plan import Plan
-from dfer.data.sampling import clip_rng, test_frames, train_frames
+from dfer.data.sampling import clip_rng, shuffled, test_frames, train_frames
 from dfer.data.shared_memory import empty, shared
 from dfer.errors import DataError, DferError
 from dfer.recognition import PADDING, BadClip
@@ -48,12 +48,14 @@ class Reader(Dataset[Parts | DferError]):
         read_ahead: bool = True,
         keys: str = "micro_batch",
         draws: bool = True,
+        shuffle: bool = False,
     ) -> None:
         """keys: configuration keys that determine the size of a batch, for messages. draws: whether training draws
-        frames at random."""
+        frames at random. shuffle: whether the frames of each clip are put into a random order."""
         self._clips, self._plan = clips, plan
         self._frames, self._size, self._keys = frames, size, keys
         self._replace_bad, self._reads_ahead, self._draws = replace_bad, read_ahead, plan.train and draws
+        self._shuffle = shuffle
         self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
         self._wanted: dict[int, list[_Wanted | None]] = {}
         self._ahead: ReadAhead | None = None
@@ -99,6 +101,8 @@ class Reader(Dataset[Parts | DferError]):
         for row, (at, jpeg) in enumerate(zip(distinct, jpegs, strict=True)):
             decode(jpeg, size=self._size, where=f"{where}, frame {at}", out=out[row])
         out[len(distinct) :] = out[len(distinct) - 1]  # only the last frame of a short clip is repeated
+        if self._shuffle:
+            out[:] = out[shuffled(len(out), self._plan.seed, index)]
 
     def _replaced(self, index: int, epoch: int, out: NDArray[np.uint8], error: DataError) -> tuple[int, BadClip]:
         """Read another clip instead of a bad one. Raises `error` if all candidates are bad too."""

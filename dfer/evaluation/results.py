@@ -4,6 +4,7 @@
     RUN/fold_2/results/test.json       a fold of a cross-validation
     RUN/results/test_predictions.csv   one row per test clip
     RUN/results/test-step_00000123.json, test-step_00000123_predictions.csv   of an incomplete training
+    RUN/results/other-NAME.json, other-NAME_predictions.csv   the same weights on other clips, or seen otherwise
 
 Scores are from 0 to 1 in the files; tables print percent. Published numbers are in percent, as papers print them.
 """
@@ -57,6 +58,7 @@ class Protocol:
     """How test clips were presented to the model, and how training augmented its clips.
 
     num_frames: frames per clip (T). size: pixels per side. normalisation, views, augment: in words, for the reader.
+    shuffled: whether the frames of each test clip were put into a random order.
     """
 
     num_frames: int
@@ -64,6 +66,33 @@ class Protocol:
     normalisation: str
     augment: str
     views: str = "1 view"
+    shuffled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """The data of the training, where the test clips are of other shards or another protocol. generated: as in
+    FoldResult. fold: of the training's protocol. manifest_sha256: of the training's shards."""
+
+    dataset: str
+    generated: str = ""
+    protocol: str
+    fold: int
+    manifest_sha256: str
+
+    @property
+    def data(self) -> str:
+        """Name of the data for readers."""
+        return data_name(self.dataset, generated=self.generated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastResult:
+    """The last checkpoint on the same test clips, beside the one that the selection rule chose."""
+
+    step: int
+    epoch: int
+    scores: Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +108,9 @@ class FoldResult:
     seed and generator if the faces are generated in the layout of `dataset`. excluded: clips of all partitions that the
     split files name and the shards lack. start: run, step, selection and SHA-256 of the weights that the run started
     from, empty if it did not start from a run of this project.
-    variants: scores of the method's other outputs for the same clips, by name.
+    variants: scores of the method's other outputs for the same clips, by name. last: the last checkpoint, if `selection`
+    may choose another one. trained: the data of the training, if the test clips are of other data; train_partitions are
+    of that.
     """
 
     version: Literal[1] = 1
@@ -113,6 +144,8 @@ class FoldResult:
     seconds: float
     start: str = ""
     variants: dict[str, Scores] = field(default_factory=dict)
+    last: LastResult | None = None
+    trained: TrainedOn | None = None
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem()
@@ -138,7 +171,7 @@ class FoldResult:
         if any(cell < 0 for row in self.confusion for cell in row) or not any(map(any, self.confusion)):
             return "confusion: expected counts of at least one clip, none below 0, got others"
         both = sorted(set(self.train_partitions) & set(self.test_partitions))
-        if both:
+        if both and self.trained is None:
             return f"test_partitions: expected none of the training partitions, got {', '.join(both)} in both"
         return ""
 
@@ -152,20 +185,21 @@ class FoldResult:
         return ""
 
     def _variant_problem(self) -> str:
-        """Every variant must have answered for the same clips."""
+        """Every variant, and the last checkpoint, must have answered for the same clips."""
         size = len(self.classes)
-        for name, found in self.variants.items():
+        last = {"last": self.last.scores} if self.last else {}
+        for name, found in ({f"variants.{name}": found for name, found in self.variants.items()} | last).items():
             matrix = found.confusion
             if (
                 len(matrix) != size
                 or any(len(row) != size for row in matrix)
                 or any(c < 0 for row in matrix for c in row)
             ):
-                return f"variants.{name}.confusion: expected {size} x {size} counts for the classes, got others"
+                return f"{name}.confusion: expected {size} x {size} counts for the classes, got others"
             if found.count != self.count or tuple(map(sum, matrix)) != self.count:
-                return f"variants.{name}: expected the {self.clips} clips of the result, got others"
+                return f"{name}: expected the {self.clips} clips of the result, got others"
             if not _agree(found, scores(matrix)):
-                return f"variants.{name}: expected the scores that its confusion matrix gives, got something else"
+                return f"{name}: expected the scores that its confusion matrix gives, got something else"
         return ""
 
 
@@ -194,9 +228,9 @@ def fold_result(found: Scores, **facts: Any) -> FoldResult:
     )
 
 
-def save_result(result: FoldResult, folder: Folder) -> None:
-    """Write a result atomically into `folder` (of the run or the fold), as `file_of(result)`."""
-    folder.write(file_of(result), (json.dumps(to_plain(result), indent=1) + "\n").encode())
+def save_result(result: FoldResult, folder: Folder, *, name: str = "") -> None:
+    """Write a result atomically into `folder` (of the run or the fold), as `name`, or as `file_of(result)`."""
+    folder.write(name or file_of(result), (json.dumps(to_plain(result), indent=1) + "\n").encode())
 
 
 def file_of(result: FoldResult) -> str:

@@ -23,6 +23,8 @@ from dfer.run.layout import RESULT
 from dfer.storage import Folder
 from dfer.training.state import TrainingState
 
+DATA, PARTITIONS = "data", "train_partitions"
+"""Keys of a checkpoint's state: the data of the training; in it, what the fold trains on."""
 TEXTS = "texts"
 """Key of a checkpoint's state: the class texts it was trained with, which may come from a file that changes."""
 
@@ -93,6 +95,11 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
         "normalisation": initial.model.normalisation,
         "seed": config.seed,
         "manifest_sha256": manifest_hash(clips.store),
+        DATA: {
+            "dataset": clips.store.manifest.dataset,
+            "generated": clips.store.manifest.generated,
+            PARTITIONS: list(clips.fold.train.names),
+        },
         FEATURES: features_id(clips),
         TEXTS: _texts(config, clips.emotions),
         START: initial.start,

@@ -12,7 +12,7 @@ from dfer.data.plan import Plan
 from dfer.data.splits import fold_of, folds, hold_out, refuse_overlap
 from dfer.distributed import World, gather_objects
 from dfer.emotions import Emotions
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, UsageError, message
 from dfer.jobs.config import RunConfig
 from dfer.store.format import Fold, to_json
 from dfer.store.shards import Store
@@ -65,6 +65,25 @@ def open_fold(config: RunConfig) -> FoldData:
     )
 
 
+def open_other(config: RunConfig, emotions: Emotions) -> FoldData:
+    """Open the test clips of other shards, or of another protocol, for a run with these classes. Clips of other classes
+    are left out; the shards may lack some of the classes. Raises DataError, UsageError."""
+    store, protocol = config.data.store(), config.data.protocol
+    fold = fold_of(store.manifest, protocol, config.fold)
+    test = fold_clips(store, Fold(train=fold.test, test=fold.test), emotions=emotions, partial=True)["test"]
+    return FoldData(
+        store=store,
+        fold=fold,
+        number=config.fold,
+        num_folds=len(folds(store.manifest, protocol)),
+        emotions=emotions,
+        train=test.select([]),
+        test=test,
+        select=None,
+        validation="",
+    )
+
+
 def manifest_hash(store: Store) -> str:
     """Compute the SHA-256 of the shards' manifest in its canonical form."""
     return hashlib.sha256(to_json(store.manifest)).hexdigest()
@@ -103,8 +122,18 @@ def train_loader(config: RunConfig, clips: FoldData, world: World) -> Loader | F
     )
 
 
-def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
-    """Make the loader that reads each clip of a subset of the fold once, for evaluation."""
+def eval_loader(
+    config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, shuffle_frames: bool = False
+) -> Loader | FeatureLoader:
+    """Make the loader that reads each clip of a subset of the fold once, for evaluation. shuffle_frames: in a random
+    order of the frames of each clip.
+
+    Raises:
+        UsageError: features are read, whose frames have no order to change.
+    """
+    if shuffle_frames and clips.features is not None:
+        do = "Evaluate a run that was trained on frames."
+        raise UsageError(message("--shuffle-frames", expected="frames", got="features of them", do=do))
     return _loader(
         config,
         clips,
@@ -113,11 +142,20 @@ def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World)
         train=False,
         global_batch=config.eval_batch * world.size,
         micro_batch=config.eval_batch,
+        shuffle_frames=shuffle_frames,
     )
 
 
 def _loader(
-    config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, train: bool, global_batch: int, micro_batch: int
+    config: RunConfig,
+    clips: FoldData,
+    part: ClipSet,
+    world: World,
+    *,
+    train: bool,
+    global_batch: int,
+    micro_batch: int,
+    shuffle_frames: bool = False,
 ) -> Loader | FeatureLoader:
     """Make a loader over the features of `part`, if the fold has features, else over its frames. Clips and their order
     are the same."""
@@ -130,6 +168,7 @@ def _loader(
             train=train,
             global_batch=global_batch,
             micro_batch=micro_batch,
+            shuffle_frames=shuffle_frames,
         )
     plan = Plan(
         shard_of=part.shard_of,

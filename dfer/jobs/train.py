@@ -14,7 +14,7 @@ from dfer.evaluation.results import (
 from dfer.inference import enough_gpu_memory
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
-from dfer.jobs.evaluate import initial_of, report_test, score
+from dfer.jobs.evaluate import initial_of, last_of, raise_stop, report_test, score
 from dfer.jobs.facts import (
     Training,
     changes_of,
@@ -130,9 +130,15 @@ def _tested(
     stop: Stop,
     training: Training,
 ) -> FoldResult:
-    """Evaluate the selected checkpoint on the test clips. COLLECTIVE."""
-    chosen = selected_checkpoint(config, checkpoints)
-    if config.select != "last":
+    """Evaluate the selected checkpoint on the test clips; the last one too, if the rule may choose another. COLLECTIVE.
+
+    The engine holds the weights of the last step.
+    """
+    newest = checkpoints.latest()
+    chosen, last = selected_checkpoint(config, checkpoints, newest), None
+    if newest and config.select != "last":
+        found = score(config, clips, clips.test, engine.forward, world, between=lambda: raise_stop(stop))
+        last = last_of(found, step=newest.step, epoch=config.epochs)
         engine.load_weights(chosen.weights())
     chosen.close()
     return report_test(
@@ -145,6 +151,7 @@ def _tested(
         checkpoints=checkpoints,
         stop=stop,
         training=training,
+        last=last,
     )
 
 
