@@ -113,7 +113,7 @@ def test_other_shards_give_a_second_result_with_classes_by_name(
 def test_shards_without_any_of_the_classes_are_refused(tmp_path: Path, trained: RunConfig, alone: World) -> None:
     write_shards(tmp_path / "other", {"train": [[clip("q", 0)]], "test": [[clip("a", 0)]]}, classes=("calm", "wild"))
     elsewhere = replace(trained, data=replace(trained.data, shards=str(tmp_path / "other")))
-    with pytest.raises(UsageError, match="expected the 7 classes happiness, .*, got 2 without happiness"):
+    with pytest.raises(UsageError, match=r"expected the 7 classes happiness, .*, got 2 without happiness"):
         evaluate_run(elsewhere, alone, trained=True)
 
 
@@ -122,8 +122,8 @@ def test_clips_of_the_training_are_refused(trained: RunConfig, alone: World) -> 
     with pytest.raises(CheckpointError) as caught:
         evaluate_run(replace(trained, data=replace(trained.data, protocol="swapped")), alone, trained=True)
     assert str(caught.value) == (
-        f"{trained.run}: expected test clips that the run was not trained on, got 2 of the 2 clips of fold_2 that it was "
-        "trained on (c, d). Test on what fold 1 of `published` leaves out."
+        f"{trained.run}: expected test clips that the run was not trained on, got 2 of the 2 clips of fold_2 that it "
+        "was trained on (c, d). Test on what fold 1 of `published` leaves out."
     )
     assert files(trained.run) == before
 
