@@ -108,9 +108,9 @@ class FoldResult:
     seed and generator if the faces are generated in the layout of `dataset`. excluded: clips of all partitions that the
     split files name and the shards lack. start: run, step, selection and SHA-256 of the weights that the run started
     from, empty if it did not start from a run of this project.
-    variants: scores of the method's other outputs for the same clips, by name. last: the last checkpoint, if the rule may
-    choose another one. trained: the data of the training, if the test clips are of other data; train_partitions are of
-    that.
+    variants: scores of the method's other outputs for the same clips, by name. last: the last checkpoint, if the rule
+    may choose another one. trained: the data of the training, if the test clips are of other data; train_partitions are
+    of that.
     """
 
     version: Literal[1] = 1

@@ -67,7 +67,8 @@ class Report:
 
     folds: by seed and number. repeated: whether the folds were trained with several seeds, each in its own folder.
     missing: names of the parts without a result; incomplete: those of them with an evaluation from before the end of
-    training. means: over folds and seeds. variants: by name. curves: by metric, then name of the part.
+    training. means: over folds and seeds. variants: by name. curves: by metric, then name of the part. homes, others:
+    folders, and second results by file, by name of the part.
     """
 
     name: str
@@ -83,6 +84,8 @@ class Report:
     config: str
     environments: dict[str, str]
     curves: dict[str, dict[str, Curve]]
+    homes: dict[str, Folder]
+    others: dict[str, Mapping[str, FoldResult]]
 
     @property
     def first(self) -> FoldResult:
@@ -170,6 +173,8 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done, repeated=bool(seeds)),
+        homes={part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done},
+        others={part_name(fold.result, repeated=bool(seeds)): fold.others for fold in done},
     )
 
 
@@ -359,6 +364,8 @@ def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published
     if any(fold.recorded.damaged for fold in done):
         lines = ", ".join(f"{fold.name}: {fold.recorded.damaged}" for fold in done if fold.recorded.damaged)
         notes.append(f"Lines of metrics.jsonl that could not be read and are missing from the curves: {lines}.")
+    if stale := [fold.home.where(name) for fold in done for name in fold.stale]:
+        notes.append(f"Second results of other checkpoints are left out: {', '.join(stale)}.")
     cut = ", ".join(fold.name for fold in done if fold.recorded.cut)
     if cut:
         notes.append(f"The curves leave out the end of metrics.jsonl, which is longer than a report takes: {cut}.")
