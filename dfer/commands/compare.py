@@ -1,4 +1,4 @@
-"""`dfer compare`: one table over runs, methods and sets. `dfer errors`: the most confident wrong answers of a run."""
+"""`dfer compare`: one table over runs, methods and sets."""
 
 import argparse
 from collections.abc import Sequence

@@ -12,9 +12,10 @@ import numpy as np
 
 from dfer.errors import UsageError, message
 from dfer.evaluation.results import FoldResult, Published
-from dfer.evaluation.statistics import Calibration, Interval, Intervals, McNemar, intervals, mcnemar, strata_of
+from dfer.evaluation.statistics import Calibration, Intervals, McNemar, intervals, mcnemar, strata_of
+from dfer.report.beside import beside, means, own_of
 from dfer.report.crossval import Report, Row, summarise
-from dfer.report.tested import Kind, Outcomes, Tested, beside, own_of
+from dfer.report.tested import Kind, Outcomes, Tested
 from dfer.storage import Folder
 
 
@@ -149,7 +150,8 @@ def _entries(name: str, report: Report) -> list[Entry]:
     for each in beside(report):
         many = len(each.results)
         coverage = report.coverage if each.kind == "last" else f"{many} of {len(report.folds)} results"
-        rows.append(_entry(name, each, report, mean=each.mean, std=each.std, coverage=coverage))
+        mean, std = means(each)
+        rows.append(_entry(name, each, report, mean=mean, std=std, coverage=coverage))
     return rows
 
 
@@ -267,8 +269,3 @@ def _matrix(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Cell]]:
         row = found.setdefault((entry.run, trained), {})
         row.setdefault(entry.first.data, Cell(uar=entry.mean.uar, war=entry.mean.war))
     return found
-
-
-def shown(interval: Interval | None) -> str:
-    """Format an interval in percent: `[58.10, 61.02]`; nothing if there is none."""
-    return "" if interval is None else f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"

@@ -77,10 +77,12 @@ def _row(line: Line) -> str:
 
 
 def _cell(text: str) -> str:
-    """Make a cell; an interval stands small below its value."""
-    value, bracket, interval = text.partition(" [")
-    small = f'<br><small class="soft">[{escape(interval)}</small>' if bracket else ""
-    return f"<td>{escape(value)}{small}</td>"
+    """Make a cell; an interval, and the seeds, stand small below what is before them."""
+    for mark, kept in ((" [", "["), (", seed", "seed")):
+        value, found, rest = text.partition(mark)
+        if found:
+            return f'<td>{escape(value)}<br><small class="soft">{kept}{escape(rest)}</small></td>'
+    return f"<td>{escape(text)}</td>"
 
 
 def _figure(picture: Picture) -> str:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from dfer.evaluation.results import Published
 from dfer.evaluation.scores import percent
-from dfer.report.compare import Comparison, Entry, Pair, Pending, Table, shown
+from dfer.report.compare import Comparison, Entry, Pair, Pending, Table
 from dfer.report.tables import _md as md_text
 from dfer.report.tables import _md_table as md_table
-from dfer.report.tables import short_names
+from dfer.report.tables import limits, short_names
 
 LineKind = Literal["run", "last", "other", "theirs", "pending"]
 TITLE = "Comparison of runs"
@@ -57,8 +57,8 @@ def lines(table: Table) -> list[Line]:
 
 
 def _line(entry: Entry) -> Line:
-    limits = entry.intervals
-    scores = [(entry.mean.uar, limits.uar if limits else None), (entry.mean.war, limits.war if limits else None)]
+    known = entry.intervals
+    scores = [(entry.mean.uar, known.uar if known else None), (entry.mean.war, known.war if known else None)]
     ece = percent(entry.calibration.ece) if entry.calibration else "–"
     seeds = f"{entry.coverage.partition(',')[0]}, seed {' '.join(map(str, entry.seeds))}"
     return Line(
@@ -66,7 +66,7 @@ def _line(entry: Entry) -> Line:
         label=entry.label,
         cells=(
             *(percent(share) for share in entry.mean.recall),
-            *(f"{percent(share)} {shown(interval)}".strip() for share, interval in scores),
+            *(f"{percent(share)} {limits(interval)}" if interval else percent(share) for share, interval in scores),
             ece,
             seeds,
             entry.first.selection,

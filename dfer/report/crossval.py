@@ -16,6 +16,7 @@ from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import FoldResult, Published
 from dfer.evaluation.scores import Scores, total
 from dfer.report.folds import SEED_FOLDER, Fold, fold_folders, incomplete, read_fold
+from dfer.report.tested import ReportIntervals, Tested, intervals_of
 from dfer.run.layout import RESULT, finished
 from dfer.storage import Folder
 
@@ -84,6 +85,7 @@ class Report:
     config: str
     environments: dict[str, str]
     curves: dict[str, dict[str, Curve]]
+    intervals: ReportIntervals
     homes: dict[str, Folder]
     others: dict[str, Mapping[str, FoldResult]]
 
@@ -156,6 +158,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         )
     ]
     means = means_of(folds, seeds)
+    homes = {part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done}
     missing = _missing(folds, seeds)
     published = _agreed_published(done)
     evaluated = {part_name(result, repeated=bool(seeds)) for _, result in between}
@@ -173,7 +176,8 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done, repeated=bool(seeds)),
-        homes={part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done},
+        intervals=intervals_of(Tested("run", "", RESULT, dict(zip(homes, folds)), homes)),
+        homes=homes,
         others={part_name(fold.result, repeated=bool(seeds)): fold.others for fold in done},
     )
 

@@ -1,11 +1,11 @@
-"""Results of one run's folds and seeds on one test set: means, intervals, calibration, what each clip came out as.
+"""Results of one run's folds and seeds on one test set: intervals, calibration, what each clip came out as.
 
 A run has one such set of results of its own, and further ones: of the last checkpoint where the selection rule chose
 another one, and of the same weights on other clips or seen otherwise.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -24,8 +24,6 @@ from dfer.evaluation.statistics import (
     strata_of,
     strata_of_counts,
 )
-from dfer.report.crossval import Report, Row, average, deviation
-from dfer.run.layout import RESULT
 from dfer.storage import Folder
 
 Kind = Literal["run", "last", "other"]
@@ -60,16 +58,6 @@ class Tested:
     def first(self) -> FoldResult:
         """Any of the results."""
         return next(iter(self.results.values()))
-
-    @property
-    def mean(self) -> Row:
-        """The mean over all results."""
-        return average([each.scores for each in self.results.values()])
-
-    @property
-    def std(self) -> Row | None:
-        """The deviation over all results; None of a single one."""
-        return deviation([each.scores for each in self.results.values()])
 
     @property
     def pooled(self) -> Scores:
@@ -154,49 +142,17 @@ def _merged(answers: Sequence[Answers]) -> Outcomes | None:
     return Outcomes(keys=first.keys, labels=first.labels, values=values, first=rights[0])
 
 
-def own_of(report: Report) -> Tested:
-    """Return the run's own results."""
-    results = {report.part_of(fold): fold for fold in report.folds}
-    return Tested("run", "", RESULT, results, report.homes)
+@dataclass(frozen=True, kw_only=True)
+class ReportIntervals:
+    """Intervals of every part by name, of the mean over folds and seeds, and of the pooled scores. The last two are
+    None where they are not known: some seeds lack folds, or several seeds have no predictions of the same clips."""
+
+    parts: Mapping[str, Intervals]
+    mean: Intervals | None
+    pooled: Intervals | None
 
 
-def beside(report: Report) -> list[Tested]:
-    """Return what stands beside the run's own results: the last checkpoints, if all folds have them, and second results
-    of the same weights."""
-    found = []
-    if all(fold.last for fold in report.folds):
-        results = {report.part_of(fold): _last(fold) for fold in report.folds}
-        found.append(Tested("last", "last checkpoint", "", results, report.homes))
-    for file in sorted({file for others in report.others.values() for file in others}):
-        results = {part: others[file] for part, others in report.others.items() if file in others}
-        found.append(Tested("other", name_of(next(iter(results.values())), file), file, results, report.homes))
-    return found
-
-
-def _last(fold: FoldResult) -> FoldResult:
-    """Return the result of the last checkpoint in the form of a fold's own."""
-    assert fold.last is not None
-    found, last = fold.last.scores, fold.last
-    return replace(
-        fold,
-        confusion=found.confusion,
-        war=found.war,
-        uar=found.uar,
-        recall=found.recall,
-        selection="last",
-        step=last.step,
-        epoch=last.epoch,
-        checkpoint=f"step_{last.step:08d}",
-        last=None,
-        variants={},
-    )
-
-
-def name_of(result: FoldResult, file: str) -> str:
-    """Describe a second result: `on ferv39k`, `frames shuffled`, or what its file is named after."""
-    words = []
-    if result.trained is not None:
-        words.append(f"on {result.data}")
-    if result.protocol.shuffled:
-        words.append("frames shuffled")
-    return "; ".join(words) or file.rpartition("other-")[2].removesuffix(".json").replace("_", " ")
+def intervals_of(tested: Tested) -> ReportIntervals:
+    """Compute the intervals of a report. Raises CheckpointError if predictions that are needed are damaged."""
+    parts = {part: intervals(strata_of_counts({1: found.confusion})) for part, found in tested.results.items()}
+    return ReportIntervals(parts=parts, mean=tested.intervals(folds=True), pooled=tested.intervals(folds=False))
