@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dfer.evaluation.scores import percent
 from dfer.evaluation.statistics import Calibration
@@ -30,7 +31,7 @@ def pictures(table: Table) -> list[list[Picture]]:
 def score_picture(data: str, entries: Sequence[Entry]) -> Picture:
     """Draw UAR and WAR of every row as a dot with its interval; published numbers as a hollow diamond."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.85 + 0.34 * len(entries)), layout="constrained")
+        figure = Figure(figsize=(6.4, 0.85 + 0.34 * len(entries)), layout=ConstrainedLayoutEngine(rect=ROOM))
         axes = figure.subplots(1, 2, sharey=True)
         for panel, name in zip(axes, ("uar", "war")):
             for row, entry in enumerate(entries):
@@ -40,7 +41,6 @@ def score_picture(data: str, entries: Sequence[Entry]) -> Picture:
             panel.grid(axis="x", color="#888888", alpha=0.25, lw=0.6)
             panel.tick_params(axis="y", length=0)
         axes[0].set_yticks(range(len(entries)), [picture_label(entry.label) for entry in entries])
-        figure.get_layout_engine().set(rect=ROOM)
         theirs = " Hollow diamonds: published." if any(entry.published for entry in entries) else ""
         caption = f"UAR and WAR on {data} with 95 % bootstrap intervals over the test clips.{theirs}"
         return picture_of(figure, caption=caption)
