@@ -17,7 +17,8 @@ from dfer.evaluation.results import FoldResult
 from dfer.run.layout import RESULT, predictions_name
 from dfer.storage import Folder
 
-MAX_BYTES = 512 * 2**20
+MAX_BYTES = 64 * 2**20
+"""Largest file that is read: about half a million clips of seven classes."""
 ROUNDING = 1e-3
 """Largest deviation of a row's sum from 1: the file has six decimals."""
 

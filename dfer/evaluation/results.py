@@ -29,6 +29,8 @@ from dfer.store.format import data_name
 if TYPE_CHECKING:
     from dfer.evaluation.evaluator import Predictions
 
+MAX_COUNT = 2**31
+"""Largest count of a confusion matrix: no data set is as large."""
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """Advice for a run folder that can be read but not written."""
 
@@ -170,6 +172,8 @@ class FoldResult:
             return f"confusion: expected {size} x {size} counts for the classes, got another number of them"
         if any(cell < 0 for row in self.confusion for cell in row) or not any(map(any, self.confusion)):
             return "confusion: expected counts of at least one clip, none below 0, got others"
+        if any(cell > MAX_COUNT for row in self.confusion for cell in row):
+            return f"confusion: expected counts of at most {MAX_COUNT:,} clips, got more"
         both = sorted(set(self.train_partitions) & set(self.test_partitions))
         if both and self.trained is None:
             return f"test_partitions: expected none of the training partitions, got {', '.join(both)} in both"

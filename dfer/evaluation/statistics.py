@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Stratum = tuple[int, int]
 """Fold and true class."""
-Strata = Mapping[Stratum, Floats]
-"""The values [n] of the clips of every stratum that has clips."""
+Levels = tuple[Floats, NDArray[np.int64]]
+"""The distinct values [L] of the clips of a stratum, ascending, and the number of clips with each [L]."""
+Strata = Mapping[Stratum, Levels]
+"""Every stratum that has clips."""
 Weights = dict[Stratum, float]
 """The weight of every stratum's mean in a score."""
 RESAMPLES = 2000
@@ -48,33 +50,48 @@ class Intervals:
     war: Interval
 
 
-def strata_of(folds: Mapping[int, tuple[Sequence[int], Sequence[float]]]) -> dict[Stratum, Floats]:
+def strata_of(folds: Mapping[int, tuple[Sequence[int], Sequence[float]]]) -> dict[Stratum, Levels]:
     """Group values by fold and true class. folds: by number, labels [N] and values [N] of the fold's clips."""
-    found: dict[Stratum, Floats] = {}
+    found: dict[Stratum, Levels] = {}
     for fold, (labels, values) in folds.items():
         classes, numbers = np.asarray(labels), np.asarray(values, np.float64)
-        found |= {(fold, int(k)): numbers[classes == k] for k in np.unique(classes)}
+        found |= {(fold, int(k)): _levels(numbers[classes == k]) for k in np.unique(classes)}
     return found
 
 
-def strata_of_counts(folds: Mapping[int, Sequence[Sequence[int]]]) -> dict[Stratum, Floats]:
-    """Make the strata of confusion matrices by fold, rows the truth: a 1 for every clip that was right, else a 0."""
+def _levels(values: Floats) -> Levels:
+    levels, counts = np.unique(values, return_counts=True)
+    return levels, counts.astype(np.int64)
+
+
+def strata_of_counts(folds: Mapping[int, Sequence[Sequence[int]]]) -> dict[Stratum, Levels]:
+    """Make the strata of confusion matrices by fold, rows the truth: clips have the value 1 if they were right, else 0.
+    Raises OverflowError for counts beyond int64."""
     rows = {(fold, k): (row[k], sum(row)) for fold, matrix in folds.items() for k, row in enumerate(matrix)}
-    return {key: np.repeat([1.0, 0.0], [right, clips - right]) for key, (right, clips) in rows.items() if clips}
+    pairs = {key: np.array([clips - right, right], np.int64) for key, (right, clips) in rows.items() if clips}
+    return {key: (np.array([0.0, 1.0])[counts > 0], counts[counts > 0]) for key, counts in pairs.items()}
+
+
+def _size(levels: Levels) -> int:
+    return int(levels[1].sum())
+
+
+def _mean(levels: Levels) -> float:
+    return float(levels[0] @ levels[1]) / _size(levels)
 
 
 def war_pooled(strata: Strata) -> Weights:
     """Weights of WAR over all clips: every clip weighs the same."""
-    whole = sum(map(len, strata.values()))
-    return {key: len(values) / whole for key, values in strata.items()}
+    whole = sum(map(_size, strata.values()))
+    return {key: _size(levels) / whole for key, levels in strata.items()}
 
 
 def uar_pooled(strata: Strata) -> Weights:
     """Weights of UAR over all clips: every class weighs the same, and every clip of a class."""
     sizes: dict[int, int] = {}
-    for (_, k), values in strata.items():
-        sizes[k] = sizes.get(k, 0) + len(values)
-    return {(fold, k): len(values) / sizes[k] / len(sizes) for (fold, k), values in strata.items()}
+    for (_, k), levels in strata.items():
+        sizes[k] = sizes.get(k, 0) + _size(levels)
+    return {(fold, k): _size(levels) / sizes[k] / len(sizes) for (fold, k), levels in strata.items()}
 
 
 def of_folds(pooled: Callable[[Strata], Weights], strata: Strata) -> Weights:
@@ -83,7 +100,7 @@ def of_folds(pooled: Callable[[Strata], Weights], strata: Strata) -> Weights:
     folds = sorted({fold for fold, _ in strata})
     found: Weights = {}
     for fold in folds:
-        own = {key: values for key, values in strata.items() if key[0] == fold}
+        own = {key: levels for key, levels in strata.items() if key[0] == fold}
         found |= {key: weight / len(folds) for key, weight in pooled(own).items()}
     return found
 
@@ -97,8 +114,8 @@ def resampled(strata: Strata, weights: Sequence[Weights], *, resamples: int = RE
     rng = np.random.default_rng(seed)
     found = np.zeros((len(weights), resamples))
     for key in sorted(strata):
-        values, counts = np.unique(strata[key], return_counts=True)
-        size = counts.sum()
+        values, counts = strata[key]
+        size = _size(strata[key])
         means = rng.multinomial(size, counts / size, size=resamples) @ values / size
         for row, own in zip(found, weights):
             row += own[key] * means
@@ -117,7 +134,7 @@ def intervals(
     weights = [of_folds(kind, strata) if folds else kind(strata) for kind in kinds]
     draws = resampled(strata, weights, resamples=resamples, seed=seed)
     tails = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    values = [sum(own[key] * float(strata[key].mean()) for key in strata) for own in weights]
+    values = [sum(own[key] * _mean(strata[key]) for key in strata) for own in weights]
     uar, war = (Interval(value=v, low=float(tails[0, i]), high=float(tails[1, i])) for i, v in enumerate(values))
     return Intervals(uar=uar, war=war)
 

@@ -76,14 +76,15 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The rows of one data set and class list. unlike: what the runs differ in, in sentences. untested: why two rows
-    have no test between them."""
+    """The rows of one data set and class list. alike: what decides a score and is the same in all runs, in a sentence;
+    unlike: what they differ in, a sentence each. notes: such as why two rows have no test between them."""
 
     data: str
     classes: tuple[str, ...]
     entries: tuple[Entry, ...]
     pending: tuple[Pending, ...]
     pairs: tuple[Pair, ...]
+    alike: str
     unlike: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -184,6 +185,7 @@ def _table(data: str, classes: tuple[str, ...], entries: Sequence[Entry], pendin
         entries=tuple(entries),
         pending=tuple(row for row in pending if row.dataset.casefold() == data.casefold()),
         pairs=tuple(pairs),
+        alike=alike(entries),
         unlike=unlike(entries),
         notes=(*untested, *_selection_notes(entries)),
     )
@@ -235,13 +237,26 @@ FACTS: dict[str, Callable[[Entry], str]] = {
 """What decides a score besides the method, by name."""
 
 
+def _by_value(entries: Sequence[Entry]) -> dict[str, dict[str, list[str]]]:
+    """Return the rows with each value of each fact; of the runs' own results, if there are some."""
+    own = [entry for entry in entries if entry.kind == "run"] or entries
+    found: dict[str, dict[str, list[str]]] = {}
+    for what, fact in FACTS.items():
+        for entry in own:
+            found.setdefault(what, {}).setdefault(fact(entry), []).append(entry.label)
+    return found
+
+
+def alike(entries: Sequence[Entry]) -> str:
+    """Name the facts in which all runs agree; empty without runs."""
+    same = [f"{what} {next(iter(values))}" for what, values in _by_value(entries).items() if len(values) == 1]
+    return f"Of all runs: {'; '.join(same)}." if same else ""
+
+
 def unlike(entries: Sequence[Entry]) -> tuple[str, ...]:
     """Name the facts in which the runs' own results differ, with the runs of each value."""
-    own, found = [entry for entry in entries if entry.kind == "run"], []
-    for what, fact in FACTS.items():
-        values: dict[str, list[str]] = {}
-        for entry in own:
-            values.setdefault(fact(entry), []).append(entry.label)
+    found = []
+    for what, values in _by_value(entries).items():
         if len(values) > 1:
             listed = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
             found.append(f"Not alike in {what}: {listed}.")

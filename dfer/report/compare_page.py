@@ -50,6 +50,7 @@ def _section(table: Table) -> str:
     classes = short_names(table.classes)
     pairs = [f"{short}: {name}" for short, name in zip(classes, table.classes) if short != name]
     names = f'<p class="soft">Recalls per class: {escape(", ".join(pairs))}.</p>' if pairs else ""
+    names += f'<p class="soft">{escape(table.alike)}</p>' if table.alike else ""
     rows = "".join(_row(line) for line in lines(table))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in (*table.unlike, *table.notes))
     columns = [f"<div>{''.join(map(_figure, column))}</div>" for column in pictures(table)]

@@ -88,7 +88,7 @@ def text(comparison: Comparison) -> str:
     blocks = []
     for table in comparison.tables:
         rows = [["", *heads(short_names(table.classes))], *([line.label, *line.cells] for line in lines(table))]
-        said = [*_details(table), *table.unlike, *table.notes]
+        said = [*_details(table), *([table.alike] if table.alike else []), *table.unlike, *table.notes]
         blocks.append("\n".join([f"{table.data}, per cent", *aligned(rows), *said]))
         if table.pairs:
             blocks.append("\n".join(["Differences in points", *aligned([PAIR_HEADS, *map(pair_cells, table.pairs)])]))
@@ -145,7 +145,11 @@ def markdown(comparison: Comparison) -> str:
         parts.append(f"## {md_text(table.data)}")
         rows = [[md_text(cell) for cell in (line.label, *line.cells)] for line in lines(table)]
         parts.append(md_table(["", *heads(table.classes)], rows))
-        parts.append("\n".join(f"- {md_text(each)}" for each in (*_details(table), *table.unlike, *table.notes)))
+        parts.append(
+            "\n".join(
+                f"- {md_text(each)}" for each in (*_details(table), table.alike, *table.unlike, *table.notes) if each
+            )
+        )
         if table.pairs:
             pairs = [[md_text(cell) for cell in pair_cells(each)] for each in table.pairs]
             parts += [f"### Differences on {md_text(table.data)}", PAIRED, md_table(PAIR_HEADS, pairs)]
