@@ -5,7 +5,8 @@ from typing import Literal
 
 from dfer.config import ConfigProblem, key
 from dfer.store.cache import Cache
-from dfer.store.shards import CACHE_GIB, Store
+from dfer.store.joined import JoinedStore, joined_classes
+from dfer.store.shards import CACHE_GIB, Shards, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How shards are read. shards: folder or fsspec URL. frames: T, frames per clip (16: DFER-CLIP, section 4.1).
+    """How shards are read. shards: folder or fsspec URL. join: further shard folders, whose training clips are added;
+    the test clips are those of `shards` (docs/data.md). frames: T, frames per clip (16: DFER-CLIP, section 4.1).
 
     size: side of a frame in pixels (224: CLIP ViT-B/32). workers: decoding processes of a rank, 0 = decode in the
     training process. canonical_partitions: 1 shuffles all clips; with more, a node reads few shards at a time
@@ -50,6 +52,7 @@ class DataConfig:
     """
 
     shards: str = key(path=True, resume="free")
+    join: tuple[str, ...] = key((), path=True, resume="free")
     frames: int = 16
     size: int = 224
     workers: int = key(2, resume="free")
@@ -96,6 +99,22 @@ class DataConfig:
             expected = "clips that look the same in every epoch"
             raise ConfigProblem(f"features: expected {expected}, got {got}. Set {do}, or leave data.features out")
 
-    def store(self) -> Store:
-        """Open the shards. Raises DataError, StorageError, UsageError."""
-        return Store(self.shards, cache=Cache(self.cache, budget=int(self.cache_gib * 2**30)))
+    def store(self) -> Shards:
+        """Open the shards, those of several folders as one. Raises DataError, StorageError, UsageError and, if the sets
+        have different classes of which none are chosen, ConfigProblem."""
+        if not self.join:
+            return self.tested_store()
+        stores = [self.tested_store(), *(Store(url, cache=self._cache()) for url in self.join)]
+        every = joined_classes([store.manifest for store in stores])
+        if self.classes is None and any(len(store.manifest.classes) < len(every) for store in stores):
+            listed = "; ".join(f"{store.manifest.dataset}: {', '.join(store.manifest.classes)}" for store in stores)
+            do = "Write data.classes=[...] with the classes that you want"
+            raise ConfigProblem(f"data.classes: expected the names of classes, since the sets differ ({listed}). {do}")
+        return JoinedStore(stores)
+
+    def tested_store(self) -> Store:
+        """Open the shards of the test clips alone. Raises DataError, StorageError, UsageError."""
+        return Store(self.shards, cache=self._cache())
+
+    def _cache(self) -> Cache:
+        return Cache(self.cache, budget=int(self.cache_gib * 2**30))

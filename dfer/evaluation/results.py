@@ -112,7 +112,7 @@ class FoldResult:
     from, empty if it did not start from a run of this project.
     variants: scores of the method's other outputs for the same clips, by name. last: the last checkpoint, if the rule
     may choose another one. trained: the data of the training, if the test clips are of other data; train_partitions are
-    of that.
+    of that. joined: further data sets whose training clips were added.
     """
 
     version: Literal[1] = 1
@@ -148,6 +148,7 @@ class FoldResult:
     variants: dict[str, Scores] = field(default_factory=dict)
     last: LastResult | None = None
     trained: TrainedOn | None = None
+    joined: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem()

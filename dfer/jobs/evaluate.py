@@ -34,6 +34,7 @@ from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import (
     FoldData,
     eval_loader,
+    joined_of,
     manifest_hash,
     open_fold,
     open_other,
@@ -280,4 +281,5 @@ def _result(
         variants=found.variants,
         last=last,
         trained=other.trained if other else None,
+        joined=other.joined if other else joined_of(clips.store),
     )

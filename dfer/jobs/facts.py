@@ -10,7 +10,7 @@ from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
 from dfer.jobs.config import RunConfig
-from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
+from dfer.jobs.fold_data import FEATURES, FoldData, features_id, joined_of, manifest_hash
 from dfer.jobs.initial import START, Initial
 from dfer.models.config import DferClipConfig
 from dfer.models.files import source
@@ -23,8 +23,9 @@ from dfer.run.layout import RESULT
 from dfer.storage import Folder
 from dfer.training.state import TrainingState
 
-DATA, PARTITIONS = "data", "train_partitions"
-"""Keys of a checkpoint's state: the data of the training; in it, what the fold trains on."""
+DATA, PARTITIONS, JOINED, TESTED = "data", "train_partitions", "joined", "tested_sha256"
+"""Keys of a checkpoint's state: the data of the training; in it, what the fold trains on, the further data sets, and
+the manifest of the test clips' shards."""
 TEXTS = "texts"
 """Key of a checkpoint's state: the class texts it was trained with, which may come from a file that changes."""
 
@@ -99,6 +100,8 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
             "dataset": clips.store.manifest.dataset,
             "generated": clips.store.manifest.generated,
             PARTITIONS: list(clips.fold.train.names),
+            JOINED: list(joined_of(clips.store)),
+            TESTED: manifest_hash(config.data.tested_store()),
         },
         FEATURES: features_id(clips),
         TEXTS: _texts(config, clips.emotions),

@@ -15,7 +15,8 @@ from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, UsageError, message
 from dfer.jobs.config import RunConfig
 from dfer.store.format import Fold, to_json
-from dfer.store.shards import Store
+from dfer.store.joined import JOINED
+from dfer.store.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class FoldData:
     """The clips of one fold. select: the clips whose score selects the checkpoint (validation or test clips), or None.
     features: of all clips, if they are read instead of frames."""
 
-    store: Store
+    store: Shards
     fold: Fold
     number: int
     num_folds: int
@@ -68,7 +69,7 @@ def open_fold(config: RunConfig) -> FoldData:
 def open_other(config: RunConfig, emotions: Emotions) -> FoldData:
     """Open the test clips of other shards, or of another protocol, for a run with these classes. Clips of other classes
     are left out; the shards may lack some of the classes. Raises DataError, UsageError."""
-    store, protocol = config.data.store(), config.data.protocol
+    store, protocol = config.data.tested_store(), config.data.protocol
     fold = fold_of(store.manifest, protocol, config.fold)
     test = fold_clips(store, Fold(train=fold.test, test=fold.test), emotions=emotions, partial=True)["test"]
     return FoldData(
@@ -84,12 +85,17 @@ def open_other(config: RunConfig, emotions: Emotions) -> FoldData:
     )
 
 
-def manifest_hash(store: Store) -> str:
+def manifest_hash(store: Shards) -> str:
     """Compute the SHA-256 of the shards' manifest in its canonical form."""
     return hashlib.sha256(to_json(store.manifest)).hexdigest()
 
 
-def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
+def joined_of(store: Shards) -> tuple[str, ...]:
+    """Return the names of the data sets whose training clips were added to those of the first."""
+    return tuple(store.manifest.options.get(JOINED, "").split(", ")[1:])
+
+
+def refuse_other_shards(config: RunConfig, store: Shards, trained_on: str | None) -> None:
     """Raise CheckpointError if the shards are not those of the training. Their location may differ."""
     found = manifest_hash(store)
     if trained_on not in (None, found):

@@ -9,17 +9,18 @@ from typing import Any
 
 from dfer.config import ConfigProblem, changed, from_plain, to_plain
 from dfer.data.clips import keys_of
-from dfer.data.splits import fold_of, folds
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import TrainedOn
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import DATA, PARTITIONS
+from dfer.jobs.facts import DATA, JOINED, PARTITIONS
+from dfer.jobs.facts import TESTED as TESTED_SHA256
 from dfer.jobs.fold_data import FoldData, manifest_hash
 from dfer.run import folder
 from dfer.run.changes import computed
 from dfer.run.checkpoints import Checkpoint
 from dfer.run.layout import RESULT, other_name, result_values
 from dfer.storage import Folder
+from dfer.store.joined import fold_of_number
 
 TESTED = ("fold", "data.protocol", "data.frames", "data.size", "data.sampling", "data.views")
 """Keys of which a second evaluation may change the value: they say which clips are tested, and how these are seen."""
@@ -28,12 +29,14 @@ TESTED = ("fold", "data.protocol", "data.frames", "data.size", "data.sampling", 
 @dataclass(frozen=True, kw_only=True)
 class Other:
     """How an evaluation differs from the run's own. parts: of the result's file name. trained: the data of the training
-    if the test clips are others than the run's own; partitions: what the run was trained on."""
+    if the test clips are others than the run's own. partitions, joined: what the run was trained on, as in
+    FoldResult."""
 
     parts: tuple[str, ...]
     shuffled: bool
     trained: TrainedOn | None
     partitions: tuple[str, ...]
+    joined: tuple[str, ...]
 
     def file(self, *, step: int, complete: bool) -> str:
         """Return the name of the result's file, relative to the run."""
@@ -53,7 +56,14 @@ def own_config(config: RunConfig, home: Folder) -> tuple[RunConfig, dict[str, An
 
 def is_elsewhere(config: RunConfig, chosen: Checkpoint) -> bool:
     """Whether the shards are others than those of the training."""
-    return chosen.state.get("manifest_sha256") not in (None, manifest_hash(config.data.store()))
+    return _tested_on(chosen.state) not in ("", manifest_hash(config.data.tested_store()))
+
+
+def _tested_on(state: Mapping[str, Any]) -> str:
+    """Return the hash of the manifest of the run's own test clips; empty if a checkpoint does not say."""
+    data = state.get(DATA)
+    found = data.get(TESTED_SHA256) if isinstance(data, Mapping) else None
+    return str(found or state.get("manifest_sha256") or "")
 
 
 def other_of(
@@ -71,17 +81,18 @@ def other_of(
     """
     found, state = manifest_hash(clips.store), chosen.state
     trained_sha = str(state.get("manifest_sha256") or found)
-    dataset, generated, partitions = _data_of(state, Folder(own.run, what="run"))
+    dataset, generated, partitions, joined = _data_of(state, Folder(own.run, what="run"))
     trained = TrainedOn(
-        dataset=dataset,
+        dataset=" + ".join((dataset, *joined)),
         generated=generated,
         protocol=own.data.protocol,
         fold=own.fold,
         manifest_sha256=trained_sha,
     )
     manifest = clips.store.manifest
-    elsewhere = trained_sha != found
-    if not elsewhere or (manifest.dataset, manifest.generated) == (dataset, generated):
+    elsewhere = _tested_on(state) not in ("", found)
+    same_set = (manifest.dataset, manifest.generated) == (dataset, generated)
+    if not elsewhere or same_set or manifest.dataset in joined:
         _refuse_seen(own, clips)
     parts = [f"{manifest.dataset}_{found[:8]}"] if elsewhere else []
     parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in changes.items()]
@@ -91,26 +102,29 @@ def other_of(
         shuffled=shuffled,
         trained=trained if others else None,
         partitions=partitions if others else clips.fold.train.names,
+        joined=joined,
     )
 
 
-def _data_of(state: Mapping[str, Any], home: Folder) -> tuple[str, str, tuple[str, ...]]:
-    """Return data set, generator and partitions of the training from the checkpoint's state; of checkpoints of older
-    versions from the run's result."""
+def _data_of(state: Mapping[str, Any], home: Folder) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+    """Return data set, generator, partitions and further data sets of the training from the checkpoint's state; of
+    checkpoints of older versions from the run's result."""
     plain = state.get(DATA)
     found: Mapping[str, Any] = plain if isinstance(plain, Mapping) else result_values(home, RESULT) or {}
-    names = found.get(PARTITIONS)
-    partitions = tuple(map(str, names)) if isinstance(names, list) else ()
-    return str(found.get("dataset") or "unknown data"), str(found.get("generated") or ""), partitions
+    partitions, joined = (
+        tuple(map(str, names)) if isinstance(names := found.get(key), list) else () for key in (PARTITIONS, JOINED)
+    )
+    return str(found.get("dataset") or "unknown data"), str(found.get("generated") or ""), partitions, joined
 
 
 def _refuse_seen(own: RunConfig, clips: FoldData) -> None:
     """Raise CheckpointError if a test clip is one of the training clips, by its key. Cannot tell for a data set whose
     shards lack the training's protocol."""
     manifest, protocol = clips.store.manifest, own.data.protocol
-    if protocol not in manifest.protocols or own.fold not in folds(manifest, protocol):
+    fold = fold_of_number(manifest, protocol, str(own.fold))
+    if fold is None:
         return
-    seen = keys_of(clips.store, fold_of(manifest, protocol, own.fold).train) & {*clips.test.keys}
+    seen = keys_of(clips.store, fold.train) & {*clips.test.keys}
     if seen:
         tested = f"{len(clips.test)} clips of {', '.join(clips.fold.test.names)}"
         raise CheckpointError(

@@ -38,7 +38,6 @@ from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import finished
 from dfer.storage import Folder
-from dfer.store.shards import Store
 from dfer.training import loop
 from dfer.training.build import build_engine
 from dfer.training.engine import Engine
@@ -190,7 +189,7 @@ def _trained_result(config: RunConfig) -> FoldResult:
             f"{home}: expected a training run, got the evaluation of a model that was not trained here. "
             "Choose another folder with run=FOLDER."
         )
-    refuse_other_shards(config, Store(config.data.shards), result.manifest_sha256)
+    refuse_other_shards(config, config.data.store(), result.manifest_sha256)
     return result
 
 

@@ -231,6 +231,7 @@ FACTS: dict[str, Callable[[Entry], str]] = {
     "views": lambda entry: entry.first.protocol.views,
     "input normalisation": lambda entry: entry.first.protocol.normalisation,
     "test clips": lambda entry: f"{entry.tested.pooled.num_clips // max(1, len(entry.seeds)):,}",
+    "training data": lambda entry: " + ".join((entry.first.data, *entry.first.joined)),
     "shards": lambda entry: f"manifest {entry.first.manifest_sha256[:8]}",
     "start": lambda entry: "another run" if entry.first.start else "its own",
 }
@@ -280,7 +281,8 @@ def _matrix(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Cell]]:
         shown = entry.kind == "run" or (entry.first.trained is not None and not entry.first.protocol.shuffled)
         if entry.run not in crossed or not shown:
             continue
-        trained = entry.first.trained.data if entry.first.trained else entry.first.data
+        own = " + ".join((entry.first.data, *entry.first.joined))
+        trained = entry.first.trained.data if entry.first.trained else own
         row = found.setdefault((entry.run, trained), {})
         row.setdefault(entry.first.data, Cell(uar=entry.mean.uar, war=entry.mean.war))
     return found

@@ -249,6 +249,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("run", report.name),
         ("method", first.method),
         ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}{times}"),
+        ("trained on", " + ".join((first.data, *first.joined)) if first.joined else ""),
         ("generated with", first.generated),
         ("folds", report.coverage),
         ("epochs", str(first.epochs) if first.epochs else "none: the weights as they are"),
