@@ -100,7 +100,7 @@ def with_results(rows: "Sequence[Row]", given: Sequence[str]) -> "tuple[list[Fol
     for row in rows:
         method, dataset = (name.rpartition("/")[2] for name in sorted(row.configs))
         home = Folder(f"runs/{dataset}/{method}")
-        if any(Path(run).absolute() == home.local and home.local for run in given if "://" not in run):
+        if any(Path(run).resolve() == home.local.resolve() for run in given if home.local and "://" not in run):
             continue
         if finished(home) or any(finished(Folder(part.run)) for part in parts_in(home)):
             there.append(home)

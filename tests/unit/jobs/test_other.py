@@ -91,6 +91,7 @@ def second(run: RunConfig, alone: World, **changes: Any) -> tuple[FoldResult, st
     return found, new[0]
 
 
+@pytest.mark.slow("the first of the file: its fixture trains a run")
 def test_other_shards_give_a_second_result_with_classes_by_name(
     tmp_path: Path, trained: RunConfig, alone: World
 ) -> None:
@@ -200,6 +201,7 @@ def test_weights_that_are_no_runs_are_not_shuffled(tmp_path: Path, trained: RunC
 # --- last beside best
 
 
+@pytest.mark.slow("trains a run of nine evaluations")
 def test_the_last_checkpoint_stands_beside_the_selected_one(tmp_path: Path, trained: RunConfig, alone: World) -> None:
     """The last one's numbers are those of a run of the same seed that selects nothing."""
     run = replace(trained, run=str(tmp_path / "best"), select="best_on_test")

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from dfer.commands.compare import named_rows, rows_of, with_results
 from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.results import FoldResult, LastResult, Published, TrainedOn, save_result
 from dfer.evaluation.scores import scores
 from dfer.jobs.config import RunConfig
+from dfer.jobs.rows import published_of
 from dfer.report.compare import Comparison, Pending, compare, distinct
 from dfer.report.compare_page import compare_page
 from dfer.report.compare_tables import markdown, text
@@ -264,6 +266,35 @@ def test_the_matrix_lays_out_trained_on_and_tested_on(tmp_path: Path) -> None:
     fold_of(tmp_path / "alone", replace(alone, fold=1, num_folds=1), seed=0)
     single = compared(tmp_path / "alone").tables[0].entries[0]
     assert crossed.intervals is not None and crossed.intervals == single.intervals
+
+
+# --- rows of a set
+
+
+def test_rows_of_a_set_are_runs_where_there_are_results_and_else_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_of(tmp_path / "runs" / "dfew" / "linear_probe", 0)
+    run_of(tmp_path / "runs" / "dfew" / "dfer_clip", 0)
+    rows = rows_of("dfew")
+    there, pending = with_results(rows, ["runs/dfew/dfer_clip/"])
+    assert [folder.name for folder in there] == ["linear_probe"], "the run that was named is not taken again"
+    assert len(pending) == len(rows) - 2 and {row.dataset for row in pending} == {"dfew"}
+    by_name = {row.label: row.published for row in pending}
+    assert by_name["dfer_clip_depth2"] == published_of(["methods/dfer_clip_depth2", "sets/dfew"])
+    assert "linear_probe" not in by_name and "dfer_clip" not in by_name
+
+
+def test_named_rows_are_all_methods_on_all_sets() -> None:
+    names = ["methods/dfer_clip", "sets/mafw", "methods/linear_probe", "sets/dfew"]
+    assert [row.configs for row in named_rows(names)] == [
+        ("methods/dfer_clip", "sets/mafw"),
+        ("methods/linear_probe", "sets/mafw"),
+        ("methods/dfer_clip", "sets/dfew"),
+        ("methods/linear_probe", "sets/dfew"),
+    ]
+    assert named_rows([]) == []
 
 
 # --- wrong use, and text that stays text

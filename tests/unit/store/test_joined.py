@@ -177,6 +177,7 @@ def joint(home: Path, folders: Sequence[str], **changes: Any) -> RunConfig:
     return small(home, data_of(folders), **changes)
 
 
+@pytest.mark.slow("trains a run and evaluates it on both sets")
 def test_a_joint_run_is_tested_on_the_first_set_and_on_each_other_one(
     tmp_path: Path, folders: tuple[str, str], alone: World
 ) -> None:
