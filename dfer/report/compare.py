@@ -39,8 +39,9 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Name of the row: the run, and what distinguishes the results."""
-        return f"{self.run}, {self.tested.name}" if self.tested.name else self.run
+        """Name of the row: the run, what distinguishes the results, and the warning of their protocol if it has one."""
+        warning = getattr(self.first.protocol, "warning", "")
+        return ", ".join(text for text in (self.run, self.tested.name, warning) if text)
 
     @property
     def first(self) -> FoldResult:
@@ -229,6 +230,7 @@ FACTS: dict[str, Callable[[Entry], str]] = {
     "frames": lambda entry: str(entry.first.protocol.num_frames),
     "size": lambda entry: f"{entry.first.protocol.size} px",
     "views": lambda entry: entry.first.protocol.views,
+    "presentation": lambda entry: getattr(entry.first.protocol, "presentation", "") or "plain",
     "input normalisation": lambda entry: entry.first.protocol.normalisation,
     "test clips": lambda entry: f"{entry.tested.pooled.num_clips // max(1, len(entry.seeds)):,}",
     "training data": lambda entry: " + ".join((entry.first.data, *entry.first.joined)),

@@ -55,8 +55,9 @@ def _score(panel: Any, row: int, entry: Entry, name: str) -> None:
         panel.plot([100 * limits.low, 100 * limits.high], [row, row], color=colour, lw=2.2, alpha=0.65)
     panel.plot(100 * value, row, "o", ms=6, color=colour, mew=0)
     panel.annotate(percent(value), (100 * value, row), (0, 6), textcoords="offset points", ha="center", size=7)
-    if entry.published is not None:
-        panel.plot(getattr(entry.published, name), row, "D", ms=5, mfc="none", mec=INK, mew=0.9)
+    theirs = getattr(entry.published, name, None)
+    if theirs is not None:
+        panel.plot(theirs, row, "D", ms=5, mfc="none", mec=INK, mew=0.9)
 
 
 def recall_picture(data: str, classes: Sequence[str], entries: Sequence[Entry]) -> Picture:

@@ -75,8 +75,13 @@ def _line(entry: Entry) -> Line:
 
 
 def _theirs(name: str, published: Published, blank: tuple[str, ...]) -> Line:
-    cells = (*blank, f"{published.uar:.2f}", f"{published.war:.2f}", "–", "–", published.selection)
+    cells = (*blank, _percent(published.uar), _percent(published.war), "–", "–", published.selection)
     return Line(kind="theirs", label=f"{name}, published", detail=published.source, cells=cells)
+
+
+def _percent(number: float | None) -> str:
+    """Format a published number; a dash for one that is not given."""
+    return "–" if number is None else f"{number:.2f}"
 
 
 def _pending(row: Pending, blank: tuple[str, ...]) -> Line:
