@@ -151,7 +151,8 @@ def _entries(name: str, report: Report) -> list[Entry]:
     rows = [_entry(name, own, report, mean=report.mean, std=report.std, coverage=report.coverage)]
     for each in beside(report):
         many = len(each.results)
-        coverage = report.coverage if each.kind == "last" else f"{many} of {len(report.folds)} results"
+        whole = each.kind == "last" or many == len(report.folds)
+        coverage = report.coverage if whole else f"{many} of {len(report.folds)} results"
         mean, std = means(each)
         rows.append(_entry(name, each, report, mean=mean, std=std, coverage=coverage))
     return rows
