@@ -5,7 +5,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from tests.processes import children
 
 # What a bed starts in the machine's own namespaces dies with the tests, also when they are killed.
 WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -65,8 +68,16 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def _kill_group(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     # Until we have waited for it the group's leader keeps the number from being given to somebody else.
-    if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is not None:
+        return
+    # Its children first, so that it reaps them. As orphans they would wait for the machine's first process to do so,
+    # which may take seconds, and a virtual host does not end while a dead process of it remains.
+    for child in children(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    with suppress(BedError):
+        wait_until(lambda: os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG), 1, "its end", 0.01)
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], object], timeout: float, what: str, every: float = 0.05) -> None:
