@@ -129,7 +129,7 @@ def _evaluate_trained(
     if newest and training.complete and config.select != "last" and other is None:
         load_checkpoint(initial.model, checkpoints.at(newest.step))
         forward = _forward(config, clips, initial, world)
-        last = last_of(score(config, clips, clips.test, forward, world), step=newest.step, epoch=training.epochs)
+        last = last_of(score(config, clips, clips.test, forward, world), newest)
     load_checkpoint(initial.model, chosen)
     forward = _forward(config, clips, initial, world)
     return report_test(
@@ -144,9 +144,9 @@ def _forward(config: RunConfig, clips: FoldData, initial: Initial, world: World)
     return inference(initial.model, precision=config.engine.precision, device=world.device)
 
 
-def last_of(found: Evaluation, *, step: int, epoch: int) -> LastResult:
+def last_of(found: Evaluation, newest: Checkpoint) -> LastResult:
     """Make the entry of a result for the last checkpoint."""
-    return LastResult(step=step, epoch=epoch, scores=found.scores)
+    return LastResult(step=newest.step, epoch=newest.state["training"]["epoch"], scores=found.scores)
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:

@@ -5,9 +5,10 @@ another number of frames, frames in a random order. Such a result has a file of 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
-from dfer.config import ConfigProblem, changed, from_plain, to_plain
+from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.data.clips import keys_of
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import TrainedOn
@@ -16,7 +17,6 @@ from dfer.jobs.facts import DATA, JOINED, PARTITIONS
 from dfer.jobs.facts import TESTED as TESTED_SHA256
 from dfer.jobs.fold_data import FoldData, manifest_hash
 from dfer.run import folder
-from dfer.run.changes import computed
 from dfer.run.checkpoints import Checkpoint
 from dfer.run.layout import RESULT, other_name, result_values
 from dfer.storage import Folder
@@ -45,13 +45,23 @@ class Other:
 
 def own_config(config: RunConfig, home: Folder) -> tuple[RunConfig, dict[str, Any]]:
     """Return the configuration with the run's own values of the keys TESTED, and the values that differ from those."""
-    recorded: Mapping[str, Any] = folder.recorded(home)
+    recorded, plain = folder.recorded(home), to_plain(config)
     with suppress(ConfigProblem):  # keys of later versions get their defaults
         recorded = to_plain(from_plain(RunConfig, recorded))
-    before, now = computed(RunConfig, recorded), computed(RunConfig, to_plain(config))
-    keys = [key for key in now if key in before and any(key == name or key.startswith(f"{name}.") for name in TESTED)]
-    differ = {key: now[key] for key in keys if now[key] != before[key]}
-    return changed(config, {key: before[key] for key in differ}), differ
+    differ = {}
+    for name in TESTED:
+        *above, key = name.split(".")
+        before, now = (reduce(lambda tree, part: tree.get(part, {}), above, tree) for tree in (recorded, plain))
+        if key in before and key in now and before[key] != now[key]:
+            differ[name], now[key] = now[key], before[key]
+    return (from_plain(RunConfig, plain) if differ else config), differ
+
+
+def _word(value: Any) -> str:
+    """Format a value for the name of a file."""
+    if isinstance(value, Mapping):
+        return "_".join(f"{key}_{_word(each)}" for key, each in value.items())
+    return str(value)
 
 
 def is_elsewhere(config: RunConfig, chosen: Checkpoint) -> bool:
@@ -95,7 +105,7 @@ def other_of(
     if not elsewhere or same_set or manifest.dataset in joined:
         _refuse_seen(own, clips)
     parts = [f"{manifest.dataset}_{found[:8]}"] if elsewhere else []
-    parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in changes.items()]
+    parts += [f"{key.rpartition('.')[2]}_{_word(value)}" for key, value in changes.items()]
     others = elsewhere or "fold" in changes or "data.protocol" in changes
     return Other(
         parts=(*parts, *(["shuffled"] if shuffled else [])),

@@ -137,7 +137,7 @@ def _tested(
     chosen, last = selected_checkpoint(config, checkpoints, newest), None
     if newest and config.select != "last":
         found = score(config, clips, clips.test, engine.forward, world, between=lambda: raise_stop(stop))
-        last = last_of(found, step=newest.step, epoch=config.epochs)
+        last = last_of(found, newest)
         engine.load_weights(chosen.weights())
     chosen.close()
     return report_test(

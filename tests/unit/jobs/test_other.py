@@ -17,6 +17,7 @@ from dfer.distributed import World, process_group
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.results import FoldResult, read_result
+from dfer.jobs import other
 from dfer.jobs.config import RunConfig
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.fold_data import eval_loader, open_fold
@@ -25,7 +26,7 @@ from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.run.config import CheckpointConfig
 from dfer.run.layout import RESULT, evaluations, finished, others
 from dfer.storage import Folder
-from dfer.training.config import GroupConfig, SgdConfig
+from dfer.training.config import GroupConfig, SgdConfig, StepScheduleConfig
 from tests.unit.data.shardkit import CLASSES, Clip, jpeg, write_shards
 
 RATES = {name: GroupConfig(lr=0.1) for name in ("image", "temporal", "prompts")}
@@ -155,6 +156,18 @@ def test_other_keys_are_refused_as_ever(trained: RunConfig, alone: World, key: s
     value: Any = {"seed": 5, "select": "best_on_test", "fold": 2}[key]
     with pytest.raises(CheckpointError, match=f"1 changed keys \\({key} was"):
         evaluate_run(replace(trained, **{key: value}), alone, trained=True)
+
+
+def test_a_key_that_holds_further_keys_is_put_back_as_a_whole(
+    trained: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As test views will be: none, or a mapping."""
+    monkeypatch.setattr(other, "TESTED", ("schedule", "data.frames"))
+    changed = replace(trained, schedule=StepScheduleConfig(milestones=(1, 2)), data=replace(trained.data, frames=8))
+    own, differ = other.own_config(changed, Folder(trained.run))
+    assert own == trained and [*differ] == ["schedule", "data.frames"]
+    assert (differ["schedule"]["milestones"], differ["data.frames"]) == ([1, 2], 8)
+    assert other.own_config(trained, Folder(trained.run)) == (trained, {})
 
 
 # --- shuffled frames
