@@ -119,13 +119,15 @@ def _written(seeds: Seeds, at: Path, files: dict[str, bytes]) -> Path:
 
 
 def _case(seeds: Seeds, name: str, files: dict[str, bytes], *, draw: bool = False) -> Case:
-    return Case(name=name, write=lambda at: _written(seeds, at, files), reads=_reads(seeds, draw=draw))
+    reads = _reads(seeds, draw=draw)
+    if draw or {*files} & {*BESIDE}:
+        reads["compare"] = _compare
+    return Case(name=name, write=lambda at: _written(seeds, at, files), reads=reads)
 
 
 def _reads(seeds: Seeds, *, draw: bool) -> dict[str, Callable[[Path], object]]:
     reads: dict[str, Callable[[Path], object]] = {
         "summary": _summary,
-        "compare": _compare,
         "evaluate": lambda at: config_of(str(at / "run")),
         "continue": lambda at: folder.check(Folder(at / "run"), seeds.config),
         "metrics": lambda at: kept_lines(Folder(at / "run").text("metrics.jsonl") or "", 10),
