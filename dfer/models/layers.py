@@ -58,10 +58,18 @@ class SelfAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool, attn_mask: Tensor | None
     ) -> tuple[Tensor, None]:
-        """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores. `key` and `value` must be `query`."""
-        assert query is key is value and not need_weights
-        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = rearrange(qkv, "n l (three o d) -> three n o l d", three=3, o=self.heads)
+        """[N L D] -> [N L D]; `attn_mask` [L L] is added to the scores.
+
+        `key` and `value` hold what `query` holds. Under ZeRO 3, DeepSpeed's hooks make three tensors of the one, and
+        release the module's weights after the backward pass of all three, so each has to be used.
+        """
+        assert not need_weights
+        if query is key is value:
+            projected = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:
+            weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+            projected = tuple(map(F.linear, (query, key, value), weights, biases))
+        q, k, v = (rearrange(part, "n l (o d) -> n o l d", o=self.heads) for part in projected)
         mixed = rearrange(attend(q, k, v, attn_mask), "n o l d -> n l (o d)")
         return self.out_proj(mixed), None
 

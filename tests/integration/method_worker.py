@@ -1,0 +1,124 @@
+"""One rank of tests/integration/test_methods.py: trains every method under every engine and writes its weights.
+
+Usage: torchrun method_worker.py OWN_FOLDER OTHER_FOLDER METHODS. Checkpoints go to OWN_FOLDER; those of another world
+size are read from OTHER_FOLDER, if it has any. Results are the weights after the last step, by case.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfer.distributed import World, barrier, from_environment, process_group
+from dfer.errors import CheckpointError
+from dfer.recognition import Progress
+from dfer.run.checkpoints import Checkpoint, Checkpoints
+from dfer.storage import Folder
+from dfer.training.build import build_engine
+from dfer.training.config import EngineConfig, GroupConfig, SgdConfig
+from dfer.training.engine import Engine
+from dfer.training.loop import check_layout
+from dfer.training.state import LAYOUT
+from tests.methods import BATCH, METHODS, Method, share
+
+STEPS, SAVED_AT, EPOCHS = 4, 2, 50
+ENGINES = {"ddp": EngineConfig(name="ddp")} | {
+    f"zero{stage}": EngineConfig(zero=stage)
+    for stage in (0, 1, 2, 3)  # type: ignore[arg-type]
+}
+
+
+def engine_for(method: Method, name: str, world: World, precision: str = "fp32") -> Engine:
+    learner = method.build()
+    groups = {group: GroupConfig(lr=method.lr) for group in learner.param_groups()}
+    config = EngineConfig(**{**vars(ENGINES[name]), "precision": precision})
+    return build_engine(
+        config,
+        learner,
+        optim=SgdConfig(groups=groups),
+        world=world,
+        global_batch=BATCH,
+        micro_batch=method.micro_batch(world.size),
+        seed=1,
+    )
+
+
+def train(engine: Engine, method: Method, world: World, steps: range) -> float:
+    """The loss of the last step."""
+    loss = float("nan")
+    for number in steps:
+        # The last step is near the end of training: no parameter may have lost its gradient by then.
+        epoch = EPOCHS - 1 if number == STEPS - 1 else number * 10
+        cut = share(method.batch(number), world=world, micro_batch=method.micro_batch(world.size))
+        report = engine.step(cut, progress=Progress(epoch=epoch, step=number, fraction=epoch / EPOCHS), lr_factor=1.0)
+        loss = report.loss
+    return loss
+
+
+def save(engine: Engine, folder: Path, world: World) -> None:
+    store = Checkpoints(Folder(folder), world=world)
+    store.start(None)
+    state = {LAYOUT: asdict(engine.layout)}
+    store.save(SAVED_AT, weights=engine.weights(), optimizer=engine.optimizer_state(), state=state)
+    store.finish()
+
+
+def resume(method: Method, name: str, world: World, checkpoint: Checkpoint) -> dict[str, Tensor] | str:
+    """The weights after the last step, continued from a checkpoint; the message if that is refused."""
+    engine = engine_for(method, name, world)
+    try:
+        check_layout(engine, checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    engine.load_weights(checkpoint.weights())
+    engine.load_optimizer_state(checkpoint.optimizer())
+    train(engine, method, world, range(SAVED_AT, STEPS))
+    return engine.weights()
+
+
+def cases(method_name: str, world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
+    method = METHODS[method_name]
+    for name in ENGINES:
+        engine = engine_for(method, name, world)
+        train(engine, method, world, range(SAVED_AT))
+        save(engine, own / f"{method_name}_{name}", world)
+        train(engine, method, world, range(SAVED_AT, STEPS))
+        yield f"{method_name} {name}", engine.weights()
+        found = Checkpoints(Folder(own / f"{method_name}_{name}"), world=world).latest()
+        assert found is not None
+        yield f"{method_name} {name} resumed", resume(method, name, world, found)
+        moved = Checkpoints(Folder(other / f"{method_name}_{name}"), world=world).latest()
+        if moved is not None:
+            yield f"{method_name} {name} moved", resume(method, name, world, moved)
+        low = engine_for(method, name, world, "bf16")
+        yield f"{method_name} {name} bf16", {"loss": torch.tensor(train(low, method, world, range(STEPS)))}
+
+
+def run(world: World, own: Path, other: Path, names: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            found |= dict(cases(name, world, own, other))
+        except Exception:
+            print(name, traceback.format_exc(), flush=True)  # the other ranks would wait for this one
+            raise
+    barrier()
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    this = from_environment()
+    with process_group(this, timeout_s=120):
+        results = run(this, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","))
+    if this.is_first:
+        words = {case: value for case, value in results.items() if isinstance(value, str)}
+        tensors = {case: value for case, value in results.items() if not isinstance(value, str)}
+        torch.save(tensors, Path(sys.argv[1]) / "weights.pt")
+        (Path(sys.argv[1]) / "refused.json").write_text(json.dumps(words))

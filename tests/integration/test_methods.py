@@ -1,0 +1,119 @@
+"""Every method under every engine: DDP and DeepSpeed ZeRO 0 to 3, fp32 and bf16, one and two ranks, stopped and resumed
+here and at the other world size. One worker process per world size runs all cases (method_worker.py).
+
+`make test` runs one method of each kind, `make test-all` all of them.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.methods import METHODS
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("method_worker.py")
+ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
+SHORT = [name for name, method in METHODS.items() if method.kind]
+EXACT = 2e-5
+"""Rounding: a step's gradient is summed in another order. Weights move by more than 1e-3."""
+Found = dict[int, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Found:
+    """Weights after the last step, or a message, by world size and case. Two ranks read what one rank saved; one rank
+    then reads what two saved."""
+    names = list(METHODS) if request.config.getoption("long") else SHORT
+    folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
+    results: Found = {1: {}, 2: {}}
+    for ranks, other in ((1, 2), (2, 1), (1, 2)):
+        _run(ranks, folders[ranks], folders[other], names)
+        results[ranks] = torch.load(folders[ranks] / "weights.pt", weights_only=True)
+        results[ranks] |= json.loads((folders[ranks] / "refused.json").read_text())
+    return results
+
+
+def _run(ranks: int, own: Path, other: Path, names: list[str]) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        env.pop(name, None)
+    command = [sys.executable, *launcher, str(WORKER), str(own), str(other), ",".join(names)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest difference of two sets of weights."""
+    assert one.keys() == other.keys()
+    return max((one[name].float() - other[name].float()).abs().max().item() for name in one)
+
+
+methods = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.long]) for name in METHODS]
+)
+both = pytest.mark.parametrize("ranks", (1, 2))
+every = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.mark.slow("the first to ask for three workers, which train every method under every engine")
+@methods
+@both
+@every
+def test_engines_agree(found: Found, name: str, ranks: int, engine: str) -> None:
+    assert distance(found[ranks][f"{name} {engine}"], found[ranks][f"{name} ddp"]) < EXACT
+
+
+@methods
+def test_training_moves_the_weights_of_every_group(found: Found, name: str) -> None:
+    method = METHODS[name]
+    learner = method.build()
+    names = {id(parameter): key for key, parameter in learner.named_parameters()}
+    start, end = learner.state_dict(), found[1][f"{name} ddp"]
+    for group in learner.param_groups().values():
+        moved = [(end[names[id(p)]] - start[names[id(p)]]).abs().max().item() for p in group.params]
+        assert max(moved) > 10 * EXACT
+
+
+@methods
+@every
+def test_two_ranks_are_one(found: Found, name: str, engine: str) -> None:
+    """Where a clip's loss depends on itself alone, or on all clips of the step; dropout differs, as masks do."""
+    method = METHODS[name]
+    if method.random or method.build().coupling == "micro_batch":
+        pytest.skip("the micro-batches of two ranks are others")
+    assert distance(found[2][f"{name} {engine}"], found[1][f"{name} {engine}"]) < EXACT
+
+
+@methods
+@both
+@every
+def test_a_resumed_run_ends_as_the_undisturbed_one(found: Found, name: str, ranks: int, engine: str) -> None:
+    assert distance(found[ranks][f"{name} {engine} resumed"], found[ranks][f"{name} {engine}"]) == 0
+
+
+@methods
+@both
+@every
+def test_it_continues_at_the_other_world_size(found: Found, name: str, ranks: int, engine: str) -> None:
+    method, moved = METHODS[name], found[ranks][f"{name} {engine} moved"]
+    if method.build().coupling == "micro_batch":
+        assert isinstance(moved, str) and "expected" in moved
+    elif not method.random:
+        assert distance(moved, found[ranks][f"{name} {engine}"]) < EXACT
+
+
+@methods
+@both
+@every
+def test_bf16_trains(found: Found, name: str, ranks: int, engine: str) -> None:
+    assert math.isfinite(found[ranks][f"{name} {engine} bf16"]["loss"].item())
