@@ -1,4 +1,4 @@
-"""The command line: `dfer train | crossval | evaluate | predict | import | export | report | bench`."""
+"""The command line `dfer`: train, crossval, evaluate, predict, import, export, report, compare, errors, bench."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from io import StringIO
 from typing import NoReturn
 
 from dfer import cli
-from dfer.commands import bench, models, predict, report, run
+from dfer.commands import bench, compare, errors, models, predict, report, run
 from dfer.exit import ProcessExit
 
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line, with an example for every command."""
     top = argparse.ArgumentParser(prog="dfer", description="Recognise facial expressions in video.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for each in (run, predict, models, report, bench):
+    for each in (run, predict, models, report, compare, errors, bench):
         each.add(commands)
     return top
 

@@ -256,6 +256,8 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
             values[name] = _build(types[name], plain[name], _join(where, name), problems)
             if f.metadata.get("path") and isinstance(values[name], str):
                 values[name] = _expanded(values[name], _join(where, name), problems)
+            if f.metadata.get("path") and isinstance(values[name], tuple):
+                values[name] = tuple(_expanded(each, _join(where, name), problems) for each in values[name])
         elif f.default is MISSING and f.default_factory is MISSING:
             key = _join(where, name)
             problems.append(f"{key}: required, but missing. Add it to the file or as {key}=VALUE")

@@ -13,6 +13,7 @@ import yaml
 from dfer.emotions import BASIC7, MAFW11
 from dfer.evaluation.results import FoldResult, Protocol, fold_result, save_result
 from dfer.evaluation.scores import scores
+from dfer.run.layout import RESULT, predictions_name
 from dfer.storage import Folder
 
 SHARES = {  # of the classes, and recalls as such models reach them
@@ -138,6 +139,28 @@ def metrics(*, fold: int, epochs: int = 50, steps_per_epoch: int = 195) -> list[
         scores_then = {"war": war, "uar": war - 0.12}
         records.append({"kind": "eval", "step": epoch * steps_per_epoch, "epoch": epoch, **scores_then})
     return records
+
+
+def predictions(found: FoldResult, *, seed: int = 0, sure: float = 0.75) -> str:
+    """Predictions with the counts of a result. Runs of the same fold have the same keys if they have as many clips of
+    every class; sure: mean probability of the predicted class."""
+    rng = np.random.default_rng(seed)
+    lines = [",".join(["key", "label", "predicted", *found.classes])]
+    for label, row in zip(found.classes, found.confusion):
+        chosen = rng.permutation(np.repeat(np.arange(len(row)), row))
+        for number, k in enumerate(chosen.tolist()):
+            shares = np.full(len(row), 0.0)
+            top = float(np.clip(rng.beta(6 * sure, 6 * (1 - sure)), 1 / len(row) + 0.01, 0.999))
+            shares[:] = (1 - top) / (len(row) - 1)
+            shares[k] = top
+            numbers = ",".join(f"{share:.6f}" for share in shares)
+            lines.append(f"{found.fold}/{label}_{number:04d},{label},{found.classes[k]},{numbers}")
+    return "\n".join(lines) + "\n"
+
+
+def write_predictions(folder: Path, found: FoldResult, *, file: str = RESULT, **changes: Any) -> None:
+    """The predictions beside a result."""
+    Folder(folder).write(predictions_name(file), predictions(found, **changes).encode())
 
 
 def write_fold(folder: Path, found: FoldResult, *, plain: dict[str, Any] | None = None, curves: bool = True) -> Path:

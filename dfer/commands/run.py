@@ -22,6 +22,8 @@ CROSSVAL = """dfer crossval methods/dfer_clip sets/dfew data.shards=s3://bucket/
 dfer crossval configs/demo.yaml --only fold_1,fold_2
 dfer crossval configs/demo.yaml seeds=[1,2,3] --only seed_2/fold_3"""
 EVALUATE = """dfer evaluate runs/dfew/dfer_clip/fold_1
+dfer evaluate runs/dfew/dfer_clip/fold_1 --shuffle-frames
+dfer evaluate runs/dfew/dfer_clip/fold_1 data.shards=data/ferv39k fold=1
 dfer evaluate models/dfer_clip_dfew sets/dfew run=runs/released fold=1
 dfer evaluate methods/dfer_clip sets/dfew run=runs/untrained fold=1"""
 
@@ -46,6 +48,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub = add_command(commands, "evaluate", text, EVALUATE, _evaluate)
     add_configs(sub, "; or the folder of a run; or that of a saved model, before sets/Y (also s3://...)")
     sub.add_argument("--out", metavar="FOLDER", help="write a run's results here (also s3://...), none into the run")
+    sub.add_argument(
+        "--shuffle-frames", action="store_true", help="a second result, with each clip's frames in a random order"
+    )
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -123,13 +128,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     trained = trained and not trains_nothing(chosen.model)
     world, out = from_environment(), Folder(args.out, what="--out") if args.out else None
     with process_group(world):
-        result = evaluate_run(chosen, world, trained=trained, out=out)
+        result = evaluate_run(chosen, world, trained=trained, out=out, shuffle_frames=args.shuffle_frames)
     if world.is_first:
         print(_scores(chosen.run, result))
 
 
 def _scores(run_folder: str, result: "FoldResult") -> str:
-    on = f" on {result.data}" if result.generated else ""
+    on = f" on {result.data}" if result.generated or result.trained else ""
+    on += ", frames shuffled" if result.protocol.shuffled else ""
     line = f"{run_folder}: {result.line}{on} ({result.selection})"
     if result.complete:
         return line

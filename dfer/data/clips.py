@@ -12,7 +12,7 @@ from dfer.store.chunks import Bytes, Span
 from dfer.store.format import MANIFEST, REBUILD, Fold, Manifest, ShardInfo, Subset, read_keys
 from dfer.store.index import NO_LABEL, ShardIndex, frame_spans
 from dfer.store.remote import Pending
-from dfer.store.shards import Store
+from dfer.store.shards import Shards
 
 Ids = NDArray[np.int64]
 
@@ -39,22 +39,24 @@ class ClipSet:
     left_out: number of clips that were excluded for having no label, or the label of a class that was not selected.
     """
 
-    store: Store
+    store: Shards
     num_classes: int
     table: _Table
     ids: Ids
     left_out: int = 0
 
     @classmethod
-    def open(cls, store: Store, partitions: Sequence[str], *, emotions: Emotions) -> "ClipSet":
+    def open(cls, store: Shards, partitions: Sequence[str], *, emotions: Emotions, partial: bool = False) -> "ClipSet":
         """Open the clips of these partitions, in the order of the manifest; labels are numbered as in `emotions`. Clips
-        without a label, or of a class that `emotions` does not name, are left out.
+        without a label, or of a class that `emotions` does not name, are left out. partial: the shards may lack some of
+        the classes.
 
         Raises:
             DataError: a partition or an index is missing or damaged.
-            UsageError: the shards lack a class of `emotions`.
+            UsageError: the shards lack a class of `emotions`; all of them, if `partial`.
         """
-        to_class = np.append(_class_numbers(store, emotions), NO_LABEL)  # NO_LABEL (-1) indexes the last entry
+        numbers = _class_numbers(store, emotions, partial=partial)
+        to_class = np.append(numbers, NO_LABEL)  # NO_LABEL (-1) indexes the last entry
         shards = tuple(store.manifest.shards_of(partitions))
         table = _table(shards, store.indexes(shards), to_class)
         chosen = np.flatnonzero(table.label != NO_LABEL)
@@ -160,39 +162,40 @@ def _joined(columns: Sequence[Ids]) -> Ids:
     return np.concatenate([np.empty(0, np.int64), *columns])
 
 
-def fold_clips(store: Store, fold: Fold, *, emotions: Emotions) -> dict[str, ClipSet]:
+def fold_clips(store: Shards, fold: Fold, *, emotions: Emotions, partial: bool = False) -> dict[str, ClipSet]:
     """Open the clips of each subset of a fold, by the name of the subset. Raises as `ClipSet.open`, and DataError if a
     list of keys is damaged."""
     listed = any(subset.keys for subset in fold.subsets.values())
-    whole = ClipSet.open(store, store.manifest.partitions(), emotions=emotions) if listed else None
+    every = store.manifest.partitions()
+    whole = ClipSet.open(store, every, emotions=emotions, partial=partial) if listed else None
     return {
         name: whole.with_keys(_listed(store, subset), where=_where(store, subset))
         if whole and subset.keys
-        else ClipSet.open(store, subset.partitions, emotions=emotions)
+        else ClipSet.open(store, subset.partitions, emotions=emotions, partial=partial)
         for name, subset in fold.subsets.items()
     }
 
 
-def keys_of(store: Store, subset: Subset) -> set[str]:
+def keys_of(store: Shards, subset: Subset) -> set[str]:
     """Return the keys of all clips of a subset, labelled or not. Raises as `fold_clips`."""
     if not subset.partitions:
         return set(_listed(store, subset))
     return {key for index in store.indexes(store.manifest.shards_of(subset.partitions)) for key in index.keys}
 
 
-def _listed(store: Store, subset: Subset) -> list[str]:
+def _listed(store: Shards, subset: Subset) -> list[str]:
     return read_keys(store.file(subset.keys), sha256=subset.sha256, where=_where(store, subset))
 
 
-def _where(store: Store, subset: Subset) -> str:
+def _where(store: Shards, subset: Subset) -> str:
     return f"{store.url}/{subset.keys}"
 
 
-def _class_numbers(store: Store, emotions: Emotions) -> Ids:
+def _class_numbers(store: Shards, emotions: Emotions, *, partial: bool) -> Ids:
     """Map every class of the manifest, by name, to its number in `emotions`; NO_LABEL if it is not selected."""
     names = [canonical_name(name) for name in store.manifest.classes]
     missing = [name for name in emotions.names if name not in names]
-    if missing:
+    if missing and (not partial or len(missing) == len(emotions)):
         got = f"{len(names)} without {', '.join(missing)}: {', '.join(names) or 'none'}"
         do = _other_label_set(store.manifest, names)
         expected = f"the {len(emotions)} classes {', '.join(emotions.names)}"

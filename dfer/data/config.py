@@ -7,14 +7,16 @@ from dfer.config import ConfigProblem, key
 from dfer.data.mix_config import MixConfig
 from dfer.data.recipes import AugmentConfig, CnnAugment, DferClipAugment, ViewsConfig
 from dfer.store.cache import Cache
-from dfer.store.shards import CACHE_GIB, Store
+from dfer.store.joined import JoinedStore, joined_classes
+from dfer.store.shards import CACHE_GIB, Shards, Store
 
 Sampling = Literal["dfer_clip", "dk_clip", "exp_clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How shards are read. shards: folder or fsspec URL. frames: T, frames per clip (16: DFER-CLIP, section 4.1); 1 for
+    """How shards are read. shards: folder or fsspec URL. join: further shard folders, whose training clips are added;
+    the test clips are those of `shards` (docs/data.md). frames: T, frames per clip (16: DFER-CLIP, section 4.1); 1 for
     stills.
 
     size: side of a frame in pixels (224: CLIP ViT-B/32). augment: the input recipe, of training and test frames.
@@ -35,6 +37,7 @@ class DataConfig:
     """
 
     shards: str = key(path=True, resume="free")
+    join: tuple[str, ...] = key((), path=True, resume="free")
     frames: int = 16
     size: int = 224
     workers: int = key(2, resume="free")
@@ -107,6 +110,22 @@ class DataConfig:
             got = f"data.views of {self.num_views} views"
             raise ConfigProblem(f"features: expected one view of a clip, got {got}. Leave one of the two out")
 
-    def store(self) -> Store:
-        """Open the shards. Raises DataError, StorageError, UsageError."""
-        return Store(self.shards, cache=Cache(self.cache, budget=int(self.cache_gib * 2**30)))
+    def store(self) -> Shards:
+        """Open the shards, those of several folders as one. Raises DataError, StorageError, UsageError and, if the sets
+        have different classes of which none are chosen, ConfigProblem."""
+        if not self.join:
+            return self.tested_store()
+        stores = [self.tested_store(), *(Store(url, cache=self._cache()) for url in self.join)]
+        every = joined_classes([store.manifest for store in stores])
+        if self.classes is None and any(len(store.manifest.classes) < len(every) for store in stores):
+            listed = "; ".join(f"{store.manifest.dataset}: {', '.join(store.manifest.classes)}" for store in stores)
+            do = "Write data.classes=[...] with the classes that you want"
+            raise ConfigProblem(f"data.classes: expected the names of classes, since the sets differ ({listed}). {do}")
+        return JoinedStore(stores)
+
+    def tested_store(self) -> Store:
+        """Open the shards of the test clips alone. Raises DataError, StorageError, UsageError."""
+        return Store(self.shards, cache=self._cache())
+
+    def _cache(self) -> Cache:
+        return Cache(self.cache, budget=int(self.cache_gib * 2**30))

@@ -67,10 +67,12 @@ class Loader:
         size: int | None = None,
         balance: Balance | None = None,
         text: Tensor | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
         """size: side of a frame in pixels, None = as in the config. balance: how often training takes clips, which are
         then its rows. text: [N L], tokens of the text of each of the N clips, 0 behind its end; None for batches
-        without text.
+        without text. shuffle_frames: put the frames of each clip into a random order that depends on the seed and the
+        clip.
 
         Raises:
             ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.
@@ -94,7 +96,8 @@ class Loader:
         self._bad: list[BadClip] = []
         self._requests = _Requests()
         self._workers, self._keys = config.workers, "micro_batch" if train else "eval_batch"
-        show = Show(config=config if size is None else replace(config, size=size), seed=seed, train=train)
+        side = size or config.size
+        show = Show(config=replace(config, size=side), seed=seed, train=train, shuffle=shuffle_frames)
         self._clip_bytes = show.rows * config.frames * 3 * show.config.size**2
         reader = Reader(clips, self._plan, show, replace_bad=self.max_bad > 0, keys=self._keys)
         self._batches = _data_loader(reader, self._requests, workers=config.workers)

@@ -10,6 +10,8 @@ Ids = NDArray[np.int64]
 
 FRAMES, AUGMENTATION, REPLACEMENT, COLOUR = 3, 4, 5, 6
 """Purposes of a clip's random draws. Each purpose has its own stream, so that its draws do not shift another's."""
+SHUFFLE = 16
+"""Purpose of the random order of frames in `dfer evaluate --shuffle-frames`."""
 
 
 def clip_rng(seed: int, epoch: int, index: int, *, purpose: int = FRAMES) -> np.random.Generator:
@@ -40,6 +42,11 @@ def test_frames(num_frames: int, length: int, rule: Sampling = "dfer_clip", *, a
         return _short(num_frames, length, rule)
     segment = num_frames / length  # a float, truncated once below, as published: other rounding selects other frames
     return (segment * at + segment * np.arange(length)).astype(np.int64)
+
+
+def shuffled(length: int, seed: int, index: int) -> Ids:
+    """Return a random order of the frames of a clip, int64 [length]; the same in every evaluation."""
+    return clip_rng(seed, 0, index, purpose=SHUFFLE).permutation(length)
 
 
 def _short(num_frames: int, length: int, rule: Sampling) -> Ids:

@@ -2,7 +2,7 @@
 `data.views` says, rows of the batch with the same index."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dfer.data import crops
 from dfer.data.config import DataConfig
 from dfer.data.geometry import Seen
-from dfer.data.sampling import clip_rng, test_frames, train_frames
+from dfer.data.sampling import clip_rng, shuffled, test_frames, train_frames
 
 Ids = NDArray[np.int64]
 Slot = tuple[int, int]
@@ -27,11 +27,15 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """How clips are shown: from a clip to its views, in training or in a test. Picklable."""
+    """How clips are shown: from a clip to its views, in training or in a test. Picklable.
+
+    shuffle: put the frames of each clip into a random order, the same in every view and evaluation.
+    """
 
     config: DataConfig
     seed: int
     train: bool
+    shuffle: bool = False
 
     @property
     def rows(self) -> int:
@@ -40,6 +44,13 @@ class Show:
 
     def views(self, num_frames: int, *, index: int, epoch: int) -> list[View]:
         """The views of a clip with this number of frames; they depend only on (seed, epoch, clip)."""
+        found = self._in_order(num_frames, index=index, epoch=epoch)
+        if not self.shuffle:
+            return found
+        order = shuffled(self.config.frames, self.seed, index)
+        return [replace(view, positions=view.positions[order]) for view in found]
+
+    def _in_order(self, num_frames: int, *, index: int, epoch: int) -> list[View]:
         if not self.train:
             return fixed_views(self.config, num_frames)
         data = self.config

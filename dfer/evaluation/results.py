@@ -4,6 +4,7 @@
     RUN/fold_2/results/test.json       a fold of a cross-validation
     RUN/results/test_predictions.csv   one row per test clip
     RUN/results/test-step_00000123.json, test-step_00000123_predictions.csv   of an incomplete training
+    RUN/results/other-NAME.json, other-NAME_predictions.csv   the same weights on other clips, or seen otherwise
 
 Scores are from 0 to 1 in the files; tables print percent. Published numbers are in percent, as papers print them.
 """
@@ -28,6 +29,8 @@ from dfer.store.format import data_name
 if TYPE_CHECKING:
     from dfer.evaluation.evaluator import Predictions
 
+MAX_COUNT = 2**31
+"""Largest count of a confusion matrix: no data set is as large."""
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """Advice for a run folder that can be read but not written."""
 LEAKS_LABEL = "LEAKS LABEL"
@@ -66,7 +69,8 @@ class Protocol:
 
     num_frames: frames per clip (T). size: pixels per side. normalisation, views, augment, presentation: in words, for
     the reader. targets: what training aimed at, empty for labels. weights: which weights are evaluated, empty for those
-    of training. leaks_label: whether the model was given the true label of the test clips.
+    of training. leaks_label: whether the model was given the true label of the test clips. shuffled: whether the frames
+    of each test clip were put into a random order.
     """
 
     num_frames: int
@@ -78,11 +82,38 @@ class Protocol:
     weights: str = ""
     presentation: str = ""
     leaks_label: bool = False
+    shuffled: bool = False
 
     @property
     def warning(self) -> str:
         """What must stand beside every number: LEAKS_LABEL, or nothing."""
         return LEAKS_LABEL if self.leaks_label else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """The data of the training, where the test clips are of other shards or another protocol. generated: as in
+    FoldResult. fold: of the training's protocol. manifest_sha256: of the training's shards."""
+
+    dataset: str
+    generated: str = ""
+    protocol: str
+    fold: int
+    manifest_sha256: str
+
+    @property
+    def data(self) -> str:
+        """Name of the data for readers."""
+        return data_name(self.dataset, generated=self.generated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastResult:
+    """The last checkpoint on the same test clips, beside the one that the selection rule chose."""
+
+    step: int
+    epoch: int
+    scores: Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +132,8 @@ class FoldResult:
     this project.
     variants: scores of the method's other outputs for the same clips, by name. rank_mean: UAR and recalls as ranks
     would have computed them on their shares, None if not asked for; they stand beside the scores and replace none.
+    last: the last checkpoint, if the rule may choose another one. trained: the data of the training, if the test clips
+    are of other data; train_partitions are of that. joined: further data sets whose training clips were added.
     """
 
     version: Literal[1] = 1
@@ -136,6 +169,9 @@ class FoldResult:
     start: str = ""
     variants: dict[str, Scores] = field(default_factory=dict)
     rank_mean: RankMean | None = None
+    last: LastResult | None = None
+    trained: TrainedOn | None = None
+    joined: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem() or self._rank_problem()
@@ -166,8 +202,10 @@ class FoldResult:
             return f"confusion: expected {size} x {size} counts for the classes, got another number of them"
         if any(cell < 0 for row in self.confusion for cell in row) or not any(map(any, self.confusion)):
             return "confusion: expected counts of at least one clip, none below 0, got others"
+        if any(cell > MAX_COUNT for row in self.confusion for cell in row):
+            return f"confusion: expected counts of at most {MAX_COUNT:,} clips, got more"
         both = sorted(set(self.train_partitions) & set(self.test_partitions))
-        if both:
+        if both and self.trained is None:
             return f"test_partitions: expected none of the training partitions, got {', '.join(both)} in both"
         return ""
 
@@ -181,20 +219,21 @@ class FoldResult:
         return ""
 
     def _variant_problem(self) -> str:
-        """Every variant must have answered for the same clips."""
+        """Every variant, and the last checkpoint, must have answered for the same clips."""
         size = len(self.classes)
-        for name, found in self.variants.items():
+        last = {"last": self.last.scores} if self.last else {}
+        for name, found in ({f"variants.{name}": found for name, found in self.variants.items()} | last).items():
             matrix = found.confusion
             if (
                 len(matrix) != size
                 or any(len(row) != size for row in matrix)
                 or any(c < 0 for row in matrix for c in row)
             ):
-                return f"variants.{name}.confusion: expected {size} x {size} counts for the classes, got others"
+                return f"{name}.confusion: expected {size} x {size} counts for the classes, got others"
             if found.count != self.count or tuple(map(sum, matrix)) != self.count:
-                return f"variants.{name}: expected the {self.clips} clips of the result, got others"
+                return f"{name}: expected the {self.clips} clips of the result, got others"
             if not _agree(found, scores(matrix)):
-                return f"variants.{name}: expected the scores that its confusion matrix gives, got something else"
+                return f"{name}: expected the scores that its confusion matrix gives, got something else"
         return ""
 
     def _rank_problem(self) -> str:
@@ -235,9 +274,9 @@ def fold_result(found: Scores, **facts: Any) -> FoldResult:
     )
 
 
-def save_result(result: FoldResult, folder: Folder) -> None:
-    """Write a result atomically into `folder` (of the run or the fold), as `file_of(result)`."""
-    folder.write(file_of(result), (json.dumps(to_plain(result), indent=1) + "\n").encode())
+def save_result(result: FoldResult, folder: Folder, *, name: str = "") -> None:
+    """Write a result atomically into `folder` (of the run or the fold), as `name`, or as `file_of(result)`."""
+    folder.write(name or file_of(result), (json.dumps(to_plain(result), indent=1) + "\n").encode())
 
 
 def file_of(result: FoldResult) -> str:

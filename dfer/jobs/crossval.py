@@ -42,7 +42,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
 def shared(config: RunConfig) -> dict[str, str]:
     """Return the URL of the shards."""
-    return {"data.shards": config.data.shards}
+    return {"data.shards": config.data.shards, **{f"data.join[{n}]": url for n, url in enumerate(config.data.join)}}
 
 
 def parts(config: RunConfig) -> list[Part]:

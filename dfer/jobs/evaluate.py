@@ -1,17 +1,18 @@
 """Evaluate a run's selected checkpoint, or weights that were not trained here."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from dfer.config import from_plain
 from dfer.data.clips import ClipSet
-from dfer.data.recipes import ONE_VIEW, ViewsConfig
 from dfer.distributed import World, highest, on_first
+from dfer.emotions import emotions_of
 from dfer.errors import DeniedError, UsageError, message
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.results import (
     ELSEWHERE,
     FoldResult,
+    LastResult,
     file_of,
     fold_result,
     read_result,
@@ -35,18 +36,20 @@ from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import (
     FoldData,
     eval_loader,
+    joined_of,
     manifest_hash,
     open_fold,
+    open_other,
     refuse_little_memory,
     refuse_other_shards,
 )
-from dfer.jobs.initial import Initial, initial_model, refuse_drawn
+from dfer.jobs.initial import Initial, classes_of, initial_model, refuse_drawn
+from dfer.jobs.other import Other, is_elsewhere, other_of, own_config
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, RESULTS, finished, is_trained
 from dfer.storage import Folder
-from dfer.store.shards import Store
 from dfer.training import loop
 
 Forward = Callable[[Batch], Recognition]
@@ -74,74 +77,104 @@ def evaluate_part(config: RunConfig, world: World, stop: Stop) -> FoldResult:
         return evaluate_run(config, world, trained=False, stop=stop)
     on_first(lambda: folder.check(home, config), world)
     result = read_result(home)
-    refuse_other_shards(config, Store(config.data.shards), result.manifest_sha256)
+    refuse_other_shards(config, config.data.store(), result.manifest_sha256)
     return result
 
 
 @enough_gpu_memory()
 def evaluate_run(
-    config: RunConfig, world: World, *, trained: bool, out: Folder | None = None, stop: Stop | None = None
+    config: RunConfig,
+    world: World,
+    *,
+    trained: bool,
+    out: Folder | None = None,
+    stop: Stop | None = None,
+    shuffle_frames: bool = False,
 ) -> FoldResult:
     """Evaluate a run's selected checkpoint again, or (trained=False) the configured weights as they are.
 
-    out: folder for the results; nothing is then written to the run itself. Other test views than the run's need it.
-    stop: honoured between two batches.
+    out: folder for the results; nothing is then written to the run itself. stop: honoured between two batches.
+    shuffle_frames: put the frames of each clip into a random order.
     An incomplete training may be running at the same time: none of its files is changed, and the result goes into a
-    separate file, which does not mark the run as finished.
+    separate file, which does not mark the run as finished. So does the result on other shards, of another protocol or
+    with other frames than the run's own (`dfer.jobs.other`).
 
     Raises:
         DeniedError: the results cannot be written there; on a disk this is checked before the evaluation.
-        CheckpointError: the configuration or the shards are not those the run was started with.
-        UsageError: the folder holds a training run, but the weights to evaluate were not trained here.
+        CheckpointError: the configuration is not the one the run was started with, or the run was trained on some of
+            the clips.
+        UsageError: the folder holds a training run, but the weights to evaluate were not trained here; or these are to
+            be evaluated with shuffled frames.
     """
     home = Folder(config.run, what="run")
-    if not trained and on_first(lambda: is_trained(home), world):
+    if trained:
+        return _evaluate_trained(config, home, world, out=out, shuffle_frames=shuffle_frames)
+    if on_first(lambda: is_trained(home), world):
         raise UsageError(
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
-    on_first(lambda: folder.check(home, _with_its_views(config, home, out) if trained else config), world)
-    if trained or out:
+    if shuffle_frames:
+        do = f"Evaluate the weights as they are first, then: dfer evaluate {home} --shuffle-frames."
+        raise UsageError(message("--shuffle-frames", expected="a trained run", got="a configuration", do=do))
+    on_first(lambda: folder.check(home, config), world)
+    if out:
         on_first(lambda: _check_target(home, out), world)
-    clips = open_fold(config)
-    training, chosen = Training(epochs=0, complete=True), None
-    if trained:
-        checkpoints = Checkpoints(home, world=world)
-        newest = checkpoints.latest()
-        chosen = selected_checkpoint(config, checkpoints, newest)
-        training = Training.at(newest or chosen, config)
-        refuse_other_shards(config, clips.store, chosen.state.get("manifest_sha256"))
-        refuse_other_texts(config, clips.emotions, chosen.state)
-    clips = with_features(config, clips, world, begun=chosen, stop=stop)
-    initial = initial_of(config, clips, world, resumed=chosen)
-    recognizer = initial.model
+    clips = with_features(config, open_fold(config), world, begun=None, stop=stop)
+    initial = initial_of(config, clips, world, resumed=None)
     refuse_drawn(config, initial)
-    if chosen:
-        load_checkpoint(recognizer, chosen)
+    forward = _forward(config, clips, initial, world)
+    if out is None:
+        on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
+    training = Training(epochs=0, complete=True)
+    return report_test(config, clips, forward, None, initial, world, training=training, out=out, stop=stop)
+
+
+def _evaluate_trained(
+    config: RunConfig, home: Folder, world: World, *, out: Folder | None, shuffle_frames: bool
+) -> FoldResult:
+    own, changes = on_first(lambda: own_config(config, home), world)
+    on_first(lambda: folder.check(home, own), world)
+    on_first(lambda: _check_target(home, out), world)
+    checkpoints = Checkpoints(home, world=world)
+    newest = checkpoints.latest()
+    chosen = selected_checkpoint(own, checkpoints, newest)
+    training = Training.at(newest or chosen, config)
+    elsewhere = is_elsewhere(config, chosen)
+    if {*changes} == {"fold"} and not elsewhere:
+        on_first(lambda: folder.check(home, config), world)  # raises: every fold of a protocol has a run of its own
+    other = None
+    if elsewhere or changes or shuffle_frames:
+        clips = open_other(config, emotions_of(classes_of(chosen.state, str(chosen.folder))))
+        other = on_first(lambda: other_of(own, clips, chosen, changes=changes, shuffled=shuffle_frames), world)
+    else:
+        clips = open_fold(config)
+    refuse_other_texts(config, clips.emotions, chosen.state)
+    clips = with_features(config, clips, world, begun=None if elsewhere or changes else chosen)
+    initial = initial_of(config, clips, world, resumed=chosen)
+    eval_loader(config, clips, clips.test, world, shuffle_frames=shuffle_frames)  # refuses features
+    last = None
+    if newest and training.complete and config.select != "last" and other is None:
+        load_checkpoint(initial.model, checkpoints.at(newest.step))
+        forward = _forward(config, clips, initial, world)
+        last = last_of(score(config, clips, clips.test, forward, world), newest)
+    load_checkpoint(initial.model, chosen)
+    forward = _forward(config, clips, initial, world)
+    return report_test(
+        config, clips, forward, chosen, initial, world, training=training, out=out, last=last, other=other
+    )
+
+
+def _forward(config: RunConfig, clips: FoldData, initial: Initial, world: World) -> Forward:
+    """Prepare the forward pass over the test clips."""
     set_tf32(config.engine.tf32)
     refuse_little_memory([eval_loader(config, clips, clips.test, world)])
-    forward = inference(recognizer, precision=config.engine.precision, device=world.device)
-    if not trained and out is None:
-        on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
-    return report_test(config, clips, forward, chosen, initial, world, training=training, out=out, stop=stop)
+    return inference(initial.model, precision=config.engine.precision, device=world.device)
 
 
-def _with_its_views(config: RunConfig, home: Folder, out: Folder | None) -> RunConfig:
-    """Return the configuration with the views of the run's own results. Other views give a second result elsewhere.
-
-    Raises:
-        UsageError: other views, and no folder for the result.
-    """
-    data = folder.recorded(home).get("data")
-    views = data.get("views") if isinstance(data, dict) else None
-    own = None if views is None else from_plain(ViewsConfig, views, "data.views")
-    if own == config.data.views:
-        return config
-    if out is None:
-        had, asked = (each.words() if each else ONE_VIEW for each in (own, config.data.views))
-        do = "Write the second result elsewhere with --out FOLDER."
-        raise UsageError(message(f"{home}: data.views", expected=f"as of its result, {had}", got=asked, do=do))
-    return replace(config, data=replace(config.data, views=own))
+def last_of(found: Evaluation, newest: Checkpoint) -> LastResult:
+    """Make the entry of a result for the last checkpoint."""
+    return LastResult(step=newest.step, epoch=newest.state["training"]["epoch"], scores=found.scores)
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
@@ -163,10 +196,11 @@ def score(
     world: World,
     *,
     predictions: bool = False,
+    shuffle_frames: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate a subset of the fold on all ranks, every clip once. COLLECTIVE."""
-    loader = eval_loader(config, clips, part, world)
+    loader = eval_loader(config, clips, part, world, shuffle_frames=shuffle_frames)
     return evaluate(
         forward,
         loader.epoch(0),
@@ -192,29 +226,37 @@ def report_test(
     checkpoints: Checkpoints | None = None,
     stop: Stop | None = None,
     out: Folder | None = None,
+    last: LastResult | None = None,
+    other: Other | None = None,
 ) -> FoldResult:
     """Evaluate the test clips and write the result. COLLECTIVE.
 
     checkpoints, stop: given by a training run, which may be fenced off or stopped during this evaluation too. out:
-    folder for the results instead of the run folder.
+    folder for the results instead of the run folder. last: the last checkpoint on the same clips. other: how this
+    evaluation differs from the run's own.
     """
-
-    def between() -> None:
-        if stop and highest([stop.requested])[0]:
-            raise loop.stopped(stop, at="the evaluation of the test clips")
-
-    found = score(config, clips, clips.test, forward, world, predictions=True, between=between)
+    found = score(
+        config,
+        clips,
+        clips.test,
+        forward,
+        world,
+        predictions=True,
+        shuffle_frames=other is not None and other.shuffled,
+        between=lambda: raise_stop(stop),
+    )
     home = out or Folder(config.run)
-    result = _result(config, clips, found, chosen, initial, training)
+    result = _result(config, clips, found, chosen, initial, training, last, other)
+    name = other.file(step=result.step, complete=result.complete) if other else file_of(result)
 
     def write() -> None:
         assert found.predictions is not None
         if checkpoints:
             checkpoints.may_write()
-        save_predictions(
-            found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names, beside=file_of(result)
-        )
-        save_result(result, home)
+        if other:
+            print(f"note: a second result of these weights, in {home.where(name)}", file=sys.stderr, flush=True)
+        save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names, beside=name)
+        save_result(result, home, name=name)
 
     on_first(write, world)
     return result
@@ -229,6 +271,12 @@ def _rank_mean(config: RunConfig, found: Evaluation, num_classes: int) -> RankMe
     return rank_mean(labels, predicted, ranks=config.rank_mean, num_classes=num_classes)
 
 
+def raise_stop(stop: Stop | None) -> None:
+    """Raise StoppedError on all ranks if a stop was requested on any. COLLECTIVE."""
+    if stop and highest([stop.requested])[0]:
+        raise loop.stopped(stop, at="the evaluation of the test clips")
+
+
 def _result(
     config: RunConfig,
     clips: FoldData,
@@ -236,6 +284,8 @@ def _result(
     chosen: Checkpoint | None,
     initial: Initial,
     training: Training,
+    last: LastResult | None,
+    other: Other | None,
 ) -> FoldResult:
     position = chosen.state["training"] if chosen else {"epoch": 0}
     selection = config.select if chosen else initial.selection or config.select
@@ -245,7 +295,7 @@ def _result(
         method=config.model.name,
         fold=clips.number,
         num_folds=clips.num_folds,
-        train_partitions=clips.fold.train.names,
+        train_partitions=other.partitions if other else clips.fold.train.names,
         test_partitions=clips.fold.test.names,
         validation=clips.validation,
         classes=clips.emotions.names,
@@ -257,7 +307,7 @@ def _result(
         stopped=training.stopped,
         changed=training.changed,
         seed=config.seed,
-        protocol=protocol_of(config, initial.model),
+        protocol=replace(protocol_of(config, initial.model), shuffled=other is not None and other.shuffled),
         checkpoint=f"step_{chosen.step:08d}" if chosen else source_of(config),
         manifest_sha256=manifest_hash(clips.store),
         finished=now(),
@@ -267,4 +317,7 @@ def _result(
         start=initial.start,
         variants=found.variants,
         rank_mean=_rank_mean(config, found, len(clips.emotions)),
+        last=last,
+        trained=other.trained if other else None,
+        joined=other.joined if other else joined_of(clips.store),
     )

@@ -13,7 +13,7 @@ from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Protocol
 from dfer.jobs import targets
 from dfer.jobs.config import RunConfig
-from dfer.jobs.fold_data import FEATURES, FoldData, features_id, manifest_hash
+from dfer.jobs.fold_data import FEATURES, FoldData, features_id, joined_of, manifest_hash
 from dfer.jobs.initial import START, Initial
 from dfer.models.files import source, text_of, trains_nothing
 from dfer.models.texts import class_prompts
@@ -25,6 +25,9 @@ from dfer.run.layout import RESULT
 from dfer.storage import Folder
 from dfer.training.state import TrainingState
 
+DATA, PARTITIONS, JOINED, TESTED = "data", "train_partitions", "joined", "tested_sha256"
+"""Keys of a checkpoint's state: the data of the training; in it, what the fold trains on, the further data sets, and
+the manifest of the test clips' shards."""
 TEXTS = "texts"
 """Key of a checkpoint's state: the class texts it was trained with, which may come from a file that changes."""
 
@@ -103,6 +106,13 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
         "normalisation": initial.model.normalisation,
         "seed": config.seed,
         "manifest_sha256": manifest_hash(clips.store),
+        DATA: {
+            "dataset": clips.store.manifest.dataset,
+            "generated": clips.store.manifest.generated,
+            PARTITIONS: list(clips.fold.train.names),
+            JOINED: list(joined_of(clips.store)),
+            TESTED: manifest_hash(config.data.tested_store()),
+        },
         FEATURES: features_id(clips),
         TEXTS: texts_of(config, clips.emotions),
         START: initial.start,

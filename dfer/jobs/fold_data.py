@@ -24,7 +24,8 @@ from dfer.models.prompts import layout
 from dfer.models.texts import class_prompts
 from dfer.models.towers import context_length
 from dfer.store.format import Fold, to_json
-from dfer.store.shards import Store
+from dfer.store.joined import JOINED
+from dfer.store.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class FoldData:
     """The clips of one fold. select: the clips whose score selects the checkpoint (validation or test clips), or None.
     features: of all clips, if they are read instead of frames."""
 
-    store: Store
+    store: Shards
     fold: Fold
     number: int
     num_folds: int
@@ -74,12 +75,36 @@ def open_fold(config: RunConfig) -> FoldData:
     )
 
 
-def manifest_hash(store: Store) -> str:
+def open_other(config: RunConfig, emotions: Emotions) -> FoldData:
+    """Open the test clips of other shards, or of another protocol, for a run with these classes. Clips of other classes
+    are left out; the shards may lack some of the classes. Raises DataError, UsageError."""
+    store, protocol = config.data.tested_store(), config.data.protocol
+    fold = fold_of(store.manifest, protocol, config.fold)
+    test = fold_clips(store, Fold(train=fold.test, test=fold.test), emotions=emotions, partial=True)["test"]
+    return FoldData(
+        store=store,
+        fold=fold,
+        number=config.fold,
+        num_folds=len(folds(store.manifest, protocol)),
+        emotions=emotions,
+        train=test.select([]),
+        test=test,
+        select=None,
+        validation="",
+    )
+
+
+def manifest_hash(store: Shards) -> str:
     """Compute the SHA-256 of the shards' manifest in its canonical form."""
     return hashlib.sha256(to_json(store.manifest)).hexdigest()
 
 
-def refuse_other_shards(config: RunConfig, store: Store, trained_on: str | None) -> None:
+def joined_of(store: Shards) -> tuple[str, ...]:
+    """Return the names of the data sets whose training clips were added to those of the first."""
+    return tuple(store.manifest.options.get(JOINED, "").split(", ")[1:])
+
+
+def refuse_other_shards(config: RunConfig, store: Shards, trained_on: str | None) -> None:
     """Raise CheckpointError if the shards are not those of the training. Their location may differ."""
     found = manifest_hash(store)
     if trained_on not in (None, found):
@@ -168,15 +193,42 @@ def _tokens(config: RunConfig, clips: FoldData) -> Tensor | None:
     return rows.int()[[different[text] for text in texts]]
 
 
-def eval_loader(config: RunConfig, clips: FoldData, part: ClipSet, world: World) -> Loader | FeatureLoader:
+def eval_loader(
+    config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, shuffle_frames: bool = False
+) -> Loader | FeatureLoader:
     """Make the loader that reads each clip of a subset of the fold once, for evaluation. `eval_batch` counts rows: a
-    batch has as many clips as have room in it with all their views, at least one."""
+    batch has as many clips as have room in it with all their views, at least one. shuffle_frames: in a random order of
+    the frames of each clip.
+
+    Raises:
+        UsageError: features are read, whose frames have no order to change.
+    """
+    if shuffle_frames and clips.features is not None:
+        do = "Evaluate a run that was trained on frames."
+        raise UsageError(message("--shuffle-frames", expected="frames", got="features of them", do=do))
     each = max(1, config.eval_batch // config.data.num_views)
-    return _loader(config, clips, part, world, train=False, global_batch=each * world.size, micro_batch=each)
+    return _loader(
+        config,
+        clips,
+        part,
+        world,
+        train=False,
+        global_batch=each * world.size,
+        micro_batch=each,
+        shuffle_frames=shuffle_frames,
+    )
 
 
 def _loader(
-    config: RunConfig, clips: FoldData, part: ClipSet, world: World, *, train: bool, global_batch: int, micro_batch: int
+    config: RunConfig,
+    clips: FoldData,
+    part: ClipSet,
+    world: World,
+    *,
+    train: bool,
+    global_batch: int,
+    micro_batch: int,
+    shuffle_frames: bool = False,
 ) -> Loader | FeatureLoader:
     """Make a loader over the features of `part`, if the fold has features, else over its frames. Clips and their order
     are the same."""
@@ -192,6 +244,7 @@ def _loader(
             global_batch=global_batch,
             micro_batch=micro_batch,
             text=_tokens(config, clips) if train else None,
+            shuffle_frames=shuffle_frames,
         )
     plan = Plan(
         shard_of=part.shard_of,

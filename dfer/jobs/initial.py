@@ -23,7 +23,7 @@ from dfer.run.checkpoint_files import WEIGHTS, sha256_of
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
-from dfer.store.shards import Store
+from dfer.store.shards import Shards
 from dfer.yaml_text import YamlProblem, parse
 
 START = "start"
@@ -82,7 +82,7 @@ def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Reco
     return _begun(config, emotions, world, model, None).model if begins else model
 
 
-def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Store | None) -> Initial:
+def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Shards | None) -> Initial:
     """Take the weights of `model.start`. COLLECTIVE. store: the shards of the run, None for clips outside of shards."""
     where = f"model.start={config.model.start}"
     saved = on_first(lambda: open_saved(str(config.model.start), what="model.start"), world)
@@ -108,7 +108,7 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
 
 
 def _from_saved(
-    config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Store | None, saved: SavedModel
+    config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Shards | None, saved: SavedModel
 ) -> Initial:
     """Take the weights of a saved model. COLLECTIVE."""
     where, found = f"model.start={saved}", saved.config
@@ -177,7 +177,7 @@ def _parsed(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _refuse_test_clips(
-    config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], store: Store | None, home: str
+    config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], store: Shards | None, home: str
 ) -> None:
     """Raise CheckpointError if the other run was trained on clips that this one is tested on, as in another fold of the
     same shards. This cannot be detected if the other run used other shards of the same data set."""

@@ -128,8 +128,14 @@ def absolute_places(config: T, files: Mapping[str, str] = MappingProxyType({})) 
     """
     declared = keys(type(config), to_plain(config))
     places = {name: key.value for name, key in declared.items() if key.path and not key.file} | {**files}
-    local = {name: path for name, path in places.items() if path and "://" not in path and "::" not in path}
-    return changed(config, {name: str(Path(path).absolute()) for name, path in local.items()})
+    return changed(config, {name: _absolute(path) for name, path in places.items() if path})
+
+
+def _absolute(path: Any) -> Any:
+    """Make a path, or each of several, absolute; URLs stay as they are."""
+    if isinstance(path, list | tuple):
+        return tuple(map(_absolute, path))
+    return path if "://" in path or "::" in path else str(Path(path).absolute())
 
 
 def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:

@@ -15,7 +15,7 @@ from dfer.evaluation.results import (
 from dfer.inference import enough_gpu_memory
 from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
-from dfer.jobs.evaluate import initial_of, report_test, score
+from dfer.jobs.evaluate import initial_of, last_of, raise_stop, report_test, score
 from dfer.jobs.facts import (
     Training,
     changes_of,
@@ -41,7 +41,6 @@ from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import finished
 from dfer.storage import Folder
-from dfer.store.shards import Store
 from dfer.training import loop
 from dfer.training.build import build_engine
 from dfer.training.engine import Engine
@@ -136,8 +135,17 @@ def _tested(
     stop: Stop,
     training: Training,
 ) -> FoldResult:
-    """Evaluate the selected checkpoint on the test clips. COLLECTIVE."""
-    chosen = selected_checkpoint(config, checkpoints)
+    """Evaluate the selected checkpoint on the test clips; the last one too, if the rule may choose another. COLLECTIVE.
+
+    The engine holds the weights of the last step, which are not those that are evaluated where these are averages.
+    """
+    newest = checkpoints.latest()
+    chosen, last = selected_checkpoint(config, checkpoints, newest), None
+    if newest and config.select != "last":
+        if config.ema is not None:
+            engine.load_weights(newest.evaluated())
+        found = score(config, clips, clips.test, engine.forward, world, between=lambda: raise_stop(stop))
+        last = last_of(found, newest)
     if config.select != "last" or config.ema is not None:
         engine.load_weights(chosen.evaluated())
     chosen.close()
@@ -151,6 +159,7 @@ def _tested(
         checkpoints=checkpoints,
         stop=stop,
         training=training,
+        last=last,
     )
 
 
@@ -191,7 +200,7 @@ def _trained_result(config: RunConfig) -> FoldResult:
             f"{home}: expected a training run, got the evaluation of a model that was not trained here. "
             "Choose another folder with run=FOLDER."
         )
-    refuse_other_shards(config, Store(config.data.shards), result.manifest_sha256)
+    refuse_other_shards(config, config.data.store(), result.manifest_sha256)
     return result
 
 

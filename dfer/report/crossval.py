@@ -16,6 +16,7 @@ from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import LEAKS_LABEL, FoldResult, Published
 from dfer.evaluation.scores import Scores, total
 from dfer.report.folds import SEED_FOLDER, Fold, fold_folders, incomplete, read_fold
+from dfer.report.tested import ReportIntervals, Tested, intervals_of
 from dfer.run.layout import RESULT, finished
 from dfer.storage import Folder
 
@@ -72,7 +73,8 @@ class Report:
 
     folds: by seed and number. repeated: whether the folds were trained with several seeds, each in its own folder.
     missing: names of the parts without a result; incomplete: those of them with an evaluation from before the end of
-    training. means: over folds and seeds. variants: by name. curves: by metric, then name of the part.
+    training. means: over folds and seeds. variants: by name. curves: by metric, then name of the part. homes, others:
+    folders, and second results by file, by name of the part.
     """
 
     name: str
@@ -88,6 +90,9 @@ class Report:
     config: str
     environments: dict[str, str]
     curves: dict[str, dict[str, Curve]]
+    intervals: ReportIntervals
+    homes: dict[str, Folder]
+    others: dict[str, Mapping[str, FoldResult]]
 
     @property
     def first(self) -> FoldResult:
@@ -163,6 +168,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         )
     ]
     means = means_of(folds, seeds)
+    homes = {part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done}
     missing = _missing(folds, seeds)
     published = _agreed_published(done)
     evaluated = {part_name(result, repeated=bool(seeds)) for _, result in between}
@@ -180,6 +186,9 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done, repeated=bool(seeds)),
+        intervals=intervals_of(Tested("run", "", RESULT, dict(zip(homes, folds)), homes)),
+        homes=homes,
+        others={part_name(fold.result, repeated=bool(seeds)): fold.others for fold in done},
     )
 
 
@@ -371,6 +380,8 @@ def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published
     if any(fold.recorded.damaged for fold in done):
         lines = ", ".join(f"{fold.name}: {fold.recorded.damaged}" for fold in done if fold.recorded.damaged)
         notes.append(f"Lines of metrics.jsonl that could not be read and are missing from the curves: {lines}.")
+    if stale := [fold.home.where(name) for fold in done for name in fold.stale]:
+        notes.append(f"Second results of other checkpoints are left out: {', '.join(stale)}.")
     cut = ", ".join(fold.name for fold in done if fold.recorded.cut)
     if cut:
         notes.append(f"The curves leave out the end of metrics.jsonl, which is longer than a report takes: {cut}.")

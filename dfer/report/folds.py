@@ -15,7 +15,7 @@ from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import FoldResult, read_result
 from dfer.report.recorded import Recorded, read_recorded
 from dfer.run.changes import computed, noted
-from dfer.run.layout import RESULT, evaluations
+from dfer.run.layout import RESULT, evaluations, others
 from dfer.storage import Folder
 from dfer.yaml_text import YamlProblem, parse
 
@@ -26,7 +26,8 @@ MAX_CONFIG_BYTES = 2**20
 @dataclass(frozen=True, kw_only=True)
 class Fold:
     """The contents of one fold's folder. name: its path below the run folder, `seed_2/fold_3`. computed, noted: keys of
-    its configuration, in two groups as `dfer.run.changes` divides them."""
+    its configuration, in two groups as `dfer.run.changes` divides them. others: second results of the same weights, by
+    file; stale: files of second results of other checkpoints."""
 
     name: str
     result: FoldResult
@@ -36,6 +37,9 @@ class Fold:
     recorded: Recorded
     computed: Mapping[str, Any]
     noted: Mapping[str, Any]
+    home: Folder
+    others: Mapping[str, FoldResult]
+    stale: tuple[str, ...]
 
 
 def fold_folders(run_folder: Folder) -> dict[str, Folder]:
@@ -76,6 +80,7 @@ def read_fold(name: str, folder: Folder, kind: type) -> Fold:
             expected = f"the result of {what} {int(match[1])}"
             raise CheckpointError(message(folder.where(RESULT), expected=expected, got=f"{what} {number}", do=do))
     config, text = _read_config(folder, "config.yaml")
+    beside = {name: read_result(folder, name) for name in others(folder)}
     return Fold(
         name=name,
         result=result,
@@ -85,6 +90,9 @@ def read_fold(name: str, folder: Folder, kind: type) -> Fold:
         recorded=read_recorded(folder, "metrics.jsonl"),
         computed=computed(kind, config),
         noted=noted(kind, config),
+        home=folder,
+        others={name: found for name, found in beside.items() if found.step == result.step and found.complete},
+        stale=tuple(name for name, found in beside.items() if found.step != result.step),
     )
 
 

@@ -14,10 +14,14 @@ from dfer.evaluation.scores import percent
 from dfer.report.crossval import Report, label
 from dfer.report.plots import Picture, confusion_picture, curve_pictures, recall_picture
 from dfer.report.tables import (
+    INTERVAL_TEXT,
     SEED_STD_TEXT,
     STD_TEXT,
+    STRATA_TEXT,
     TableRow,
     facts,
+    interval_rows,
+    mean_limits,
     ours,
     part_row,
     pooled_words,
@@ -44,6 +48,7 @@ def page(report: Report) -> str:
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in report.notes),
         "table": _html_table(report),
         "legend": escape(_legend(report)),
+        "intervals": _intervals(report),
         "pair": "stack" if _many(report) else "pair",
         "recall": _figure(recall_picture(named, mean=report.mean)),
         "pooled": _pooled(report),
@@ -72,6 +77,8 @@ def _cards(report: Report) -> str:
     def card_of(name: Literal["uar", "war"]) -> str:
         value = percent(getattr(report.mean, name))
         below = ", ".join(text for text in (f"ours, {report.coverage}", report.warning) if text)
+        if interval := mean_limits(report, name):
+            below += f"; 95 % interval {interval}"
         return card(f"{name.upper()} (%)", value, " ".join(spread(report, name)), below)
 
     cards = [card_of("uar"), card_of("war")]
@@ -114,6 +121,17 @@ def _html_table(report: Report) -> str:
     body = "".join(_html_row(row) for row in table_rows(report))
     keys = '<th scope="col" class="key">UAR</th><th scope="col" class="key">WAR</th>'
     return f'<table><thead><tr><th scope="col"></th>{head}{keys}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _intervals(report: Report) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(uar)}</td><td>{escape(war)}</td></tr>'
+        for name, uar, war in interval_rows(report)
+    )
+    head = '<thead><tr><th scope="col"></th><th scope="col">UAR</th><th scope="col">WAR</th></tr></thead>'
+    table = f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+    said = f'<p class="soft">{escape(f"{INTERVAL_TEXT}; {STRATA_TEXT}.")}</p>'
+    return f"<details><summary>Intervals</summary>{table}{said}</details>"
 
 
 def _html_row(row: TableRow) -> str:

@@ -253,6 +253,17 @@ def apart(heights: Mapping[str, float], *, gap: float = LABEL_GAP) -> dict[str, 
     return placed
 
 
+def picture_of(figure: Any, *, caption: str) -> Picture:
+    """Convert a figure to a picture that its caption describes."""
+    return Picture(svg=_svg(figure, label=caption), caption=caption)
+
+
+def picture_label(name: str) -> str:
+    """Format a longer name for a picture, such as that of a row: its end is kept."""
+    short = name if len(name) <= 2 * MAX_LABEL else f"…{name[1 - 2 * MAX_LABEL :]}"
+    return short.replace("$", r"\$")
+
+
 def _label(name: str) -> str:
     """Format a name for a picture: shortened, and escaped so that it is not typeset as a formula."""
     short = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from dfer.choices import SELECTION_TEXT
 from dfer.config import to_plain
 from dfer.evaluation.scores import Scores, percent
+from dfer.evaluation.statistics import RESAMPLES, Interval
+from dfer.report.beside import beside, means
 from dfer.report.crossval import Report, Row, label
 
 RowKind = Literal["fold", "absent", "seed", "mean", "std", "pooled", "variant", "ranks", "theirs"]
@@ -21,6 +23,8 @@ STD_TEXT = "sample standard deviation (n - 1) over folds"
 SEED_STD_TEXT = "sample standard deviation (n - 1) over seeds, of their means over folds"
 VARIANT_TEXT = "another answer of the same weights for the same clips"
 RANKS_TEXT = "UAR and recalls averaged over ranks that share the test clips; WAR over all clips"
+INTERVAL_TEXT = "95 % bootstrap interval over the test clips"
+STRATA_TEXT = f"{RESAMPLES:,} resamples within each class of each fold"
 POOLED_TEXT = "from the sum of the folds' confusion matrices"
 
 
@@ -74,6 +78,7 @@ def _rows(report: Report) -> list[TableRow]:
         detail = f"{pooled_words(report)[0]}: {POOLED_TEXT}"
         rows.append(TableRow(kind="pooled", label="pooled", detail=detail, cells=_cells(report.pooled)))
     rows += _variant_rows(report) + _rank_rows(report)
+    rows += _beside_rows(report)
     if theirs := report.published:
         detail = f"{theirs.source}; selection: {theirs.selection}"
         blank = ("–",) * len(report.first.classes)
@@ -114,9 +119,50 @@ def _rank_rows(report: Report) -> list[TableRow]:
     return [TableRow(kind="ranks", label=label, detail=RANKS_TEXT, cells=_cells(Row(recall=recall, uar=uar, war=war)))]
 
 
+def _beside_rows(report: Report) -> list[TableRow]:
+    """Make the lines of the last checkpoints and of second results: the mean of each, and its deviation."""
+    rows = []
+    for found in beside(report):
+        mean, std = means(found)
+        detail = f"the last checkpoint; all other rows: selection {report.first.selection}"
+        if found.kind == "other":
+            detail = f"a second result of the same weights; {len(found.results)} of {len(report.folds)} results"
+        several = ": mean" if len(found.results) > 1 else ""
+        rows.append(TableRow(kind="variant", label=f"{found.name}{several}", detail=detail, cells=_cells(mean)))
+        if std is not None:
+            rows.append(TableRow(kind="variant", label=f"{found.name}: std", cells=_cells(std)))
+    return rows
+
+
+def interval_rows(report: Report) -> list[list[str]]:
+    """Make the lines of the table of intervals: name, UAR and WAR of every part, the mean and the pooled counts."""
+    known = report.intervals
+    found = {label(part): known.parts[part] for part in sorted(known.parts, key=_by_number)}
+    if len(found) > 1:
+        found |= {name: each for name, each in (("mean", known.mean), ("pooled", known.pooled)) if each is not None}
+    elif report.num_folds == 1:
+        found = {"test split": next(iter(found.values()))}
+    return [[name, *(f"{percent(s.value)} {limits(s)}" for s in (each.uar, each.war))] for name, each in found.items()]
+
+
+def limits(interval: Interval) -> str:
+    """Format an interval in percent: `[58.10, 61.02]`."""
+    return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
+
+
+def mean_limits(report: Report, name: Literal["uar", "war"]) -> str:
+    """Format the interval of the report's mean of a score; empty if it is not known."""
+    known = report.intervals.mean
+    return "" if known is None else limits(getattr(known, name))
+
+
+def _by_number(name: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", name)]
+
+
 def _part_names(report: Report) -> list[str]:
     names = [*report.missing, *map(report.part_of, report.folds)]
-    return sorted(names, key=lambda name: [int(number) for number in re.findall("[0-9]+", name)])
+    return sorted(names, key=_by_number)
 
 
 def part_row(report: Report, part: str) -> TableRow:
@@ -171,6 +217,8 @@ def text_table(report: Report) -> str:
     ]
     rule = "-" * len(text[0])
     details = [f"{row.label}: {row.detail}" for row in rows if row.detail]
+    if report.intervals.mean is not None:
+        details.append(f"{INTERVAL_TEXT}: UAR {mean_limits(report, 'uar')}, WAR {mean_limits(report, 'war')}")
     head = f"{title(report)}, {report.coverage}, per cent"
     return "\n".join([head, rule, text[0], rule, *text[1:], rule, *details, *report.notes])
 
@@ -189,6 +237,9 @@ def markdown(report: Report) -> str:
         "## Results (%)",
         _md_table(header, lines),
         "\n".join(_md(line) for line in details),
+        "## Intervals (%)",
+        f"{INTERVAL_TEXT}; {STRATA_TEXT}.",
+        _md_table(["", "UAR", "WAR"], [[_md(cell) for cell in row] for row in interval_rows(report)]),
         "## Confusion counts",
         f"Rows are the truth, columns the prediction; {_md(report.coverage)}, {report.pooled.num_clips:,} clips.",
         _md_table(["truth", *report.first.classes], counts),
@@ -231,6 +282,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("run", report.name),
         ("method", first.method),
         ("data set", f"{first.data}, {len(first.classes)} classes; test clips: {report.pooled.num_clips:,}{times}"),
+        ("trained on", " + ".join((first.data, *first.joined)) if first.joined else ""),
         ("generated with", first.generated),
         ("folds", report.coverage),
         ("epochs", _epochs(report)),
@@ -283,6 +335,11 @@ def plain(report: Report) -> dict[str, Any]:
         "seed_std_kind": SEED_STD_TEXT,
         "pooled": to_plain(report.pooled),
         "variants": {name: to_plain(found) for name, found in report.variants.items()},
+        "intervals": {"kind": f"{INTERVAL_TEXT}; {STRATA_TEXT}", **to_plain(report.intervals)},
+        "beside": [
+            {"name": found.name, "kind": found.kind, "results": [to_plain(each) for each in found.results.values()]}
+            for found in beside(report)
+        ],
         "published": to_plain(report.published) if report.published else None,
         "notes": list(report.notes),
         "results": [to_plain(fold) for fold in report.folds],

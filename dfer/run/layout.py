@@ -3,13 +3,14 @@ launchers start fast.
 
     RUN/results/test.json                 the result of a complete training, or of weights that are not trained here
     RUN/results/test-step_00000123.json   an evaluation of an incomplete training; the run is not finished by it
+    RUN/results/other-NAME.json           the same weights on other clips, or seen otherwise; never the run's result
 
 Each has a file of predictions with the same stem beside it.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 """A checkpoint's manifest. It is written last; a checkpoint without it does not count."""
 _EVALUATION = re.compile(r"test-step_([0-9]{8,12})\.json")
+_OTHER = re.compile(r"other-[A-Za-z0-9_.-]{1,200}\.json")
 _NAME = re.compile(r"step_([0-9]{8,12})-g([0-9]{1,9})-([0-9a-f]{8})")
 
 
@@ -82,6 +84,16 @@ def evaluations(home: Folder) -> list[str]:
     """List evaluations of an incomplete training, relative to the run folder, latest step first."""
     found = [_EVALUATION.fullmatch(name) for name in (home / RESULTS).children()]
     return [f"{RESULTS}/{match[0]}" for match in sorted((m for m in found if m), key=lambda m: -int(m[1]))]
+
+
+def other_name(parts: Sequence[str]) -> str:
+    """Return the file name of a result on other clips or views, relative to the run folder. parts: what differs."""
+    return f"{RESULTS}/other-{'-'.join(re.sub('[^A-Za-z0-9_.]+', '_', part)[:60] for part in parts)}.json"
+
+
+def others(home: Folder) -> list[str]:
+    """List the results on other clips or views, relative to the run folder, by name."""
+    return [f"{RESULTS}/{name}" for name in sorted((home / RESULTS).children()) if _OTHER.fullmatch(name)]
 
 
 def finished(home: Folder, epochs: int | None = None) -> bool:

@@ -15,7 +15,7 @@ from dfer.store.cached_shard import CachedShard, Evicted
 from dfer.store.chunks import runs
 from dfer.store.format import CHUNK, ShardInfo, num_chunks
 from dfer.store.remote import RANGE_BYTES
-from dfer.store.shards import Store
+from dfer.store.shards import Shards
 from dfer.store.threads import Threads
 
 MAX_CONCURRENT = 4
@@ -26,7 +26,7 @@ class ReadAhead:
     """Prefetches this worker's part of the shards. It ignores errors: the reader meets them again and can name the
     clip."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Shards) -> None:
         self._store = store
         self._threads = Threads(MAX_CONCURRENT, name="ahead")
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class ReadAhead:
         while (part := self._next()) is not None:
             file, shard, first, last = part
             try:
-                self._store.remote.complete(file, shard, self._store.hashes(shard), first, last, shard.path)
+                self._store.complete(file, shard, first, last)
             except (Evicted, DferError, OSError):
                 continue
 

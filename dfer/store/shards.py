@@ -9,15 +9,17 @@ on first use and left out of pickles, so that every process has its own.
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from dfer.errors import DataError, DferError, message
 from dfer.storage import Retry
 from dfer.store.cache import Cache
+from dfer.store.cached_shard import CachedShard
 from dfer.store.chunks import Bytes, Span
 from dfer.store.format import (
     MANIFEST,
     MAX_JSON_BYTES,
+    Manifest,
     ShardInfo,
     check_json_size,
     read_manifest,
@@ -30,6 +32,29 @@ from dfer.store.remote import Pending, RemoteShards, other_size
 CACHE_GIB = 64.0
 MAX_CONCURRENT_INDEXES = 16
 REPLACED = "The shards were built anew since: start again, or set data.shards to the ones this run began with."
+
+
+class Shards(Protocol):
+    """What readers use of a store: one shard folder (`Store`), or several as one (`dfer.store.joined`)."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def cache(self) -> Cache: ...
+    @property
+    def is_local(self) -> bool: ...
+    @property
+    def fetched(self) -> int: ...
+    def indexes(self, shards: Sequence[ShardInfo]) -> list[ShardIndex]: ...
+    def file(self, path: str) -> bytes: ...
+    def prefetch(self, shard: ShardInfo, spans: Sequence[Span], *, where: str = "") -> Pending | None: ...
+    def read(
+        self, shard: ShardInfo, spans: Sequence[Span], *, where: str = "", pending: Pending | None = None
+    ) -> list[Bytes]: ...
+    def complete(self, file: CachedShard, shard: ShardInfo, first: int, last: int) -> None: ...
+    def check_unchanged(self, *, trust_stamp: bool = True) -> None: ...
 
 
 class Store:
@@ -116,6 +141,10 @@ class Store:
             if found != shard.bytes:
                 raise other_size(self._source.where(shard.path), shard, found, do=self._remedy())
             return list(self.local.read(shard, self.hashes(shard), spans, where=where))
+
+    def complete(self, file: CachedShard, shard: ShardInfo, first: int, last: int) -> None:
+        """Fetch chunks `first` to `last` of a shard of a remote store into its file in the cache, for later reads."""
+        self.remote.complete(file, shard, self.hashes(shard), first, last, shard.path)
 
     def hashes(self, shard: ShardInfo) -> bytes:
         """Return the SHA-256 of all chunks of a shard, concatenated, 32 bytes each."""

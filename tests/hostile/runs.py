@@ -11,7 +11,12 @@ import yaml
 
 from dfer import config, config_files
 from dfer.commands.run import config_of
+from dfer.evaluation.results import save_result
 from dfer.jobs.config import RunConfig
+from dfer.report.compare import compare
+from dfer.report.compare_page import compare_page
+from dfer.report.compare_tables import markdown as compare_markdown
+from dfer.report.compare_tables import text as compare_text
 from dfer.report.crossval import summarise
 from dfer.report.tables import markdown, plain, text_table
 from dfer.report.write import write_report
@@ -26,6 +31,8 @@ from tests.hostile.worker import MUTATED, Case
 COUNT = 260
 SCRIPT = "<script>alert(1)</script>"
 FILES = ("results/test.json", "metrics.jsonl", "environment.json", "config.yaml")
+BESIDE = ("results/other-shuffled.json", "results/test_predictions.csv")
+"""Read by reports and comparisons, where they are there."""
 DRAWN_EVERY = 20
 """A page takes a second; the rest of a report does not."""
 
@@ -46,7 +53,9 @@ def seeds(folder: Path) -> Seeds:
         [configs.DEMO], RunConfig, ["epochs=50", "published={uar: 59.61, war: 71.25, source: a paper}"]
     )
     (run / "config.yaml").write_text(config.to_yaml(chosen))
-    return Seeds({file: (run / file).read_bytes() for file in FILES}, chosen)
+    save_result(fake_runs.result(fold=1, epochs=50), Folder(run), name=BESIDE[0])
+    fake_runs.write_predictions(run, fake_runs.result(fold=1))
+    return Seeds({file: (run / file).read_bytes() for file in (*FILES, *BESIDE)}, chosen)
 
 
 def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
@@ -81,12 +90,15 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
         yield Case(name=name, write=lambda at, tricks=tricks: tricks(_written(seeds, at, {})), reads=reads)
     yield MUTATED
     for number in range(COUNT):
-        file = draw.choice(FILES)
+        file = draw.choice((*FILES, *BESIDE))
         yield _case(seeds, *_mutated(file, seeds.files[file], draw), draw=number % DRAWN_EVERY == 0)
 
 
 def _mutated(file: str, data: bytes, draw: random.Random) -> tuple[str, dict[str, bytes]]:
     act = draw.randrange(3)
+    if file.endswith(".csv"):
+        how, text = values.damaged(data, draw)
+        return f"{file}: {how}", {file: text}
     if act == 0 and file != "metrics.jsonl":
         tree = yaml.safe_load(data)
         return f"{file}: a changed tree", {file: values.as_json(values.changed(tree, draw))}
@@ -107,7 +119,10 @@ def _written(seeds: Seeds, at: Path, files: dict[str, bytes]) -> Path:
 
 
 def _case(seeds: Seeds, name: str, files: dict[str, bytes], *, draw: bool = False) -> Case:
-    return Case(name=name, write=lambda at: _written(seeds, at, files), reads=_reads(seeds, draw=draw))
+    reads = _reads(seeds, draw=draw)
+    if draw or {*files} & {*BESIDE}:
+        reads["compare"] = _compare
+    return Case(name=name, write=lambda at: _written(seeds, at, files), reads=reads)
 
 
 def _reads(seeds: Seeds, *, draw: bool) -> dict[str, Callable[[Path], object]]:
@@ -129,9 +144,16 @@ def _summary(at: Path) -> None:
     json.dumps(plain(report), indent=1, ensure_ascii=False).encode()
 
 
+def _compare(at: Path) -> None:
+    found = compare([Folder(at / "run")], RunConfig)
+    compare_text(found)
+    assert SCRIPT not in compare_markdown(found), "a script in the Markdown of a comparison"
+
+
 def _report(at: Path) -> None:
     write_report(Folder(at / "run"), RunConfig)
     assert SCRIPT not in (at / "run" / "report" / "index.html").read_text(), "a script in the page"
+    assert SCRIPT not in compare_page(compare([Folder(at / "run")], RunConfig)), "a script in the page of a comparison"
 
 
 def _lines(*records: object) -> bytes:

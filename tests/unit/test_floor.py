@@ -113,6 +113,8 @@ FLOOR = PLAIN | {"dfer.torch_internals", "dfer.recognition", "dfer.distributed",
 LOWER = ("dfer.run", "dfer.store", "dfer.media")
 """Rooms that import the floor alone; every room may import them."""
 ROOMS = (*LOWER, "dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.report", "dfer.jobs")
+READS = {f"dfer.evaluation.{name}" for name in ("answers", "results", "scores", "statistics")}
+"""What reports import of the evaluation."""
 WITHOUT_TORCH = (
     "dfer.__main__",
     "dfer.data.config",
@@ -125,6 +127,8 @@ WITHOUT_TORCH = (
     "dfer.run.lease",
     "dfer.evaluation.scores",
     "dfer.evaluation.results",
+    "dfer.evaluation.answers",
+    "dfer.evaluation.statistics",
     "dfer.report.write",
     "dfer.report.page",
     "dfer.jobs.config",
@@ -205,7 +209,7 @@ def allowed(name: str, target: str) -> bool:
         case "dfer.data" | "dfer.models" | "dfer.training" | "dfer.evaluation":
             return theirs in LOWER
         case "dfer.report":
-            return theirs == "dfer.run" or target in ("dfer.evaluation.results", "dfer.evaluation.scores")
+            return theirs == "dfer.run" or target in READS
         case _:  # jobs, bench and the command line know every room
             return target.startswith("dfer")
 

@@ -43,6 +43,7 @@ def test_a_saved_result_lies_in_results_and_leaves_no_temporary_file(tmp_path):
         ({"classes": ["anger", "fear"]}, "confusion: expected 2 x 2 counts"),
         ({"selection": "best"}, "selection: expected 'last' or 'best_on_val' or 'best_on_test', got 'best'"),
         ({"fold": 6}, "fold: expected 1..5, got 6"),
+        ({"confusion": [[2**31 + 1] * 7] * 7}, "confusion: expected counts of at most 2,147,483,648 clips, got more"),
         ({"train_partitions": ["fold_1", "fold_2"]}, "got fold_1 in both"),
         ({"version": 2}, "version: expected 1, got 2"),
         ({"rank_mean": {"ranks": 2, "uar": 0.5, "recall": [0.5]}}, "rank_mean.recall: expected 7 numbers from 0 to 1"),

@@ -92,7 +92,7 @@ def test_every_method_s_files_and_every_place_are_told_at_their_keys() -> None:
     found = keys(RunConfig, to_plain(load_run(["methods/dfer_clip", "sets/dfew"])))
     files = {f"model.{name}" for name in ("towers.arch", "towers.pretrained", "text")}
     assert {name for name, each in found.items() if each.file} == files
-    places = {"run", "data.shards", "data.cache", "data.features", "model.start"}
+    places = {"run", "data.shards", "data.join", "data.cache", "data.features", "model.start"}
     assert {name for name, each in found.items() if each.path} - files == places
     decides = ["seed", "fold", "batch", "select", "data.frames", "data.augment.flip", "model.text", "schedule.gamma"]
     decides += ["optim.groups.image.lr", "engine.precision"]
