@@ -229,12 +229,8 @@ def check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, whe
         if shapes.get(name, expected[name]) != expected[name]
     ]
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise CheckpointError(
-            message(
-                where, expected=f"{len(expected)} tensors that fit the model", got=", ".join(wrong[:4]) + more, do=do
-            )
-        )
+        got = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise CheckpointError(message(where, expected=f"{len(expected)} tensors that fit the model", got=got, do=do))
 
 
 def built_clip(settings: dict[str, Any], arch: str) -> CLIP:

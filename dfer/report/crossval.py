@@ -5,24 +5,20 @@ shard folder and configuration; other results are refused, naming the folds that
 complete is left out and named.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfer.config import ConfigProblem, from_plain, to_plain
+from dfer.config import ConfigProblem, from_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import LEAKS_LABEL, FoldResult, Published
 from dfer.evaluation.scores import Scores, total
 from dfer.report.folds import SEED_FOLDER, Fold, fold_folders, incomplete, read_fold
+from dfer.report.mixture import refuse_mixture
 from dfer.report.tested import ReportIntervals, Tested, intervals_of
 from dfer.run.layout import RESULT, finished
 from dfer.storage import Folder
-
-PER_FOLD_KEYS = ("fold", "seed")
-"""Configuration keys that may differ between the folds of one table. Free keys, and keys whose change is recorded in
-results, may differ as well; the report names the seeds, and notes differences in recorded keys."""
 
 LEAK_NOTE = (
     f"{LEAKS_LABEL}: the model was given the true label of every test clip. These numbers say nothing about "
@@ -158,7 +154,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         got = "; ".join(_progress(result) for _, result in between) or "none"
         expected = f"a {RESULT} of a complete training in the run or in fold_*/"
         raise CheckpointError(message(run_folder, expected=expected, got=got, do=do))
-    _refuse_mixture(run_folder, done)
+    refuse_mixture(run_folder, done)
     folds = tuple(fold.result for fold in done)
     seeds = [
         *dict.fromkeys(
@@ -280,59 +276,6 @@ def _change_notes(done: Sequence[Fold]) -> list[str]:
             listed = ", ".join(f"{value} ({name})" for name, value in values.items())
             notes.append(f"The folds differ in {key}: {listed}.")
     return notes
-
-
-def _refuse_mixture(run_folder: Folder, done: Sequence[Fold]) -> None:
-    facts: dict[str, Callable[[Fold], str]] = {
-        "data set": lambda fold: fold.result.data,
-        "class list": lambda fold: ", ".join(fold.result.classes),
-        "method": lambda fold: fold.result.method,
-        "number of epochs": lambda fold: str(fold.result.epochs),
-        "selection rule": lambda fold: fold.result.selection,
-        "number of folds": lambda fold: str(fold.result.num_folds),
-        "test protocol": lambda fold: json.dumps(to_plain(fold.result.protocol), sort_keys=True),
-        "set of variants": lambda fold: ", ".join(sorted(fold.result.variants)) or "none",
-        "shard manifest": lambda fold: fold.result.manifest_sha256,
-    }
-    for what, fact in facts.items():
-        _refuse_unlike(run_folder, what, {fold.name: fact(fold) for fold in done})
-    reference = _shared_config(done[0])
-    for fold in done[1:]:
-        mine = _shared_config(fold)
-        different = next((key for key in {**reference, **mine} if reference.get(key) != mine.get(key)), None)
-        if different is not None:
-            values = {f.name: f"{different} = {_shared_config(f).get(different)!r}" for f in (done[0], fold)}
-            _refuse_unlike(run_folder, "configuration", values)
-    _refuse_shared_partitions(run_folder, done)
-
-
-def _refuse_unlike(run_folder: Folder, what: str, values: Mapping[str, str]) -> None:
-    groups: dict[str, list[str]] = {}
-    for name, value in values.items():
-        groups.setdefault(value, []).append(name)
-    if len(groups) > 1:
-        got = "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
-        do = "Unlike results never share a table: run the odd folds again, or report each folder by itself."
-        raise CheckpointError(message(run_folder, expected=f"one {what} for all folds", got=got, do=do))
-
-
-def _refuse_shared_partitions(run_folder: Folder, done: Sequence[Fold]) -> None:
-    owner: dict[tuple[str, str], str] = {}
-    for fold in done:
-        repeat = fold.name.rpartition("/")[0]
-        for partition in fold.result.test_partitions:
-            if other := owner.get((repeat, partition)):
-                got = f"partition {partition} in {other} and {fold.name}"
-                expected = "every test partition in one fold, so that pooled counts hold each clip once"
-                raise CheckpointError(
-                    message(run_folder, expected=expected, got=got, do="Check `fold` in the configurations.")
-                )
-            owner[repeat, partition] = fold.name
-
-
-def _shared_config(fold: Fold) -> dict[str, Any]:
-    """Return the part of a configuration that must be equal in all folds of a table, by dotted key."""
-    return {k: v for k, v in fold.computed.items() if k not in PER_FOLD_KEYS and k not in fold.noted}
 
 
 def _agreed_published(done: Sequence[Fold]) -> Published | None:
