@@ -7,9 +7,7 @@ from typing import Literal
 from dfer.evaluation.results import Published
 from dfer.evaluation.scores import percent
 from dfer.report.compare import Comparison, Entry, Pair, Pending, Table
-from dfer.report.tables import _md as md_text
-from dfer.report.tables import _md_table as md_table
-from dfer.report.tables import limits, short_names
+from dfer.report.tables import limits, md_table, md_text, short_names
 
 LineKind = Literal["run", "last", "other", "theirs", "pending"]
 TITLE = "Comparison of runs"

@@ -229,22 +229,22 @@ def markdown(report: Report) -> str:
     header = ["", *report.first.classes, "UAR", "WAR"]
     lines = [[f"**{row.label}**" if row.kind == "mean" else row.label, *row.cells] for row in rows]
     details = [f"- {row.label}: {row.detail}" for row in rows if row.detail]
-    counts = [[_md(name), *map(str, row)] for name, row in zip(report.first.classes, report.pooled.confusion)]
+    counts = [[md_text(name), *map(str, row)] for name, row in zip(report.first.classes, report.pooled.confusion)]
     parts = [
-        f"# {_md(title(report))}",
-        f"{_headline(report)}. {_md(ours(report))}.",
-        *(f"> {_md(note)}" for note in report.notes),
+        f"# {md_text(title(report))}",
+        f"{_headline(report)}. {md_text(ours(report))}.",
+        *(f"> {md_text(note)}" for note in report.notes),
         "## Results (%)",
-        _md_table(header, lines),
-        "\n".join(_md(line) for line in details),
+        md_table(header, lines),
+        "\n".join(md_text(line) for line in details),
         "## Intervals (%)",
         f"{INTERVAL_TEXT}; {STRATA_TEXT}.",
-        _md_table(["", "UAR", "WAR"], [[_md(cell) for cell in row] for row in interval_rows(report)]),
+        md_table(["", "UAR", "WAR"], [[md_text(cell) for cell in row] for row in interval_rows(report)]),
         "## Confusion counts",
-        f"Rows are the truth, columns the prediction; {_md(report.coverage)}, {report.pooled.num_clips:,} clips.",
-        _md_table(["truth", *report.first.classes], counts),
+        f"Rows are the truth, columns the prediction; {md_text(report.coverage)}, {report.pooled.num_clips:,} clips.",
+        md_table(["truth", *report.first.classes], counts),
         "## How it was run",
-        "\n".join(f"- {name}: {_md(value)}" for name, value in facts(report)),
+        "\n".join(f"- {name}: {md_text(value)}" for name, value in facts(report)),
         "Pictures, configuration and environment are in `index.html` beside this file.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -258,7 +258,7 @@ def spread(report: Report, name: Literal["uar", "war"]) -> list[str]:
     return [f"± {percent(share)}{over if report.repeated else ''}" for share, over in shares if share is not None]
 
 
-def _md(text: str) -> str:
+def md_text(text: str) -> str:
     """Escape a text so that Markdown, and HTML made from it, show it unchanged."""
     text = " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "|[]*`":
@@ -266,12 +266,12 @@ def _md(text: str) -> str:
     return text
 
 
-def _md_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def md_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
     ruler = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join([row([_md(h) for h in header]), row(ruler), *(row(line) for line in lines)])
+    return "\n".join([row([md_text(h) for h in header]), row(ruler), *(row(line) for line in lines)])
 
 
 def facts(report: Report) -> list[tuple[str, str]]:

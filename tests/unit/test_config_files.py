@@ -204,7 +204,7 @@ def test_names_are_those_of_the_files_and_paths_that_mean_one_have_it(monkeypatc
         ("sets/dfw", "Did you mean 'sets/dfew'"),
         ("configs/demo.yaml", "Did you mean 'demo'"),
         ("configs/dfew/dfer_clip.yaml", "'methods/dfer_clip'"),
-        ("../pyproject", "Known: clusters/ray, "),
+        ("../pyproject", "Known: ckplus48/resnet18, "),
         ("x\0y", "Known: "),
     ],
 )
@@ -248,5 +248,5 @@ def test_an_unknown_set_of_a_join_is_named(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["evaluate", "methods/dfer_clip", "sets/dfeww"]) == 2
     assert capsys.readouterr().err == (
         "error: sets/dfeww: expected a YAML file or the name of a configuration, got neither. Correct it. "
-        "Did you mean 'sets/dfew' or 'sets/mafw'?\n"
+        "Did you mean 'sets/dfew' or 'sets/afew'?\n"
     )

@@ -1,5 +1,6 @@
 """Test views through a whole run: a second result beside the first, and runs of before there were recipes."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,6 @@ from dfer.config import to_plain
 from dfer.data.config import DataConfig
 from dfer.data.recipes import DkClipAugment, ViewsConfig
 from dfer.distributed import World, process_group
-from dfer.errors import UsageError
-from dfer.evaluation.results import read_result
 from dfer.jobs.config import RunConfig
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.fold_data import eval_loader, open_fold
@@ -66,15 +65,11 @@ def test_other_views_give_a_second_result_beside_the_first(config: RunConfig, al
     assert first.protocol.views == "1 view, short side 73 not antialiased, centre 64, frames as DK-CLIP samples"
     before = (tmp_path / "run" / RESULT).read_text()
     seen = replace(config, data=replace(config.data, views=SIX))
-    with pytest.raises(UsageError) as caught:
-        evaluate_run(seen, alone, trained=True)
-    assert str(caught.value) == (
-        f"{tmp_path / 'run'}: data.views: expected as of its result, 1 view, "
-        "got 6 views averaged (2 samplings of the frames x 3 crops). "
-        "Write the second result elsewhere with --out FOLDER."
-    )
-    second = evaluate_run(seen, alone, trained=True, out=Folder(tmp_path / "six"))
-    assert read_result(Folder(tmp_path / "six")).protocol.views == second.protocol.views
+    second = evaluate_run(seen, alone, trained=True)
+    path = tmp_path / "run" / "results" / "other-views_clips_2_crops_3.json"
+    assert json.loads(path.read_text())["protocol"]["views"] == second.protocol.views
+    elsewhere = evaluate_run(seen, alone, trained=True, out=Folder(tmp_path / "six"))
+    assert elsewhere.confusion == second.confusion and not (tmp_path / "six" / RESULT).exists()
     assert second.protocol.views.startswith("6 views averaged (2 samplings of the frames x 3 crops), short side 64")
     assert (second.clips, second.step) == (first.clips, first.step) == (2, 1)
     assert (tmp_path / "run" / RESULT).read_text() == before

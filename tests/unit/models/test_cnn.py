@@ -171,7 +171,7 @@ def test_impossible_settings_are_refused() -> None:
         CnnConfig(width=0)
 
 
-@nets
+@pytest.mark.parametrize("net", [pytest.param("vgg19", marks=pytest.mark.long), "resnet18"])
 def test_it_learns_small_faces_within_seconds(net: str) -> None:
     """Two classes that differ by a bright mouth in noisy pictures; above chance by 3 standard errors."""
     two, rng, labels = Emotions(names=("happiness", "sadness")), np.random.default_rng(4), np.arange(64) % 2

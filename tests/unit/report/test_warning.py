@@ -42,7 +42,9 @@ def test_every_number_of_a_leaking_model_is_marked(tmp_path: Path) -> None:
     assert headline.startswith("UAR ") and f", {MARK}. " in headline
     assert paths.text.splitlines()[0].startswith(f"clivp_fer on DFEW, {MARK}, ")
     assert f"<title>clivp_fer on DFEW, {MARK}</title>" in page
-    assert page.count(f"5 of 5 folds, {MARK}</span>") == 2 and f"predictions correct, {MARK}</span>" in page
+    assert (
+        page.count(f"ours, 5 of 5 folds, {MARK}; 95 % interval ") == 2 and f"predictions correct, {MARK}</span>" in page
+    )
     for text in (markdown, page, paths.text):
         assert "the model was given the true label of every test clip" in text
     assert CAPTION in markdown and CAPTION in page
