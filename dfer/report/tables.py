@@ -267,6 +267,8 @@ def md_text(text: str) -> str:
 
 
 def md_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table of cells that are Markdown already; the header's are text."""
+
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 

@@ -1,6 +1,6 @@
 """One rank of tests/integration/test_methods.py: trains every method under every engine and writes its weights.
 
-Usage: torchrun method_worker.py OWN_FOLDER OTHER_FOLDER METHODS. Checkpoints go to OWN_FOLDER; those of another world
+Usage: torchrun method_worker.py OWN_FOLDER OTHER_FOLDER METHODS ENGINES. Checkpoints go to OWN_FOLDER; those of another world
 size are read from OTHER_FOLDER, if it has any. Results are the weights after the last step, by case.
 """
 
@@ -82,9 +82,9 @@ def resume(method: Method, name: str, world: World, checkpoint: Checkpoint) -> d
     return engine.weights()
 
 
-def cases(method_name: str, world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
+def cases(method_name: str, engines: list[str], world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
     method = METHODS[method_name]
-    for name in ENGINES:
+    for name in engines:
         engine = engine_for(method, name, world)
         train(engine, method, world, range(SAVED_AT))
         save(engine, own / f"{method_name}_{name}", world)
@@ -100,11 +100,11 @@ def cases(method_name: str, world: World, own: Path, other: Path) -> Iterator[tu
         yield f"{method_name} {name} bf16", {"loss": torch.tensor(train(low, method, world, range(STEPS)))}
 
 
-def run(world: World, own: Path, other: Path, names: list[str]) -> dict[str, Any]:
+def run(world: World, own: Path, other: Path, names: list[str], engines: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names:
         try:
-            found |= dict(cases(name, world, own, other))
+            found |= dict(cases(name, engines, world, own, other))
         except Exception:
             print(name, traceback.format_exc(), flush=True)  # the other ranks would wait for this one
             raise
@@ -116,7 +116,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     this = from_environment()
     with process_group(this, timeout_s=120):
-        results = run(this, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","))
+        results = run(this, Path(sys.argv[1]), Path(sys.argv[2]), *(words.split(",") for words in sys.argv[3:5]))
     if this.is_first:
         words = {case: value for case, value in results.items() if isinstance(value, str)}
         tensors = {case: value for case, value in results.items() if not isinstance(value, str)}

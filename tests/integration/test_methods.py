@@ -1,7 +1,7 @@
 """Every method under every engine: DDP and DeepSpeed ZeRO 0 to 3, fp32 and bf16, one and two ranks, stopped and resumed
 here and at the other world size. One worker process per world size runs all cases (method_worker.py).
 
-`make test` runs one method of each kind, `make test-all` all of them.
+`make test` runs one method of each kind under two engines, `make test-all` all of them under all.
 """
 
 import json
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("method_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
+SHORT_ENGINES = ("ddp", "zero3")
 SHORT = [name for name, method in METHODS.items() if method.kind]
 EXACT = 2e-5
 """Rounding: a step's gradient is summed in another order. Weights move by more than 1e-3."""
@@ -32,22 +33,23 @@ Found = dict[int, dict[str, Any]]
 def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Found:
     """Weights after the last step, or a message, by world size and case. Two ranks read what one rank saved; one rank
     then reads what two saved."""
-    names = list(METHODS) if request.config.getoption("long") else SHORT
+    whole = request.config.getoption("long")
+    names, engines = (list(METHODS), list(ENGINES)) if whole else (SHORT, list(SHORT_ENGINES))
     folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
     results: Found = {1: {}, 2: {}}
     for ranks, other in ((1, 2), (2, 1), (1, 2)):
-        _run(ranks, folders[ranks], folders[other], names)
+        _run(ranks, folders[ranks], folders[other], names, engines)
         results[ranks] = torch.load(folders[ranks] / "weights.pt", weights_only=True)
         results[ranks] |= json.loads((folders[ranks] / "refused.json").read_text())
     return results
 
 
-def _run(ranks: int, own: Path, other: Path, names: list[str]) -> None:
+def _run(ranks: int, own: Path, other: Path, names: list[str], engines: list[str]) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         env.pop(name, None)
-    command = [sys.executable, *launcher, str(WORKER), str(own), str(other), ",".join(names)]
+    command = [sys.executable, *launcher, str(WORKER), str(own), str(other), ",".join(names), ",".join(engines)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
@@ -62,7 +64,9 @@ methods = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.long]) for name in METHODS]
 )
 both = pytest.mark.parametrize("ranks", (1, 2))
-every = pytest.mark.parametrize("engine", ENGINES)
+every = pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=[] if name in SHORT_ENGINES else [pytest.mark.long]) for name in ENGINES]
+)
 
 
 @pytest.mark.slow("the first to ask for three workers, which train every method under every engine")
