@@ -43,6 +43,7 @@ class Model(nn.Module):
         self.a, self.b = nn.Linear(3, 2), nn.Linear(2, 1)
         self.layout = CUT
         self.task = SimpleNamespace(learner=SimpleNamespace(coupling="micro_batch"))
+        self.coupling = "micro_batch"
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         check_names("weights", got=weights, expected=self.state_dict())

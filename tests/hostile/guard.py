@@ -23,7 +23,7 @@ from dfer.errors import DferError
 
 LIMIT_S = 20.0
 """Seconds a case may take on a busy machine; the process is ended then, with the stack on its error stream."""
-LIMIT_MIB = 1024
+LIMIT_MIB = 1152
 """Most memory of the process, in MiB: resident pages, those of Python and torch themselves among them. Address space
 would be of no use here: torch reserves gigabytes of it on import and touches little."""
 SAFETY_NET = 4 * 2**30

@@ -121,7 +121,7 @@ def captions_losses(name: str, world: World) -> list[float]:
     text = layout(words, num_contexts=0, position="end", context_length=77).tokens[mine]
     batch = ClipBatch(frames=frames, index=torch.arange(BATCH)[mine], text=text)
     progress = Progress(epoch=0, step=0, fraction=0.0)
-    return [engine.step([batch], progress=progress, lr_factor=1.0).loss for _ in range(4)]
+    return [engine.step([batch], progress=progress).loss for _ in range(4)]
 
 
 def case_noise(name: str, world: World) -> dict[str, Any]:
