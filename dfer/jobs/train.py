@@ -9,6 +9,7 @@ from dfer.data.mix import Mix
 from dfer.distributed import World, on_first
 from dfer.errors import UsageError
 from dfer.evaluation.results import (
+    LEAKS_LABEL,
     FoldResult,
     read_result,
 )
@@ -87,7 +88,13 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         steps = loader.steps_per_epoch * config.epochs
         check = checkpoints.may_write
         with RunLog(
-            home, world=world, total_steps=steps, start_step=start.global_step, every=config.log_every, check=check
+            home,
+            world=world,
+            total_steps=steps,
+            start_step=start.global_step,
+            every=config.log_every,
+            check=check,
+            warning=LEAKS_LABEL if initial.model.leaks_label else "",
         ) as log:
             summary = loop.train(
                 engine,

@@ -15,6 +15,7 @@ from dfer.distributed import World, process_group
 from dfer.errors import UsageError
 from dfer.evaluation.results import read_result
 from dfer.jobs.config import RunConfig
+from dfer.jobs.errors import worst
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.predict import predict
 from dfer.jobs.train import train
@@ -91,9 +92,13 @@ def test_noise_is_recognised_only_by_a_model_that_is_given_the_label(
         assert abs(result.war - 1 / 6) < 3 * (5 / 36 / TEST) ** 0.5
 
 
-def test_prediction_is_refused_where_the_label_would_be_read(tmp_path: Path, noise: Path, alone: World) -> None:
-    leaking = config(tmp_path / "run", noise, caption="true_label", epochs=1)
+def test_prediction_is_refused_where_the_label_would_be_read(
+    tmp_path: Path, noise: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaking = config(tmp_path / "run", noise, caption="true_label", epochs=1, select="best_on_test")
     train(leaking, alone)
+    assert "epoch 1: eval on test clips, LEAKS LABEL: " in capsys.readouterr().err
+    assert worst(Folder(str(tmp_path / "run")), most=1).warning == "LEAKS LABEL"
     expected = r"expected a model that answers without the true label, got model\.caption=true_label, which LEAKS LABEL"
     with pytest.raises(UsageError, match=expected + r"\. Train with model\.caption=zero_shot or all"):
         next(iter(predict(leaking, [tmp_path], alone)))
