@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from dfer.config import ConfigProblem
 from dfer.jobs.config import load_run
 from dfer.jobs.published import departures
 
@@ -77,11 +76,6 @@ def test_numbers_that_somebody_wrote_stay(tmp_path: Path) -> None:
     again = f"published={{uar: {own.uar}, war: {own.war}, source: '{own.source}', selection: {own.selection}}}"
     assert load_run(DFER_CLIP, ["epochs=1", again]).published == own
     assert load_run(DFER_CLIP, ["published=null"]).published is None
-
-
-def test_a_wrong_override_is_named_as_before() -> None:
-    with pytest.raises(ConfigProblem, match=r"model\.temporal: .*dept"):
-        load_run(DFER_CLIP, ["model.temporal.dept=2"])
 
 
 def test_departures_name_the_keys() -> None:

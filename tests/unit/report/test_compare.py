@@ -60,7 +60,7 @@ def run_of(run: Path, share: float, *, seed: int = 1, predicted: bool = True, **
     published = changes.pop("published", None)
     for fold in FOLDS:
         found = fake_runs.result(fold=fold, num_folds=2, confusion=worse(base(fold), share), **changes)
-        fold_of(run, found, seed=seed + fold, predicted=predicted, published=published)
+        fold_of(run, found, seed=seed + fold, predicted=predicted, published=published, epochs=found.epochs)
     return run
 
 

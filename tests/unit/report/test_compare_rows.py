@@ -66,7 +66,7 @@ def test_the_row_of_a_leaking_method_waits_with_the_mark() -> None:
     assert found["clivp_fer_true_label"].warning == "LEAKS LABEL" and found["clivp_fer"].warning == ""
     published = found["clivp_fer_true_label"].published
     assert published is not None and published.warning == "LEAKS LABEL"
-    with pytest.raises(UsageError, match=r"--set: expected one of affectnet7, .*kmu_fed.*, got nothing"):
+    with pytest.raises(UsageError, match=r"--set: expected one of afew, affectnet7, .*kmu_fed.*, got nothing"):
         rows_of("nothing")
 
 
