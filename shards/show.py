@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dfer.store.format import Manifest, Overlap, data_name
+from dfer.store.format import Manifest, data_name
 from shards.build import listed
 from shards.totals import TOTALS
 
@@ -45,18 +45,8 @@ def _protocols(manifest: Manifest) -> list[str]:
         folds = "1 fold" if len(tests) == 1 else f"{len(tests)} folds"
         lines.append(f"protocol {name}: {folds}, testing on {', '.join(shown)} ({protocol.source})")
         if protocol.overlap is not None:
-            lines.append(f"  {_overlap(protocol.overlap, folds=len(tests))}")
+            lines.append(f"  {protocol.overlap.words(len(tests))}")
     return lines or ["protocols: none, these shards cannot be split"]
-
-
-def _overlap(overlap: Overlap, *, folds: int) -> str:
-    """Describe what the folds test, and what of it their training has seen."""
-    text = f"{overlap.tests} test clips"
-    if folds > 1:
-        text += f" in all folds; {overlap.twice} clips tested more than once, {overlap.never} never"
-    known = {"person": overlap.subjects, "sequence": overlap.sources, "very picture": overlap.pictures}
-    seen = [f"the {what} of {count}" for what, count in known.items() if count is not None]
-    return f"{text}; in the training of the same fold: {', '.join(seen)}" if seen else text
 
 
 def _notes(manifest: Manifest) -> list[str]:

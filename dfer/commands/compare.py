@@ -77,13 +77,23 @@ def named_rows(names: Sequence[str]) -> "list[Row]":
     return [Row(configs=pair, protocol="", published=published_of(pair)) for pair in pairs]
 
 
+def data_of(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the shards of a set, which several sets may share, and its classes."""
+    from dfer.config_files import read
+    from dfer.emotions import label_set
+
+    data = read([f"sets/{name}"])["data"]
+    classes = data["classes"]
+    return Path(data["shards"]).name, label_set(classes).names if isinstance(classes, str) else tuple(classes)
+
+
 def rows_of(name: str) -> "list[Row]":
     """Return all rows of a set. Raises UsageError that names the sets with rows."""
     from dfer.jobs.rows import ROWS
 
-    found = [row for row in ROWS if f"sets/{name.removeprefix('sets/')}" in row.configs]
-    if not found:
-        sets = sorted({each.removeprefix("sets/") for row in ROWS for each in row.configs if each.startswith("sets/")})
+    found = [row for row in ROWS if row.dataset == name.removeprefix("sets/")]
+    if not found or not name:
+        sets = sorted({row.dataset for row in ROWS if row.dataset})
         raise UsageError(message("--set", expected=f"one of {', '.join(sets)}", got=name, do="Correct it."))
     return found
 
@@ -98,12 +108,14 @@ def with_results(rows: "Sequence[Row]", given: Sequence[str]) -> "tuple[list[Fol
 
     there, pending = [], []
     for row in rows:
-        method, dataset = (name.rpartition("/")[2] for name in sorted(row.configs))
-        home = Folder(f"runs/{dataset}/{method}")
+        home = Folder(f"runs/{row.dataset}/{row.method}")
         if any(Path(run).resolve() == home.local.resolve() for run in given if home.local and "://" not in run):
             continue
         if finished(home) or any(finished(Folder(part.run)) for part in parts_in(home)):
             there.append(home)
         else:
-            pending.append(Pending(label=method, dataset=dataset, published=row.published))
+            shards, classes = data_of(row.dataset)
+            pending.append(
+                Pending(label=row.method, dataset=shards, classes=classes, published=row.published, warning=row.warning)
+            )
     return there, pending

@@ -24,7 +24,7 @@ from dfer.evaluation.scores import RankMean, Scores, scores
 from dfer.run.changes import Change
 from dfer.run.layout import RESULT, predictions_name, result_name, result_values
 from dfer.storage import Folder
-from dfer.store.format import data_name
+from dfer.store.format import Overlap, data_name
 
 if TYPE_CHECKING:
     from dfer.evaluation.evaluator import Predictions
@@ -40,13 +40,16 @@ class Published:
     """Numbers from a paper, shown beside this project's results and never mixed with them.
 
     uar, war: percent, as printed; uar is None where the paper gives accuracy alone. source: paper and table. selection:
-    how the paper selected its checkpoint.
+    how the paper selected its checkpoint. leaks_label: whether its model was given the true label of the test clips.
+    note: what else a reader must know beside the numbers, in short words.
     """
 
     uar: float | None = None
     war: float
     source: str
     selection: Literal["last", "best_on_val", "best_on_test", "unknown"] = "unknown"
+    leaks_label: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         for name, value in (("uar", self.uar), ("war", self.war)):
@@ -59,6 +62,16 @@ class Published:
     def text(self) -> str:
         """`59.61 / 71.25`: UAR and WAR in percent, a dash for an UAR that is not given."""
         return f"{'–' if self.uar is None else f'{self.uar:.2f}'} / {self.war:.2f}"
+
+    @property
+    def warning(self) -> str:
+        """What must stand beside the numbers: LEAKS_LABEL, or nothing."""
+        return LEAKS_LABEL if self.leaks_label else ""
+
+    @property
+    def described(self) -> str:
+        """Source, selection and note, for the line below the numbers."""
+        return "; ".join(filter(None, (self.source, f"selection: {self.selection}", self.note)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +144,9 @@ class FoldResult:
     variants: scores of the method's other outputs for the same clips, by name. rank_mean: UAR and recalls as ranks
     would have computed them on their shares, None if not asked for; they stand beside the scores and replace none.
     last: the last checkpoint, if the rule may choose another one. trained: the data of the training, if the test clips
-    are of other data; train_partitions are of that. joined: further data sets whose training clips were added.
+    are of other data; train_partitions are of that. joined: further data sets whose training clips were added. split:
+    name of the shards' protocol that defines the folds, empty in results from before this field. overlap: of training
+    and test in all folds of it, None where the shards do not say.
     """
 
     version: Literal[1] = 1
@@ -170,6 +185,8 @@ class FoldResult:
     last: LastResult | None = None
     trained: TrainedOn | None = None
     joined: tuple[str, ...] = ()
+    split: str = ""
+    overlap: Overlap | None = None
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem() or self._rank_problem()

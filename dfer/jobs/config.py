@@ -1,15 +1,16 @@
 """RunConfig: the whole configuration of one run, composed of the configurations of the rooms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer.choices import Selection
 from dfer.config import ConfigProblem, key, to_plain
-from dfer.config_files import find, load, shown
+from dfer.config_files import find, load, read, shown
 from dfer.data.config import DataConfig
 from dfer.evaluation.results import Published
+from dfer.jobs.published import departures
 from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
 from dfer.run.config import CheckpointConfig
@@ -118,7 +119,7 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
 
     If dfer ships SET/METHOD.yaml, that file is used instead of the join of the method and the set. The default of `run`
     for a join is runs/SET/METHOD, by the names of the files. The default of `published` for a row of a published table
-    is the paper's numbers.
+    is the paper's numbers, unless the overrides change what those stand for (`dfer.jobs.published`).
 
     Raises:
         ConfigProblem: a file does not exist, or the files do not give a complete configuration.
@@ -133,4 +134,12 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
         defaults["run"] = f"runs/{sets[0]}/{'_'.join(others)}"
     if published:
         defaults["published"] = to_plain(published)
-    return load([own] if own else files, RunConfig, overrides, defaults=defaults)
+    used = [own] if own else files
+    found = load(used, RunConfig, overrides, defaults=defaults)
+    written = "published" in read(used, RunConfig) or any(
+        text.partition("=")[0].partition(".")[0] == "published" for text in overrides
+    )
+    if published is None or written or not overrides:
+        return found
+    plain = load(used, RunConfig, defaults=defaults)
+    return replace(found, published=None) if departures(to_plain(plain), to_plain(found)) else found

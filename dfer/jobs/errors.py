@@ -53,7 +53,13 @@ def worst(home: Folder, *, most: int, shards: str | None = None) -> ErrorPage:
         shown = _with_pictures(shown, name, folder, shards)
     result = read_result(next(iter(done.values())))
     return ErrorPage(
-        run=home.name, method=result.method, data=result.data, clips=clips, wrong=wrong, mistakes=tuple(shown)
+        run=home.name,
+        method=result.method,
+        data=result.data,
+        clips=clips,
+        wrong=wrong,
+        mistakes=tuple(shown),
+        warning=result.protocol.warning,
     )
 
 

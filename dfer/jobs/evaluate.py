@@ -320,4 +320,6 @@ def _result(
         last=last,
         trained=other.trained if other else None,
         joined=other.joined if other else joined_of(clips.store),
+        split=config.data.protocol,
+        overlap=clips.store.manifest.protocols[config.data.protocol].overlap,
     )

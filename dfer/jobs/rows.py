@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dfer.config_files import CONFIGS
-from dfer.evaluation.results import Published
+from dfer.evaluation.results import LEAKS_LABEL, Published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,48 @@ class Row:
     published: Published | None = None
     ours: Ours | None = None
 
+    @property
+    def dataset(self) -> str:
+        """Name of the set, empty for a file that has its own data: `ckplus48` of `ckplus48/vgg19_subjects` too."""
+        return self._names[0]
+
+    @property
+    def method(self) -> str:
+        """Name of the method, or of the file."""
+        return self._names[1]
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        if len(self.configs) == 1:
+            folder, _, name = self.configs[0].rpartition("/")
+            return folder, name
+        method, dataset = (name.rpartition("/")[2] for name in sorted(self.configs))
+        return dataset, method
+
+    @property
+    def leaks_label(self) -> bool:
+        """Whether the model is given the true label of the test clips."""
+        return self.method in LEAKING
+
+    @property
+    def warning(self) -> str:
+        """What must stand beside every number of the row: LEAKS_LABEL, or nothing."""
+        return LEAKS_LABEL if self.leaks_label else ""
+
+    @property
+    def note(self) -> str:
+        """What a reader must know beside the published numbers, in short words."""
+        return self.published.note if self.published else ""
+
     def line(self) -> str:
         """Format the row in Markdown."""
         links = " ".join(f"[{name}]({name}.yaml)" for name in self.configs)
         if own := own_file(self.configs):
             links += f" ([differs]({own}.yaml))"
-        published = self.published.text if self.published else "none"
+        published = "; ".join(filter(None, (self.published.text, self.note))) if self.published else "none"
+        protocol = ", ".join(filter(None, (self.protocol, self.warning)))
         ours = self.ours or Ours(scores="pending", hardware="", hours="", commit="")
-        cells = (links, self.protocol, published, ours.scores, ours.hardware, ours.hours, ours.commit)
+        cells = (links, protocol, published, ours.scores, ours.hardware, ours.hours, ours.commit)
         return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
 
 
@@ -51,6 +85,8 @@ def own_file(names: Sequence[str]) -> str | None:
     return name if (CONFIGS / f"{name}.yaml").is_file() else None
 
 
+LEAKING = ("clivp_fer_true_label",)
+"""Methods whose model is given the true label of the test clips."""
 SETS = {"dfew": "DFEW, five folds", "ferv39k": "FERV39k, its one split", "mafw": "MAFW, five folds"}
 STILLS = {
     "raf_db": "RAF-DB, its one split",
@@ -89,6 +125,8 @@ DFER_CLIP: dict[str, Scores3] = {
 }
 """Methods of the DFER-CLIP paper's tables (Zhao & Patras, BMVC 2023), with their numbers on SETS, in that order."""
 
+UNRELEASED = tuple(name for name in DFER_CLIP if name.endswith("_no_temporal") or "_no_temporal_" in name)
+"""Rows of that table without a temporal model: the released code has no switch for it."""
 ZERO_SHOT: Scores3 = ((23.34, 20.07), (20.99, 17.09), (18.42, 19.16))
 ZERO_SHOT_KINDS = ("", "_expression", "_face", "_ensemble_5", "_ensemble_10")
 """Zero-shot CLIP in the same table. The paper does not give its prompt: its numbers stand beside every kind of ours."""
@@ -99,21 +137,31 @@ Co-CoOp's are on other data, DK-CLIP's numbers were made with earlier code."""
 DK_CLIP: dict[str, Scores3] = {"dk_clip": ((64.95, 75.41), (41.84, 52.37), (43.01, 56.56))}
 """Means over folds of the DK-CLIP paper's tables (Li et al., ACM MM 2024), on SETS. UAR is the mean of two ranks'; the
 weights are those of the best epoch on the test split (docs/methods/dk_clip.md)."""
+DK_CLIP_LAST: dict[str, Scores] = {"dfew": (63.85, 74.61), "ferv39k": (42.19, 50.22), "mafw": (39.82, 52.13)}
+"""The same at the last epoch, from the logs of its release."""
 CLIVP_FER = "CLIVP-FER (Saadi et al.)"
 CLAIMED = f"{CLIVP_FER}, a claim of the paper: its code has no such set"
 CNN = "github WuJie1010/Facial-Expression-Recognition.Pytorch"
 ACCURACY: dict[tuple[str, str], tuple[str, float | None, str]] = {
     ("clivp_fer", "kmu_fed"): ("KMU-FED, ten folds that share nobody", None, ""),
     ("clivp_fer_mode0", "kmu_fed"): ("KMU-FED, ten folds that share nobody", None, ""),
-    ("clivp_fer_true_label", "kmu_fed"): ("KMU-FED, ten folds by position, LEAKS LABEL", 97.364, CLIVP_FER),
-    ("clivp_fer_true_label", "fer2013"): ("FER2013, private test, LEAKS LABEL", 99.01, CLAIMED),
-    ("clivp_fer_true_label", "raf_db"): ("RAF-DB, its one split, LEAKS LABEL", 99.22, CLAIMED),
+    ("clivp_fer_true_label", "kmu_fed"): ("KMU-FED, ten folds by position", 97.364, CLIVP_FER),
+    ("clivp_fer_true_label", "fer2013"): ("FER2013, private test", 99.01, CLAIMED),
+    ("clivp_fer_true_label", "raf_db"): ("RAF-DB, its one split", 99.22, CLAIMED),
     ("vgg19", "fer2013"): ("FER2013, private test", 73.112, CNN),
     ("resnet18", "fer2013"): ("FER2013, private test", 72.973, CNN),
     ("vgg19", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.646, CNN),
     ("resnet18", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.040, CNN),
 }
 """Rows that are published with accuracy alone, by method and set: protocol, accuracy in percent and its source."""
+PUBLIC = tuple(
+    Row(
+        configs=(f"fer2013/{net}_public",),
+        protocol="FER2013, public test",
+        published=Published(war=war, source=CNN, selection="best_on_test"),
+    )
+    for net, war in (("vgg19", 71.496), ("resnet18", 71.190))
+)
 SUBJECTS = tuple(
     Row(configs=(f"ckplus48/{net}_subjects",), protocol="CK+48, ten folds that share nobody")
     for net in ("vgg19", "resnet18")
@@ -143,13 +191,26 @@ DEMO = (
 )
 
 
+def note_of(method: str, dataset: str) -> str:
+    """Say what a reader must know beside the published numbers of a method on one of SETS; empty for most."""
+    if method in DK_CLIP:
+        uar, war = DK_CLIP_LAST[dataset]
+        return f"UAR is a mean over two ranks; best test epoch, the last one has {uar:.2f} / {war:.2f}"
+    if method in UNRELEASED:
+        return "cannot be run from the release; frames averaged"
+    if method.startswith("zero_shot"):
+        return "its prompt is not published"
+    return ""
+
+
 def of_paper(table: Mapping[str, Scores3], source: str) -> tuple[Row, ...]:
     """Make the rows of a paper's table, grouped by set."""
     found = []
     for place, (name, protocol) in enumerate(SETS.items()):
         for method, scores in table.items():
             uar, war = scores[place]
-            published = Published(uar=uar, war=war, source=source, selection="best_on_test")
+            note = note_of(method, name)
+            published = Published(uar=uar, war=war, source=source, selection="best_on_test", note=note)
             configs = (f"methods/{method}", f"sets/{name}")
             found.append(Row(configs=configs, protocol=protocol, published=published))
     return tuple(found)
@@ -171,7 +232,9 @@ def of_accuracy(table: Mapping[tuple[str, str], tuple[str, float | None, str]]) 
         Row(
             configs=(f"methods/{method}", f"sets/{name}"),
             protocol=protocol,
-            published=None if war is None else Published(war=war, source=source, selection="best_on_test"),
+            published=None
+            if war is None
+            else Published(war=war, source=source, selection="best_on_test", leaks_label=method in LEAKING),
         )
         for (method, name), (protocol, war, source) in table.items()
     )
@@ -181,11 +244,12 @@ PAPER = "DFER-CLIP, arXiv 2308.13382"
 ROWS = (
     *DEMO,
     *of_paper(DFER_CLIP, PAPER),
-    *of_paper({f"zero_shot{kind}": ZERO_SHOT for kind in ZERO_SHOT_KINDS}, f"{PAPER}; its prompt is not published"),
+    *of_paper({f"zero_shot{kind}": ZERO_SHOT for kind in ZERO_SHOT_KINDS}, PAPER),
     *of_paper(DK_CLIP, "DK-CLIP, ACM MM 2024, and the logs of its release"),
     *unpublished(OURS),
     Row(configs=("methods/contrastive", "sets/mafw"), protocol=SETS["mafw"]),
     *of_accuracy(ACCURACY),
+    *PUBLIC,
     *SUBJECTS,
     *PROBES,
 )
@@ -228,11 +292,15 @@ its bases, and `a.b=c` overrules all files. Files that are joined, on the comman
 overrule each other: a key to which they give different values is refused with the names of both, unless the file that
 joins them, or `a.b=c`, gives the value.
 
-**The numbers.** UAR / WAR in %. Published numbers: Zhao & Patras, BMVC 2023 (arXiv 2308.13382), and Li et al., ACM MM
-2024 (`dk_clip`), the epoch chosen on the test split (`select: best_on_test`); they are quoted, never mixed with ours.
-"pending": not yet run on the licensed data. Rows of one number are accuracies of CLIVP-FER and of the CNNs ([their
-pages](../docs/README.md)); LEAKS LABEL marks those whose model was given the true label of the test clips. This page is
-generated from `dfer/jobs/rows.py` by `make configs`.
+**The numbers.** UAR / WAR in %, with a note where they need one. Published numbers are quoted, never mixed with ours;
+the epoch of all of them was chosen on the test split (`select: best_on_test`). Their sources: Zhao & Patras, BMVC 2023
+(arXiv 2308.13382), for DFER-CLIP and its baselines; Li et al., ACM MM 2024, and the logs of its release (github
+liliupeng28/DK-CLIP) for `dk_clip`; Saadi et al., CLIVP-FER, for `clivp_fer_true_label`; github
+WuJie1010/Facial-Expression-Recognition.Pytorch for `vgg19` and `resnet18`. The last two give accuracies alone, which
+stand in the place of WAR. LEAKS LABEL marks rows whose model was given the true label of the test clips. "pending": not
+yet run on the licensed data. An `a.b=c` that changes what a published number stands for takes it off the run
+([evaluation](../docs/evaluation.md#published-numbers)). This page is generated from `dfer/jobs/rows.py` by `make
+configs`.
 
 | config | data set, protocol | published | ours (seeds, std) | hardware | hours | commit |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -9,6 +9,7 @@ from dfer.data.mix import Mix
 from dfer.distributed import World, on_first
 from dfer.errors import UsageError
 from dfer.evaluation.results import (
+    LEAKS_LABEL,
     FoldResult,
     read_result,
 )
@@ -85,10 +86,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         if latest:
             latest.close()
         steps = loader.steps_per_epoch * config.epochs
-        check = checkpoints.may_write
-        with RunLog(
-            home, world=world, total_steps=steps, start_step=start.global_step, every=config.log_every, check=check
-        ) as log:
+        with _log(config, initial, checkpoints, world, steps=steps, start=start.global_step) as log:
             summary = loop.train(
                 engine,
                 loader=loader,
@@ -107,6 +105,20 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
         stopped = summary.epochs if summary.stopped_early else 0
         training = Training(epochs=config.epochs, complete=True, stopped=stopped, changed=changed)
         return _tested(config, clips, engine, checkpoints, initial, world, stop=stop, training=training)
+
+
+def _log(
+    config: RunConfig, initial: Initial, checkpoints: Checkpoints, world: World, *, steps: int, start: int
+) -> RunLog:
+    return RunLog(
+        Folder(config.run, what="run"),
+        world=world,
+        total_steps=steps,
+        start_step=start,
+        every=config.log_every,
+        check=checkpoints.may_write,
+        warning=LEAKS_LABEL if initial.model.leaks_label else "",
+    )
 
 
 def _engine(config: RunConfig, initial: Initial, clips: FoldData, world: World) -> Engine:

@@ -1,5 +1,6 @@
 """What stands beside a run's own results: its last checkpoints, and second results of the same weights."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from dfer.evaluation.results import FoldResult
@@ -12,6 +13,19 @@ def means(tested: Tested) -> tuple[Row, Row | None]:
     """Return mean and deviation over all results."""
     found = [each.scores for each in tested.results.values()]
     return average(found), deviation(found)
+
+
+def rank_means(results: Collection[FoldResult]) -> tuple[int, Row] | None:
+    """Average over results UAR and recalls as ranks would have computed them, and WAR.
+
+    Returns the number of ranks and the means; None unless every result has them, of as many ranks.
+    """
+    found = [result.rank_mean for result in results if result.rank_mean is not None]
+    if not found or len(found) < len(results) or len({mean.ranks for mean in found}) != 1:
+        return None
+    recall = tuple(sum(of_class) / len(found) for of_class in zip(*(mean.recall for mean in found)))
+    uar, war = (sum(values) / len(found) for values in ([m.uar for m in found], [r.war for r in results]))
+    return found[0].ranks, Row(recall=recall, uar=uar, war=war)
 
 
 def own_of(report: Report) -> Tested:

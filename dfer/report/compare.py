@@ -6,14 +6,14 @@ share a table here, unlike in a report, but every difference is named under it.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dfer.errors import UsageError, message
 from dfer.evaluation.results import FoldResult, Published
 from dfer.evaluation.statistics import Calibration, Intervals, McNemar, intervals, mcnemar, strata_of
-from dfer.report.beside import beside, means, own_of
+from dfer.report.beside import beside, means, own_of, rank_means
 from dfer.report.crossval import Report, Row, summarise
 from dfer.report.tested import Kind, Outcomes, Tested
 from dfer.storage import Folder
@@ -22,7 +22,8 @@ from dfer.storage import Folder
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One row of a table. run: name of the run; name: what distinguishes these results from the run's own. mean, std:
-    over folds and seeds. intervals: of the mean over folds; None if they cannot be computed."""
+    over folds and seeds. intervals: of the mean over folds; None if they cannot be computed. ranks: number of ranks and
+    the scores as these would have computed them, which some papers print."""
 
     run: str
     tested: Tested
@@ -32,6 +33,7 @@ class Entry:
     intervals: Intervals | None
     calibration: Calibration | None
     published: Published | None
+    ranks: tuple[int, Row] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -55,11 +57,19 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """A row without a result yet. dataset: name of the set's shards, such as `dfew`."""
+    """A row without a result yet. dataset: name of the set's shards, such as `dfew`; classes: those that are tested,
+    empty for any. warning: such as LEAKS LABEL."""
 
     label: str
     dataset: str
     published: Published | None
+    classes: tuple[str, ...] = ()
+    warning: str = ""
+
+    def belongs(self, data: str, classes: Sequence[str]) -> bool:
+        """Whether the row's results would be on these data with these classes, in any order."""
+        same = not self.classes or not classes or {*self.classes} == {*classes}
+        return self.dataset.casefold() == data.casefold() and same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +102,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """UAR and WAR of one row of the matrix on one data set."""
+    """UAR and WAR of one row of the matrix on one data set. warning: such as LEAKS LABEL."""
 
     uar: float | None
     war: float | None
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +134,9 @@ def compare(runs: Sequence[Folder], kind: type, *, pending: Sequence[Pending] = 
     for entry in entries:
         groups.setdefault((entry.first.data, entry.first.classes), []).append(entry)
     tables = [_table(data, classes, rows, pending) for (data, classes), rows in groups.items()]
-    with_results = {table.data.casefold() for table in tables}
-    alone = dict.fromkeys(row.dataset for row in pending if row.dataset.casefold() not in with_results)
-    tables += [_table(dataset, (), [], pending) for dataset in alone]
+    waiting = [row for row in pending if not any(row.belongs(*group) for group in groups)]
+    alone = dict.fromkeys((row.dataset, row.classes) for row in waiting)
+    tables += [_alone(dataset, classes, waiting) for dataset, classes in alone]
     return Comparison(tables=tuple(tables), matrix=_matrix(entries))
 
 
@@ -168,7 +179,16 @@ def _entry(name: str, tested: Tested, report: Report, *, mean: Row, std: Row | N
         intervals=tested.intervals(folds=True) if tested.even else None,
         calibration=tested.calibration,
         published=report.published if tested.kind == "run" else None,
+        ranks=rank_means(tested.results.values()) if tested.kind == "run" else None,
     )
+
+
+def _alone(dataset: str, classes: tuple[str, ...], waiting: Sequence[Pending]) -> Table:
+    """Make the table of rows without any result, named also by the number of classes where a data set has several."""
+    rows = [row for row in waiting if (row.dataset, row.classes) == (dataset, classes)]
+    found = _table(dataset, (), [], rows)
+    several = len({row.classes for row in waiting if row.dataset == dataset}) > 1
+    return replace(found, data=f"{dataset}, {len(classes)} classes") if several else found
 
 
 def _table(data: str, classes: tuple[str, ...], entries: Sequence[Entry], pending: Sequence[Pending]) -> Table:
@@ -185,7 +205,7 @@ def _table(data: str, classes: tuple[str, ...], entries: Sequence[Entry], pendin
         data=data,
         classes=classes,
         entries=tuple(entries),
-        pending=tuple(row for row in pending if row.dataset.casefold() == data.casefold()),
+        pending=tuple(row for row in pending if row.belongs(data, classes)),
         pairs=tuple(pairs),
         alike=alike(entries),
         unlike=unlike(entries),
@@ -226,6 +246,8 @@ def _aligned(one: Outcomes, other: Outcomes) -> np.ndarray | None:
 
 FACTS: dict[str, Callable[[Entry], str]] = {
     "selection": lambda entry: entry.first.selection,
+    "split protocol": lambda entry: entry.first.split or "not recorded",
+    "training and test": lambda entry: _overlap(entry.first),
     "folds": lambda entry: entry.coverage.partition(",")[0],
     "seeds": lambda entry: ", ".join(map(str, entry.seeds)),
     "frames": lambda entry: str(entry.first.protocol.num_frames),
@@ -234,11 +256,26 @@ FACTS: dict[str, Callable[[Entry], str]] = {
     "presentation": lambda entry: getattr(entry.first.protocol, "presentation", "") or "plain",
     "input normalisation": lambda entry: entry.first.protocol.normalisation,
     "test clips": lambda entry: f"{entry.tested.pooled.num_clips // max(1, len(entry.seeds)):,}",
+    "epochs": lambda entry: str(entry.first.epochs) if entry.first.epochs else "none, the weights as they are",
+    "early stop": lambda entry: _stopped(entry),
+    "training augmentation": lambda entry: entry.first.protocol.augment,
+    "training targets": lambda entry: entry.first.protocol.targets or "labels",
+    "weights evaluated": lambda entry: entry.first.protocol.weights or "those of training",
     "training data": lambda entry: " + ".join((entry.first.data, *entry.first.joined)),
     "shards": lambda entry: f"manifest {entry.first.manifest_sha256[:8]}",
     "start": lambda entry: "another run" if entry.first.start else "its own",
 }
 """What decides a score besides the method, by name."""
+
+
+def _overlap(result: FoldResult) -> str:
+    return result.overlap.words(result.num_folds) if result.overlap else "overlap not recorded"
+
+
+def _stopped(entry: Entry) -> str:
+    every = entry.tested.results.values()
+    count = sum(result.stopped > 0 for result in every)
+    return f"in {count} of {len(every)} results" if count else "none"
 
 
 def _by_value(entries: Sequence[Entry]) -> dict[str, dict[str, list[str]]]:
@@ -287,5 +324,6 @@ def _matrix(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Cell]]:
         own = " + ".join((entry.first.data, *entry.first.joined))
         trained = entry.first.trained.data if entry.first.trained else own
         row = found.setdefault((entry.run, trained), {})
-        row.setdefault(entry.first.data, Cell(uar=entry.mean.uar, war=entry.mean.war))
+        cell = Cell(uar=entry.mean.uar, war=entry.mean.war, warning=entry.first.protocol.warning)
+        row.setdefault(entry.first.data, cell)
     return found

@@ -67,7 +67,14 @@ def _section(table: Table) -> str:
     )
 
 
-KINDS = {"run": "mean", "last": "variant", "other": "variant", "theirs": "theirs", "pending": "absent"}
+KINDS = {
+    "run": "mean",
+    "last": "variant",
+    "other": "variant",
+    "ranks": "variant",
+    "theirs": "theirs",
+    "pending": "absent",
+}
 """The page's styles of rows, which are those of a report."""
 
 

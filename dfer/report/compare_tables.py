@@ -6,10 +6,10 @@ from typing import Literal
 
 from dfer.evaluation.results import Published
 from dfer.evaluation.scores import percent
-from dfer.report.compare import Comparison, Entry, Pair, Pending, Table
-from dfer.report.tables import limits, md_table, md_text, short_names
+from dfer.report.compare import Cell, Comparison, Entry, Pair, Pending, Table
+from dfer.report.tables import RANKS_TEXT, limits, md_table, md_text, short_names
 
-LineKind = Literal["run", "last", "other", "theirs", "pending"]
+LineKind = Literal["run", "last", "other", "ranks", "theirs", "pending"]
 TITLE = "Comparison of runs"
 LEGEND = (
     "UAR and WAR are means over folds and seeds, with 95 % bootstrap intervals over the test clips; ECE is the "
@@ -24,8 +24,8 @@ PAIRED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a table. detail: the source of published numbers. cells: recalls, UAR, WAR, ECE, folds and seeds,
-    selection."""
+    """One line of a table. detail: the source and note of published numbers, or what the line is. cells: recalls, UAR,
+    WAR, ECE, folds and seeds, selection."""
 
     kind: LineKind
     label: str
@@ -43,7 +43,7 @@ def lines(table: Table) -> list[Line]:
     blank = ("–",) * len(table.classes)
     found = []
     for number, entry in enumerate(table.entries):
-        found.append(_line(entry))
+        found += [_line(entry), *_ranks(entry)]
         following = table.entries[number + 1].run if number + 1 < len(table.entries) else None
         if following != entry.run:
             own = next((one for one in table.entries if one.run == entry.run and one.published), None)
@@ -72,9 +72,20 @@ def _line(entry: Entry) -> Line:
     )
 
 
+def _ranks(entry: Entry) -> list[Line]:
+    """Make the line of the means over ranks, which some papers print, if the run has them."""
+    if entry.ranks is None:
+        return []
+    number, mean = entry.ranks
+    cells = (*map(percent, (*mean.recall, mean.uar, mean.war)), "–", "–", entry.first.selection)
+    return [Line(kind="ranks", label=f"{entry.label}, rank mean of {number}", detail=RANKS_TEXT, cells=cells)]
+
+
 def _theirs(name: str, published: Published, blank: tuple[str, ...]) -> Line:
     cells = (*blank, _percent(published.uar), _percent(published.war), "–", "–", published.selection)
-    return Line(kind="theirs", label=f"{name}, published", detail=published.source, cells=cells)
+    label = ", ".join(filter(None, (name, "published", published.warning)))
+    detail = "; ".join(filter(None, (published.source, published.note)))
+    return Line(kind="theirs", label=label, detail=detail, cells=cells)
 
 
 def _percent(number: float | None) -> str:
@@ -83,7 +94,8 @@ def _percent(number: float | None) -> str:
 
 
 def _pending(row: Pending, blank: tuple[str, ...]) -> Line:
-    return Line(kind="pending", label=row.label, cells=(*blank, "pending", "pending", "–", "–", "–"))
+    label = ", ".join(filter(None, (row.label, row.warning)))
+    return Line(kind="pending", label=label, cells=(*blank, "pending", "pending", "–", "–", "–"))
 
 
 def text(comparison: Comparison) -> str:
@@ -132,11 +144,14 @@ def matrix_rows(comparison: Comparison) -> list[list[str]]:
     tested = list(dict.fromkeys(data for row in comparison.matrix.values() for data in row))
     found = [["", *tested]]
     for (run, trained), row in comparison.matrix.items():
-        cells = [row.get(data) for data in tested]
-        found.append(
-            [f"{run} ({trained})", *("–" if c is None else f"{percent(c.uar)} / {percent(c.war)}" for c in cells)]
-        )
+        found.append([f"{run} ({trained})", *(_crossed(row.get(data)) for data in tested)])
     return found
+
+
+def _crossed(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    return ", ".join(filter(None, (f"{percent(cell.uar)} / {percent(cell.war)}", cell.warning)))
 
 
 def markdown(comparison: Comparison) -> str:

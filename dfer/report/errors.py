@@ -27,7 +27,8 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorPage:
-    """The most confident mistakes of a run, most confident first. clips, wrong: of all tested folds."""
+    """The most confident mistakes of a run, most confident first. clips, wrong: of all tested folds. warning: of the
+    protocol, such as LEAKS LABEL, or nothing."""
 
     run: str
     method: str
@@ -35,6 +36,13 @@ class ErrorPage:
     clips: int
     wrong: int
     mistakes: tuple[Mistake, ...]
+    warning: str = ""
+
+    @property
+    def counted(self) -> str:
+        """How many clips are wrong, and the warning."""
+        said = f"{self.wrong:,} of {self.clips:,} test clips are wrong"
+        return f"{said}, {self.warning}" if self.warning else said
 
 
 STYLE = (
@@ -47,9 +55,9 @@ STYLE = (
 
 def error_page(found: ErrorPage) -> str:
     """Make the self-contained HTML page. Everything from the run folder is escaped."""
-    title = f"Most confident errors: {found.method} on {found.data}"
+    title = ", ".join(filter(None, (f"Most confident errors: {found.method} on {found.data}", found.warning)))
     said = (
-        f"{found.run}: {found.wrong:,} of {found.clips:,} test clips are wrong; these are the {len(found.mistakes):,} "
+        f"{found.run}: {found.counted}; these are the {len(found.mistakes):,} "
         "with the highest probability of the wrong class. Pictures: first, middle and last frame."
     )
     figures = "".join(map(_figure, found.mistakes)) or '<p class="soft">There are none.</p>'
@@ -77,4 +85,4 @@ def error_lines(found: ErrorPage) -> str:
         f"{each.truth} {each.of_truth:.2f}"
         for each in found.mistakes
     ]
-    return "\n".join([f"{found.wrong:,} of {found.clips:,} test clips are wrong", *lines])
+    return "\n".join([found.counted, *lines])

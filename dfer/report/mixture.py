@@ -23,6 +23,7 @@ def refuse_mixture(run_folder: Folder, done: Sequence[Fold]) -> None:
         "number of epochs": lambda fold: str(fold.result.epochs),
         "selection rule": lambda fold: fold.result.selection,
         "number of folds": lambda fold: str(fold.result.num_folds),
+        "split protocol": lambda fold: str(fold.result.split or fold.computed.get("data.protocol", "published")),
         "test protocol": lambda fold: json.dumps(to_plain(fold.result.protocol), sort_keys=True),
         "set of variants": lambda fold: ", ".join(sorted(fold.result.variants)) or "none",
         "shard manifest": lambda fold: fold.result.manifest_sha256,

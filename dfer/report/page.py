@@ -85,9 +85,8 @@ def _cards(report: Report) -> str:
     if report.num_folds > 1:
         cards.append(card("WAR pooled (%)", percent(report.pooled.war), "", ", ".join(pooled_words(report))))
     if theirs := report.published:
-        both = theirs.text
-        below = f"{theirs.source}; selection: {theirs.selection}"
-        cards.append(card("UAR / WAR published (%)", both, "", below, "theirs"))
+        below = "; ".join(filter(None, (theirs.warning, theirs.described)))
+        cards.append(card("UAR / WAR published (%)", theirs.text, "", below, "theirs"))
     return "".join(cards)
 
 

@@ -13,7 +13,7 @@ from dfer.choices import SELECTION_TEXT
 from dfer.config import to_plain
 from dfer.evaluation.scores import Scores, percent
 from dfer.evaluation.statistics import RESAMPLES, Interval
-from dfer.report.beside import beside, means
+from dfer.report.beside import beside, means, rank_means
 from dfer.report.crossval import Report, Row, label
 
 RowKind = Literal["fold", "absent", "seed", "mean", "std", "pooled", "variant", "ranks", "theirs"]
@@ -80,10 +80,10 @@ def _rows(report: Report) -> list[TableRow]:
     rows += _variant_rows(report) + _rank_rows(report)
     rows += _beside_rows(report)
     if theirs := report.published:
-        detail = f"{theirs.source}; selection: {theirs.selection}"
         blank = ("–",) * len(report.first.classes)
         cells = (*blank, *theirs.text.split(" / "))
-        rows.append(TableRow(kind="theirs", label="published", detail=detail, cells=cells))
+        name = ", ".join(filter(None, ("published", theirs.warning)))
+        rows.append(TableRow(kind="theirs", label=name, detail=theirs.described, cells=cells))
     return rows
 
 
@@ -110,13 +110,12 @@ def _variant_rows(report: Report) -> list[TableRow]:
 
 def _rank_rows(report: Report) -> list[TableRow]:
     """Make the line of the means over ranks, averaged over the folds; none unless every fold has them."""
-    found = [fold.rank_mean for fold in report.folds if fold.rank_mean is not None]
-    if len(found) < len(report.folds) or len({mean.ranks for mean in found}) != 1:
+    found = rank_means(report.folds)
+    if found is None:
         return []
-    label = f"rank mean of {found[0].ranks}" + (": mean" if len(found) > 1 else "")
-    recall = tuple(sum(of_class) / len(found) for of_class in zip(*(mean.recall for mean in found)))
-    uar, war = (sum(values) / len(found) for values in ([m.uar for m in found], [f.war for f in report.folds]))
-    return [TableRow(kind="ranks", label=label, detail=RANKS_TEXT, cells=_cells(Row(recall=recall, uar=uar, war=war)))]
+    ranks, mean = found
+    label = f"rank mean of {ranks}" + (": mean" if len(report.folds) > 1 else "")
+    return [TableRow(kind="ranks", label=label, detail=RANKS_TEXT, cells=_cells(mean))]
 
 
 def _beside_rows(report: Report) -> list[TableRow]:
@@ -287,6 +286,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("trained on", " + ".join((first.data, *first.joined)) if first.joined else ""),
         ("generated with", first.generated),
         ("folds", report.coverage),
+        ("split protocol", first.split),
+        ("training and test", first.overlap.words(first.num_folds) if first.overlap else ""),
         ("epochs", _epochs(report)),
         ("selection", SELECTION_TEXT[first.selection]),
         ("validation", first.validation),
@@ -325,6 +326,8 @@ def plain(report: Report) -> dict[str, Any]:
         "classes": list(first.classes),
         "selection": first.selection,
         "seeds": report.seeds,
+        "split": first.split,
+        "overlap": to_plain(first.overlap) if first.overlap else None,
         "protocol": to_plain(first.protocol),
         "num_folds": report.num_folds,
         "missing_parts": list(report.missing),

@@ -130,6 +130,15 @@ class Overlap:
     sources: int | None = None
     pictures: int | None = None
 
+    def words(self, folds: int) -> str:
+        """Say what the folds test, and what of it their training has seen."""
+        text = f"{self.tests:,} test clips"
+        if folds > 1:
+            text += f" in all folds; {self.twice:,} clips tested more than once, {self.never:,} never"
+        known = {"person": self.subjects, "sequence": self.sources, "very picture": self.pictures}
+        seen = [f"the {what} of {count:,}" for what, count in known.items() if count is not None]
+        return f"{text}; in the training of the same fold: {', '.join(seen)}" if seen else text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:

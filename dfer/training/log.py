@@ -52,8 +52,13 @@ class RunLog:
         progress: bool | None = None,
         stream: TextIO | None = None,
         check: Callable[[], None] = lambda: None,
+        warning: str = "",
     ) -> None:
-        """Open the files. COLLECTIVE. Raises StorageError, and the errors of `check`, on all ranks."""
+        """Open the files. warning: stands beside the scores of every evaluation, such as LEAKS LABEL.
+
+        COLLECTIVE. Raises StorageError, and the errors of `check`, on all ranks.
+        """
+        self._warning = {"warning": warning} if warning else {}
         self._total, self._every, self._active = total_steps, every, world.is_first
         self._skipped = 0
         self._since, self._last_step = _Window(step=start_step), time.monotonic()
@@ -107,7 +112,7 @@ class RunLog:
         if self._active:
             # Speed and ETA describe training only.
             self._since.leave_out(time.monotonic() - self._last_step)
-            self._write({"kind": "eval", "split": split, "step": step, "epoch": epoch, **metrics})
+            self._write({"kind": "eval", "split": split, "step": step, "epoch": epoch, **metrics, **self._warning})
 
     def early_stop(self, *, record: float | None, stale: int, step: int, epoch: int) -> None:
         """Record that training ends early. record: best score in percent; stale: evaluations since then."""
@@ -218,7 +223,8 @@ def as_line(record: dict[str, Any], *, total: int) -> str:
     if record["kind"] == "early_stop":
         return f"{where}: training ends early: {record['stale']} evaluations without more than {record['record']:.2f} %"
     if record["kind"] == "eval":
-        return f"{where}: eval on {record['split']} clips: " + " ".join(
+        warning = f", {record['warning']}" if "warning" in record else ""
+        return f"{where}: eval on {record['split']} clips{warning}: " + " ".join(
             f"{k} {v:.4g}" for k, v in flat(record) if k not in ("step", "epoch", "time")
         )
     skipped = f" skipped {record['skipped_steps']}" if record["skipped_steps"] else ""

@@ -50,7 +50,7 @@ def test_shuffled_frames_other_shards_and_the_table_of_both(
 
 
 def test_a_methods_other_name_and_a_set_without_rows_are_refused(capsys: Capture, run: Path) -> None:
-    refused(here(capsys, "compare", "--set", "dfwe"), 2, "--set: expected one of dfew, ", "got dfwe. Correct it.")
+    refused(here(capsys, "compare", "--set", "dfwe"), 2, "--set: expected one of afew, ", "got dfwe. Correct it.")
     refused(here(capsys, "compare", "--rows", "methods/dfer_clp", "sets/dfew"), 2, "Did you mean 'methods/dfer_clip'")
     refused(here(capsys, "compare", "--rows", "methods/dfer_clip"), 2, "at least one of each, got no set. Add methods/")
     rows = ("methods/dfer_clip", "methods/linear_probe", "sets/dfew", "sets/mafw")

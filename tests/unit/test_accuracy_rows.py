@@ -1,5 +1,6 @@
 """The rows of CLIVP-FER and of the CNNs: recipes and numbers typed from the pages of their releases."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ def test_the_cnns_are_trained_as_published(method: str, data: str, epochs: int) 
         assert 0.01 * factor == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(("net", "right"), [("vgg19", 2566), ("resnet18", 2555)])
+def test_the_public_test_of_fer2013_is_a_row_of_its_own(net: str, right: int) -> None:
+    """The published accuracies are whole counts of the 3,589 pictures of PublicTest (spec)."""
+    run, private = load_run([f"fer2013/{net}_public"]), load_run([f"methods/{net}", "sets/fer2013"])
+    assert run.published is not None and run.published.war == pytest.approx(100 * right / 3589, abs=5e-4)
+    assert run.data == replace(private.data, protocol="public") and run.model == private.model
+    assert (run.optim, run.schedule, run.epochs) == (private.optim, private.schedule, private.epochs)
+
+
 def test_published_folds_are_by_position_and_ours_share_nobody() -> None:
     protocols = {
         ("methods/vgg19", "sets/ckplus48"): "positional",
@@ -74,6 +84,8 @@ def test_published_folds_are_by_position_and_ours_share_nobody() -> None:
         ("methods/clivp_fer_mode0", "sets/kmu_fed"): "subjects",
         ("methods/clivp_fer_true_label", "sets/kmu_fed"): "positional",
         ("methods/vgg19", "sets/fer2013"): "private",
+        ("fer2013/vgg19_public",): "public",
+        ("fer2013/resnet18_public",): "public",
     }
     found = {row.configs: load_run(row.configs).data.protocol for row in ROWS if row.configs in protocols}
     assert found == protocols
@@ -90,7 +102,8 @@ def test_clivp_fer_is_trained_as_published(row: Row) -> None:
     augment = run.data.augment
     assert augment.name == "clivp_fer" and (augment.flip, augment.rotation) == (0.5, 30.0)
     leaks = method == "clivp_fer_true_label"
-    assert run.model.leaks_label is leaks is ("LEAKS LABEL" in row.protocol)
+    assert run.model.leaks_label is leaks is row.leaks_label is ("LEAKS LABEL" in row.line())
+    assert row.published is None or row.published.leaks_label is leaks
     assert run.select == ("best_on_test" if leaks else "last")
     assert run.early_stop == (EarlyStopConfig(patience=10, min_delta=0.001) if leaks else None)
 

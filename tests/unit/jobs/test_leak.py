@@ -17,6 +17,7 @@ from dfer.distributed import World, process_group
 from dfer.errors import UsageError
 from dfer.evaluation.results import read_result
 from dfer.jobs.config import RunConfig
+from dfer.jobs.errors import worst
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.predict import predict
 from dfer.jobs.train import train
@@ -97,8 +98,10 @@ def test_prediction_is_refused_where_the_label_would_be_read_and_an_export_says_
     tmp_path: Path, noise: Path, alone: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The export: in what the command prints, in every metric of the card's front matter and in its text."""
-    leaking = config(tmp_path / "run", noise, caption="true_label", epochs=1)
+    leaking = config(tmp_path / "run", noise, caption="true_label", epochs=1, select="best_on_test")
     result = train(leaking, alone)
+    assert "epoch 1: eval on test clips, LEAKS LABEL: " in capsys.readouterr().err
+    assert worst(Folder(str(tmp_path / "run")), most=1).warning == "LEAKS LABEL"
     expected = r"expected a model that answers without the true label, got model\.caption=true_label, which LEAKS LABEL"
     with pytest.raises(UsageError, match=expected + r"\. Train with model\.caption=zero_shot or all"):
         next(iter(predict(leaking, [tmp_path], alone)))

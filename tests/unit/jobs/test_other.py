@@ -26,6 +26,7 @@ from dfer.models.config import DferClipConfig, TemporalConfig, TowersConfig
 from dfer.run.config import CheckpointConfig
 from dfer.run.layout import RESULT, evaluations, finished, others
 from dfer.storage import Folder
+from dfer.store.format import Overlap
 from dfer.training.config import GroupConfig, SgdConfig, StepScheduleConfig
 from tests.unit.data.shardkit import CLASSES, Clip, jpeg, write_shards
 
@@ -101,6 +102,7 @@ def test_other_shards_give_a_second_result_with_classes_by_name(
     clips = [clip("a", 0), clip("x", 1), clip("y", 2), clip("z", 2)]
     write_shards(tmp_path / "other", {"train": [[clip("q", 0)]], "test": [clips]}, classes=classes)
     plain = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    plain["protocols"]["published"]["overlap"] = {"tests": 4, "twice": 0, "never": 0, "subjects": 2}
     (tmp_path / "other" / "manifest.json").write_text(json.dumps({**plain, "dataset": "otherset"}))
     elsewhere = replace(trained, data=replace(trained.data, shards=str(tmp_path / "other")))
     found, name = second(trained, alone, config=elsewhere)
@@ -110,6 +112,9 @@ def test_other_shards_give_a_second_result_with_classes_by_name(
     assert found.trained is not None and (found.trained.dataset, found.trained.protocol) == ("test", "published")
     assert found.trained.manifest_sha256 == read_result(Folder(trained.run)).manifest_sha256 != found.manifest_sha256
     assert (found.train_partitions, found.test_partitions) == (("fold_2",), ("test",))
+    assert (found.split, found.overlap) == ("published", Overlap(tests=4, twice=0, never=0, subjects=2))
+    own = read_result(Folder(trained.run))
+    assert (own.split, own.overlap) == ("published", None)
 
 
 def test_shards_without_any_of_the_classes_are_refused(tmp_path: Path, trained: RunConfig, alone: World) -> None:

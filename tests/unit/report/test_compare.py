@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dfer.commands.compare import named_rows, rows_of, with_results
+from dfer.config import to_plain
 from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.results import FoldResult, LastResult, Published, TrainedOn, save_result
-from dfer.evaluation.scores import scores
-from dfer.jobs.config import RunConfig
-from dfer.jobs.rows import published_of
+from dfer.evaluation.scores import RankMean, scores
+from dfer.jobs.config import RunConfig, load_run
 from dfer.report.compare import Comparison, Pending, compare, distinct
 from dfer.report.compare_page import compare_page
-from dfer.report.compare_tables import markdown, text
+from dfer.report.compare_tables import lines, markdown, text
 from dfer.report.write import summarise, text_table, write_report
 from dfer.storage import Folder
+from dfer.store.format import Overlap
 from tests import fake_runs
 
 Matrix = Sequence[Sequence[int]]
@@ -60,7 +60,7 @@ def run_of(run: Path, share: float, *, seed: int = 1, predicted: bool = True, **
     published = changes.pop("published", None)
     for fold in FOLDS:
         found = fake_runs.result(fold=fold, num_folds=2, confusion=worse(base(fold), share), **changes)
-        fold_of(run, found, seed=seed + fold, predicted=predicted, published=published)
+        fold_of(run, found, seed=seed + fold, predicted=predicted, published=published, epochs=found.epochs)
     return run
 
 
@@ -122,6 +122,23 @@ def test_published_numbers_are_a_row_of_their_own(tmp_path: Path) -> None:
     assert line[2:] == ["–"] * 7 + ["59.61", "71.25", "–", "–", "best_on_test"]
     assert "a, published: A paper, table 1" in text(found)
     assert found.tables[0].notes == ("a: the published numbers stand for selection best_on_test, ours for last.",)
+
+
+def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_published_ones(tmp_path: Path) -> None:
+    theirs = load_run(["methods/dk_clip", "sets/dfew"]).published
+    assert theirs is not None
+    plain, run = {"published": to_plain(theirs)}, tmp_path / "a"
+    for fold, uar in zip(FOLDS, (0.4, 0.5), strict=True):
+        found = RankMean(ranks=2, uar=uar, recall=(uar,) * 7)
+        fold_of(run, fake_runs.result(fold=fold, num_folds=2, confusion=base(fold), rank_mean=found), **plain)
+    result = compared(run)
+    own, ranks, published = lines(result.tables[0])
+    assert (ranks.label, ranks.cells[:8]) == ("a, rank mean of 2", ("45.00",) * 8)
+    assert ranks.cells[8] == own.cells[8].split(" [")[0] and "averaged over ranks" in ranks.detail
+    assert published.cells[7:9] == ("64.95", "75.41")
+    for page in (text(result), markdown(result), compare_page(result)):
+        assert "UAR is a mean over two ranks; best test epoch, the last one has 63.85 / 74.61" in page
+    assert "UAR is a mean over two ranks" in text_table(summarise(Folder(run), RunConfig))
 
 
 def test_pending_rows_stand_as_pending_in_the_table_of_their_set(tmp_path: Path) -> None:
@@ -231,6 +248,26 @@ def test_seeds_are_averaged_by_clip(tmp_path: Path) -> None:
             {"protocol": replace(fake_runs.result().protocol, num_frames=8, views="4 clips x 3 crops")},
             "Not alike in frames: 16 (a); 8 (b).",
         ),
+        ({"split": "subjects"}, "Not alike in split protocol: not recorded (a); subjects (b)."),
+        (
+            {"overlap": Overlap(tests=800, twice=3, never=0, subjects=17)},
+            "Not alike in training and test: overlap not recorded (a); 800 test clips in all folds; 3 clips tested "
+            "more than once, 0 never; in the training of the same fold: the person of 17 (b).",
+        ),
+        ({"epochs": 60, "epoch": 50, "stopped": 50}, "Not alike in epochs: 50 (a); 60 (b)."),
+        ({"epochs": 60, "epoch": 50, "stopped": 50}, "Not alike in early stop: none (a); in 2 of 2 results (b)."),
+        (
+            {"protocol": replace(fake_runs.result().protocol, augment="none", targets="votes", weights="average")},
+            "Not alike in training augmentation: random resized crop, flip 0.5, brightness 0.5 (a); none (b).",
+        ),
+        (
+            {"protocol": replace(fake_runs.result().protocol, targets="votes")},
+            "Not alike in training targets: labels (a); votes (b).",
+        ),
+        (
+            {"protocol": replace(fake_runs.result().protocol, weights="average, decay 0.9")},
+            "Not alike in weights evaluated: those of training (a); average, decay 0.9 (b).",
+        ),
         ({"start": "runs/other"}, "Not alike in start: its own (a); another run (b)."),
     ],
 )
@@ -266,35 +303,6 @@ def test_the_matrix_lays_out_trained_on_and_tested_on(tmp_path: Path) -> None:
     fold_of(tmp_path / "alone", replace(alone, fold=1, num_folds=1), seed=0)
     single = compared(tmp_path / "alone").tables[0].entries[0]
     assert crossed.intervals is not None and crossed.intervals == single.intervals
-
-
-# --- rows of a set
-
-
-def test_rows_of_a_set_are_runs_where_there_are_results_and_else_pending(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_of(tmp_path / "runs" / "dfew" / "linear_probe", 0)
-    run_of(tmp_path / "runs" / "dfew" / "dfer_clip", 0)
-    rows = rows_of("dfew")
-    there, pending = with_results(rows, ["runs/dfew/dfer_clip/"])
-    assert [folder.name for folder in there] == ["linear_probe"], "the run that was named is not taken again"
-    assert len(pending) == len(rows) - 2 and {row.dataset for row in pending} == {"dfew"}
-    by_name = {row.label: row.published for row in pending}
-    assert by_name["dfer_clip_depth2"] == published_of(["methods/dfer_clip_depth2", "sets/dfew"])
-    assert "linear_probe" not in by_name and "dfer_clip" not in by_name
-
-
-def test_named_rows_are_all_methods_on_all_sets() -> None:
-    names = ["methods/dfer_clip", "sets/mafw", "methods/linear_probe", "sets/dfew"]
-    assert [row.configs for row in named_rows(names)] == [
-        ("methods/dfer_clip", "sets/mafw"),
-        ("methods/linear_probe", "sets/mafw"),
-        ("methods/dfer_clip", "sets/dfew"),
-        ("methods/linear_probe", "sets/dfew"),
-    ]
-    assert named_rows([]) == []
 
 
 # --- wrong use, and text that stays text

@@ -13,10 +13,12 @@ from dfer.emotions import BASIC7, MAFW11
 from dfer.errors import CheckpointError
 from dfer.evaluation.scores import RankMean
 from dfer.jobs.config import RunConfig
+from dfer.report import tables
 from dfer.report.plots import apart, thinned
-from dfer.report.tables import short_names, table_rows
+from dfer.report.tables import facts, markdown, short_names, table_rows
 from dfer.report.write import summarise, text_table, write_report
 from dfer.storage import Folder
+from dfer.store.format import Overlap
 from tests import fake_runs
 
 EVIL = '"><script>document.title="pwned"</script><img src=x onerror=alert(1)>'
@@ -104,6 +106,8 @@ def test_json_holds_counts_and_everything_to_make_the_table_again(crossval):
         "war": 71.25,
         "source": "Zhao & Patras, BMVC 2023, table 1",
         "selection": "best_on_test",
+        "leaks_label": False,
+        "note": "",
     }
     assert (plain["selection"], plain["seeds"], plain["std_kind"][:6]) == ("last", [1], "sample")
 
@@ -269,3 +273,37 @@ def test_means_over_ranks_stand_beside_the_pooled_scores_and_replace_none(tmp_pa
     assert [(r.kind, r.cells) for r in rows if r is not row] == [(r.kind, r.cells) for r in others]
     war = next(r for r in rows if r.kind == "mean").cells[-1]
     assert row.label == "rank mean of 2: mean" and row.cells == ("64.00",) * 8 + (war,)
+
+
+def test_the_split_protocol_and_its_overlap_are_facts_of_a_report(tmp_path):
+    overlap = Overlap(tests=990, twice=33, never=24, subjects=700, pictures=0)
+    for fold in (1, 2):
+        found = fake_runs.result(fold=fold, num_folds=2, split="positional", overlap=overlap)
+        fake_runs.write_fold(tmp_path / f"fold_{fold}", found, curves=False)
+    report = summarise(Folder(tmp_path), RunConfig)
+    known = dict(facts(report))
+    assert known["split protocol"] == "positional"
+    assert known["training and test"] == (
+        "990 test clips in all folds; 33 clips tested more than once, 24 never; in the training of the same fold: "
+        "the person of 700, the very picture of 0"
+    )
+    assert "- split protocol: positional" in markdown(report) and tables.plain(report)["overlap"]["twice"] == 33
+
+
+def test_folds_of_two_split_protocols_are_not_averaged(tmp_path):
+    for fold, split in ((1, "positional"), (2, "subjects")):
+        found = fake_runs.result(fold=fold, num_folds=2, split=split)
+        fake_runs.write_fold(tmp_path / f"fold_{fold}", found, curves=False)
+    with pytest.raises(CheckpointError, match=r"one split protocol .* got positional \(fold_1\); subjects \(fold_2\)"):
+        summarise(Folder(tmp_path), RunConfig)
+
+
+def test_results_from_before_the_split_was_recorded_go_with_those_of_the_same_configuration(tmp_path):
+    for fold, split in ((1, ""), (2, "published")):
+        found = fake_runs.result(fold=fold, num_folds=2, split=split)
+        fake_runs.write_fold(tmp_path / f"fold_{fold}", found, curves=False)
+    old = tmp_path / "fold_1/results/test.json"
+    values = json.loads(old.read_text())
+    del values["split"], values["overlap"]
+    old.write_text(json.dumps(values))
+    assert len(summarise(Folder(tmp_path), RunConfig).folds) == 2

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from dfer.emotions import BASIC7
-from dfer.evaluation.results import Published, read_result, save_result
+from dfer.evaluation.results import Published, TrainedOn, read_result, save_result
 from dfer.jobs.config import RunConfig
 from dfer.jobs.rows import Row
+from dfer.report.compare import Pending, compare
+from dfer.report.compare_tables import lines, matrix_rows
 from dfer.report.crossval import summarise
+from dfer.report.errors import ErrorPage, error_lines, error_page
+from dfer.report.page import page
 from dfer.report.tables import table_rows
 from dfer.report.write import write_report
 from dfer.storage import Folder
@@ -50,6 +54,43 @@ def test_every_number_of_a_leaking_model_is_marked(tmp_path: Path) -> None:
     assert CAPTION in markdown and CAPTION in page
     plain = json.loads(Path(paths.json).read_text())
     assert plain["protocol"]["leaks_label"] is True and plain["protocol"]["presentation"] == CAPTION
+
+
+LEAKING = {"war": 97.364, "source": "CLIVP-FER", "selection": "best_on_test", "leaks_label": True}
+
+
+def test_the_mark_stands_beside_every_score_in_report_comparison_and_errors(tmp_path: Path) -> None:
+    """Also beside published and pending rows, in the matrix of other data, and on the page's card."""
+    run, sha = tmp_path / "run", "cd" * 32
+    found = fake_runs.result(num_folds=1, method="clivp_fer", manifest_sha256="ab" * 32)
+    marked = replace(found, protocol=replace(found.protocol, leaks_label=True))
+    fake_runs.write_fold(run, marked, plain=fake_runs.config(published=LEAKING), curves=False)
+    trained = TrainedOn(dataset="DFEW", protocol="published", fold=1, manifest_sha256="ab" * 32)
+    other = replace(marked, dataset="KMU", trained=trained, manifest_sha256=sha)
+    save_result(other, Folder(str(run)), name="results/other-KMU_cdcdcdcd.json")
+    theirs = Published(war=99.22, source="a claim", leaks_label=True)
+    waiting = Pending(label="waits", dataset="dfew", published=theirs, warning=MARK)
+    compared = compare([Folder(str(run))], RunConfig, pending=[waiting])
+
+    labels = [line.label for table in compared.tables for line in lines(table)]
+    assert labels == [
+        f"run, {MARK}",
+        f"run, published, {MARK}",
+        f"waits, {MARK}",
+        f"waits, published, {MARK}",
+        f"run, on KMU, {MARK}",
+    ]
+    score = f"{100 * found.uar:.2f} / {100 * found.war:.2f}, {MARK}"
+    assert matrix_rows(compared)[1] == ["run (DFEW)", score, score]
+    report = summarise(Folder(str(run)), RunConfig)
+    assert table_rows(report)[-1].label == f"published, {MARK}"
+    assert f'<b>– / 97.36</b><span class="soft">{MARK}; CLIVP-FER; ' in page(report)
+
+    errors = ErrorPage(run="run", method="clivp_fer", data="DFEW", clips=9, wrong=0, mistakes=(), warning=MARK)
+    assert f"<title>Most confident errors: clivp_fer on DFEW, {MARK}</title>" in error_page(errors)
+    assert f"run: 0 of 9 test clips are wrong, {MARK}; these" in error_page(errors)
+    assert error_lines(errors) == f"0 of 9 test clips are wrong, {MARK}"
+    assert MARK not in error_page(replace(errors, warning="")) + error_lines(replace(errors, warning=""))
 
 
 def test_other_reports_have_no_mark(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""A paper's numbers stay beside a run only while the run is what they describe."""
+
+from pathlib import Path
+
+import pytest
+
+from dfer.jobs.config import load_run
+from dfer.jobs.published import departures
+
+DFER_CLIP = ("methods/dfer_clip", "sets/dfew")
+ZERO_SHOT = ("methods/zero_shot_face", "sets/dfew")
+VGG = ("methods/vgg19", "sets/fer2013")
+LEAKING = ("methods/clivp_fer_true_label", "sets/kmu_fed")
+
+
+@pytest.mark.parametrize(
+    ("configs", "override"),
+    [
+        (ZERO_SHOT, "model.head=ExpCLIP_B32_model.pth"),
+        (ZERO_SHOT, "model.towers.pretrained=laion2b_s34b_b79k"),
+        (ZERO_SHOT, "model.towers.pretrained=null"),
+        (VGG, "data.protocol=public"),
+        (VGG, "optim.groups.network.lr=0.1"),
+        (VGG, "schedule.rate=0.5"),
+        (VGG, "engine.clip_value=null"),
+        (VGG, "data.views=null"),
+        (("ckplus48/vgg19",), "data.protocol=subjects"),
+        (LEAKING, "model.caption=zero_shot"),
+        (LEAKING, "early_stop=null"),
+        (DFER_CLIP, "model.temporal.depth=2"),
+        (DFER_CLIP, "data.join=[data/mafw]"),
+        (DFER_CLIP, "data.classes=[happiness,sadness]"),
+        (DFER_CLIP, "data.augment.flip=0"),
+        (DFER_CLIP, "data.sampling=dk_clip"),
+        (DFER_CLIP, "data.frames=8"),
+        (DFER_CLIP, "data.balance=0.5"),
+        (DFER_CLIP, "epochs=1"),
+        (DFER_CLIP, "batch=96"),
+        (DFER_CLIP, "ema=0.999"),
+    ],
+)
+def test_numbers_that_do_not_describe_the_run_are_dropped(configs: tuple[str, ...], override: str) -> None:
+    assert load_run(configs).published is not None
+    assert load_run(configs, [override]).published is None
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.shards=s3://bucket/dfew",
+        "data.workers=8",
+        "seed=7",
+        "fold=3",
+        "run=elsewhere",
+        "micro_batch=8",
+        "engine.precision=bf16",
+        "select=best_on_test",
+        "model.start=imported/dfer_clip",
+        "model.towers.pretrained=weights/ViT-B-32.pt",
+        "epochs=50",
+    ],
+)
+def test_numbers_stay_where_only_places_and_the_way_of_computing_change(override: str) -> None:
+    assert load_run(DFER_CLIP, [override]).published == load_run(DFER_CLIP).published
+
+
+def test_numbers_that_somebody_wrote_stay(tmp_path: Path) -> None:
+    """In a file of their own, or on the command line, though they may be those of the row."""
+    own = load_run(DFER_CLIP).published
+    assert own is not None
+    (tmp_path / "mine.yaml").write_text(
+        "base: [methods/dfer_clip, sets/dfew]\nrun: x\npublished: {war: 70.5, source: a table}\n"
+    )
+    kept = load_run([tmp_path / "mine.yaml"], ["model.temporal.depth=2"]).published
+    assert kept is not None and kept.war == 70.5
+    again = f"published={{uar: {own.uar}, war: {own.war}, source: '{own.source}', selection: {own.selection}}}"
+    assert load_run(DFER_CLIP, ["epochs=1", again]).published == own
+    assert load_run(DFER_CLIP, ["published=null"]).published is None
+
+
+def test_departures_name_the_keys() -> None:
+    own = {"epochs": 50, "seed": 1, "data": {"views": None, "shards": "a"}, "model": {"start": None}}
+    now = {"epochs": 5, "seed": 2, "data": {"views": {"crops": 3}, "shards": "b"}, "model": {"start": "r", "depth": 2}}
+    assert departures(own, now) == ["epochs", "data.views.crops", "model.depth"]
