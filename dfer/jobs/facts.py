@@ -76,19 +76,18 @@ class Training:
 
 def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
     """Describe how test clips are presented to the model, and the augmentation of training clips."""
-    data = config.data
+    data, nothing = config.data, trains_nothing(config.model)
     middle = "the middle frame of every segment" if data.train_frames == "middle" else ""
     return Protocol(
         num_frames=data.frames,
         size=data.size,
         normalisation=model.normalisation,
-        augment=("" if trains_nothing(config.model) else ", ".join(filter(None, [*data.augment.words(), middle])))
-        or "none",
+        augment=("" if nothing else ", ".join(filter(None, [*data.augment.words(), middle]))) or "none",
         views=seen_in_words(data.augment, data.views, data.size) + SAMPLED[data.sampling],
         presentation=model.presentation,
         leaks_label=model.leaks_label,
         targets=targets.words(config),
-        weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
+        weights="" if config.ema is None or nothing else f"average of the weights, decay {config.ema}",
     )
 
 

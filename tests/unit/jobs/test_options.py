@@ -199,6 +199,14 @@ def test_a_clip_that_is_taken_again_is_seen_otherwise(tmp_path: Path, alone: Wor
     assert not torch.equal(torch.stack([frames[5], frames[6]]), torch.stack([frames[7], frames[8]]))
 
 
+def test_the_clips_of_a_balanced_run_are_recorded_not_its_rows(tmp_path: Path, alone: World) -> None:
+    config = options(tmp_path / "run", data(tmp_path / "shards", balance=1.0), batch=7, record_clips=True, epochs=1)
+    train(config, alone)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (clips,) = [record["clips"] for record in map(json.loads, lines) if record["kind"] == "clips"]
+    assert len(clips) == 7 and {5, 6} < {*clips} < {*range(7)} and max(map(clips.count, (5, 6))) == 2
+
+
 # The average of the weights
 
 
