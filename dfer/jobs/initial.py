@@ -1,9 +1,11 @@
 """Build the model at the start of a run: its initial weights and their origin, also when taken from another run or from
 a saved model."""
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from dfer.choices import Selection
@@ -19,8 +21,8 @@ from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.saved import SavedModel, open_saved, state_of
 from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
-from dfer.run.checkpoint_files import WEIGHTS, sha256_of
-from dfer.run.checkpoints import Checkpoint, Checkpoints
+from dfer.run.checkpoint_files import STATE, WEIGHTS, sha256_of
+from dfer.run.checkpoints import AVERAGE, Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
 from dfer.store.shards import Shards
@@ -57,6 +59,8 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
         ConfigProblem: the architecture is unknown, or the prompts do not fit it.
     """
     begins = config.model.start is not None
+    if resumed is None and not begins:
+        on_first(lambda: refuse_trained_copy(config), world)
     found = clips.features
     model = build(
         config.model,
@@ -80,6 +84,23 @@ def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Reco
     begins = config.model.start is not None
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=not begins)
     return _begun(config, emotions, world, model, None).model if begins else model
+
+
+def refuse_trained_copy(config: RunConfig) -> None:
+    """Raise CheckpointError if the towers' weights are the file of a run with `ema`: it holds the weights of the last
+    step, while those that the run evaluates, their averages, lie beside them."""
+    towers = config.model.towers
+    path = Path(towers.pretrained) if towers is not None and towers.pretrained is not None else None
+    if path is None or path.name != WEIGHTS:
+        return
+    try:
+        state = json.loads((path.parent / STATE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # no run's file
+    if isinstance(state, dict) and state.get(AVERAGE) is not None:
+        expected, got = "the weights that are evaluated", f"those of the last step of a run with ema={state[AVERAGE]}"
+        do = "Set model.start to the run, or make a saved model of it with `dfer export` and set model.start to that."
+        raise CheckpointError(message(f"model.towers.pretrained={path}", expected=expected, got=got, do=do))
 
 
 def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Shards | None) -> Initial:

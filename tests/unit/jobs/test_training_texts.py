@@ -9,10 +9,10 @@ from open_clip import SimpleTokenizer
 
 from dfer.config import ConfigProblem, changed
 from dfer.data.config import DataConfig
+from dfer.data.mix_config import MixConfig
 from dfer.distributed import World
 from dfer.errors import DataError
 from dfer.jobs.config import RunConfig
-from dfer.data.mix_config import MixConfig
 from dfer.jobs.fold_data import clips_of_rows, open_fold, train_loader, training_texts
 from dfer.jobs.targets import words
 from dfer.models.config import ContrastiveConfig, LinearProbeConfig, ZeroShotConfig
