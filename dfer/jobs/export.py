@@ -13,6 +13,7 @@ from dfer.jobs.facts import refuse_other_texts, selected_checkpoint, texts_of
 from dfer.jobs.initial import classes_of
 from dfer.jobs.predict import whole_model
 from dfer.jobs.saved import input_of, recipe_of
+from dfer.jobs.seen import sets_in
 from dfer.models.card import card
 from dfer.models.foreign.weights import refuse_not_finite
 from dfer.models.saved import Origin, SavedConfig, Score, sha256_of
@@ -110,6 +111,7 @@ def _origin(config: RunConfig, chosen: Checkpoint, result: FoldResult | None, sh
         protocol=config.data.protocol,
         fold=config.fold,
         manifest_sha256=str(chosen.state.get("manifest_sha256") or ""),
+        sets=sets_in(chosen.state, chosen.folder, protocol=config.data.protocol, fold=config.fold),
         selection="last" if choice == "last" else config.select,
         step=chosen.step,
         epoch=epoch if isinstance(epoch, int) else None,

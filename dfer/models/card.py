@@ -6,7 +6,7 @@ The text depends on the arguments alone, so that the same model gives the same c
 import yaml
 
 from dfer.choices import SELECTION_TEXT
-from dfer.models.saved import Origin, SavedConfig, Score
+from dfer.models.saved import Origin, SavedConfig, Score, TrainedSet
 
 SETS = {"dfew": "DFEW", "ferv39k": "FERV39k", "mafw": "MAFW"}
 LICENCE = (
@@ -48,13 +48,19 @@ def _result(found: SavedConfig, score: Score) -> dict[str, object]:
     }
 
 
-def _set(origin: Origin) -> str:
+def _set(origin: Origin | TrainedSet) -> str:
     name = SETS.get(origin.dataset, origin.dataset) or "unknown"
     return f"generated faces in {name}'s layout" if origin.generated else name
 
 
-def _fold(origin: Origin) -> str:
+def _fold(origin: Origin | TrainedSet) -> str:
     return f"fold {origin.fold} of {origin.protocol or 'an unknown protocol'}" if origin.fold else "fold unknown"
+
+
+def _further(origin: Origin) -> str:
+    """Name the further sets that it was trained on, at the same time or before."""
+    more = (f"{_set(each)}, {_fold(each)}" for each in origin.sets[1:])
+    return "".join(f"; also on {text}" for text in more)
 
 
 def _body(found: SavedConfig) -> str:
@@ -65,7 +71,7 @@ def _body(found: SavedConfig) -> str:
         "classes": ", ".join(found.classes),
         "input": f"{found.data['frames']} frames of {found.data['size']} x {found.data['size']} pixels, RGB",
         "normalisation": f"{found.normalisation}; done by the model",
-        "trained on": f"{_set(origin)}, {_fold(origin)}",
+        "trained on": f"{_set(origin)}, {_fold(origin)}{_further(origin)}",
         "selection": SELECTION_TEXT.get(origin.selection or "unknown", "unknown"),
         "score": _score(found.score),
         "source": f"{_source(origin)}, sha256 `{origin.source_sha256}`",
