@@ -1,4 +1,4 @@
-"""A trained run on other clips than its own test clips, or on these seen otherwise: other shards, another protocol,
+"""A run on other clips than its own test clips, or on these seen otherwise: other shards, another protocol,
 another number of frames, frames in a random order. Such a result has a file of its own; it is never the run's result.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.results import TrainedOn
+from dfer.evaluation.results import UNTRAINED, FoldResult, TrainedOn
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import JOINED, PARTITIONS
 from dfer.jobs.fold_data import FoldData, manifest_hash
@@ -99,18 +99,54 @@ def other_of(
         fold=own.fold,
         manifest_sha256=trained_sha,
     )
-    manifest = clips.store.manifest
     elsewhere = _tested_on(state) not in ("", found)
     _refuse_seen(own, _sets_of(own, chosen, found if not elsewhere else ""), clips)
-    parts = [f"{manifest.dataset}_{found[:8]}"] if elsewhere else []
+    first = _First(trained=trained, partitions=partitions, joined=joined)
+    return _other(first, clips, elsewhere=elsewhere, changes=changes, shuffled=shuffled)
+
+
+def other_of_untrained(
+    own: RunConfig, clips: FoldData, result: FoldResult, *, elsewhere: bool, changes: Mapping[str, Any], shuffled: bool
+) -> Other:
+    """Describe a second evaluation of weights that were not trained here. own: the configuration of the first one;
+    result: its result. clips: the clips to test; what the weights have seen is checked where they are read."""
+    trained = TrainedOn(
+        dataset=UNTRAINED,
+        protocol=own.data.protocol,
+        fold=own.fold,
+        manifest_sha256=result.manifest_sha256 or manifest_hash(clips.store),
+    )
+    first = _First(trained=trained, partitions=result.train_partitions, joined=result.joined)
+    return _other(first, clips, elsewhere=elsewhere, changes=changes, shuffled=shuffled)
+
+
+def is_elsewhere_untrained(config: RunConfig, result: FoldResult) -> bool:
+    """Whether the shards are others than those of the first evaluation of weights that were not trained here."""
+    store = config.data.tested_store()
+    if config.data.join:  # the result has the hash of all folders
+        return store.manifest.dataset != result.dataset
+    return result.manifest_sha256 not in (None, manifest_hash(store))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _First:
+    """The data of the first evaluation, as in FoldResult. trained: the data of the training."""
+
+    trained: TrainedOn
+    partitions: tuple[str, ...]
+    joined: tuple[str, ...]
+
+
+def _other(first: _First, clips: FoldData, *, elsewhere: bool, changes: Mapping[str, Any], shuffled: bool) -> Other:
+    parts = [f"{clips.store.manifest.dataset}_{manifest_hash(clips.store)[:8]}"] if elsewhere else []
     parts += [f"{key.rpartition('.')[2]}_{_word(value)}" for key, value in changes.items()]
     others = elsewhere or "fold" in changes or "data.protocol" in changes
     return Other(
         parts=(*parts, *(["shuffled"] if shuffled else [])),
         shuffled=shuffled,
-        trained=trained if others else None,
-        partitions=partitions if others else clips.fold.train.names,
-        joined=joined,
+        trained=first.trained if others else None,
+        partitions=first.partitions if others else clips.fold.train.names,
+        joined=first.joined,
     )
 
 
