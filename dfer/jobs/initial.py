@@ -231,8 +231,12 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
         _check_net(config.model, model, where)
         return
     towers = model.get("towers") if isinstance(model, Mapping) else None
-    theirs = str(towers.get("arch")) if isinstance(towers, Mapping) else "none"
     own = config.model.towers.arch
+    if not isinstance(towers, Mapping):
+        name = str(model.get("name"))[:40] if isinstance(model, Mapping) else "another method"
+        do = "Begin from a run or a saved model of a method with a CLIP."
+        raise CheckpointError(message(where, expected=f"towers of {own}", got=f"{name}, which has none", do=do))
+    theirs = str(towers.get("arch"))
     if theirs.rpartition("/")[2] != own.rpartition("/")[2]:
         do = f"Set model.towers.arch={theirs}."
         raise CheckpointError(message(where, expected=f"towers of {own}", got=theirs, do=do))

@@ -94,6 +94,8 @@ def sets_in(state: Mapping[str, Any], where: object, *, protocol: str, fold: int
 
 def sets_of_saved(origin: Origin) -> tuple[TrainedSet, ...]:
     """Return what a saved model was trained on."""
+    if not origin.trained:
+        return ()
     protocol = origin.protocol or "published"
     one = TrainedSet(
         dataset=origin.dataset,
