@@ -124,8 +124,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from dfer.distributed import from_environment, process_group
     from dfer.jobs.evaluate import evaluate_run
     from dfer.models.files import trains_nothing
+    from dfer.run.layout import is_evaluated
 
-    trained = trained and not trains_nothing(chosen.model)
+    trained = trained and not trains_nothing(chosen.model) and not is_evaluated(Folder(chosen.run, what="run"))
     world, out = from_environment(), Folder(args.out, what="--out") if args.out else None
     with process_group(world):
         result = evaluate_run(chosen, world, trained=trained, out=out, shuffle_frames=args.shuffle_frames)

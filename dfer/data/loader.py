@@ -70,9 +70,9 @@ class Loader:
         shuffle_frames: bool = False,
     ) -> None:
         """size: side of a frame in pixels, None = as in the config. balance: how often training takes clips, which are
-        then its rows. text: [N L], tokens of the text of each of the N clips, 0 behind its end; None for batches
-        without text. shuffle_frames: put the frames of each clip into a random order that depends on the seed and the
-        clip.
+        then its rows. text: [R L], tokens of the text of each of the R rows (without balance: clips), 0 behind its
+        end; None for batches without text. shuffle_frames: put the frames of each clip into a random order that depends
+        on the seed and the clip.
 
         Raises:
             ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.

@@ -33,6 +33,8 @@ MAX_COUNT = 2**31
 """Largest count of a confusion matrix: no data set is as large."""
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """Advice for a run folder that can be read but not written."""
+UNTRAINED = "weights not trained here"
+"""Name of the training data of weights that are evaluated without training, in TrainedOn."""
 
 
 @dataclass(frozen=True, kw_only=True)

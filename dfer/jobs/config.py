@@ -13,6 +13,7 @@ from dfer.evaluation.results import Published
 from dfer.jobs.published import departures
 from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
+from dfer.models.files import takes_targets
 from dfer.run.config import CheckpointConfig
 from dfer.training.config import (
     ConstantScheduleConfig,
@@ -88,8 +89,21 @@ class RunConfig:
         if self.early_stop is not None and self.select == "last":
             do = "Set select=best_on_val, or early_stop=null"
             raise ConfigProblem(f"early_stop: expected a `select` that evaluates, got select=last. {do}")
+        if not takes_targets(self.model):
+            self._refuse_targets()
         if self.data.features is not None:
             self._refuse_without_features()
+
+    def _refuse_targets(self) -> None:
+        """Raise ConfigProblem for keys that change what a loss aims at: the method has no such loss."""
+        data, mix = self.data, self.data.mix
+        mixed = {f"mix.{name}": getattr(mix, name) for name in ("label_smoothing", "mixup", "fmix")}
+        found = {"targets": data.targets if data.targets != "labels" else None, **mixed}
+        given = [f"data.{name}={value}" for name, value in found.items() if value]
+        if given:
+            got = f"{', '.join(given)} with model.name={self.model.name}, which has no class targets"
+            do = "Leave them out, or choose another method"
+            raise ConfigProblem(f"data: expected nothing that changes class targets, got {got}. {do}")
 
     def _refuse_without_features(self) -> None:
         """Raise ConfigProblem if features are configured for a method that cannot read them, or whose tower's weights

@@ -44,11 +44,11 @@ from dfer.jobs.fold_data import (
     refuse_other_shards,
 )
 from dfer.jobs.initial import Initial, classes_of, initial_model, refuse_drawn
-from dfer.jobs.other import Other, is_elsewhere, other_of, own_config
+from dfer.jobs.other import Other, is_elsewhere, is_elsewhere_untrained, other_of, other_of_untrained, own_config
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
-from dfer.run.layout import CONFIG, RESULTS, finished, is_trained
+from dfer.run.layout import CONFIG, RESULTS, finished, is_evaluated, is_trained
 from dfer.storage import Folder
 from dfer.training import loop
 
@@ -104,30 +104,56 @@ def evaluate_run(
         CheckpointError: the configuration is not the one the run was started with, or the run was trained on some of
             the clips.
         UsageError: the folder holds a training run, but the weights to evaluate were not trained here; or these are to
-            be evaluated with shuffled frames.
+            be evaluated with shuffled frames before they have a result.
     """
     home = Folder(config.run, what="run")
     if trained:
         return _evaluate_trained(config, home, world, out=out, shuffle_frames=shuffle_frames)
+    return _evaluate_untrained(config, home, world, out=out, stop=stop, shuffle_frames=shuffle_frames)
+
+
+def _evaluate_untrained(
+    config: RunConfig, home: Folder, world: World, *, out: Folder | None, stop: Stop | None, shuffle_frames: bool
+) -> FoldResult:
     if on_first(lambda: is_trained(home), world):
         raise UsageError(
             f"{home}: expected a folder for a model that is not trained here, got a training run. "
             f"Evaluate that with `dfer evaluate {home}`, or choose another folder with run=FOLDER."
         )
-    if shuffle_frames:
+    first = on_first(lambda: read_result(home) if is_evaluated(home) else None, world)
+    if shuffle_frames and first is None:
         do = f"Evaluate the weights as they are first, then: dfer evaluate {home} --shuffle-frames."
-        raise UsageError(message("--shuffle-frames", expected="a trained run", got="a configuration", do=do))
-    on_first(lambda: folder.check(home, config), world)
+        raise UsageError(message("--shuffle-frames", expected="a run with a result", got="none", do=do))
     if out:
         on_first(lambda: _check_target(home, out), world)
-    clips = with_features(config, open_fold(config), world, begun=None, stop=stop)
+    other, clips = _untrained_clips(config, home, world, first, shuffle_frames=shuffle_frames)
+    clips = with_features(config, clips, world, begun=None, stop=stop)
     initial = initial_of(config, clips, world, resumed=None)
     refuse_drawn(config, initial)
+    eval_loader(config, clips, clips.test, world, shuffle_frames=shuffle_frames)  # refuses features
     forward = _forward(config, clips, initial, world)
-    if out is None:
+    if out is None and other is None:
         on_first(lambda: folder.write(home, config, world, notes=initial.notes), world)
     training = Training(epochs=0, complete=True)
-    return report_test(config, clips, forward, None, initial, world, training=training, out=out, stop=stop)
+    return report_test(config, clips, forward, None, initial, world, training=training, out=out, stop=stop, other=other)
+
+
+def _untrained_clips(
+    config: RunConfig, home: Folder, world: World, first: FoldResult | None, *, shuffle_frames: bool
+) -> tuple[Other | None, FoldData]:
+    """Open the clips to test, and say how they differ from those of the first result, if there is one."""
+    if first is None:
+        on_first(lambda: folder.check(home, config), world)
+        return None, open_fold(config)
+    own, changes = on_first(lambda: own_config(config, home), world)
+    on_first(lambda: folder.check(home, own), world)
+    elsewhere = is_elsewhere_untrained(config, first)
+    if {*changes} == {"fold"} and not elsewhere:
+        on_first(lambda: folder.check(home, config), world)  # raises: every fold of a protocol has a run of its own
+    if not (elsewhere or changes or shuffle_frames):
+        return None, open_fold(config)
+    clips = open_other(config, emotions_of(first.classes))
+    return other_of_untrained(own, clips, first, elsewhere=elsewhere, changes=changes, shuffled=shuffle_frames), clips
 
 
 def _evaluate_trained(

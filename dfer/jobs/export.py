@@ -15,6 +15,7 @@ from dfer.jobs.facts import protocol_of, refuse_other_texts, selected_checkpoint
 from dfer.jobs.initial import classes_of, untrained_model
 from dfer.jobs.predict import whole_model
 from dfer.jobs.saved import input_of, recipe_of
+from dfer.jobs.seen import sets_in
 from dfer.models.card import card
 from dfer.models.files import trains_nothing
 from dfer.models.foreign.weights import refuse_not_finite
@@ -190,6 +191,7 @@ def _origin(config: RunConfig, chosen: Checkpoint, result: FoldResult | None, sh
         protocol=config.data.protocol,
         fold=config.fold,
         manifest_sha256=str(chosen.state.get("manifest_sha256") or ""),
+        sets=sets_in(chosen.state, chosen.folder, protocol=config.data.protocol, fold=config.fold),
         selection="last" if choice == "last" else config.select,
         step=chosen.step,
         epoch=epoch if isinstance(epoch, int) else None,

@@ -15,6 +15,7 @@ from dfer.jobs import targets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FEATURES, FoldData, features_id, joined_of, manifest_hash
 from dfer.jobs.initial import START, Initial
+from dfer.jobs.seen import DATA, SETS, TESTED, plain_sets, sets_of
 from dfer.models.files import source, text_of, trains_nothing
 from dfer.models.texts import class_prompts
 from dfer.recognition import Recognizer
@@ -25,9 +26,8 @@ from dfer.run.layout import RESULT
 from dfer.storage import Folder
 from dfer.training.state import TrainingState
 
-DATA, PARTITIONS, JOINED, TESTED = "data", "train_partitions", "joined", "tested_sha256"
-"""Keys of a checkpoint's state: the data of the training; in it, what the fold trains on, the further data sets, and
-the manifest of the test clips' shards."""
+PARTITIONS, JOINED = "train_partitions", "joined"
+"""Keys of a checkpoint's state, in DATA: what the fold trains on, and the further data sets."""
 TEXTS = "texts"
 """Key of a checkpoint's state: the class texts it was trained with, which may come from a file that changes."""
 
@@ -76,19 +76,18 @@ class Training:
 
 def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
     """Describe how test clips are presented to the model, and the augmentation of training clips."""
-    data = config.data
+    data, nothing = config.data, trains_nothing(config.model)
     middle = "the middle frame of every segment" if data.train_frames == "middle" else ""
     return Protocol(
         num_frames=data.frames,
         size=data.size,
         normalisation=model.normalisation,
-        augment=("" if trains_nothing(config.model) else ", ".join(filter(None, [*data.augment.words(), middle])))
-        or "none",
+        augment=("" if nothing else ", ".join(filter(None, [*data.augment.words(), middle]))) or "none",
         views=seen_in_words(data.augment, data.views, data.size) + SAMPLED[data.sampling],
         presentation=model.presentation,
         leaks_label=model.leaks_label,
         targets=targets.words(config),
-        weights=f"average of the weights, decay {config.ema}" if config.ema is not None else "",
+        weights="" if config.ema is None or nothing else f"average of the weights, decay {config.ema}",
     )
 
 
@@ -112,6 +111,7 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
             PARTITIONS: list(clips.fold.train.names),
             JOINED: list(joined_of(clips.store)),
             TESTED: manifest_hash(config.data.tested_store()),
+            SETS: plain_sets(sets_of(config, clips.store, initial.sets)),
         },
         FEATURES: features_id(clips),
         TEXTS: texts_of(config, clips.emotions),

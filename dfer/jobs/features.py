@@ -31,6 +31,7 @@ from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import SAMPLED
 from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
+from dfer.jobs.initial import refuse_trained_copy
 from dfer.models.build import build
 from dfer.models.files import files, is_tag
 from dfer.recognition import PADDING
@@ -187,6 +188,7 @@ def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: 
     root = Folder(str(config.data.features), what="data.features")
     home = root / name_of(key)
     on_first(lambda: _refuse_missing_files(config, root), world)
+    on_first(lambda: refuse_trained_copy(config), world)
     on_first(home.check_writable, world)
     partitions = clips.store.manifest.partitions()
     work = _Work.of(ClipSet.open(clips.store, partitions, emotions=clips.emotions))

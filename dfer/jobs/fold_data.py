@@ -183,14 +183,15 @@ def training_texts(config: RunConfig, clips: ClipSet, emotions: Emotions) -> lis
 
 
 def _tokens(config: RunConfig, clips: FoldData) -> Tensor | None:
-    """Encode the texts of the training clips, int32 [N L]; each different text once."""
+    """Encode the texts of the rows of `training_rows`, int32 [R L]; each different text once."""
     texts, towers = training_texts(config, clips.train, clips.emotions), config.model.towers
     if not texts or towers is None:
         return None
     different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     length = context_length(towers)
     rows = layout(list(different), num_contexts=0, position="end", context_length=length, truncate=True).tokens
-    return rows.int()[[different[text] for text in texts]]
+    of_clip = np.array([different[text] for text in texts])
+    return rows.int()[of_clip[clips_of_rows(config, clips)]]
 
 
 def eval_loader(

@@ -1,9 +1,11 @@
 """Build the model at the start of a run: its initial weights and their origin, also when taken from another run or from
 a saved model."""
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from dfer.choices import Selection
@@ -13,16 +15,18 @@ from dfer.distributed import World, broadcast_tensors, gather_rows, on_first
 from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
-from dfer.jobs.fold_data import FoldData, manifest_hash
+from dfer.jobs.fold_data import FoldData
+from dfer.jobs.seen import recorded_sets, seen, sets_in, sets_of_saved
 from dfer.models.build import build
 from dfer.models.config_clivp_fer import CnnConfig
-from dfer.models.saved import SavedModel, open_saved, state_of
+from dfer.models.saved import SavedModel, TrainedSet, open_saved, state_of
 from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
-from dfer.run.checkpoint_files import WEIGHTS, sha256_of
-from dfer.run.checkpoints import Checkpoint, Checkpoints
+from dfer.run.checkpoint_files import STATE, WEIGHTS, sha256_of
+from dfer.run.checkpoints import AVERAGE, Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder
+from dfer.store.joined import JoinedStore
 from dfer.store.shards import Shards
 from dfer.yaml_text import YamlProblem, parse
 
@@ -33,12 +37,14 @@ START = "start"
 @dataclass(frozen=True, kw_only=True)
 class Initial:
     """A model with its initial weights. start: run, step, selection and hash of the other run's weights, empty if there
-    is no other run. selection: the other run's selection rule, None if there is none. notes: lines about the weights to
-    print; None if a checkpoint is loaded next, because the run's first start has printed them."""
+    is no other run. selection: the other run's selection rule, None if there is none. sets: what the other run, and
+    those that it began from, were trained on; of a checkpoint, also what this run was. notes: lines about the weights
+    to print; None if a checkpoint is loaded next, because the run's first start has printed them."""
 
     model: Recognizer
     start: str = ""
     selection: Selection | None = None
+    sets: tuple[TrainedSet, ...] = ()
     notes: tuple[str, ...] | None = None
     drawn: tuple[str, ...] = ()
 
@@ -57,6 +63,8 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
         ConfigProblem: the architecture is unknown, or the prompts do not fit it.
     """
     begins = config.model.start is not None
+    if resumed is None and not begins:
+        on_first(lambda: refuse_trained_copy(config), world)
     found = clips.features
     model = build(
         config.model,
@@ -68,7 +76,8 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
         gather=gather_rows,
     )
     if resumed is not None:
-        return Initial(model=model, start=str(resumed.state.get(START, "")))
+        sets = recorded_sets(resumed.state, resumed.folder) or ()
+        return Initial(model=model, start=str(resumed.state.get(START, "")), sets=sets)
     if not begins:
         origin = found.origin if found is not None else model.origin
         return Initial(model=model, notes=(origin,) if origin else ())
@@ -80,6 +89,23 @@ def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Reco
     begins = config.model.start is not None
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=not begins)
     return _begun(config, emotions, world, model, None).model if begins else model
+
+
+def refuse_trained_copy(config: RunConfig) -> None:
+    """Raise CheckpointError if the towers' weights are the file of a run with `ema`: it holds the weights of the last
+    step, while those that the run evaluates, their averages, lie beside them."""
+    towers = config.model.towers
+    path = Path(towers.pretrained) if towers is not None and towers.pretrained is not None else None
+    if path is None or path.name != WEIGHTS:
+        return
+    try:
+        state = json.loads((path.parent / STATE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # no run's file
+    if isinstance(state, dict) and state.get(AVERAGE) is not None:
+        expected, got = "the weights that are evaluated", f"those of the last step of a run with ema={state[AVERAGE]}"
+        do = "Set model.start to the run, or make a saved model of it with `dfer export` and set model.start to that."
+        raise CheckpointError(message(f"model.towers.pretrained={path}", expected=expected, got=got, do=do))
 
 
 def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Shards | None) -> Initial:
@@ -96,7 +122,8 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
         do = f"Train that run first: dfer train {home}/{CONFIG}"
         raise CheckpointError(message(where, expected=f"a checkpoint selected by `{select}`", got="none", do=do))
     try:
-        _refuse_test_clips(config, found.state, plain, store, home)
+        sets = _sets_of_run(found, plain)
+        _refuse_test_clips(config, sets, store, home)
         _check_architecture(config, found.state, where)
         sha256 = on_first(lambda: sha256_of(found.files / WEIGHTS) if found.files else "", world)
         names = classes_of(found.state, where)
@@ -104,7 +131,7 @@ def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognize
     finally:
         found.close()
     start = f"{without_secrets(home)}, step {found.step}, {select}, weights sha256 {sha256}"
-    return _initial(model, taken, start, select)
+    return _initial(model, taken, start, select, sets)
 
 
 def _from_saved(
@@ -112,23 +139,20 @@ def _from_saved(
 ) -> Initial:
     """Take the weights of a saved model. COLLECTIVE."""
     where, found = f"model.start={saved}", saved.config
-    state, origin = state_of(found), found.origin
-    plain = {"data": {"protocol": origin.protocol or "published"}, "fold": origin.fold if origin.trained else None}
-    if store is not None and not origin.manifest_sha256:
-        manifest = store.manifest
-        if (origin.dataset, "") == (manifest.dataset, manifest.generated):
-            state["manifest_sha256"] = manifest_hash(store)  # imported: trained on a fold of these clips elsewhere
-    _refuse_test_clips(config, state, plain, store, saved.folder.url)
-    _check_architecture(config, state, where)
+    sets = sets_of_saved(found.origin)
+    _refuse_test_clips(config, sets, store, saved.folder.url)
+    _check_architecture(config, state_of(found), where)
     weights = broadcast_tensors(saved.weights, world)
     taken = take(model, weights, classes=found.classes, own_classes=emotions.names, where=where)
     start = f"{without_secrets(saved.folder.url)}, saved model, weights sha256 {found.sha256}"
-    return _initial(model, taken, start, origin.selection)
+    return _initial(model, taken, start, found.origin.selection, sets)
 
 
-def _initial(model: Recognizer, taken: Taken, start: str, selection: Selection | None) -> Initial:
+def _initial(
+    model: Recognizer, taken: Taken, start: str, selection: Selection | None, sets: tuple[TrainedSet, ...]
+) -> Initial:
     notes = (f"begins from {start}", *(f"model.start: {line}" for line in taken.lines()))
-    return Initial(model=model, start=start, selection=selection, notes=notes, drawn=taken.drawn)
+    return Initial(model=model, start=start, selection=selection, sets=sets, notes=notes, drawn=taken.drawn)
 
 
 def refuse_drawn(config: RunConfig, initial: Initial) -> None:
@@ -176,22 +200,25 @@ def _parsed(text: bytes, where: str) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _refuse_test_clips(
-    config: RunConfig, state: Mapping[str, Any], plain: Mapping[str, Any], store: Shards | None, home: str
-) -> None:
-    """Raise CheckpointError if the other run was trained on clips that this one is tested on, as in another fold of the
-    same shards. This cannot be detected if the other run used other shards of the same data set."""
-    data, other = plain.get("data"), plain.get("fold")
-    protocol = data.get("protocol", "published") if isinstance(data, Mapping) else "published"
-    same = (protocol, other) == (config.data.protocol, config.fold)
-    if store is None or state.get("manifest_sha256") != manifest_hash(store) or not isinstance(other, int) or same:
+def _sets_of_run(found: Checkpoint, plain: Mapping[str, Any]) -> tuple[TrainedSet, ...]:
+    """Return what another run was trained on. plain: its configuration."""
+    data, fold = plain.get("data"), plain.get("fold")
+    protocol = str(data.get("protocol", "published")) if isinstance(data, Mapping) else "published"
+    return sets_in(found.state, found.folder, protocol=protocol, fold=fold if isinstance(fold, int) else None)
+
+
+def _refuse_test_clips(config: RunConfig, sets: tuple[TrainedSet, ...], store: Shards | None, home: str) -> None:
+    """Raise CheckpointError if the other model was trained on clips that this one is tested on, as in another fold of
+    the same shards. sets: what it was trained on. store: None for clips outside of shards."""
+    if store is None:
         return
-    theirs = fold_of(store.manifest, str(protocol), other).train
-    own = fold_of(store.manifest, config.data.protocol, config.fold).test
-    if keys_of(store, theirs) & keys_of(store, own):
+    tested = store.stores[0] if isinstance(store, JoinedStore) else store
+    own = fold_of(tested.manifest, config.data.protocol, config.fold).test
+    found = seen(tested, sets, keys_of(tested, own))
+    if found is not None:
         expected = f"a run that saw none of the test clips of fold {config.fold}"
-        got, do = f"one trained on {', '.join(theirs.names)}", f"Begin from that run's fold {config.fold}."
-        if protocol != config.data.protocol:
+        got, do = f"one trained on {', '.join(found.train.names)}", f"Begin from that run's fold {config.fold}."
+        if found.by.protocol != config.data.protocol:
             do = f"Begin from a run with data.protocol={config.data.protocol}."
         raise CheckpointError(message(f"model.start={home}", expected=expected, got=got, do=do))
 

@@ -1,26 +1,26 @@
-"""A trained run on other clips than its own test clips, or on these seen otherwise: other shards, another protocol,
+"""A run on other clips than its own test clips, or on these seen otherwise: other shards, another protocol,
 another number of frames, frames in a random order. Such a result has a file of its own; it is never the run's result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from dfer.config import ConfigProblem, from_plain, to_plain
-from dfer.data.clips import keys_of
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.results import TrainedOn
+from dfer.evaluation.results import UNTRAINED, FoldResult, TrainedOn
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import DATA, JOINED, PARTITIONS
-from dfer.jobs.facts import TESTED as TESTED_SHA256
+from dfer.jobs.facts import JOINED, PARTITIONS
 from dfer.jobs.fold_data import FoldData, manifest_hash
+from dfer.jobs.seen import DATA, recorded_sets, seen
+from dfer.jobs.seen import TESTED as TESTED_SHA256
+from dfer.models.saved import TrainedSet
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint
 from dfer.run.layout import RESULT, other_name, result_values
 from dfer.storage import Folder
-from dfer.store.joined import fold_of_number
 
 TESTED = ("fold", "data.protocol", "data.frames", "data.size", "data.sampling", "data.views")
 """Keys of which a second evaluation may change the value: they say which clips are tested, and how these are seen."""
@@ -99,21 +99,65 @@ def other_of(
         fold=own.fold,
         manifest_sha256=trained_sha,
     )
-    manifest = clips.store.manifest
     elsewhere = _tested_on(state) not in ("", found)
-    same_set = (manifest.dataset, manifest.generated) == (dataset, generated)
-    if not elsewhere or same_set or manifest.dataset in joined:
-        _refuse_seen(own, clips)
-    parts = [f"{manifest.dataset}_{found[:8]}"] if elsewhere else []
+    _refuse_seen(own, _sets_of(own, chosen, found if not elsewhere else ""), clips)
+    first = _First(trained=trained, partitions=partitions, joined=joined)
+    return _other(first, clips, elsewhere=elsewhere, changes=changes, shuffled=shuffled)
+
+
+def other_of_untrained(
+    own: RunConfig, clips: FoldData, result: FoldResult, *, elsewhere: bool, changes: Mapping[str, Any], shuffled: bool
+) -> Other:
+    """Describe a second evaluation of weights that were not trained here. own: the configuration of the first one;
+    result: its result. clips: the clips to test; what the weights have seen is checked where they are read."""
+    trained = TrainedOn(
+        dataset=UNTRAINED,
+        protocol=own.data.protocol,
+        fold=own.fold,
+        manifest_sha256=result.manifest_sha256 or manifest_hash(clips.store),
+    )
+    first = _First(trained=trained, partitions=result.train_partitions, joined=result.joined)
+    return _other(first, clips, elsewhere=elsewhere, changes=changes, shuffled=shuffled)
+
+
+def is_elsewhere_untrained(config: RunConfig, result: FoldResult) -> bool:
+    """Whether the shards are others than those of the first evaluation of weights that were not trained here."""
+    store = config.data.tested_store()
+    if config.data.join:  # the result has the hash of all folders
+        return store.manifest.dataset != result.dataset
+    return result.manifest_sha256 not in (None, manifest_hash(store))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _First:
+    """The data of the first evaluation, as in FoldResult. trained: the data of the training."""
+
+    trained: TrainedOn
+    partitions: tuple[str, ...]
+    joined: tuple[str, ...]
+
+
+def _other(first: _First, clips: FoldData, *, elsewhere: bool, changes: Mapping[str, Any], shuffled: bool) -> Other:
+    parts = [f"{clips.store.manifest.dataset}_{manifest_hash(clips.store)[:8]}"] if elsewhere else []
     parts += [f"{key.rpartition('.')[2]}_{_word(value)}" for key, value in changes.items()]
     others = elsewhere or "fold" in changes or "data.protocol" in changes
     return Other(
         parts=(*parts, *(["shuffled"] if shuffled else [])),
         shuffled=shuffled,
-        trained=trained if others else None,
-        partitions=partitions if others else clips.fold.train.names,
-        joined=joined,
+        trained=first.trained if others else None,
+        partitions=first.partitions if others else clips.fold.train.names,
+        joined=first.joined,
     )
+
+
+def _sets_of(own: RunConfig, chosen: Checkpoint, sha256: str) -> list[TrainedSet]:
+    """Return what the run was trained on. sha256: of the manifest where the shards are the run's own."""
+    listed = recorded_sets(chosen.state, chosen.folder)
+    if listed is not None:
+        return [*listed]
+    dataset, generated, *_ = _data_of(chosen.state, Folder(own.run, what="run"))
+    protocol, fold = own.data.protocol, own.fold
+    return [TrainedSet(dataset=dataset, generated=generated, manifest_sha256=sha256, protocol=protocol, fold=fold)]
 
 
 def _data_of(state: Mapping[str, Any], home: Folder) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
@@ -127,21 +171,16 @@ def _data_of(state: Mapping[str, Any], home: Folder) -> tuple[str, str, tuple[st
     return str(found.get("dataset") or "unknown data"), str(found.get("generated") or ""), partitions, joined
 
 
-def _refuse_seen(own: RunConfig, clips: FoldData) -> None:
-    """Raise CheckpointError if a test clip is one of the training clips, by its key. Cannot tell for a data set whose
-    shards lack the training's protocol."""
-    manifest, protocol = clips.store.manifest, own.data.protocol
-    fold = fold_of_number(manifest, protocol, str(own.fold))
-    if fold is None:
-        return
-    seen = keys_of(clips.store, fold.train) & {*clips.test.keys}
-    if seen:
+def _refuse_seen(own: RunConfig, sets: Sequence[TrainedSet], clips: FoldData) -> None:
+    """Raise CheckpointError if a test clip is one of the training clips of any of the sets."""
+    found = seen(clips.store, sets, clips.test.keys)
+    if found is not None:
         tested = f"{len(clips.test)} clips of {', '.join(clips.fold.test.names)}"
         raise CheckpointError(
             message(
                 own.run,
                 expected="test clips that the run was not trained on",
-                got=f"{len(seen)} of the {tested} that it was trained on ({', '.join(sorted(seen)[:3])})",
-                do=f"Test on what fold {own.fold} of `{protocol}` leaves out.",
+                got=f"{len(found.keys)} of the {tested} that it was trained on ({', '.join(sorted(found.keys)[:3])})",
+                do=f"Test on what fold {found.by.fold} of `{found.by.protocol}` leaves out.",
             )
         )

@@ -10,6 +10,7 @@ from dfer.data.votes import vote_shares
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData, clips_of_rows
+from dfer.models.files import trains_nothing
 
 
 def mix_of(config: RunConfig, clips: FoldData, world: World) -> Mix:
@@ -36,7 +37,10 @@ def votes_text(clips: int, alone: int) -> str:
 
 
 def words(config: RunConfig) -> str:
-    """Describe what training aims at and how often it takes clips, for the result; empty for labels, each clip once."""
+    """Describe what training aims at and how often it takes clips, for the result; empty for labels, each clip once,
+    and for a method that trains nothing."""
+    if trains_nothing(config.model):
+        return ""
     data, mix = config.data, config.data.mix
     found = [
         "votes of the annotators" if data.targets == "votes" else "",

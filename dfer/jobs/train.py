@@ -1,6 +1,6 @@
 """Train one fold of a configuration and evaluate the selected checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -28,6 +28,7 @@ from dfer.jobs.facts import (
 from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import (
     FoldData,
+    clips_of_rows,
     eval_loader,
     open_fold,
     refuse_little_memory,
@@ -37,7 +38,7 @@ from dfer.jobs.fold_data import (
 )
 from dfer.jobs.initial import Initial
 from dfer.jobs.targets import mix_of
-from dfer.recognition import Batch, ClipBatch, FeatureBatch
+from dfer.recognition import PADDING, Batch, ClipBatch, FeatureBatch
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import finished
@@ -100,7 +101,7 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
                 best=best,
                 extra_state=state_facts(initial, clips, config, changed),
                 stop=stop,
-                record_clips=config.record_clips,
+                clips_of=_clips_of(config, clips),
             )
         stopped = summary.epochs if summary.stopped_early else 0
         training = Training(epochs=config.epochs, complete=True, stopped=stopped, changed=changed)
@@ -188,6 +189,14 @@ def _latest(config: RunConfig, clips: FoldData, checkpoints: Checkpoints, world:
     else:
         on_first(lambda: refuse_result_alone(Folder(config.run)), world)
     return latest
+
+
+def _clips_of(config: RunConfig, clips: FoldData) -> Callable[[Sequence[int]], list[int]] | None:
+    """Return what gives the training clips of rows, for the record of every step; None if none is wanted."""
+    if not config.record_clips:
+        return None
+    of_rows = clips_of_rows(config, clips)
+    return lambda rows: [PADDING if row == PADDING else int(of_rows[row]) for row in rows]
 
 
 def _prepare(config: RunConfig, mix: Mix, world: World) -> Callable[[Batch, int], Batch]:

@@ -8,7 +8,7 @@ import yaml
 from dfer.choices import LEAKS_LABEL, SELECTION_TEXT
 from dfer.models.config_clivp_fer import ClivpFerConfig, CnnConfig
 from dfer.models.files import trains_nothing
-from dfer.models.saved import Origin, SavedConfig, Score
+from dfer.models.saved import Origin, SavedConfig, Score, TrainedSet
 
 SETS = {
     "dfew": "DFEW",
@@ -79,13 +79,19 @@ def _task(found: SavedConfig) -> str:
     return "image-classification" if _still(found) else "video-classification"
 
 
-def _set(origin: Origin) -> str:
+def _set(origin: Origin | TrainedSet) -> str:
     name = SETS.get(origin.dataset, origin.dataset) or "unknown"
     return f"generated faces in {name}'s layout" if origin.generated else name
 
 
-def _fold(origin: Origin) -> str:
+def _fold(origin: Origin | TrainedSet) -> str:
     return f"fold {origin.fold} of {origin.protocol or 'an unknown protocol'}" if origin.fold else "fold unknown"
+
+
+def _further(origin: Origin) -> str:
+    """Name the further sets that it was trained on, at the same time or before."""
+    more = (f"{_set(each)}, {_fold(each)}" for each in origin.sets[1:])
+    return "".join(f"; also on {text}" for text in more)
 
 
 def _body(found: SavedConfig) -> str:
@@ -97,7 +103,9 @@ def _body(found: SavedConfig) -> str:
         "input": f"{frames} of {found.data['size']} x {found.data['size']} pixels, RGB",
         "normalisation": f"{found.normalisation}; done by the model",
         **found.words,
-        "trained on": f"{_set(origin)}, {_fold(origin)}" if origin.trained else "nothing: the weights are evaluated",
+        "trained on": f"{_set(origin)}, {_fold(origin)}{_further(origin)}"
+        if origin.trained
+        else "nothing: the weights are evaluated",
         "selection": SELECTION_TEXT[origin.selection or "unknown"] if origin.trained else "none: nothing was trained",
         "score": _score(found),
         "source": _source(origin),

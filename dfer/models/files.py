@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from dfer.errors import CheckpointError, message
-from dfer.models.config import ModelConfig, TextConfig, ZeroShotConfig
+from dfer.models.config import ContrastiveConfig, ModelConfig, TextConfig, ZeroShotConfig
 from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.texts import is_file
 
@@ -70,6 +70,11 @@ def check_files(config: ModelConfig, *, weights: bool = True) -> None:
 def trains_nothing(config: ModelConfig) -> bool:
     """Whether a method has nothing to train, so that it is only evaluated."""
     return isinstance(config, ZeroShotConfig)
+
+
+def takes_targets(config: ModelConfig) -> bool:
+    """Whether a method's loss aims at classes, so that there are targets to soften and to mix."""
+    return not isinstance(config, ContrastiveConfig | ZeroShotConfig)
 
 
 def source(config: ModelConfig) -> str:

@@ -43,11 +43,24 @@ _AGAIN = "Copy the folder again from its source, or make it again with `dfer exp
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedSet:
+    """A data set that weights were trained on. generated: as in Origin. manifest_sha256: of its own shards, empty if it
+    is not known. protocol, fold: whose training clips; fold None if it is not known."""
+
+    dataset: str
+    generated: str = ""
+    manifest_sha256: str = ""
+    protocol: str
+    fold: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where the weights come from.
 
     made_by: `export` or `import`. source: name of the run folder or of the file. source_sha256: of the checkpoint's
     weights, or of the file. dataset, protocol, fold, manifest_sha256: what it was trained on, as far as known.
+    sets: every set that it was trained on, also by the runs that it began from; empty if the fields above say all.
     generated: seed and generator if the faces were generated. selection: how the checkpoint was chosen.
     step, epoch: when. trained: false if the weights were only evaluated on that data, and trained on none.
     """
@@ -60,6 +73,7 @@ class Origin:
     protocol: str = ""
     fold: int | None = None
     manifest_sha256: str = ""
+    sets: tuple[TrainedSet, ...] = ()
     selection: Selection | None = None
     step: int | None = None
     epoch: int | None = None

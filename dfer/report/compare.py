@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dfer.errors import UsageError, message
-from dfer.evaluation.results import FoldResult, Published
+from dfer.evaluation.results import UNTRAINED, FoldResult, Published
 from dfer.evaluation.statistics import Calibration, Intervals, McNemar, intervals, mcnemar, strata_of
 from dfer.report.beside import beside, means, own_of, rank_means
 from dfer.report.crossval import Report, Row, summarise
@@ -321,7 +321,7 @@ def _matrix(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Cell]]:
         shown = entry.kind == "run" or (entry.first.trained is not None and not entry.first.protocol.shuffled)
         if entry.run not in crossed or not shown:
             continue
-        own = " + ".join((entry.first.data, *entry.first.joined))
+        own = " + ".join((entry.first.data, *entry.first.joined)) if entry.first.epochs else UNTRAINED
         trained = entry.first.trained.data if entry.first.trained else own
         row = found.setdefault((entry.run, trained), {})
         cell = Cell(uar=entry.mean.uar, war=entry.mean.war, warning=entry.first.protocol.warning)

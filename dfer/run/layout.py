@@ -70,6 +70,11 @@ def is_trained(home: Folder) -> bool:
     return home.exists(CHECKPOINTS) or home.exists(LEASES)
 
 
+def is_evaluated(home: Folder) -> bool:
+    """Whether a folder holds the evaluation of weights that were not trained in it. Raises CheckpointError."""
+    return not is_trained(home) and (result_values(home, RESULT) or {}).get("step") == 0
+
+
 def result_name(step: int, *, complete: bool) -> str:
     """Return the file name of a result, relative to the run folder. step: of the evaluated checkpoint."""
     return RESULT if complete else f"{RESULTS}/test-step_{step:08d}.json"

@@ -45,6 +45,11 @@ class JoinedStore:
         self.manifest = self._manifest()
 
     @property
+    def stores(self) -> tuple[Store, ...]:
+        """The folders one by one, that of the test clips first."""
+        return self._stores
+
+    @property
     def is_local(self) -> bool:
         """Whether the shards are on a local file system."""
         return self._stores[0].is_local
@@ -186,9 +191,18 @@ def _keys(store: Store, subset: Subset) -> list[str]:
 
 def fold_of_number(manifest: Manifest, protocol: str, number: str) -> Fold | None:
     """Return the fold of a further folder that goes with a number: the same, or the only one; None if there is none."""
+    own = number_of(manifest, protocol, number)
+    return manifest.protocols[protocol].folds[own] if own is not None else None
+
+
+def number_of(manifest: Manifest, protocol: str, number: str) -> str | None:
+    """Return the number of a folder's fold that goes with a number: the same, or that of the only one; None if there is
+    none."""
     found = manifest.protocols.get(protocol)
     folds = found.folds if found is not None else {}
-    return folds.get(number) or (next(iter(folds.values())) if len(folds) == 1 else None)
+    if number in folds:
+        return number
+    return next(iter(folds)) if len(folds) == 1 else None
 
 
 def joined_classes(manifests: Sequence[Manifest]) -> list[str]:

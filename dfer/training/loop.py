@@ -120,13 +120,13 @@ def train(
     best: Best | None = None,
     extra_state: dict[str, Any] | None = None,
     stop: Stop | None = None,
-    record_clips: bool = False,
+    clips_of: Callable[[Sequence[int]], list[int]] | None = None,
 ) -> Summary:
     """Train from `start` to the end of `epochs`. COLLECTIVE.
 
     prepare: moves a micro-batch of an epoch to the device and augments it; extra_state: further entries of state.json;
     stop: checked by all ranks together between two steps and between two batches of an evaluation;
-    record_clips: record which clips made up each step.
+    clips_of: gives the clips of the rows of a step, which are then recorded; None records nothing.
 
     Raises:
         NonFiniteLossError, StorageError: on all ranks; the last checkpoint stays valid.
@@ -145,7 +145,7 @@ def train(
         evaluation=evaluation,
         extra_state=extra_state or {},
         stop=stop or Stop(),
-        record_clips=record_clips,
+        clips_of=clips_of,
     )
     training.state, training.best = start or TrainingState(), best
     try:
@@ -172,7 +172,7 @@ class _Training:
     evaluation: Evaluation | None
     extra_state: dict[str, Any]
     stop: Stop
-    record_clips: bool
+    clips_of: Callable[[Sequence[int]], list[int]] | None
     state: TrainingState = field(default_factory=TrainingState)
     best: Best | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -226,10 +226,10 @@ class _Training:
         report = self.engine.step(micro_batches, progress=progress, rates=rates)
         self.state = self.state.after_step(steps_per_epoch=per_epoch)
         self.log.train(report, step=self.state.global_step, epoch=epoch, wait_seconds=self.loader.wait_seconds)
-        if self.record_clips:
-            mine = [index for batch in micro_batches for index in batch.index.tolist()]
-            ids = [index for rank in gather_objects(mine) for index in rank]
-            self.log.clips(ids, step=self.state.global_step, epoch=epoch)
+        if self.clips_of:
+            mine = [row for batch in micro_batches for row in batch.index.tolist()]
+            rows = [row for rank in gather_objects(mine) for row in rank]
+            self.log.clips(self.clips_of(rows), step=self.state.global_step, epoch=epoch)
 
     def _after_step(self, epoch: int) -> None:
         """Evaluate and save when due, and take the action that the ranks agree on."""

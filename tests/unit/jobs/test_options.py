@@ -14,7 +14,9 @@ import torch
 from dfer.config import ConfigProblem, to_yaml
 from dfer.data.config import DataConfig
 from dfer.data.mix_config import MixConfig
+from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
+from dfer.emotions import label_set
 from dfer.errors import CheckpointError
 from dfer.jobs.config import RunConfig
 from dfer.jobs.crossval import done
@@ -24,6 +26,8 @@ from dfer.jobs.fold_data import open_fold, train_loader, training_rows
 from dfer.jobs.parts import Part
 from dfer.jobs.targets import mix_of
 from dfer.jobs.train import train
+from dfer.models.build import build
+from dfer.models.config import LinearProbeConfig
 from dfer.report.crossval import summarise
 from dfer.report.tables import facts
 from dfer.run.checkpoints import Checkpoint, Checkpoints
@@ -40,7 +44,7 @@ from dfer.training.config import (
     TimmCosineScheduleConfig,
 )
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
-from tests.unit.jobs.test_train import same_end, small, stopped_at
+from tests.unit.jobs.test_train import same_end, saved, small, stopped_at
 
 RATES = {"image": GroupConfig(lr=0.1), "temporal": GroupConfig(lr=0.1), "prompts": GroupConfig(lr=0.1)}
 LABELS = (0, 0, 0, 0, 0, 1, 2)
@@ -199,6 +203,14 @@ def test_a_clip_that_is_taken_again_is_seen_otherwise(tmp_path: Path, alone: Wor
     assert not torch.equal(torch.stack([frames[5], frames[6]]), torch.stack([frames[7], frames[8]]))
 
 
+def test_the_clips_of_a_balanced_run_are_recorded_not_its_rows(tmp_path: Path, alone: World) -> None:
+    config = options(tmp_path / "run", data(tmp_path / "shards", balance=1.0), batch=7, record_clips=True, epochs=1)
+    train(config, alone)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (clips,) = [record["clips"] for record in map(json.loads, lines) if record["kind"] == "clips"]
+    assert len(clips) == 7 and {5, 6} < {*clips} < {*range(7)} and max(map(clips.count, (5, 6))) == 2
+
+
 # The average of the weights
 
 
@@ -218,6 +230,32 @@ def test_evaluation_and_a_later_start_use_the_average(tmp_path: Path, alone: Wor
         _rewrite(state, average=None)
     evaluate_run(config, alone, trained=True, out=Folder(tmp_path / "other"))
     assert (tmp_path / "other" / "results" / "test_predictions.csv").read_text() != averaged
+
+
+def test_the_file_of_a_run_with_averages_is_no_source_of_towers(tmp_path: Path, alone: World) -> None:
+    """It holds the weights of the last step; that of a run without averages is taken."""
+    config = case("ema", tmp_path / "run", tmp_path / "shards")
+    model = build(config.model, label_set("basic7"), num_frames=2, seed=1)
+    saved(tmp_path / "run", 3, weights={name: value.contiguous() for name, value in model.state_dict().items()})
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step_*")
+    _rewrite(checkpoint / "state.json", average=0.8)
+    path = checkpoint / "weights.safetensors"
+    tower = replace(config.model.towers, pretrained=str(path))
+    still = replace(config.data, train_frames="middle")
+    probe = LinearProbeConfig(towers=tower)
+    begun = options(tmp_path / "probe", still, model=probe, optim=SgdConfig(groups={"head": GroupConfig(lr=0.1)}))
+    with pytest.raises(CheckpointError) as caught:
+        train(begun, alone)
+    assert str(caught.value) == (
+        f"model.towers.pretrained={path}: expected the weights that are evaluated, got those of the last step of a run "
+        "with ema=0.8. Set model.start to the run, or make a saved model of it with `dfer export` and set model.start "
+        "to that."
+    )
+    stored = replace(still, features=str(tmp_path / "features"), augment=DferClipAugment(crop=False, flip=0.0))
+    with pytest.raises(CheckpointError, match=r"run with ema=0\.8"):
+        train(replace(begun, data=stored), alone)
+    _rewrite(checkpoint / "state.json", average=None)
+    assert "trains on fold_2" in describe(begun, alone)
 
 
 def _rewrite(path: Path, **changes: Any) -> None:

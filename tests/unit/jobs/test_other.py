@@ -212,7 +212,7 @@ def test_a_shuffled_evaluation_is_a_second_result(trained: RunConfig, alone: Wor
 
 
 def test_weights_that_are_no_runs_are_not_shuffled(tmp_path: Path, trained: RunConfig, alone: World) -> None:
-    with pytest.raises(UsageError, match="--shuffle-frames: expected a trained run, got a configuration"):
+    with pytest.raises(UsageError, match=r"--shuffle-frames: expected a run with a result, got none\. Evaluate"):
         evaluate_run(replace(trained, run=str(tmp_path)), alone, trained=False, shuffle_frames=True)
 
 

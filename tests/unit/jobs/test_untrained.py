@@ -12,13 +12,14 @@ import pytest
 import simplejpeg
 import torch
 
+from dfer.__main__ import main
 from dfer.config import changed
 from dfer.data.clips import ClipSet, emotions_for
 from dfer.data.config import DataConfig
 from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, StoppedError, UsageError
-from dfer.evaluation.results import read_result
+from dfer.evaluation.results import FoldResult, read_result
 from dfer.interruption import Stop
 from dfer.jobs import crossval as job
 from dfer.jobs.config import RunConfig
@@ -28,8 +29,10 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.parts import Part
 from dfer.jobs.predict import predict
 from dfer.jobs.train import train
-from dfer.models.config import ZeroShotConfig
+from dfer.models.config import DferClipConfig, ZeroShotConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.report.compare import compare
+from dfer.run.layout import RESULT, finished, is_evaluated, others
 from dfer.storage import Folder
 from dfer.store.shards import Store
 from dfer.training.config import EngineConfig, SgdConfig
@@ -167,3 +170,67 @@ def test_a_head_changes_the_answers(faces: Path, tmp_path: Path, alone: World) -
     assert sum(found.count) == CLIPS
     evaluate_run(config(tmp_path / "plain", faces), alone, trained=False)
     assert probabilities(tmp_path / "head") != probabilities(tmp_path / "plain")
+
+
+# --- second results
+
+
+def second(run: RunConfig, alone: World, **changes: Any) -> tuple[FoldResult, str]:
+    """A second result and the name of its file; the first one stays as it is."""
+    home = Folder(run.run)
+    before, known = (Path(run.run) / RESULT).read_bytes(), others(home)
+    found = evaluate_run(changes.pop("config", run), alone, trained=False, **changes)
+    assert (Path(run.run) / RESULT).read_bytes() == before and finished(home)
+    (name,) = {*others(home)} - {*known}
+    assert read_result(home, name) == found and (found.step, found.complete) == (0, True)
+    return found, name
+
+
+def test_second_results_of_weights_that_are_not_trained(faces: Path, tmp_path: Path, alone: World) -> None:
+    one = config(tmp_path / "one", faces)
+    evaluate_run(one, alone, trained=False)
+    found, name = second(one, alone, shuffle_frames=True)
+    assert (name, found.protocol.shuffled, found.trained) == ("results/other-shuffled.json", True, None)
+    found, name = second(one, alone, config=changed(one, {"data.frames": 3}))
+    assert (name, found.protocol.num_frames) == ("results/other-frames_3.json", 3)
+    again = evaluate_run(one, alone, trained=False)
+    assert (again.protocol.num_frames, again.protocol.shuffled) == (2, False)
+    with pytest.raises(CheckpointError, match=r"1 changed keys \(fold was 1, now 2"):
+        evaluate_run(replace(one, fold=2), alone, trained=False)
+    with pytest.raises(CheckpointError, match=r"1 changed keys \(model.temperature was"):
+        evaluate_run(changed(one, {"model.temperature": 0.5}), alone, trained=False)
+
+
+def test_other_shards_give_a_second_result_with_classes_by_name(faces: Path, tmp_path: Path, alone: World) -> None:
+    """The other set numbers its classes otherwise, has one that the first lacks, and lacks most of the first's."""
+    one = config(tmp_path / "one", faces)
+    first = evaluate_run(one, alone, trained=False)
+    clips = [Clip(key=str(n), label=label) for n, label in enumerate((0, 1, 2, 2))]
+    classes = ("sadness", "contempt", "happiness")
+    write_shards(tmp_path / "other", {"train": [[Clip(key="q")]], "test": [clips]}, classes=classes)
+    path = tmp_path / "other" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "otherset"}))
+    elsewhere = changed(one, {"data.shards": str(tmp_path / "other")})
+    found, name = second(one, alone, config=elsewhere)
+    assert name == f"results/other-otherset_{found.manifest_sha256[:8]}.json"
+    assert (found.classes, found.count) == (first.classes, (2, 1, 0, 0, 0, 0, 0))
+    assert found.trained is not None and found.trained.dataset == "weights not trained here"
+    (row,) = compare([Folder(one.run)], RunConfig).matrix.items()
+    assert row[0][1] == "weights not trained here" and [*row[1]] == ["test", "otherset"]
+
+
+def test_the_command_line_tells_weights_that_are_not_trained_from_a_training(
+    faces: Path, tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with a first result of a method that could be trained, as of an imported model."""
+    towers = TowersConfig(arch="tiny-conv-64")
+    one = replace(config(tmp_path / "one", faces), model=DferClipConfig(towers=towers))
+    evaluate_run(one, alone, trained=False)
+    assert is_evaluated(Folder(one.run)) and not is_evaluated(Folder(tmp_path / "none"))
+    assert main(["evaluate", one.run, "--shuffle-frames"]) == 0
+    said = capsys.readouterr()
+    assert "frames shuffled" in said.out and "a second result of these weights, in " in said.err
+    assert others(Folder(one.run)) == ["results/other-shuffled.json"]
+    (tmp_path / "one" / RESULT).unlink()  # as a training that was killed before its first checkpoint
+    assert main(["evaluate", one.run]) == 5
+    assert "expected a checkpoint selected by `last`, got none" in capsys.readouterr().err

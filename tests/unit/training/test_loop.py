@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def run(
     evaluation: Evaluation | None = None,
     epochs: int = EPOCHS,
     stop: Stop | None = None,
-    record_clips: bool = False,
+    clips_of: Callable[[Sequence[int]], list[int]] | None = None,
     ema: float | None = None,
     **save: Any,
 ) -> tuple[Summary, Engine]:
@@ -117,7 +117,7 @@ def run(
             best=best,
             extra_state={"seed": 7},
             stop=stop,
-            record_clips=record_clips,
+            clips_of=clips_of,
         )
     return summary, built
 
@@ -600,9 +600,9 @@ def test_saving_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_clips_of_every_step_are_recorded_on_request(tmp_path: Path) -> None:
-    run(tmp_path, StubLoader(), record_clips=True, epochs=1)
+    run(tmp_path, StubLoader(), clips_of=lambda rows: [10 + row for row in rows], epochs=1)
     told = [(r["step"], r["epoch"], r["clips"]) for r in records(tmp_path) if r["kind"] == "clips"]
-    assert told == [(step, 0, [0, 1, 2, 3]) for step in range(1, 6)]
+    assert told == [(step, 0, [10, 11, 12, 13]) for step in range(1, 6)]
 
 
 # Clips that had to be replaced
