@@ -69,7 +69,7 @@ def test_methods_without_a_tower_without_training_and_with_captions(
 
 
 def test_the_classes_are_those_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of seven classes would not be the one that is trained; labels beyond six would be refused by KMU-FED's."""
+    """Another number of classes would be another model, with labels that it does not have."""
     built = []
 
     def recorded(config: ModelConfig, emotions: Emotions, **rest: Any) -> Recognizer:
