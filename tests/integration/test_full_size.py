@@ -43,8 +43,8 @@ def alone() -> Iterator[World]:
 @pytest.mark.slow("DK-CLIP's two encoders take 3 minutes on two busy cores, and 8 GB")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_at_full_size_moves_every_group(method: str, alone: World) -> None:
-    """`contrastive`'s scale, one number of size 4.6, gets a larger rate: with drawn towers all pairs are nearly alike, so
-    that 1e-5 times its gradient is less than fp32 can add to it, 5e-7."""
+    """`contrastive`'s scale, one number of size 4.6, gets a larger rate: with drawn towers all pairs are nearly alike,
+    so that 1e-5 times its gradient is less than fp32 can add to it, 5e-7."""
     data, millions = METHODS[method]
     words = ["engine={name: ddp, zero: 0, precision: fp32}"]
     words += ["optim.groups.scale.lr=0.01"] if method == "contrastive" else []
