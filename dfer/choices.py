@@ -12,3 +12,6 @@ SELECTION_TEXT: dict[str, str] = {
     "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
     "unknown": "unknown: the source does not say",
 }
+
+LEAKS_LABEL = "LEAKS LABEL"
+"""Mark of scores whose model was given the true label of the test clips."""

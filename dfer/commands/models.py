@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 IMPORT = """dfer import DFEW-set1-model.pth --method dfer_clip --dataset dfew --fold 1 models/dfer_clip_dfew_1
 dfer import FERV39k-model.pth --method dfer_clip --dataset ferv39k --dry-run
+dfer import PrivateTest_model.t7 --method vgg19 --dataset fer2013 models/vgg19_fer2013
 dfer import ViT-B-32.pt --method towers --arch ViT-B-32-quickgelu models/clip_b32
 dfer import ExpCLIP_B32_model.pth --method exp_clip models/exp_clip_b32"""
 EXPORT = """dfer export runs/dfew/dfer_clip/fold_1 models/dfer_clip_dfew_1
@@ -25,14 +26,17 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     """Add the two commands."""
     text = "make a saved model of a file that others published; nothing in the file is run"
     sub = add_command(commands, "import", text, IMPORT, _import)
-    sub.add_argument("file", type=Path, metavar="FILE", help=".pth, .pt, .bin or .safetensors")
+    sub.add_argument("file", type=Path, metavar="FILE", help=".pth, .pt, .bin, .t7 or .safetensors")
     text = "folder to write (also s3://...), and a.b=c where the file differs from methods/METHOD"
     sub.add_argument("words", nargs="*", metavar="OUT a.b=c", help=text)
     sub.add_argument(
-        "--method", required=True, help="dfer_clip or another row of methods/; towers (a CLIP); exp_clip (a head)"
+        "--method",
+        required=True,
+        help="a row of methods/: of DFER-CLIP, dk_clip, vgg19, resnet18; or towers (a CLIP), exp_clip (a head)",
     )
-    sub.add_argument("--dataset", metavar="SET", help="what it was trained on: dfew, ferv39k, mafw")
-    sub.add_argument("--fold", type=positive, help="fold of the published protocol that it was trained on")
+    text = "the set of sets/ that it was trained on: dfew, ferv39k, mafw; fer2013, ckplus, ckplus48 (vgg19, resnet18)"
+    sub.add_argument("--dataset", metavar="SET", help=text)
+    sub.add_argument("--fold", type=positive, help="fold of data.protocol that it was trained on")
     sub.add_argument("--arch", help="of --method towers: open_clip's name, or a JSON file")
     sub.add_argument("--dry-run", action="store_true", help="list what would be taken, and write nothing")
     text = "write a run's checkpoint as a saved model: weights, configuration and model card"
@@ -104,8 +108,9 @@ def _export(args: argparse.Namespace) -> None:
 
     done = export(chosen, Folder(args.out, what="OUT"), choice=args.checkpoint)
     score = done.config.score
-    said = f"WAR {100 * score.war:.2f}, UAR {100 * score.uar:.2f}" if score else "not evaluated"
-    print(f"{args.out}: {_written(done.new)}, step {done.config.origin.step} ({done.config.origin.selection}), {said}")
+    origin = done.config.origin
+    step = f"step {origin.step} ({origin.selection})" if origin.step else "nothing trained"
+    print(f"{args.out}: {_written(done.new)}, {step}, {score.line if score else 'not evaluated'}")
 
 
 def _written(new: bool | None) -> str:

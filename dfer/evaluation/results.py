@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
-from dfer.choices import Selection
+from dfer.choices import LEAKS_LABEL, Selection
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.scores import RankMean, Scores, scores
@@ -33,8 +33,6 @@ MAX_COUNT = 2**31
 """Largest count of a confusion matrix: no data set is as large."""
 ELSEWHERE = "To leave the run as it is, write elsewhere: {command} --out FOLDER"
 """Advice for a run folder that can be read but not written."""
-LEAKS_LABEL = "LEAKS LABEL"
-"""Mark of scores whose model was given the true label of the test clips."""
 
 
 @dataclass(frozen=True, kw_only=True)

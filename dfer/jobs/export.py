@@ -6,14 +6,17 @@ from typing import Literal
 
 from dfer.distributed import World
 from dfer.emotions import Emotions, emotions_of
-from dfer.errors import CheckpointError, message
+from dfer.errors import CheckpointError, UsageError, message
 from dfer.evaluation.results import FoldResult, read_result
+from dfer.evaluation.scores import Scores
+from dfer.evaluation.statistics import intervals, strata_of_counts
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import refuse_other_texts, selected_checkpoint, texts_of
-from dfer.jobs.initial import classes_of
+from dfer.jobs.facts import protocol_of, refuse_other_texts, selected_checkpoint, source_of, texts_of
+from dfer.jobs.initial import classes_of, untrained_model
 from dfer.jobs.predict import whole_model
 from dfer.jobs.saved import input_of, recipe_of
 from dfer.models.card import card
+from dfer.models.files import trains_nothing
 from dfer.models.foreign.weights import refuse_not_finite
 from dfer.models.saved import Origin, SavedConfig, Score, sha256_of
 from dfer.models.saving import prepared, save
@@ -34,29 +37,73 @@ class Exported:
     new: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A run's model with its weights. score: None if these weights were not evaluated."""
+
+    emotions: Emotions
+    model: Recognizer
+    origin: Origin
+    score: Score | None
+
+
 def export(config: RunConfig, out: Folder, *, choice: Choice = "selected") -> Exported:
-    """Write the saved model of a run's checkpoint, whole or not at all. Not collective: one process.
+    """Write the saved model of a run's checkpoint, or of the weights of a run that trains nothing, whole or not at all.
+    Not collective: one process.
 
     config: of the run in `config.run`. choice: the checkpoint that the run's selection rule chooses, its last, or its
     best one.
 
     Raises:
-        CheckpointError: the run has no such checkpoint. UsageError: OUT holds something else. StorageError.
+        CheckpointError: the run has no such checkpoint, or was not evaluated and trains nothing. UsageError: OUT holds
+            something else, or a checkpoint is asked for that does not exist in such a run. StorageError.
     """
+    found = _untrained(config, choice) if trains_nothing(config.model) else _trained(config, choice)
+    weights = {name: value.detach() for name, value in found.model.state_dict().items()}
+    refuse_not_finite(weights, config.run)
+    saved = replace(saved_config(config, found.emotions, found.model, found.origin), score=found.score)
+    written, new = save(out, saved, weights, card=card, own=prepared(config.model)[1])
+    return Exported(config=written, new=new)
+
+
+def _trained(config: RunConfig, choice: Choice) -> _Model:
     chosen = _chosen(config, choice)
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen.state)
     assert chosen.files is not None, "this is the only process"
     source_sha256 = sha256_of(chosen.files / WEIGHTS)
     model = whole_model(config, emotions, chosen)
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
-    refuse_not_finite(weights, chosen.folder)
-    result = _result(config, chosen)
-    found = saved_config(config, emotions, model, _origin(config, chosen, result, source_sha256, choice))
-    if result is not None:
-        found = replace(found, score=Score(war=result.war, uar=result.uar, clips=result.clips))
-    written, new = save(out, found, weights, card=card, own=prepared(config.model)[1])
-    return Exported(config=written, new=new)
+    result, score = _evaluated(config, chosen.step)
+    origin = _origin(config, chosen, result, source_sha256, choice)
+    return _Model(emotions=emotions, model=model, origin=origin, score=score)
+
+
+def _untrained(config: RunConfig, choice: Choice) -> _Model:
+    """Build the model of a method that trains nothing, with its towers and its head."""
+    if choice != "selected":
+        expected, got = "none for a method that trains nothing", choice
+        raise UsageError(message("--checkpoint", expected=expected, got=got, do="Leave it out."))
+    result, score = _evaluated(config, 0)
+    if result is None:
+        do = "Evaluate it first: dfer evaluate CONFIG run=RUN."
+        raise CheckpointError(message(config.run, expected="an evaluated run", got="one without a result", do=do))
+    emotions = emotions_of(result.classes)
+    trained = config.model.start is not None  # by the run that it starts from, on the same fold
+    origin = Origin(
+        made_by="export",
+        source=_name(config),
+        source_sha256="",
+        dataset=result.dataset,
+        generated=result.generated,
+        protocol=config.data.protocol,
+        fold=config.fold,
+        manifest_sha256=result.manifest_sha256,
+        selection=result.selection if trained else None,
+        step=0,
+        epoch=0,
+        trained=trained,
+    )
+    return _Model(emotions=emotions, model=untrained_model(config, emotions, World()), origin=origin, score=score)
 
 
 def saved_config(config: RunConfig, emotions: Emotions, model: Recognizer, origin: Origin) -> SavedConfig:
@@ -69,10 +116,24 @@ def saved_config(config: RunConfig, emotions: Emotions, model: Recognizer, origi
         normalisation=model.normalisation,
         data=input_of(config, emotions.names),
         recipe=recipe_of(config),
+        words=_words(config, model, origin),
         sha256="",
         bytes=0,
         origin=origin,
     )
+
+
+def _words(config: RunConfig, model: Recognizer, origin: Origin) -> dict[str, str]:
+    """Rows of the card: how clips are seen, and how the training went, which of an imported file is not known."""
+    seen = protocol_of(config, model)
+    words = {"test clips": f"recipe `{config.data.augment.name}`: {seen.views}", "captions": seen.presentation}
+    if origin.made_by == "export" and origin.step:
+        words["training clips"] = f"recipe `{config.data.augment.name}`: {seen.augment}"
+        words["targets"] = seen.targets or "labels"
+        words["evaluated weights"] = seen.weights or "those of the training"
+    elif origin.made_by == "export":
+        words["initial weights"] = f"`{Path(source_of(config)).name}`"
+    return {name: text for name, text in words.items() if text}
 
 
 def _chosen(config: RunConfig, choice: Choice) -> Checkpoint:
@@ -87,15 +148,34 @@ def _chosen(config: RunConfig, choice: Choice) -> Checkpoint:
     return found
 
 
-def _result(config: RunConfig, chosen: Checkpoint) -> FoldResult | None:
-    """The result of evaluating this checkpoint; None if there is none."""
+def _evaluated(config: RunConfig, step: int) -> tuple[FoldResult | None, Score | None]:
+    """The result in which the checkpoint of a step was evaluated, and its score; None if there is none. A result has
+    the last checkpoint beside the one that the rule chose."""
     home = Folder(config.run)
-    for name in (RESULT, result_name(chosen.step, complete=False)):
+    for name in (RESULT, result_name(step, complete=False)):
         if home.size(name) is not None:
             result = read_result(home, name)
-            if result.step == chosen.step:
-                return result
-    return None
+            if result.step == step:
+                return result, _score(result, result.scores)
+            if result.last is not None and result.last.step == step:
+                return result, _score(result, result.last.scores)
+    return None, None
+
+
+def _score(result: FoldResult, found: Scores) -> Score:
+    war = intervals(strata_of_counts({result.fold: found.confusion})).war
+    return Score(
+        war=found.war,
+        uar=found.uar,
+        clips=found.num_clips,
+        interval=(war.low, war.high),
+        leaks_label=result.protocol.leaks_label,
+    )
+
+
+def _name(config: RunConfig) -> str:
+    """Name of the run folder, with the one around it."""
+    return "/".join(Path(config.run).parts[-2:])
 
 
 def _origin(config: RunConfig, chosen: Checkpoint, result: FoldResult | None, sha256: str, choice: Choice) -> Origin:
@@ -103,7 +183,7 @@ def _origin(config: RunConfig, chosen: Checkpoint, result: FoldResult | None, sh
     epoch = position.get("epoch") if isinstance(position, dict) else None
     return Origin(
         made_by="export",
-        source="/".join(Path(config.run).parts[-2:]),
+        source=_name(config),
         source_sha256=sha256,
         dataset=result.dataset if result else "",
         generated=result.generated if result else "",

@@ -15,7 +15,7 @@ from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.export import saved_config
 from dfer.models.build import build
 from dfer.models.card import LICENCE, card
-from dfer.models.foreign.fill import check_method, fill_foreign
+from dfer.models.foreign.fill import check_fold, check_method, fill_foreign
 from dfer.models.foreign.towers import as_open_clip, open_clip_config
 from dfer.models.foreign.weights import Weights, check_file, read_weights, refuse_not_finite
 from dfer.models.saved import CARD, Origin
@@ -24,7 +24,6 @@ from dfer.storage import Folder
 
 TOWERS, HEAD = "towers", "exp_clip"
 """Values of --method for parts of a model: a CLIP, and the linear map of Exp-CLIP."""
-KINDS = ("dfer_clip", "dk_clip", "vgg19", "resnet18", TOWERS, HEAD)
 TOWERS_FILE, TOWERS_CONFIG, HEAD_FILE = "open_clip_model.safetensors", "open_clip_config.json", "head.safetensors"
 HEAD_WEIGHT = "mlp.weight"
 """The only name in a released Exp-CLIP file: the map [4096 D], without bias."""
@@ -65,8 +64,8 @@ def import_model(
 ) -> Taken:
     """Make a saved model of a file that a method's authors published. Nothing in the file is executed.
 
-    out: None writes nothing. dataset: the configuration `sets/DATASET` gives the classes. fold: of the published
-    protocol that the file was trained on, if known. overrides: `a.b=c` where the file differs from `methods/METHOD`.
+    out: None writes nothing. dataset: the configuration `sets/DATASET` gives the classes. fold: of `data.protocol`,
+    that the file was trained on, if known. overrides: `a.b=c` where the file differs from `methods/METHOD`.
 
     Raises:
         CheckpointError: the file is no whole file of weights, or of another method, backbone, number of classes or
@@ -75,16 +74,17 @@ def import_model(
     """
     config = load_run([f"methods/{method}", f"sets/{dataset.lower()}"], overrides)
     check_method(config.model.name)
+    check_fold(config.model.name, dataset.lower(), config.data.protocol if fold is not None else None)
     emotions = _emotions(config)
     weights, sha256 = _read(file, tell)
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
-    left_out = fill_foreign(model, weights, file, emotions)
+    left_out = fill_foreign(model, weights, file, emotions, dataset=dataset.lower())
     origin = Origin(
         made_by="import",
         source=file.name,
         source_sha256=sha256,
         dataset=dataset.lower(),
-        protocol="published" if fold is not None else "",
+        protocol=config.data.protocol if fold is not None else "",
         fold=fold,
         selection="best_on_test",  # what the authors of all these files did
     )

@@ -113,7 +113,7 @@ def _from_saved(
     """Take the weights of a saved model. COLLECTIVE."""
     where, found = f"model.start={saved}", saved.config
     state, origin = state_of(found), found.origin
-    plain = {"data": {"protocol": origin.protocol or "published"}, "fold": origin.fold}
+    plain = {"data": {"protocol": origin.protocol or "published"}, "fold": origin.fold if origin.trained else None}
     if store is not None and not origin.manifest_sha256:
         manifest = store.manifest
         if (origin.dataset, "") == (manifest.dataset, manifest.generated):
@@ -204,8 +204,12 @@ def _check_architecture(config: RunConfig, state: Mapping[str, Any], where: str)
         _check_net(config.model, model, where)
         return
     towers = model.get("towers") if isinstance(model, Mapping) else None
-    theirs = str(towers.get("arch")) if isinstance(towers, Mapping) else "none"
     own = config.model.towers.arch
+    if not isinstance(towers, Mapping):
+        name = str(model.get("name"))[:40] if isinstance(model, Mapping) else "another method"
+        do = "Begin from a run or a saved model of a method with a CLIP."
+        raise CheckpointError(message(where, expected=f"towers of {own}", got=f"{name}, which has none", do=do))
+    theirs = str(towers.get("arch"))
     if theirs.rpartition("/")[2] != own.rpartition("/")[2]:
         do = f"Set model.towers.arch={theirs}."
         raise CheckpointError(message(where, expected=f"towers of {own}", got=theirs, do=do))

@@ -5,18 +5,34 @@ The text depends on the arguments alone, so that the same model gives the same c
 
 import yaml
 
-from dfer.choices import SELECTION_TEXT
+from dfer.choices import LEAKS_LABEL, SELECTION_TEXT
+from dfer.models.config_clivp_fer import ClivpFerConfig, CnnConfig
+from dfer.models.files import trains_nothing
 from dfer.models.saved import Origin, SavedConfig, Score
 
-SETS = {"dfew": "DFEW", "ferv39k": "FERV39k", "mafw": "MAFW"}
+SETS = {
+    "dfew": "DFEW",
+    "ferv39k": "FERV39k",
+    "mafw": "MAFW",
+    "afew": "AFEW",
+    "affectnet7": "AffectNet-7",
+    "affectnet8": "AffectNet-8",
+    "ckplus": "CK+",
+    "ckplus48": "CK+48",
+    "fer2013": "FER2013",
+    "ferplus": "FERPlus",
+    "kmu_fed": "KMU-FED",
+    "raf_db": "RAF-DB",
+}
+"""Names of the data sets of configs/sets for readers."""
 LICENCE = (
     "dfer's code is under Apache-2.0. These weights may be bound by more than that: by the licence of the weights that "
     "the training began with, of the file that was imported, and by the terms of the data set, which usually allow "
     "academic research only. Ask their owners before you publish or sell anything made with them."
 )
 CROPS = (
-    "Frames are crops of one face, as the data set delivers them{delivered}. Scores on other crops are not comparable; "
-    "find, track and crop faces as that data set did, with the same margin."
+    "{what} are crops of one face, as the data set delivers them{delivered}. Scores on other crops are not comparable; "
+    "find{track} and crop faces as that data set did, with the same margin."
 )
 
 
@@ -29,7 +45,7 @@ def _front(found: SavedConfig) -> str:
     """YAML for the hub. The licence is `other`: what binds the weights is said in the text."""
     front: dict[str, object] = {
         "library_name": "dfer",
-        "pipeline_tag": "video-classification",
+        "pipeline_tag": _task(found),
         "license": "other",
         "license_name": "see-card",
         "tags": ["facial-expression-recognition", found.model.name],
@@ -40,12 +56,27 @@ def _front(found: SavedConfig) -> str:
 
 
 def _result(found: SavedConfig, score: Score) -> dict[str, object]:
-    scores = {"WAR (accuracy)": ("accuracy", score.war), "UAR (mean recall of the classes)": ("recall", score.uar)}
+    mark = f", {LEAKS_LABEL}" if score.leaks_label else ""
+    scores = {
+        f"WAR (accuracy){mark}": ("accuracy", score.war),
+        f"UAR (mean recall of the classes){mark}": ("recall", score.uar),
+    }
+    what = "pictures" if _still(found) else "video"
     return {
-        "task": {"type": "video-classification", "name": "Facial expression recognition in video"},
+        "task": {"type": _task(found), "name": f"Facial expression recognition in {what}"},
         "dataset": {"type": found.origin.dataset, "name": _set(found.origin), "split": _fold(found.origin)},
         "metrics": [{"type": kind, "name": name, "value": round(v, 6)} for name, (kind, v) in scores.items()],
     }
+
+
+def _still(found: SavedConfig) -> bool:
+    """Whether a clip is a single picture."""
+    return found.num_frames == 1
+
+
+def _task(found: SavedConfig) -> str:
+    """The hub's name of the task."""
+    return "image-classification" if _still(found) else "video-classification"
 
 
 def _set(origin: Origin) -> str:
@@ -59,16 +90,17 @@ def _fold(origin: Origin) -> str:
 
 def _body(found: SavedConfig) -> str:
     origin, texts = found.origin, found.texts
-    delivered = f" ({SETS[origin.dataset]})" if origin.dataset in SETS else ""
+    frames = "1 frame" if _still(found) else f"{found.num_frames} frames"
     rows = {
         "method": f"`{found.model.name}`{_backbone(found)}",
         "classes": ", ".join(found.classes),
-        "input": f"{found.data['frames']} frames of {found.data['size']} x {found.data['size']} pixels, RGB",
+        "input": f"{frames} of {found.data['size']} x {found.data['size']} pixels, RGB",
         "normalisation": f"{found.normalisation}; done by the model",
-        "trained on": f"{_set(origin)}, {_fold(origin)}",
-        "selection": SELECTION_TEXT.get(origin.selection or "unknown", "unknown"),
-        "score": _score(found.score),
-        "source": f"{_source(origin)}, sha256 `{origin.source_sha256}`",
+        **found.words,
+        "trained on": f"{_set(origin)}, {_fold(origin)}" if origin.trained else "nothing: the weights are evaluated",
+        "selection": SELECTION_TEXT[origin.selection or "unknown"] if origin.trained else "none: nothing was trained",
+        "score": _score(found),
+        "source": _source(origin),
         "weights": f"`model.safetensors`, {found.bytes:,} bytes, sha256 `{found.sha256}`",
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
@@ -78,15 +110,48 @@ def _body(found: SavedConfig) -> str:
     )
     return (
         f"# {found.model.name} on {_set(origin)}\n\n| | |\n| --- | --- |\n{table}\n\n"
-        f"## Use\n\n```sh\ndfer predict FOLDER clips/00001                    # a folder of face frames\n"
-        f"dfer evaluate FOLDER sets/SET run=runs/x fold=1    # your shards of the data set\n"
-        f"dfer train methods/{found.model.name} sets/SET model.start=FOLDER\n```\n\n"
+        f"## Use\n\n```sh\n{_use(found)}```\n\n"
         f"FOLDER is the folder of this file: a path, `s3://...`, `https://...`, or what "
         f"`huggingface_hub.snapshot_download` returns. Nothing in it is run when it is read.\n\n"
-        f"## Crops\n\n{CROPS.format(delivered=delivered)}\n\n"
+        f"## Crops\n\n{_crops(found)}\n\n"
         + (f"## Class texts\n\n{said}\n" if said else "")
         + f"## Licence\n\n{LICENCE}\n"
     )
+
+
+def _crops(found: SavedConfig) -> str:
+    named = SETS.get(found.origin.dataset)
+    what, track = ("Pictures", "") if _still(found) else ("Frames", ", track")
+    return CROPS.format(what=what, track=track, delivered=f" ({named})" if named else "")
+
+
+def _use(found: SavedConfig) -> str:
+    """The commands that take this model, a line each. A model that needs the true label predicts nothing."""
+    own = f"sets/{found.origin.dataset}" if found.origin.dataset in SETS else "sets/SET"
+    what = "a folder with the picture of a face" if _still(found) else "a folder of face frames"
+    lines = {
+        "dfer predict FOLDER clips/00001": what,
+        f"dfer evaluate FOLDER {own} run=runs/x fold=1": "your shards of the data set",
+        f"dfer train methods/{_method(found)} sets/SET{_same_towers(found)} model.start=FOLDER": "",
+    }
+    if isinstance(found.model, ClivpFerConfig) and found.model.leaks_label:
+        del lines["dfer predict FOLDER clips/00001"]
+    if trains_nothing(found.model):
+        lines.popitem()
+    return "".join(f"{line:<50} # {said}\n" if said else f"{line}\n" for line, said in lines.items())
+
+
+def _method(found: SavedConfig) -> str:
+    """The configuration in methods/ of a method."""
+    return found.model.net if isinstance(found.model, CnnConfig) else found.model.name
+
+
+def _same_towers(found: SavedConfig) -> str:
+    """The key that gives a training the towers of this model."""
+    if found.model.towers is None:
+        return ""
+    arch = found.model.towers.arch
+    return f" model.towers.arch={f'FOLDER/{arch}' if arch.endswith('.json') else arch}"
 
 
 def _backbone(found: SavedConfig) -> str:
@@ -96,13 +161,21 @@ def _backbone(found: SavedConfig) -> str:
 
 def _source(origin: Origin) -> str:
     if origin.made_by == "import":
-        return f"file `{origin.source}`"
-    return f"checkpoint of run `{origin.source}`, step {origin.step}, epoch {origin.epoch}"
+        return f"file `{origin.source}`, sha256 `{origin.source_sha256}`"
+    if not origin.step:
+        return f"run `{origin.source}`, which trained nothing"
+    at = f"step {origin.step}, epoch {origin.epoch}"
+    return f"checkpoint of run `{origin.source}`, {at}, sha256 `{origin.source_sha256}`"
 
 
-def _score(score: Score | None) -> str:
+def _score(found: SavedConfig) -> str:
+    score = found.score
     if score is None:
         return "not evaluated when this folder was made"
     interval = score.interval
     said = f" (95 % {100 * interval[0]:.2f} to {100 * interval[1]:.2f})" if interval else " (interval not computed)"
-    return f"WAR {100 * score.war:.2f} %{said}, UAR {100 * score.uar:.2f} % on {score.clips:,} test clips"
+    text = f"WAR {100 * score.war:.2f} %{said}, UAR {100 * score.uar:.2f} % on {score.clips:,} test clips"
+    text += "" if found.origin.trained else f" of {_set(found.origin)}, {_fold(found.origin)}"
+    return (
+        f"{text}; {LEAKS_LABEL}: the model was given the true label of every test clip" if score.leaks_label else text
+    )

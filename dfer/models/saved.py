@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer import config as plain_config
-from dfer.choices import Selection
+from dfer.choices import LEAKS_LABEL, Selection
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.emotions import NAME
 from dfer.errors import CheckpointError, message
@@ -49,7 +49,7 @@ class Origin:
     made_by: `export` or `import`. source: name of the run folder or of the file. source_sha256: of the checkpoint's
     weights, or of the file. dataset, protocol, fold, manifest_sha256: what it was trained on, as far as known.
     generated: seed and generator if the faces were generated. selection: how the checkpoint was chosen.
-    step, epoch: when.
+    step, epoch: when. trained: false if the weights were only evaluated on that data, and trained on none.
     """
 
     made_by: Literal["export", "import"]
@@ -63,17 +63,26 @@ class Origin:
     selection: Selection | None = None
     step: int | None = None
     epoch: int | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """The score of these weights on the test clips of the fold they were trained for. war, uar: from 0 to 1. interval:
-    of the WAR, 95 %, if it is known. clips: number of test clips."""
+    of the WAR, 95 %, if it is known. clips: number of test clips. leaks_label: whether the model was given the true
+    label of the test clips."""
 
     war: float
     uar: float
     clips: int
     interval: tuple[float, ...] | None = None
+    leaks_label: bool = False
+
+    @property
+    def line(self) -> str:
+        """`WAR 71.25, UAR 59.61` in percent, and LEAKS LABEL where it belongs beside the numbers."""
+        mark = f", {LEAKS_LABEL}" if self.leaks_label else ""
+        return f"WAR {100 * self.war:.2f}, UAR {100 * self.uar:.2f}{mark}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +91,9 @@ class SavedConfig:
 
     model: the method's configuration without places of weights. classes: names in class order. texts: of the classes,
     where the method has some. normalisation: in words, done by the model itself. data, recipe: the keys of the run's
-    configuration that say what a clip's input is and how the training went, under their own names. files: further files
-    of the folder by the key below `model` that names them. sha256, bytes: of model.safetensors.
+    configuration that say what a clip's input is and how the training went, under their own names. words: the same for
+    readers, rows of the card by name. files: further files of the folder by the key below `model` that names them.
+    sha256, bytes: of model.safetensors.
     """
 
     saved_model: Literal[1] = 1
@@ -93,6 +103,7 @@ class SavedConfig:
     normalisation: str
     data: dict[str, Any]
     recipe: dict[str, Any]
+    words: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     sha256: str
     bytes: int

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfer.choices import LEAKS_LABEL
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import CheckpointError, message
-from dfer.evaluation.results import LEAKS_LABEL, FoldResult, Published
+from dfer.evaluation.results import FoldResult, Published
 from dfer.evaluation.scores import Scores, total
 from dfer.report.folds import SEED_FOLDER, Fold, fold_folders, incomplete, read_fold
 from dfer.report.mixture import refuse_mixture

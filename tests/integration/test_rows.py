@@ -89,13 +89,13 @@ TREES = {
     "ferv39k": Tree("ferv39k", 70, 56, SEVEN),
     "mafw": Tree("mafw", 66, 52, f"{EIGHT} anxiety helplessness disappointment"),
     "afew": Tree("afew", 90, 60, SEVEN),
-    "raf_db": Tree("raf_db", 70, 56, SEVEN),
-    "affectnet7": Tree("affectnet", 80, 56, SEVEN),
+    "raf_db": Tree("raf_db", 90, 72, SEVEN),
+    "affectnet7": Tree("affectnet", 80, 58, SEVEN),
     "affectnet8": Tree("affectnet", 80, 64, EIGHT),
     "fer2013": Tree("fer2013", 210, 168, SEVEN),
     "ferplus": Tree("ferplus", 96, 77, EIGHT),
     "ckplus": Tree("ckplus", 30, 72, f"{SIX} contempt"),
-    "ckplus48": Tree("ckplus48", 327, 882, f"{SIX} contempt"),
+    "ckplus48": Tree("ckplus48", 327, 870, f"{SIX} contempt"),
     "kmu_fed": Tree("kmu_fed", 16, 100, SIX),
 }
 POSITIONAL = {("clivp_fer_true_label", "kmu_fed"): 144, ("vgg19", "ckplus48"): 882, ("resnet18", "ckplus48"): 882}

@@ -5,12 +5,13 @@ ResNet18: `conv1`, `bn1`, `layerL.B.{conv1, bn1, conv2, bn2, shortcut.0, shortcu
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError, message
 
 Net = Literal["vgg19", "resnet18"]
@@ -20,6 +21,17 @@ STEM = 3
 COUNTER = "num_batches_tracked"
 """Counter of a batch norm, which torch keeps since 0.4.1; older files lack it, and nothing reads it."""
 PART = "(conv1|bn1|conv2|bn2|shortcut)"
+HEAD = ("head.weight", "head.bias")
+"""The tensors with one row per class, by this project's names."""
+CK = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "contempt")
+CLASSES = {
+    "fer2013": ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"),
+    "ckplus": CK,
+    "ckplus48": CK,
+}
+"""Class order of the head by data set (@fefe665: the numbers of fer2013.csv, and preprocess_CK+.py)."""
+PROTOCOLS = {"ckplus": "positional", "ckplus48": "positional"}
+"""The protocol whose folds the authors trained on, where there are several: blocks of positions (@fefe665, CK.py)."""
 
 
 def net_of(names: Collection[str]) -> Net | None:
@@ -31,8 +43,43 @@ def net_of(names: Collection[str]) -> Net | None:
     return None
 
 
+def check_classes(dataset: str, classes: Sequence[str]) -> None:
+    """Raise ConfigProblem unless the class order of a file that was trained on this set is known, and `classes` are
+    the same ones in any order."""
+    known = CLASSES.get(dataset)
+    if known is None:
+        do = "Choose the one that the file was trained on; the order of its classes on other sets is not known."
+        raise ConfigProblem(message("--dataset", expected=f"one of {', '.join(CLASSES)}", got=dataset or "none", do=do))
+    if {*known} != {*classes}:
+        do = "Leave data.classes out, or give these in another order."
+        expected, got = f"the classes {', '.join(known)}", ", ".join(classes)
+        raise ConfigProblem(message("data.classes", expected=expected, got=got, do=do))
+
+
+def in_order(
+    weights: Mapping[str, Tensor], *, dataset: str, classes: Sequence[str], where: object
+) -> dict[str, Tensor]:
+    """Reorder the rows of the head, which are in the released order of a data set, to that of `classes`.
+
+    weights: by this project's names, as `ours` returns them. Raises ConfigProblem as `check_classes`, CheckpointError
+    for another number of rows.
+    """
+    check_classes(dataset, classes)
+    known, out = CLASSES[dataset], dict(weights)
+    rows = torch.tensor([known.index(name) for name in classes])
+    for name in HEAD:
+        if name in out and (out[name].dim() == 0 or len(out[name]) != len(rows)):
+            expected, got = f"{len(rows)} rows in the last layer, the classes of {dataset}", str(tuple(out[name].shape))
+            do = "Give the --dataset that the file was trained on."
+            raise CheckpointError(message(where, expected=expected, got=got, do=do))
+        if name in out:
+            out[name] = out[name][rows]
+    return out
+
+
 def ours(weights: Mapping[str, Tensor], *, where: object = "the file") -> dict[str, Tensor]:
-    """Rename the tensors of a released network; every one is used. where: for messages.
+    """Rename the tensors of a released network; every one is used. The rows of the head keep their order. where: for
+    messages.
 
     Raises:
         CheckpointError: the names are not those of a released network.

@@ -41,36 +41,55 @@ NAMES = (
 
 UNUSED = re.compile(r"visual_semantic\.(ln_post\..+|proj)")
 """Left out: the second encoder's class token is not used, so neither are its last norm and its projection."""
+SECOND = "visual_semantic."
+"""Begin of the second encoder's names, which X-CLIP lacks."""
 
 SCALE, LOG_SCALE = "logit_scale", math.log(100)
 
 
-def ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights under this project's names.
+def left_out(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the names that are not loaded, each with the reason."""
+    found = {name: "the second encoder's class token is not used" for name in weights if UNUSED.fullmatch(name)}
+    return found | ({SCALE: "CLIP's own scale, 100, as model.temperature has it"} if SCALE in weights else {})
+
+
+def refuse_x_clip(weights: Mapping[str, Tensor], where: object) -> None:
+    """Raise CheckpointError for a file of X-CLIP, of which a DK-CLIP could be filled only in part."""
+    if any(name.startswith("mit.") for name in weights) and not any(name.startswith(SECOND) for name in weights):
+        expected, got = (
+            "a file of DK-CLIP",
+            "one of X-CLIP, which has no second encoder, and positions of frames in place of snippets",
+        )
+        do = "Train dk_clip from a CLIP, as its authors did: dfer import CLIP --method towers --arch ARCH OUT."
+        raise CheckpointError(message(where, expected=expected, got=got, do=do))
+
+
+def ours(weights: Mapping[str, Tensor], *, where: object = "the file") -> dict[str, Tensor]:
+    """Return the weights under this project's names. where: for messages.
 
     Raises:
         CheckpointError: a name that neither code has, or another logit scale than CLIP's, which both freeze at 100.
     """
-    _check_scale(weights.get(SCALE))
+    _check_scale(weights.get(SCALE), where)
     out: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name != SCALE and not UNUSED.fullmatch(name):
-            own = _own_name(name)
+            own = _own_name(name, where)
             out[own] = rearrange(value, "one s d -> (one s) d") if own == "integration.positions" else value
     return out
 
 
-def _own_name(name: str) -> str:
+def _own_name(name: str, where: object) -> str:
     for pattern, own in NAMES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, own, name)
     expected, do = "the names of DK-CLIP's or X-CLIP's released code", "Give the method that wrote this file."
-    raise CheckpointError(message("weights", expected=expected, got=name[:80], do=do))
+    raise CheckpointError(message(where, expected=expected, got=name[:80], do=do))
 
 
-def _check_scale(scale: Tensor | None) -> None:
+def _check_scale(scale: Tensor | None, where: object) -> None:
     if scale is None or torch.allclose(scale.float(), torch.tensor(LOG_SCALE), atol=1e-2, rtol=0):
         return
     expected, got = f"{SCALE} of {LOG_SCALE:.3f}, as CLIP has it", f"{float(scale.float().flatten()[0]):.3f}"
     do = "Give a file of the released code, which does not train it."
-    raise CheckpointError(message("weights", expected=expected, got=got, do=do))
+    raise CheckpointError(message(where, expected=expected, got=got, do=do))

@@ -22,22 +22,30 @@ METHODS = ("dfer_clip", "dk_clip", "cnn")
 """Methods whose published files can be imported."""
 
 
-def fill_foreign(model: Recognizer, weights: Weights, path: Path, emotions: Emotions) -> dict[str, str]:
+def fill_foreign(
+    model: Recognizer, weights: Weights, path: Path, emotions: Emotions, *, dataset: str = ""
+) -> dict[str, str]:
     """Load a published file's weights into a method's model, all or none. Returns the names that are left out, each
     with the reason.
 
+    emotions: the model's classes. dataset: what the file was trained on, which gives the class order where the weights
+    have rows of classes and no texts tell their order (the CNNs).
+
     Raises:
         CheckpointError: the file is of another method, backbone, number of classes or frames.
+        ConfigProblem: the class order of the file is not known, or its classes are others.
     """
     match model:
         case DferClip():
             fill_released(model, weights, path, emotions)
             return left_out(weights, path)
         case DkClip():
-            fill(model, dk_clip.ours(weights), where=path)
-            return {}
+            dk_clip.refuse_x_clip(weights, path)
+            fill(model, dk_clip.ours(weights, where=path), where=path)
+            return dk_clip.left_out(weights)
         case Cnn():
-            fill(model, cnn.ours(weights, where=path), where=path)
+            named = cnn.ours(weights, where=path)
+            fill(model, cnn.in_order(named, dataset=dataset, classes=emotions.names, where=path), where=path)
             return {}
     raise AssertionError("check_method comes first")
 
@@ -47,3 +55,13 @@ def check_method(name: str) -> None:
     if name not in METHODS:
         expected, do = f"a method with published files: {', '.join(METHODS)}", "Choose one of them."
         raise ConfigProblem(message("--method", expected=expected, got=name, do=do))
+
+
+def check_fold(name: str, dataset: str, protocol: str | None) -> None:
+    """Raise ConfigProblem if a fold is given of a protocol that the authors did not train on, since the test clips of
+    such a fold may be ones that they trained on. protocol: of the fold, None if no fold is given."""
+    trained = cnn.PROTOCOLS.get(dataset) if name == "cnn" else None
+    if trained is not None and protocol is not None and protocol != trained:
+        do = f"Add data.protocol={trained}, or leave --fold out."
+        expected = f"{trained}, whose folds the authors trained on"
+        raise ConfigProblem(message("data.protocol", expected=expected, got=protocol, do=do))

@@ -17,7 +17,9 @@ from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, DferError
 from dfer.jobs.config import RunConfig
 from dfer.jobs.train import train
+from dfer.models.config import LinearProbeConfig
 from dfer.models.config_clivp_fer import CnnConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.files import files, source
 from dfer.training.config import EngineConfig, GroupConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, write_shards
@@ -94,6 +96,10 @@ def test_it_begins_from_a_run_of_the_same_network_alone(tmp_path: Path, faces: P
     ):
         with pytest.raises(CheckpointError, match=rf"{says}\. Set model\.net and model\.width"):
             train(config(tmp_path / "third", faces, epochs=1, model=other), alone)
+    probe = LinearProbeConfig(towers=TowersConfig(arch="tiny-conv-64"), start=start)
+    optim = SgdConfig(groups={"head": GroupConfig(lr=0.01)})
+    with pytest.raises(CheckpointError, match=r"towers of tiny-conv-64, got cnn, which has none\. Begin from a run or"):
+        train(config(tmp_path / "fourth", faces, epochs=1, model=probe, optim=optim), alone)
 
 
 def test_it_names_no_file_and_reads_no_features() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
+import yaml
 
+from dfer.__main__ import main
 from dfer.config import ConfigProblem
 from dfer.data.config import DataConfig
 from dfer.distributed import World, process_group
@@ -91,12 +93,22 @@ def test_noise_is_recognised_only_by_a_model_that_is_given_the_label(
         assert abs(result.war - 1 / 6) < 3 * (5 / 36 / TEST) ** 0.5
 
 
-def test_prediction_is_refused_where_the_label_would_be_read(tmp_path: Path, noise: Path, alone: World) -> None:
+def test_prediction_is_refused_where_the_label_would_be_read_and_an_export_says_it(
+    tmp_path: Path, noise: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The export: in what the command prints, in every metric of the card's front matter and in its text."""
     leaking = config(tmp_path / "run", noise, caption="true_label", epochs=1)
-    train(leaking, alone)
+    result = train(leaking, alone)
     expected = r"expected a model that answers without the true label, got model\.caption=true_label, which LEAKS LABEL"
     with pytest.raises(UsageError, match=expected + r"\. Train with model\.caption=zero_shot or all"):
         next(iter(predict(leaking, [tmp_path], alone)))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.endswith(f", {result.line}\n")
+    card = (tmp_path / "out" / "README.md").read_text()
+    (found,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert [metric["name"][-13:] for metric in found["metrics"]] == [", LEAKS LABEL"] * 2
+    assert "test clips; LEAKS LABEL: the model was given the true label of every test clip |" in card
+    assert "| captions | caption true_label: " in card and "dfer predict" not in card
 
 
 def test_features_stand_for_frames_and_a_checkpoint_of_features_predicts(

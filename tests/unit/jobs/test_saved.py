@@ -125,7 +125,9 @@ def test_the_last_and_the_best_checkpoint(tmp_path: Path, data: DataConfig, alon
     assert (best.origin.step, best.origin.selection) == (result.step, "best_on_test")
     assert (last.origin.step, last.origin.selection) == (2, "last")
     assert best.score is not None and best.score.war == result.war
-    assert (last.score is None) == (result.step != 2)
+    assert last.score is not None and result.last is not None and result.last.step == 2
+    assert (last.score.war, last.score.uar) == (result.last.scores.war, result.last.scores.uar)
+    assert best.score.interval is not None and best.score.interval[0] <= result.war <= best.score.interval[1]
     assert export(config, Folder(tmp_path / "best")).new is False
     plain = run_config(tmp_path / "plain", data)
     train(plain, alone)
