@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from dfer.bench.step import clips_of_noise, timed
 from dfer.choices import Precision
-from dfer.config import ConfigProblem
-from dfer.emotions import label_set
+from dfer.config import ConfigProblem, changed
+from dfer.emotions import Emotions, emotions_of, label_set
 from dfer.inference import autocast
-from dfer.jobs.config import load_run
+from dfer.jobs.config import RunConfig, load_run
 from dfer.models.build import build, image_tower
 from dfer.models.dk_clip import DkClip
 from dfer.recognition import ClipBatch, Progress, Recognizer
@@ -40,13 +40,14 @@ def bench_method(
     """
     if min(clips, rounds) < 1 or (threads is not None and threads < 1):
         raise ConfigProblem("bench step: clips, rounds and threads are at least 1.")
-    run = load_run(configs, ["model.towers.pretrained=null", *overrides])
+    run = _without_weights(load_run(configs, overrides))
     before, towers = torch.get_num_threads(), run.model.towers
     torch.set_num_threads(threads or before)
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = build(run.model, label_set("basic7"), num_frames=run.data.frames, seed=0).to(device).train()
-        batch = clips_of_noise(clips, run.data.frames, run.data.size, device)
+        emotions = _emotions(run)
+        model = build(run.model, emotions, num_frames=run.data.frames, seed=0).to(device).train()
+        batch = clips_of_noise(clips, run.data.frames, run.data.size, device, classes=len(emotions))
         works = {"method": _pass(model, batch, precision)}
         if towers is not None:
             works |= _references(model, image_tower(towers, seed=0).visual.to(device), batch, precision)
@@ -63,6 +64,19 @@ def bench_method(
             f"{value:8.2f} s  {name}" + (f"; the method takes {ratios[name]:.2f} times this" if name in ratios else "")
         )
     return {"method": run.model.name, "seconds": seconds, "ratios": ratios}
+
+
+def _without_weights(run: RunConfig) -> RunConfig:
+    """Return the configuration with weights drawn instead of read, of methods with CLIP's towers or without."""
+    if run.model.towers is None:
+        return run
+    return changed(run, {"model.towers.pretrained": None})
+
+
+def _emotions(run: RunConfig) -> Emotions:
+    """Return the classes that the configuration names; those of the shards are not read, seven stand for them."""
+    names = run.data.classes
+    return label_set(names or "basic7") if isinstance(names, str | None) else emotions_of(names)
 
 
 def _medians(works: dict[str, Work], rounds: int, device: torch.device) -> dict[str, float]:

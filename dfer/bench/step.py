@@ -14,6 +14,7 @@ from dfer.models.build import build
 from dfer.models.config import DferClipConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.models.dfer_clip import DferClip
+from dfer.models.towers import END_TOKEN, START_TOKEN
 from dfer.recognition import ClipBatch, Progress, Recognizer
 
 # Rates of the published recipe (Zhao & Patras, BMVC 2023, section 4.2); they do not change the time.
@@ -66,10 +67,16 @@ def bench_step(
     }
 
 
-def clips_of_noise(clips: int, frames: int, size: int, device: torch.device) -> ClipBatch:
-    """Make a batch of random pixels with labels in turn."""
+def clips_of_noise(clips: int, frames: int, size: int, device: torch.device, *, classes: int = 7) -> ClipBatch:
+    """Make a batch of random pixels, size x size, with labels in turn and captions of one word."""
     pictures = torch.randint(0, 256, (clips, frames, 3, size, size), dtype=torch.uint8)
-    batch = ClipBatch(frames=pictures, labels=torch.arange(clips) % 7, index=torch.arange(clips))
+    words = torch.arange(clips) + 1
+    batch = ClipBatch(
+        frames=pictures,
+        labels=torch.arange(clips) % classes,
+        index=torch.arange(clips),
+        text=torch.stack([torch.full_like(words, START_TOKEN), words, torch.full_like(words, END_TOKEN)], dim=1),
+    )
     return batch.to(device)
 
 

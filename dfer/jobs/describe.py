@@ -8,6 +8,7 @@ from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.initial import initial_model
 from dfer.jobs.targets import votes_text, words
 from dfer.models.files import trains_nothing
+from dfer.recognition import Recognizer
 from dfer.training.optim import group_settings
 
 
@@ -18,7 +19,7 @@ def describe(config: RunConfig, world: World) -> str:
     recognizer = initial.model
     nothing = trains_nothing(config.model)
     sizes = {name: sum(p.numel() for p in group.params) for name, group in recognizer.param_groups().items()}
-    rates = {} if nothing else {setting.name: setting.lr for setting in group_settings(config.optim, recognizer)}
+    rates = {} if nothing else _rates(config, recognizer)
     frozen = sum(p.numel() for p in recognizer.parameters() if not p.requires_grad)
     does = "trains nothing" if nothing else f"trains on {', '.join(clips.fold.train.names)}"
     lines = [f"fold {clips.number} of {clips.num_folds}: {does}"]
@@ -41,3 +42,8 @@ def describe(config: RunConfig, world: World) -> str:
         shares, alone = vote_shares(clips.train, clips.emotions)
         lines.append(f"   votes: {votes_text(len(shares), alone)}")
     return "\n".join([*lines, *line, *(f" weights: {note}" for note in initial.notes or ())])
+
+
+def _rates(config: RunConfig, recognizer: Recognizer) -> dict[str, float]:
+    """Return the rates by group; the optimizer may have two settings of a group, with and without weight decay."""
+    return {setting.name.partition("/")[0]: setting.lr for setting in group_settings(config.optim, recognizer)}
