@@ -74,7 +74,7 @@ METHODS = {
         config=lambda: ContrastiveConfig(towers=TOWERS, temporal=TemporalConfig(depth=1)),
         kind="negatives of all ranks",
     ),
-    "dk_clip": Method(config=lambda: DkClipConfig(towers=VIT, snippet=2), lr=1e-3, kind="two encoders"),
+    "dk_clip": Method(config=lambda: DkClipConfig(towers=VIT, snippet=2), kind="two encoders"),
     "clivp_fer": Method(config=lambda: ClivpFerConfig(towers=TOWERS, caption="all"), random=True),
     "vgg19": Method(config=lambda: CnnConfig(net="vgg19", width=4), frames=1, size=32, random=True),
     "resnet18": Method(config=lambda: CnnConfig(width=4), frames=1, size=32, random=True, kind="batch statistics"),

@@ -6,8 +6,9 @@ A row is a join of a method and a set. If its recipe differs from that join, the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dfer.choices import LEAKS_LABEL
 from dfer.config_files import CONFIGS
-from dfer.evaluation.results import LEAKS_LABEL, Published
+from dfer.evaluation.results import Published
 
 
 @dataclass(frozen=True, kw_only=True)

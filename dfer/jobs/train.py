@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 
+from dfer.choices import LEAKS_LABEL
 from dfer.data.augment import Augment
 from dfer.data.mix import Mix
 from dfer.distributed import World, on_first

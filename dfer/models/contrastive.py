@@ -65,7 +65,7 @@ class Contrastive(Recognizer):
         check_size(batch.frames, self.towers.image_size)
         frames = frame_features(self.towers.visual, batch.frames, normalise=self.config.clip_normalisation)
         clips = self.temporal(frames)
-        scale = self.log_scale.clamp(max=-math.log(MIN_TEMPERATURE)).exp() if self._learns else self.log_scale.exp()
+        scale = self._log_scale().exp()
         if not self.training:
             return Recognition(logits=scale * self.texts.logits(clips, self.texts(self.towers)))
         return self._pairs(batch, F.normalize(clips.float(), dim=-1), scale)
@@ -73,6 +73,14 @@ class Contrastive(Recognizer):
     @property
     def _learns(self) -> bool:
         return self.config.learn_temperature
+
+    def _log_scale(self) -> Tensor:
+        """Return the logarithm of the scale, at most that of MIN_TEMPERATURE where it is learned. What is above the
+        limit is subtracted as a constant: a `clamp` would give no gradient there, so the scale could not come down."""
+        if not self._learns:
+            return self.log_scale
+        above = (self.log_scale + math.log(MIN_TEMPERATURE)).clamp(min=0)
+        return self.log_scale - above.detach()
 
     def _pairs(self, batch: ClipBatch, clips: Tensor, scale: Tensor) -> Recognition:
         """Compare this rank's clips and captions with those of all ranks. clips: unit vectors [B D]."""
