@@ -10,7 +10,6 @@ from dfer.data.mix import Mix
 from dfer.distributed import World, on_first
 from dfer.errors import UsageError
 from dfer.evaluation.results import (
-    LEAKS_LABEL,
     FoldResult,
     read_result,
 )
