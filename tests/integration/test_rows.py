@@ -110,7 +110,8 @@ def parts(row: Row) -> tuple[str, str]:
     words = [name.split("/")[-1] for name in row.configs]
     if len(words) == 2:
         return words[0], words[1]
-    return words[0].removesuffix("_subjects"), "dfew" if words[0].startswith("demo") else row.configs[0].split("/")[0]
+    method = words[0].removesuffix("_subjects").removesuffix("_public")
+    return method, "dfew" if words[0].startswith("demo") else row.configs[0].split("/")[0]
 
 
 def in_short_form() -> Iterator[Row]:
