@@ -85,6 +85,12 @@ def resume(method: Method, name: str, world: World, checkpoint: Checkpoint) -> d
 def cases(method_name: str, engines: list[str], world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
     method = METHODS[method_name]
     for name in engines:
+        moved = Checkpoints(Folder(other / f"{method_name}_{name}"), world=world).latest()
+        if moved is not None:
+            yield f"{method_name} {name} moved", resume(method, name, world, moved)
+        if (own / f"{method_name}_{name}").exists():
+            continue  # the other cases ran before, when the other world size had saved nothing yet
+        barrier()  # no rank may save before all have looked
         engine = engine_for(method, name, world)
         train(engine, method, world, range(SAVED_AT))
         save(engine, own / f"{method_name}_{name}", world)
@@ -93,9 +99,6 @@ def cases(method_name: str, engines: list[str], world: World, own: Path, other: 
         found = Checkpoints(Folder(own / f"{method_name}_{name}"), world=world).latest()
         assert found is not None
         yield f"{method_name} {name} resumed", resume(method, name, world, found)
-        moved = Checkpoints(Folder(other / f"{method_name}_{name}"), world=world).latest()
-        if moved is not None:
-            yield f"{method_name} {name} moved", resume(method, name, world, moved)
         low = engine_for(method, name, world, "bf16")
         yield f"{method_name} {name} bf16", {"loss": torch.tensor(train(low, method, world, range(STEPS)))}
 

@@ -39,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     results: Found = {1: {}, 2: {}}
     for ranks, other in ((1, 2), (2, 1), (1, 2)):
         _run(ranks, folders[ranks], folders[other], names, engines)
-        results[ranks] = torch.load(folders[ranks] / "weights.pt", weights_only=True)
+        results[ranks] |= torch.load(folders[ranks] / "weights.pt", weights_only=True)
         results[ranks] |= json.loads((folders[ranks] / "refused.json").read_text())
     return results
 
