@@ -23,12 +23,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def check_writable(folder: Path) -> None:
@@ -92,7 +92,7 @@ def permitted(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file to the disk; for a folder, its entries, so that a rename survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:

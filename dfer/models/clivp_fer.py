@@ -12,14 +12,13 @@ from dfer.config import ConfigProblem
 from dfer.emotions import Emotions
 from dfer.errors import message
 from dfer.models.config_clivp_fer import ClivpFerConfig
+from dfer.models.layers import IMAGENET_MEAN, IMAGENET_STD
 from dfer.models.losses import cross_entropy
 from dfer.models.prompts import layout
 from dfer.models.texts import class_texts
 from dfer.models.towers import FEATURE, Towers
 from dfer.recognition import ClipBatch, FeatureBatch, Group, Progress, Recognition, Recognizer, labels_of
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""The released code normalises by ImageNet's mean and deviation, not by CLIP's (CLIP_KMU.py)."""
 HIDDEN = 512
 TEMPERATURE = 0.01
 """Divides the cosine similarity in the frozen CLIP's own prediction: the inverse of its scale after training, 100."""

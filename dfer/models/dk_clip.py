@@ -18,6 +18,7 @@ from dfer.emotions import Emotions
 from dfer.errors import UsageError, message
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.cross_frame import CrossFrameEncoder, SnippetEncoder
+from dfer.models.layers import IMAGENET_MEAN, IMAGENET_STD
 from dfer.models.losses import cross_entropy
 from dfer.models.prompts import layout
 from dfer.models.snippets import (
@@ -31,10 +32,6 @@ from dfer.models.snippets import (
 from dfer.models.texts import class_texts
 from dfer.models.towers import Towers, tokenize
 from dfer.recognition import PADDING, ClipBatch, Group, Progress, Recognition, Recognizer
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""RGB, of frames scaled to 0..1; the released code normalises with them, not with CLIP's."""
 
 
 @dataclass(frozen=True, kw_only=True)

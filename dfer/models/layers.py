@@ -9,6 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of RGB levels 0..1 over ImageNet, by which two methods normalise frames (torchvision)."""
 QUICK = 1.702
 """Slope of OpenAI's approximation x sigmoid(1.702 x) of GELU."""
 

@@ -4,7 +4,6 @@ A folder is prepared beside its place and moved there by renaming it. Where fold
 stores, the file without which the folder does not count is written last.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dfer import config as plain_config
 from dfer.errors import UsageError, message
+from dfer.local_files import sync
 from dfer.models.config import ModelConfig
 from dfer.models.files import files
 from dfer.models.saved import CARD, CONFIG, WEIGHTS, SavedConfig, file_name, sha256_of
@@ -116,7 +116,7 @@ def move_into_place(staged: Path, out: Folder, *, last: str) -> bool:
     if out.local is not None:
         with out.wrap_errors("", "to write it"):
             for path in (*staged.iterdir(), staged):
-                _sync(path)
+                sync(path)
             staged.rename(out.local)  # replaces an empty folder
         return True
     try:
@@ -127,15 +127,6 @@ def move_into_place(staged: Path, out: Folder, *, last: str) -> bool:
         out.remove_all()
         raise
     return True
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _is_same(staged: Path, out: Folder, names: list[str]) -> bool:

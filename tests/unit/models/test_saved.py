@@ -142,7 +142,7 @@ def test_an_existing_folder_is_refused_unless_it_is_the_same(tmp_path: Path, mod
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path, model: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfer.models.saving.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("dfer.local_files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(StorageError, match="no space left"):
         written(tmp_path / "a", model)
     assert list(tmp_path.iterdir()) == []
