@@ -135,4 +135,5 @@ def test_two_full_size_steps_evaluate_and_report(shards: Path, run: Path, precis
     assert result(run) == said
     finish("report", run)
     page = (run / "report" / "index.html").read_text()
-    assert "59.61" in page and "71.25" in page and "1 of 5 folds" in page
+    assert "1 of 5 folds" in page
+    assert "59.61" not in page and "71.25" not in page  # the paper's numbers are not those of two steps
