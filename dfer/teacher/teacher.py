@@ -1,0 +1,27 @@
+"""The interface of a teacher.
+
+Letters: B pictures, C colours, H height, W width, D features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen model that gives one feature per picture. dim: D. origin: where its weights come from, in words.
+
+    reads_text: whether it reads descriptions and not pictures.
+    """
+
+    dim: int
+    origin: str
+    reads_text: bool = False
+
+    @abstractmethod
+    def forward(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        """Compute features, fp32 [B D], without gradient.
+
+        pictures: uint8 [B C H W], RGB. texts: the description of each picture, read only if `reads_text`.
+        """
