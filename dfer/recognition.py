@@ -90,7 +90,8 @@ def labels_of(batch: ClipBatch | FeatureBatch) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class BadClip:
-    """Record of a training clip that could not be read or decoded in an epoch: cause, and the clip that replaced it."""
+    """Record of a clip that could not be read or decoded in an epoch: cause, and the clip that replaced it in training;
+    empty where none did."""
 
     key: str
     epoch: int

@@ -9,7 +9,7 @@ from typing import Any
 
 from dfer.errors import CheckpointError, UsageError, message
 from dfer.jobs.parts import in_order, parts_in
-from dfer.run.layout import RESULT, committed, finished, is_trained, result_values
+from dfer.run.layout import PROGRESS, RESULT, committed, finished, is_trained, result_values
 from dfer.run.lease import Leases
 from dfer.storage import Folder
 from launch.records import Record, records, tag
@@ -24,8 +24,8 @@ class PartStatus:
     """Status of one part. part: its name.
 
     state: waiting, running, finished, failed, stopped, lost, begun, unknown. why: the scheduler's reason, or an error.
-    step, clips_per_s, eta_s, loss: of the last recorded step; age_s: seconds since that step. checkpoint: step of the
-    last checkpoint.
+    step, clips_per_s, eta_s, loss: of the last recorded step; of an independent part, `step` is the number of its clips
+    that are done. age_s: seconds since that step. checkpoint: step of the last checkpoint.
     """
 
     part: str
@@ -92,6 +92,8 @@ def _part(
         state = {"RUNNING": "running", "PENDING": "waiting"}.get(task.state, task.state.lower())
         why = "" if task.reason in ("None", "") else task.reason
         return PartStatus(part=name, state=state, why=why, hosts=task.hosts, job=task.job, **facts)
+    if _progress(folder).get("complete") is True:
+        return PartStatus(part=name, state="finished", job=job, **{**facts, "eta_s": None})
     state, why = _without_task(home, record, name, past, now, unknown)
     return PartStatus(part=name, state=state, why=why, job=job, **{**facts, "eta_s": None})
 
@@ -128,7 +130,7 @@ def _without_task(
 
 def _facts(folder: Folder, now: float) -> dict[str, Any]:
     """Collect the fields of PartStatus that come from the part's folder."""
-    last = _last_step(folder)
+    last = _last_step(folder) or _progress(folder)
     return {
         **{key: last.get(key) for key in ("step", "loss", "clips_per_s", "eta_s")},
         "age_s": round(now - last["time"], 1) if "time" in last else None,
@@ -147,6 +149,15 @@ def _last_step(folder: Folder) -> dict[str, Any]:
         if isinstance(record, dict) and record.get("kind") == "train":
             return record
     return {}
+
+
+def _progress(folder: Folder) -> dict[str, Any]:
+    """Return the last progress of an independent part; empty if it has recorded none."""
+    try:
+        found = json.loads(folder.text(PROGRESS) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- output for people and programs

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfer.cli import add_command, is_override, positive
-from dfer.commands.run import config_of
 from dfer.errors import UsageError, message
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from dfer.jobs.answering import config_of
+
     chosen = replace(config_of(args.run), run=args.run)
     from dfer.jobs.export import export
     from dfer.storage import Folder

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from dfer.surroundings import refuse_copies
 
 if TYPE_CHECKING:
     from dfer.evaluation.results import FoldResult
-    from dfer.jobs.config import RunConfig
 
 TRAIN = """dfer train configs/demo.yaml run=runs/try fold=2
 dfer train methods/dfer_clip sets/dfew --dry-run
@@ -101,6 +99,7 @@ def _crossval(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     refuse_copies(os.environ)
     from dfer.config_files import is_run_folder, locate
+    from dfer.jobs.answering import config_of
     from dfer.jobs.config import load_run
     from dfer.jobs.saved import run_of
     from dfer.models.saved import open_saved
@@ -144,24 +143,3 @@ def _scores(run_folder: str, result: "FoldResult") -> str:
 
     where = f"epoch {result.epoch} of {result.epochs}, in {file_of(result)}"
     return f"{line}; the training is not complete: {where}"
-
-
-def config_of(source: str, overrides: Sequence[str] = ()) -> "RunConfig":
-    """Load the configuration of a run folder. Raises UsageError if it is not the folder of a single run."""
-    from dfer.config import load_text
-    from dfer.jobs.config import RunConfig
-    from dfer.jobs.parts import parts_in
-    from dfer.models.saved import is_saved
-    from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
-    from dfer.storage import Folder
-
-    home = Folder(source, what="the run folder")
-    text = home.read(CONFIG, most=MAX_CONFIG_BYTES)
-    if text is None:
-        begun = [part.run for part in parts_in(home) if Folder(part.run).exists(CONFIG)]
-        do = f"Give one of its parts: {begun[0]}" if begun else "Train first: dfer train CONFIG"
-        raise UsageError(message(home, expected=f"the run folder of one fold, with {CONFIG}", got="none", do=do))
-    if is_saved(home):
-        got, do = "a saved model", "It is exported already; `dfer predict` and `dfer evaluate MODEL sets/SET` take it."
-        raise UsageError(message(home, expected="the run folder of one fold", got=got, do=do))
-    return load_text(text, RunConfig, overrides, where=home.where(CONFIG))

@@ -63,6 +63,18 @@ class ClipSet:
         left_out = len(table.label) - len(chosen)
         return cls(store=store, num_classes=len(emotions), table=table, ids=chosen, left_out=left_out)
 
+    @classmethod
+    def every(cls, store: Shards, partitions: Sequence[str]) -> "ClipSet":
+        """Open all clips of these partitions, labelled or not, in the order of the manifest, without their labels.
+
+        Raises:
+            DataError: a partition or an index is missing or damaged.
+        """
+        shards = tuple(store.manifest.shards_of(partitions))
+        nothing = np.full(len(store.manifest.classes) + 1, NO_LABEL, np.int64)
+        table = _table(shards, store.indexes(shards), nothing)
+        return cls(store=store, num_classes=0, table=table, ids=np.arange(len(table.label)))
+
     def __len__(self) -> int:
         return len(self.ids)
 

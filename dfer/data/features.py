@@ -13,7 +13,7 @@ Letters: N clips, B rows of a batch.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,12 +80,17 @@ def write_shard(folder: Folder, number: int, features: Mapping[str, Tensor], *, 
     return FeatureShard(path=path, rows=len(keys), sha256=sha256)
 
 
-def standing_shards(folder: Folder, keys: Sequence[Sequence[str]]) -> dict[int, FeatureShard]:
-    """Find the complete shards in a folder, by number. keys: for each shard, the keys of the clips it must hold."""
+def standing_shards(
+    folder: Folder, keys: Sequence[Sequence[str]], *, only: Collection[int] | None = None
+) -> dict[int, FeatureShard]:
+    """Find the complete shards in a folder, by number. keys: for each shard, the keys of the clips it must hold. only:
+    the numbers to look for, none = all."""
     found: dict[int, FeatureShard] = {}
     for path in folder.children():
         match = SHARD.fullmatch(path)
         if match is None or (number := int(match[1])) >= len(keys) or number in found:
+            continue
+        if only is not None and number not in only:
             continue
         data = folder.read(path) or b""
         sha256 = hashlib.sha256(data).hexdigest()

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfer.data.balance import Balance
 from dfer.data.clips import ClipSet
@@ -68,11 +68,12 @@ class Loader:
         balance: Balance | None = None,
         text: Tensor | None = None,
         shuffle_frames: bool = False,
+        skip_bad: bool = False,
     ) -> None:
         """size: side of a frame in pixels, None = as in the config. balance: how often training takes clips, which are
         then its rows. text: [R L], tokens of the text of each of the R rows (without balance: clips), 0 behind its
         end; None for batches without text. shuffle_frames: put the frames of each clip into a random order that depends
-        on the seed and the clip.
+        on the seed and the clip. skip_bad: padding in the place of a clip that cannot be read, which `take_bad` tells.
 
         Raises:
             ConfigProblem: the global batch is not divisible by the ranks, or larger than the number of clips.
@@ -99,7 +100,7 @@ class Loader:
         side = size or config.size
         show = Show(config=replace(config, size=side), seed=seed, train=train, shuffle=shuffle_frames)
         self._clip_bytes = show.rows * config.frames * 3 * show.config.size**2
-        reader = Reader(clips, self._plan, show, replace_bad=self.max_bad > 0, keys=self._keys)
+        reader = Reader(clips, self._plan, show, replace_bad=self.max_bad > 0, skip_bad=skip_bad, keys=self._keys)
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
         _LOADERS.add(self._batches)
 
@@ -135,7 +136,7 @@ class Loader:
             yield ClipBatch(**parts, text=None if self._text is None else _rows(self._text, parts["index"]))
 
     def take_bad(self) -> list[BadClip]:
-        """Return the clips that were replaced in this rank's batches since the last call."""
+        """Return the clips that were replaced or skipped in this rank's batches since the last call."""
         bad, self._bad = self._bad, []
         return bad
 
@@ -162,7 +163,23 @@ class _Requests(Sampler[Request]):
         return len(self._requests)
 
 
-def _data_loader(reader: Reader, requests: _Requests, *, workers: int) -> "DataLoader[Any]":
+def read_batches(reader: Dataset[Parts | DferError], requests: Sequence[Request], *, workers: int) -> Iterator[Parts]:
+    """Yield what a reader returns for each request, in order, read ahead by worker processes; with 0, by this one.
+
+    Raises:
+        DferError: what the reader returned instead. StorageError: a worker process died.
+    """
+    sampler = _Requests()
+    sampler.set(requests)
+    loader = _data_loader(reader, sampler, workers=workers)
+    _LOADERS.add(loader)
+    with _deaf():
+        batches = iter(loader)
+    while (parts := _next(batches)) is not None:
+        yield parts
+
+
+def _data_loader(reader: Dataset[Parts | DferError], requests: _Requests, *, workers: int) -> "DataLoader[Any]":
     options: dict[str, Any] = {}
     if workers:
         keep_socket_names_short()

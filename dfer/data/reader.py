@@ -47,11 +47,14 @@ class Reader(Dataset[Parts | DferError]):
         show: Show,
         *,
         replace_bad: bool = False,
+        skip_bad: bool = False,
         keys: str = "micro_batch",
     ) -> None:
-        """show: gives the views of a clip. keys: configuration keys that determine a batch's size, for messages."""
+        """show: gives the views of a clip. replace_bad: read another clip instead of one that cannot be read; skip_bad:
+        return padding instead of it. keys: configuration keys that determine a batch's size, for messages."""
         self._clips, self._plan, self._show, self._keys = clips, plan, show, keys
-        self._size, self._replace_bad, self._decode = show.config.size, replace_bad, Decoder()
+        self._size, self._decode = show.config.size, Decoder()
+        self._replace_bad, self._skip_bad = replace_bad, skip_bad
         self._stretch, self._order = (-1, -1), np.empty(0, np.int64)
         self._wanted: dict[int, list[_Wanted | None]] = {}
         self._ahead: ReadAhead | None = None
@@ -81,6 +84,11 @@ class Reader(Dataset[Parts | DferError]):
             try:
                 self._read(int(ids[row]), clip, frames[row])
             except DataError as error:
+                if self._skip_bad:
+                    key = self._clips.key(int(ids[row]))
+                    bad.append(BadClip(key=key, epoch=epoch, cause=str(error), replaced_by=""))
+                    frames[row], ids[row] = 0, PADDING
+                    continue
                 if not self._replace_bad:
                     raise
                 ids[row], found = self._replaced(int(ids[row]), epoch, frames[row], error)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class RunConfig:
     """The whole configuration of one run; it is written, resolved, into the run folder.
 
-    job: the kind of job that launchers run. run: run folder. seed: of the order of clips, the random draws and the
+    job: the kind of job that launchers run: `features` computes `data.features` alone, in `workers` independent parts.
+    run: run folder. seed: of the order of clips, the random draws and the
     initial weights. seeds: a cross-validation is repeated with each of them, none = only with `seed`. fold: number of
     the fold (1 for FERV39k). epochs: passes over the training clips, may grow under constant and step schedules. batch:
     clips of an optimizer step over all ranks; micro_batch: most clips of one forward pass of a rank, none = its whole
@@ -44,7 +45,8 @@ class RunConfig:
     step into metrics.jsonl.
     """
 
-    job: Literal["crossval"] = key("crossval", resume="free")
+    job: Literal["crossval", "features"] = key("crossval", resume="free")
+    workers: int = key(1, resume="free")
     run: str = key(path=True, resume="free")
     seed: int = 1
     seeds: tuple[int, ...] = key((), resume="free")
@@ -70,7 +72,7 @@ class RunConfig:
     published: Published | None = key(None, resume="free")
 
     def __post_init__(self) -> None:
-        for name in ("fold", "epochs", "batch", "micro_batch", "eval_batch", "eval_every", "log_every"):
+        for name in ("workers", "fold", "epochs", "batch", "micro_batch", "eval_batch", "eval_every", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigProblem(f"{name}: expected at least 1, got {value}. Correct it")

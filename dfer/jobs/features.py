@@ -4,8 +4,9 @@ other folds read them."""
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dfer.data.features import (
 )
 from dfer.data.loader import Loader
 from dfer.distributed import World, gather_objects, highest, on_first
+from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import encoder, set_tf32
 from dfer.interruption import Stop
@@ -32,17 +34,16 @@ from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import SAMPLED
 from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
 from dfer.jobs.initial import refuse_trained_copy
+from dfer.jobs.pieces import TELL_S, Grid
 from dfer.models.build import build
 from dfer.models.files import files, is_tag
 from dfer.recognition import PADDING
 from dfer.run.checkpoints import Checkpoint
 from dfer.storage import Folder
+from dfer.store.shards import Shards
 from dfer.training.loop import stopped
 
 SHA256 = "sha256"
-MAX_ROWS, MIN_SHARDS = 256, 16
-"""Most clips of a feature shard; fewest shards, also of a small data set, so that every rank computes some."""
-TELL_S = 10.0
 
 
 def with_features(
@@ -166,60 +167,90 @@ def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
-    """The features to compute and store. parts: for each shard, the positions of its clips among all clips."""
+class Work:
+    """The features to compute and store in `home`. key: all that they depend on. clips: all clips of the shards. grid:
+    how they are divided into shards and batches, so that any number of processes makes the same bytes."""
 
+    home: Folder
+    key: dict[str, Any]
+    emotions: Emotions
     clips: ClipSet
-    parts: list[range]
+    grid: Grid
 
-    @classmethod
-    def of(cls, clips: ClipSet) -> "_Work":
-        rows = min(MAX_ROWS, max(1, -(-len(clips) // MIN_SHARDS)))
-        return cls(clips=clips, parts=[range(at, min(at + rows, len(clips))) for at in range(0, len(clips), rows)])
-
+    @cached_property
     def keys(self) -> list[list[str]]:
         """The keys of the clips of each shard."""
         keys = self.clips.keys
-        return [keys[part.start : part.stop] for part in self.parts]
+        return [keys[piece.start : piece.stop] for piece in self.grid]
+
+    @property
+    def stands(self) -> bool:
+        """Whether all features are stored."""
+        return read_manifest(self.home) is not None
+
+    def commit(self, shards: Mapping[int, FeatureShard], *, origin: str) -> None:
+        """Write the manifest, unless another process has written it. That one's shards have other names or the same
+        bytes. shards: all of them by number. origin: source of the tower's weights, in words."""
+        if not self.stands:
+            write_manifest(self.home, self.key, [shard for _, shard in sorted(shards.items())], origin=origin)
+
+
+def work_of(config: RunConfig, store: Shards, emotions: Emotions, key: Mapping[str, Any]) -> Work:
+    """List the clips whose features a run needs: those of all partitions, for all folds. key: of `key_of`. Raises
+    DataError, StorageError."""
+    clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions)
+    home = Folder(str(config.data.features), what="data.features") / name_of(key)
+    grid = Grid.of(len(clips), batch=config.eval_batch)
+    return Work(home=home, key=dict(key), emotions=emotions, clips=clips, grid=grid)
+
+
+def refuse_missing_weights(config: RunConfig) -> None:
+    """Raise CheckpointError if the tower's weights are missing, or are not the ones that their run evaluates."""
+    _refuse_missing_files(config, Folder(str(config.data.features), what="data.features"))
+    refuse_trained_copy(config)
 
 
 def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: World, stop: Stop) -> Folder:
     """Compute and store the features of all clips of the shards, for all folds. COLLECTIVE."""
-    root = Folder(str(config.data.features), what="data.features")
-    home = root / name_of(key)
-    on_first(lambda: _refuse_missing_files(config, root), world)
-    on_first(lambda: refuse_trained_copy(config), world)
-    on_first(home.check_writable, world)
-    partitions = clips.store.manifest.partitions()
-    work = _Work.of(ClipSet.open(clips.store, partitions, emotions=clips.emotions))
-    standing = on_first(lambda: standing_shards(home, work.keys()), world)
-    todo = [number for number in range(len(work.parts)) if number not in standing]
-    mine = todo[world.rank :: world.size]
+    work = work_of(config, clips.store, clips.emotions, key)
+    on_first(lambda: refuse_missing_weights(config), world)
+    on_first(work.home.check_writable, world)
+    standing = on_first(lambda: standing_shards(work.home, work.keys), world)
+    todo = [number for number in range(len(work.grid)) if number not in standing]
+    progress = _Progress(work.home, total=len(work.clips), done=sum(s.rows for s in standing.values()), world=world)
+    # Every rank does about as many clips as the first, which tells.
+    mine, origin = encode_shards(
+        config, work, todo[world.rank :: world.size], world, stop, tell=lambda rows: progress.add(rows * world.size)
+    )
+    written = {number: shard for rank in gather_objects(mine) for number, shard in rank.items()}
+    on_first(lambda: work.commit({**standing, **written}, origin=origin), world)
+    progress.end()
+    return work.home
+
+
+def encode_shards(
+    config: RunConfig, work: Work, mine: Sequence[int], world: World, stop: Stop, *, tell: Callable[[int], None]
+) -> tuple[dict[int, FeatureShard], str]:
+    """Compute and write this rank's shards; returns them by number, and the source of the tower's weights in words.
+    COLLECTIVE. tell: called after every batch with its number of clips.
+
+    Raises:
+        StoppedError: on all ranks; complete shards are kept. DataError: a clip cannot be read. StorageError.
+    """
     set_tf32(config.engine.tf32)
-    model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    model = build(config.model, work.emotions, num_frames=config.data.frames, seed=config.seed)
     encode = encoder(model, precision=config.engine.precision, device=world.device)
-    writer = _Writer(home, [(number, work.keys()[number]) for number in mine])
-    batches = _batches(config, work.clips.select([at for number in mine for at in work.parts[number]]), world)
-    progress = _Progress(home, total=len(work.clips), done=sum(shard.rows for shard in standing.values()), world=world)
-    for batch in batches:
+    writer = _Writer(work.home, [(number, work.keys[number]) for number in mine])
+    clips = work.clips.select([at for number in mine for at in work.grid[number]])
+    for batch in _batches(config, clips, world, size=work.grid.batch):
         if batch is not None:
             counts = batch.index != PADDING
             made = encode(batch.to(world.device))
             writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
         if highest([stop.requested])[0]:
-            raise stopped(stop, at=f"the features in {home}")
-        progress.add(config.eval_batch * world.size)
-    written = {number: shard for rank in gather_objects(writer.written) for number, shard in rank.items()}
-    shards = [shard for _, shard in sorted({**standing, **written}.items())]
-    on_first(lambda: _commit(home, key, shards, origin=model.origin or ""), world)
-    progress.end()
-    return home
-
-
-def _commit(home: Folder, key: Mapping[str, Any], shards: Sequence[FeatureShard], *, origin: str) -> None:
-    """Write the manifest, unless another run has written it. That run's shards have other names or the same bytes."""
-    if read_manifest(home) is None:
-        write_manifest(home, key, shards, origin=origin)
+            raise stopped(stop, at=f"the features in {work.home}")
+        tell(len(batch.index) if batch is not None else 0)
+    return writer.written, model.origin or ""
 
 
 def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
@@ -229,8 +260,9 @@ def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
             raise CheckpointError(message(f"model.{name}={path}", expected=expected, got="neither", do=do))
 
 
-def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
-    """Yield this rank's clips in batches, then None until the rank with the most batches has finished. COLLECTIVE."""
+def _batches(config: RunConfig, clips: ClipSet, world: World, *, size: int) -> Iterator[Any]:
+    """Yield this rank's clips in batches of `size`, then None until the rank with the most batches has finished.
+    COLLECTIVE."""
     alone = World(local_rank=world.local_rank, local_size=world.local_size)
     loader = Loader(
         clips,
@@ -238,11 +270,11 @@ def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
         world=alone,
         seed=config.seed,
         train=False,
-        global_batch=config.eval_batch,
-        micro_batch=config.eval_batch,
+        global_batch=size,
+        micro_batch=size,
     )
     refuse_little_memory([loader] if len(clips) else [])
-    count = -(-len(clips) // config.eval_batch)
+    count = -(-len(clips) // size)
     rounds = highest([count])[0]
     batches = loader.epoch(0) if count else iter(())
     return (next(batches, None) for _ in range(rounds))

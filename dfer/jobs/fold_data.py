@@ -1,6 +1,5 @@
 """The clips of one fold and the loaders over them."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from dfer.models.config import ContrastiveConfig
 from dfer.models.prompts import layout
 from dfer.models.texts import class_prompts
 from dfer.models.towers import context_length
-from dfer.store.format import Fold, to_json
+from dfer.store.format import Fold, manifest_sha256
 from dfer.store.joined import JOINED
 from dfer.store.shards import Shards
 
@@ -96,7 +95,7 @@ def open_other(config: RunConfig, emotions: Emotions) -> FoldData:
 
 def manifest_hash(store: Shards) -> str:
     """Compute the SHA-256 of the shards' manifest in its canonical form."""
-    return hashlib.sha256(to_json(store.manifest)).hexdigest()
+    return manifest_sha256(store.manifest)
 
 
 def joined_of(store: Shards) -> tuple[str, ...]:

@@ -91,19 +91,20 @@ class JobModule(Protocol):
 
 TRAINING = "crossval"
 """The kind of job of a configuration without a key `job`."""
-JOBS = {TRAINING: "dfer.jobs.crossval"}
+JOBS = {TRAINING: "dfer.jobs.crossval", "predict": "dfer.jobs.predict_job", "features": "dfer.jobs.features_job"}
 """The module of each kind of job, by the value of `job` in its configuration. `launch.job` adds more."""
 
 
 def load_job(
     files: Sequence[str | Path], overrides: Sequence[str], jobs: Mapping[str, str] = JOBS
 ) -> tuple[JobModule, Any]:
-    """Load the configuration of a job from files; returns also the module of its kind.
+    """Load the configuration of a job from files and overrides; returns also the module of its kind.
 
     Raises:
         ConfigProblem: the key `job` names none of `jobs`, or the files do not give a complete configuration.
     """
-    name = config_files.read(files).get("job", TRAINING)
+    given = [text.removeprefix("job=") for text in overrides if text.startswith("job=")]
+    name = given[-1] if given else config_files.read(files).get("job", TRAINING)
     if not isinstance(name, str) or name not in jobs:
         do = did_you_mean(str(name), jobs)
         raise ConfigProblem(message("job", expected=f"one of {', '.join(jobs)}", got=str(name), do=f"Correct it. {do}"))

@@ -5,25 +5,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from dfer.data.config import DataConfig
-from dfer.data.geometry import MAX_PIXELS, Picture, apply
-from dfer.data.views import View, distinct, fixed_views
+from dfer.data.folders import read_clip
 from dfer.distributed import World
 from dfer.emotions import Emotions, emotions_of
-from dfer.errors import DataError, UsageError, message
+from dfer.errors import DataError
 from dfer.evaluation.results import read_result
 from dfer.inference import enough_gpu_memory, inference, set_tf32
+from dfer.jobs.answering import refuse_leak
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import load_checkpoint, refuse_other_texts, selected_checkpoint
 from dfer.jobs.initial import classes_of, untrained_model
-from dfer.media.frames import READ_TEXT, list_pictures
-from dfer.media.pictures import MAX_FILE_BYTES, read_picture
 from dfer.models.build import build
-from dfer.models.config_clivp_fer import ClivpFerConfig
 from dfer.models.files import trains_nothing
 from dfer.models.saved import SavedModel, state_of
 from dfer.recognition import ClipBatch, Recognizer
@@ -46,9 +40,9 @@ def predict(
         CheckpointError: the run has no checkpoint, or the weights do not fit.
         GpuMemoryError: a clip does not fit into GPU memory.
     """
-    _refuse_leak(config)
+    refuse_leak(config)
     with enough_gpu_memory():
-        model, names = _saved(config, saved) if saved is not None else _selected(config, world)
+        model, names = answering_model(config, world, saved=saved)
         set_tf32(config.engine.tf32)
         forward = inference(model, precision=config.engine.precision, device=world.device)
     for clip in clips:
@@ -62,6 +56,15 @@ def predict(
         with enough_gpu_memory():
             shares = forward(batch.to(world.device)).logits.float().mean(0).double().softmax(-1).tolist()
         yield clip, dict(zip(names, shares, strict=True))
+
+
+def answering_model(config: RunConfig, world: World, *, saved: SavedModel | None) -> tuple[Recognizer, tuple[str, ...]]:
+    """Build the model that answers, with its weights; returns also its class names. COLLECTIVE. saved: as in `predict`.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or the weights do not fit.
+    """
+    return _saved(config, saved) if saved is not None else _selected(config, world)
 
 
 def _saved(config: RunConfig, saved: SavedModel) -> tuple[Recognizer, tuple[str, ...]]:
@@ -89,14 +92,6 @@ def whole_model(config: RunConfig, emotions: Emotions, chosen: Checkpoint) -> Re
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=on_features)
     load_checkpoint(model, chosen, without=model.tower_weights() if on_features else frozenset[str]())
     return model
-
-
-def _refuse_leak(config: RunConfig) -> None:
-    """Raise UsageError for a model that chooses its caption by the true label."""
-    if isinstance(config.model, ClivpFerConfig) and config.model.leaks_label:
-        expected, got = "a model that answers without the true label", "model.caption=true_label, which LEAKS LABEL"
-        do = "Train with model.caption=zero_shot or all; a clip to predict has no label."
-        raise UsageError(message(config.run, expected=expected, got=got, do=do))
 
 
 class Table:
@@ -127,56 +122,3 @@ class Table:
 def likeliest(answer: Answer) -> str:
     """Return the most probable class."""
     return max(answer, key=answer.__getitem__)
-
-
-def read_clip(folder: Path, data: DataConfig) -> Tensor:
-    """Read a folder's pictures as uint8 [V T C H W], the views of evaluation.
-
-    Raises:
-        DataError: the folder or its frames are missing, their order is ambiguous, or a picture cannot be read.
-    """
-    expected = f"a folder with {READ_TEXT} face frames in an order that their names tell"
-    try:
-        paths = [Path(entry.path) for entry in list_pictures(folder)]
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(message(folder, expected=expected, got="no folder", do="Correct the path.")) from None
-    except OSError as error:
-        got = str(error.strerror)
-        raise DataError(message(folder, expected=expected, got=got, do="Correct its permissions.")) from error
-    except ValueError as error:
-        do = "Give the cropped faces, one file a frame, named as 00012.jpg."
-        raise DataError(message(folder, expected=expected, got=str(error), do=do)) from error
-    views = fixed_views(data, len(paths))
-    pictures = {at: _read_picture(paths[at]) for at in distinct(views).tolist()}
-    rows = [[_seen(view, pictures[at], paths[at]) for at in view.positions.tolist()] for view in views]
-    return torch.from_numpy(np.array(rows)).permute(0, 1, 4, 2, 3)
-
-
-def _seen(view: View, picture: Picture, path: Path) -> Picture:
-    try:
-        return apply(view.seen(*picture.shape[:2]), picture)
-    except ValueError as error:
-        do = "Replace the file."
-        raise DataError(message(path, expected="a picture of a face", got=str(error), do=do)) from error
-
-
-def _read_picture(path: Path) -> Picture:
-    expected = f"a whole JPEG, PNG, BMP or WebP of at most {MAX_PIXELS:,} pixels"
-    try:
-        return read_picture(_read(path), max_pixels=MAX_PIXELS).rgb
-    except ValueError as error:
-        raise DataError(message(path, expected=expected, got=str(error), do="Replace the file.")) from error
-
-
-def _read(path: Path) -> bytes:
-    """Read a file, up to the largest size that a picture may have."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        do = "Correct its permissions or replace it."
-        raise DataError(message(path, expected="to read it", got=str(error.strerror), do=do)) from error
-    if len(data) > MAX_FILE_BYTES:
-        expected = f"a picture of at most {MAX_FILE_BYTES >> 20} MiB"
-        raise DataError(message(path, expected=expected, got="more", do="Replace the file."))
-    return data

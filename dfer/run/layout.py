@@ -24,6 +24,8 @@ RESULT = "results/test.json"
 MAX_RESULT_BYTES = 16 * 2**20
 CONFIG, MAX_CONFIG_BYTES = "config.yaml", 2**20
 CHECKPOINTS = "checkpoints"
+PROGRESS = "progress.json"
+"""Of an independent part of a job: clips done (`step`), clips_per_s, eta_s, time, and `complete` at its end."""
 MANIFEST = "manifest.json"
 """A checkpoint's manifest. It is written last; a checkpoint without it does not count."""
 _EVALUATION = re.compile(r"test-step_([0-9]{8,12})\.json")

@@ -216,6 +216,11 @@ def to_json(manifest: Manifest) -> bytes:
     return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
 
 
+def manifest_sha256(manifest: Manifest) -> str:
+    """Return the SHA-256 of a manifest in its canonical form, by which a run knows its shards."""
+    return hashlib.sha256(to_json(manifest)).hexdigest()
+
+
 def read_manifest(data: bytes, *, where: str) -> Manifest:
     """Parse and check a manifest. Raises DataError naming `where`, the field and the remedy."""
     try:

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from dfer import config, config_files
-from dfer.commands.run import config_of
 from dfer.evaluation.results import save_result
+from dfer.jobs.answering import config_of
 from dfer.jobs.config import RunConfig
 from dfer.report.compare import compare
 from dfer.report.compare_page import compare_page

@@ -33,7 +33,7 @@ from dfer.training.config import AdamWConfig, SgdConfig, StepScheduleConfig
 from dfer.training.optim import group_settings
 
 ROOT = Path(__file__).parents[2]
-FILES = [name for name in names() if not name.startswith("clusters/")]
+FILES = [name for name in names() if not name.startswith(("clusters/", "jobs/"))]
 PAPER = [row for row in rows.ROWS if row.published]
 DATASETS = ("dfew", "ferv39k", "mafw")
 

@@ -13,8 +13,9 @@ import simplejpeg
 from PIL import Image
 
 from dfer.data.config import DataConfig
+from dfer.data.folders import read_clip
 from dfer.errors import DataError
-from dfer.jobs.predict import Table, read_clip
+from dfer.jobs.predict import Table
 
 
 def grey(value: int, *, side: int = 32) -> np.ndarray:
