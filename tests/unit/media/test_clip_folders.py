@@ -23,7 +23,7 @@ def test_every_folder_with_pictures_is_a_clip_at_any_depth(tmp_path: Path) -> No
     found = ClipFolders.open(tmp_path)
     assert found.names == ("a", "a/deep", "a/deep/er", "b") and len(found) == 4
     assert found.folders == tuple(tmp_path / name for name in found.names)
-    assert ClipFolders.open(tmp_path / "b").names == (".",)
+    assert ClipFolders.open(tmp_path / "a/deep/er").names == (".",)
 
 
 def test_contents_are_the_names_and_sizes_of_the_pictures(tmp_path: Path) -> None:
