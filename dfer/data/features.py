@@ -145,10 +145,15 @@ class FeatureSet:
         manifest = read_manifest(folder)
         if manifest is None:
             return None
-        parts = [_read_shard(folder, shard) for shard in manifest.shards]
-        keys = [key for _, names in parts for key in names]
-        names = parts[0][0] if parts else {}
-        joined = {name: torch.cat([tensors[name] for tensors, _ in parts]) for name in names}
+        joined: dict[str, Tensor] = {}
+        keys: list[str] = []
+        for shard in manifest.shards:
+            tensors, names = _read_shard(folder, shard)
+            for name, value in tensors.items():
+                if not keys:
+                    joined[name] = value.new_empty(sum(each.rows for each in manifest.shards), *value.shape[1:])
+                _fill(joined, name, value, at=len(keys), where=folder.where(shard.path))
+            keys += names
         return cls(features=joined, keys=keys, key=manifest.key, origin=manifest.origin)
 
     def select(self, keys: Sequence[str], *, labels: NDArray[np.int64] | None = None) -> "FeatureSet":
@@ -166,6 +171,15 @@ class FeatureSet:
         features = {name: value[rows] for name, value in self.features.items()}
         chosen = None if labels is None else torch.from_numpy(np.array(labels, np.int64))
         return FeatureSet(features=features, keys=list(keys), labels=chosen, key=self.key, origin=self.origin)
+
+
+def _fill(joined: Mapping[str, Tensor], name: str, value: Tensor, *, at: int, where: str) -> None:
+    """Put the rows of a shard into their place. Raises DataError if their shape or type is not that of the others."""
+    whole = joined.get(name)
+    if whole is None or (value.shape[1:], value.dtype) != (whole.shape[1:], whole.dtype):
+        got = f"{name} {list(value.shape)} {value.dtype}"
+        raise DataError(message(where, expected="features as in the first shard", got=got, do=REMAKE))
+    whole[at : at + len(value)] = value
 
 
 def _read_shard(folder: Folder, shard: FeatureShard) -> tuple[dict[str, Tensor], list[str]]:

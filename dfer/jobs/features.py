@@ -89,7 +89,7 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
     named, towers = files(config.model), frozen.towers
     key: dict[str, Any] = {
         "manifest_sha256": manifest_sha256,
-        "arch": _file(towers.arch) if "towers.arch" in named else towers.arch,
+        "arch": file_identity(towers.arch) if "towers.arch" in named else towers.arch,
         "image_size": towers.image_size,
         "frames": data.frames,
         "sampling": data.train_frames + SAMPLED[data.sampling],
@@ -102,11 +102,11 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
         key["weights"] = f"drawn from seed {config.seed}"
     else:
         tag = is_tag(towers.arch, towers.pretrained)
-        key["weights"] = f"tag {towers.pretrained}" if tag else _file(towers.pretrained)
+        key["weights"] = f"tag {towers.pretrained}" if tag else file_identity(towers.pretrained)
     return {name: value for name, value in key.items() if value is not None}
 
 
-def _file(path: str) -> dict[str, str]:
+def file_identity(path: str) -> dict[str, str]:
     """Identify a file by its name and SHA-256, or only by its name if the file is missing."""
     if not Path(path).is_file():
         return {"name": Path(path).name}

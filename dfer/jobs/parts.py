@@ -91,7 +91,13 @@ class JobModule(Protocol):
 
 TRAINING = "crossval"
 """The kind of job of a configuration without a key `job`."""
-JOBS = {TRAINING: "dfer.jobs.crossval", "predict": "dfer.jobs.predict_job", "features": "dfer.jobs.features_job"}
+JOBS = {
+    TRAINING: "dfer.jobs.crossval",
+    "predict": "dfer.jobs.predict_job",
+    "features": "dfer.jobs.features_job",
+    "extract": "dfer.jobs.extract",
+    "fit": "dfer.jobs.fit",
+}
 """The module of each kind of job, by the value of `job` in its configuration. `launch.job` adds more."""
 
 

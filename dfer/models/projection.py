@@ -51,11 +51,18 @@ class ProjectionHead(Learner):
         target = (out["all_index"][None] == batch.index[:, None]).int().argmax(dim=1)
         absent = (out["all_index"] == PADDING)[None]
         total = batch.index.new_zeros((), dtype=torch.float32)
-        for mine, others in (("student", "all_teachers"), ("teacher", "all_students")):
-            logits = (out[mine] @ out[others].T / self.config.temperature).masked_fill(absent, float("-inf"))
+        for logits in self._logits(out):
+            logits = logits.masked_fill(absent, float("-inf"))
             each = F.cross_entropy(logits, target, reduction="none").masked_fill(~counts, 0.0)
             total = total + 0.5 * each.sum()
         return {"info_nce": total / counts.sum().clamp(min=1)}
+
+    def _logits(self, out: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute scaled cosines [B N], student -> teacher and teacher -> student; from one product on one rank."""
+        ours = out["student"] @ out["all_teachers"].T / self.config.temperature
+        if len(out["all_students"]) == len(out["student"]):
+            return ours, ours.T
+        return ours, out["teacher"] @ out["all_students"].T / self.config.temperature
 
     def param_groups(self) -> dict[str, Group]:
         """Return one group, `head`."""

@@ -41,17 +41,10 @@ def _require_transformers(name: str) -> None:
         raise UsageError(message(f"teacher.name={name}", expected="transformers", got=got, do=do)) from None
 
 
-def described(teacher: Teacher, keys: Sequence[str], texts: Sequence[str | None]) -> list[str]:
-    """Return the descriptions of pictures; for a teacher that reads none, empty ones.
-
-    Raises:
-        DataError: the teacher reads descriptions, and a picture has none.
-    """
-    if not teacher.reads_text:
-        return [""] * len(keys)
+def refuse_bare(where: object, keys: Sequence[str], texts: Sequence[str | None]) -> None:
+    """Raise DataError if pictures have no description, for a teacher that reads nothing else."""
     bare = [key for key, text in zip(keys, texts, strict=True) if not text]
     if bare:
         expected, got = f"a description of each of {len(keys)} pictures", f"{len(bare)} without ({', '.join(bare[:3])})"
-        do = "Build the shards with captions, or choose a teacher that sees the pictures."
-        raise DataError(message("teacher", expected=expected, got=got, do=do))
-    return [text or "" for text in texts]
+        do = "Build the shards with captions, write descriptions.csv, or choose a teacher that sees the pictures."
+        raise DataError(message(where, expected=expected, got=got, do=do))

@@ -1,0 +1,245 @@
+"""Pairs of features as a job: CLIP's image tower and a teacher see every unlabelled picture once. Parts are independent
+processes, each of which makes some feature shards; the conclusion writes the manifest.
+
+    FEATURES/KEY/...             the feature shards (`dfer.data.features`), named by what they depend on
+    RUN/plan.json, RUN/worker_3  the job's own files (`dfer.jobs.pieces`)
+
+Imports no torch before a part runs or is checked.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dfer import config_files
+from dfer.config import ConfigProblem, key
+from dfer.errors import CheckpointError, message
+from dfer.jobs.pairs import PairsConfig
+from dfer.jobs.parts import Part, absolute_places
+from dfer.jobs.pieces import (
+    Grid,
+    Plan,
+    Progress,
+    agree,
+    check_workers,
+    forget,
+    mark_done,
+    mark_of,
+    marks,
+    read_plan,
+    refuse_other,
+    sha256_of_keys,
+    share,
+    worker_parts,
+)
+from dfer.storage import Folder
+from dfer.teacher.config import is_noisy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfer.data.features import FeatureShard
+    from dfer.distributed import World
+    from dfer.interruption import Stop
+    from dfer.jobs.pair_data import Source
+
+grouped = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Pairs of features to store. run: folder of the job's own files. workers: number of parts."""
+
+    job: Literal["extract"] = key("extract", resume="free")
+    run: str = key(path=True, resume="free")
+    workers: int = key(1, resume="free")
+    pairs: PairsConfig
+
+    def __post_init__(self) -> None:
+        check_workers(self.workers)
+        if is_noisy(self.pairs.teacher):
+            do = "Set pairs.teacher.dropout=false, or fit on pictures: dfer fit with on: pictures."
+            expected = "a teacher whose features do not change"
+            raise ConfigProblem(message("pairs.teacher", expected=expected, got="dropout=true", do=do))
+
+
+Config = ExtractConfig
+
+
+def load(files: Sequence[str | Path], overrides: Sequence[str]) -> ExtractConfig:
+    """Load the configuration. Raises ConfigProblem."""
+    return config_files.load(files, ExtractConfig, overrides)
+
+
+def absolute(config: ExtractConfig) -> ExtractConfig:
+    """Make paths absolute."""
+    return absolute_places(config, places(config.pairs))
+
+
+def places(pairs: PairsConfig) -> dict[str, str]:
+    """Return the values of keys that name files in place of names, by dotted key."""
+    from dfer.models.files import is_tag
+
+    named = {"pairs.towers.arch": pairs.towers.arch if pairs.towers.arch.endswith(".json") else None}
+    weights = pairs.towers.pretrained
+    named["pairs.towers.pretrained"] = weights if weights and not is_tag(pairs.towers.arch, weights) else None
+    model = getattr(pairs.teacher, "model", None)
+    named["pairs.teacher.model"] = model if model and Path(model).is_dir() else None
+    return {name: value for name, value in named.items() if value}
+
+
+def shared(config: ExtractConfig) -> dict[str, str]:
+    """Return the places of pictures and features."""
+    kind = "pairs.shards" if config.pairs.shards is not None else "pairs.pictures"
+    return {kind: config.pairs.source, "pairs.features": config.pairs.features}
+
+
+def parts(config: ExtractConfig) -> list[Part]:
+    """`worker_1` ... `worker_N`."""
+    return worker_parts(config.run, config.workers)
+
+
+def check(config: ExtractConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
+    """Detect what would stop the parts.
+
+    Raises:
+        CheckpointError: files of CLIP or teacher are missing, or the run folder was begun with other features.
+        DataError: the pictures cannot be read, or have no descriptions for a teacher that reads them. StorageError.
+        UsageError: a package is missing.
+    """
+    from dfer.jobs.pair_data import check_descriptions, check_tower
+
+    work = _Work.of(config)
+    home = Folder(config.run, what="run")
+    refuse_other(home, work.plan)
+    home.check_writable()
+    if not work.stands:
+        check_tower(config.pairs)
+        check_descriptions(config.pairs, work.source)
+        work.home.check_writable()
+
+
+def done(config: ExtractConfig, part: Part) -> bool:
+    """Whether a part has computed its features. Raises CheckpointError, StorageError."""
+    return mark_of(part, read_plan(Folder(config.run, what="run")), of=config.workers) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """The features to compute. home: where they are stored. grid: how the pictures are divided into shards and batches,
+    so that any number of parts makes the same bytes."""
+
+    source: "Source"
+    home: Folder
+    plan: Plan
+    grid: Grid
+
+    @classmethod
+    def of(cls, config: ExtractConfig) -> "_Work":
+        """Open the pictures. Raises DataError, StorageError, CheckpointError."""
+        from dfer.jobs.pair_data import home_of, key_of, open_source
+
+        source = open_source(config.pairs)
+        found = key_of(config.pairs, source)
+        grid = Grid.of(len(source), batch=config.pairs.batch)
+        keys = sha256_of_keys(source.keys)
+        plan = Plan(depends=found, clips=len(source), pieces=len(grid), keys_sha256=keys)
+        return cls(source=source, home=home_of(config.pairs, found), plan=plan, grid=grid)
+
+    @property
+    def stands(self) -> bool:
+        """Whether all features are stored."""
+        from dfer.data.features import read_manifest
+
+        return read_manifest(self.home) is not None
+
+    @property
+    def keys(self) -> list[list[str]]:
+        """The names of the pictures of each shard."""
+        keys = self.source.keys
+        return [keys[piece.start : piece.stop] for piece in self.grid]
+
+    def standing(self, only: Sequence[int] | None = None) -> "dict[int, FeatureShard]":
+        """The complete shards, by number."""
+        from dfer.data.features import standing_shards
+
+        return standing_shards(self.home, self.keys, only=only)
+
+
+def run(config: ExtractConfig, part: Part, world: "World | None", stop: "Stop") -> str:
+    """Compute the features of a part's pictures that are not stored yet.
+
+    Raises:
+        CheckpointError: the job was begun with other features. DataError: a picture cannot be read. StorageError.
+        StoppedError: a stop was requested; complete shards are kept.
+    """
+    work = _Work.of(config)
+    agree(Folder(config.run, what="run"), work.plan)
+    mine = share(len(work.grid), part, of=config.workers)
+    pictures = sum(len(work.grid[number]) for number in mine)
+    standing = [*mine] if work.stands else [*work.standing(mine)]
+    todo = [number for number in mine if number not in standing]
+    facts: dict[str, str] = {}
+    if todo:
+        before = sum(len(work.grid[number]) for number in standing)
+        progress = Progress(part, what="extract", total=pictures, standing=before)
+        facts["origin"] = _compute(config, work, todo, stop, progress)
+        progress.end()
+    mark_done(part, work.plan, of=config.workers, **facts)
+    return f"{part.name}: {pictures:,} pictures in {len(mine)} shards, {len(standing)} of them stored before"
+
+
+def _compute(config: ExtractConfig, work: _Work, todo: Sequence[int], stop: "Stop", progress: Progress) -> str:
+    """Compute and write shards; returns the origins of both models, in words."""
+    from dfer.data.features import write_shard
+    from dfer.distributed import World
+    from dfer.jobs.pair_data import Pairs
+    from dfer.training.loop import stopped
+
+    models = Pairs(config.pairs, World().device)
+    plan = [(number, batch) for number in todo for batch in _batches(work.grid, number)]
+    made = models.encoded(work.source, [batch for _, batch in plan])
+    rows: list[dict[str, Tensor]] = []
+    for (number, batch), features in zip(plan, made, strict=True):
+        rows.append(features)
+        progress.add(len(batch))
+        if batch.stop == work.grid[number].stop:
+            write_shard(work.home, number, models.joined(rows), keys=work.keys[number])
+            rows = []
+        if stop.requested:
+            raise stopped(stop, at=f"the features in {work.home}")
+    return models.origin
+
+
+def _batches(grid: Grid, number: int) -> Iterator[range]:
+    """The positions of the pictures of each batch of a shard."""
+    piece = grid[number]
+    return (range(at, min(at + grid.batch, piece.stop)) for at in range(piece.start, piece.stop, grid.batch))
+
+
+def conclude(config: ExtractConfig) -> str:
+    """Write the manifest over the shards of all parts.
+
+    Raises:
+        CheckpointError: a part is not done, or a shard is missing or damaged; the same command then computes it again.
+    """
+    from dfer.data.features import FeatureSet, write_manifest
+
+    home, work = Folder(config.run, what="run"), _Work.of(config)
+    found = marks(home, parts(config), work.plan)
+    if not work.stands:
+        shards = work.standing()
+        missing = len(work.grid) - len(shards)
+        if missing:
+            forget(home, parts(config))
+            expected, got = f"{len(work.grid)} whole shards", f"{missing} missing or damaged"
+            raise CheckpointError(message(work.home, expected=expected, got=got, do="The same command makes them."))
+        origins = [str(mark["origin"]) for mark in found if "origin" in mark]
+        origin = origins[0] if origins else ""
+        write_manifest(work.home, work.plan.depends, [shard for _, shard in sorted(shards.items())], origin=origin)
+    pairs = FeatureSet.open(work.home)
+    assert pairs is not None, "the manifest was written"
+    dims = ", ".join(f"{name} {width}" for name, width in pairs.dims.items())
+    size = sum(value.nbytes for value in pairs.features.values()) / 2**30
+    return f"{work.home}: {len(pairs):,} pairs ({dims}), {size:.2f} GiB; dfer fit with the same `pairs` reads them"

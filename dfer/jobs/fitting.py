@@ -1,0 +1,342 @@
+"""Fit one projection head: to stored pairs of features, or to what both models give for pictures.
+
+Letters: B pairs of this rank, N pairs, C colours, H height, W width, S student features, D teacher features.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfer.config import ConfigProblem, to_plain
+from dfer.data.features import FeatureLoader, FeatureSet
+from dfer.data.plan import Plan
+from dfer.data.sampling import clip_rng
+from dfer.data.splits import hold_out
+from dfer.distributed import World, gather_rows, on_first, sum_over_ranks
+from dfer.errors import UsageError, message
+from dfer.inference import enough_gpu_memory
+from dfer.interruption import Stop
+from dfer.jobs.fit import HEAD, RESULT, FitConfig, read_fit
+from dfer.jobs.pair_data import (
+    Pairs,
+    Source,
+    check_descriptions,
+    check_tower,
+    find_pairs,
+    key_of,
+    open_source,
+    stored_home,
+)
+from dfer.models.head_file import write_head
+from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
+from dfer.recognition import PADDING, BadClip, Batch, ClipBatch, FeatureBatch
+from dfer.run import folder
+from dfer.run.checkpoints import Checkpoints
+from dfer.storage import Folder
+from dfer.training import loop
+from dfer.training.build import build_engine
+from dfer.training.engine import Engine
+from dfer.training.log import RunLog
+
+MEASURED = 5120
+"""Most pairs on which the retrieval accuracy is measured if none are held out."""
+KEY = "pairs"
+"""Entry of a checkpoint's state: what the pairs depend on."""
+
+
+def check_pairs(config: FitConfig) -> None:
+    """Raise DataError, CheckpointError, UsageError for pairs that a fit cannot use; reads no features."""
+    source = open_source(config.pairs)
+    if config.on == "features":
+        stored_home(config.pairs, source)
+    else:
+        check_tower(config.pairs)
+        check_descriptions(config.pairs, source)
+    _split(config, source.keys)
+
+
+def _split(config: FitConfig, keys: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Divide the pairs into those that are fitted and those on which accuracy is measured, as positions.
+
+    Raises:
+        UsageError: fewer pairs than a batch.
+    """
+    kept, held = [*range(len(keys))], [*range(min(MEASURED, len(keys)))]
+    if config.val_share:
+        own, other = hold_out(keys, [None] * len(keys), share=config.val_share, seed=config.seed)
+        kept, held = [int(at) for at in own], [int(at) for at in other]
+    if len(kept) < config.batch:
+        do = "Set a smaller batch, or add pictures."
+        raise UsageError(message("batch", expected=f"at most the {len(kept)} pairs", got=str(config.batch), do=do))
+    return kept, held
+
+
+class _PictureHead(ProjectionHead):
+    """A head that is fitted to what both models give for the pictures of a batch. The models are no part of its state.
+
+    texts: description of each picture, by `Batch.index`.
+    """
+
+    models: tuple[Pairs, Sequence[str]]
+
+    def forward(self, batch: ClipBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """Compute as ProjectionHead does, from pictures uint8 [B 1 C H W]. COLLECTIVE."""
+        pairs, texts = self.models
+        said = [texts[index] if index != PADDING else "" for index in batch.index.tolist()]
+        return super().forward(FeatureBatch(index=batch.index, features=pairs.features(batch.frames[:, 0], said)))
+
+
+class _PictureLoader:
+    """Yields a rank's micro-batches of pictures, with the same pictures in the same order as FeatureLoader."""
+
+    def __init__(self, source: Source, rows: Sequence[int], plan: Plan) -> None:
+        self._source, self._rows, self._plan = source, rows, plan
+        plan.check()
+        self.steps_per_epoch, self.accumulation = plan.steps, plan.accumulation
+        self.wait_seconds, self.max_bad = 0.0, 0
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ClipBatch]:
+        """Yield this rank's micro-batches from `start_step` (a global step) to the end of the epoch."""
+        order = self._plan.order(epoch)
+        ids = [self._plan.ids(order, number) for number in self._plan.numbers(start_step)]
+        batches = self._source.batches([[self._rows[at] for at in each] for each in ids])
+        while True:
+            before = time.monotonic()
+            pictures = next(batches, None)
+            self.wait_seconds += time.monotonic() - before
+            if pictures is None:
+                return
+            yield ClipBatch(frames=pictures[:, None], index=torch.from_numpy(ids.pop(0).copy()))
+
+    def take_bad(self) -> list[BadClip]:
+        """Return an empty list: a picture that cannot be read ends the fit."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """What is fitted. held: features on which accuracy is measured. key: what the pairs depend on."""
+
+    learner: ProjectionHead
+    loader: loop.Loader
+    held: FeatureSet
+    key: dict[str, Any]
+    origin: str
+    prepare: Callable[[Batch, int], Batch]
+
+
+def _prepared(config: FitConfig, world: World) -> _Fit:
+    """Open the pairs and build the head. Raises DataError, CheckpointError, UsageError."""
+    return _from_features(config, world) if config.on == "features" else _from_pictures(config, world)
+
+
+def _from_features(config: FitConfig, world: World) -> _Fit:
+    pairs = find_pairs(config.pairs)
+    kept, held = _split(config, pairs.keys)
+    fitted = pairs if len(kept) == len(pairs) else _rows(pairs, kept)
+    return _Fit(
+        learner=_head(ProjectionHead, config, pairs.dims),
+        loader=FeatureLoader(fitted, _plan(config, len(fitted), world)),
+        held=_rows(pairs, held),
+        key=pairs.key,
+        origin=pairs.origin,
+        prepare=lambda batch, _: batch.to(world.device),
+    )
+
+
+def _from_pictures(config: FitConfig, world: World) -> _Fit:
+    source = open_source(config.pairs)
+    check_descriptions(config.pairs, source)
+    kept, held = _split(config, source.keys)
+    pairs = Pairs(config.pairs, world.device)
+    size = config.pairs.batch
+    cut = [held[at : at + size] for at in range(0, len(held), size)]
+    measured = pairs.joined(list(pairs.encoded(source, cut)))
+    learner = _head(_PictureHead, config, {name: value.shape[1] for name, value in measured.items()})
+    learner.models = pairs, [source.texts[at] or "" for at in kept]
+    return _Fit(
+        learner=learner,
+        loader=_PictureLoader(source, kept, _plan(config, len(kept), world)),
+        held=FeatureSet(features=measured, keys=[source.keys[at] for at in held]),
+        key=key_of(config.pairs, source),
+        origin=pairs.origin,
+        prepare=partial(_flipped, config, world),
+    )
+
+
+def _flipped(config: FitConfig, world: World, batch: Batch, epoch: int) -> Batch:
+    """Mirror some pictures; the draws depend only on (seed, epoch, picture)."""
+    moved = batch.to(world.device)
+    if not config.flip or not isinstance(moved, ClipBatch):
+        return moved
+    drawn = [clip_rng(config.seed, epoch, index).random() < config.flip for index in batch.index.clamp(min=0).tolist()]
+    mirrored = torch.tensor(drawn, device=moved.frames.device)[:, None, None, None, None]
+    return replace(moved, frames=torch.where(mirrored, moved.frames.flip(-1), moved.frames))
+
+
+def _rows(pairs: FeatureSet, rows: Sequence[int]) -> FeatureSet:
+    features = {name: value[torch.tensor(rows)] for name, value in pairs.features.items()}
+    return replace(pairs, features=features, keys=[pairs.keys[row] for row in rows])
+
+
+def _plan(config: FitConfig, pairs: int, world: World) -> Plan:
+    if config.batch % world.size:
+        do = "Set another batch, or start other numbers of processes."
+        raise ConfigProblem(
+            message("batch", expected=f"a multiple of {world.size} ranks", got=str(config.batch), do=do)
+        )
+    return Plan(
+        shard_of=np.zeros(pairs, np.int64),
+        world=world,
+        seed=config.seed,
+        train=True,
+        global_batch=config.batch,
+        micro_batch=config.batch // world.size,
+    )
+
+
+def _head[T: ProjectionHead](kind: type[T], config: FitConfig, dims: dict[str, int]) -> T:
+    """Draw the head from the seed, as PyTorch's Linear does; the caller's random state is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return kind(config.head, student=dims[STUDENT], teacher=dims[TEACHER], gather=gather_rows)
+
+
+@enough_gpu_memory()
+def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
+    """Fit a head, or resume; returns its result as plain values. COLLECTIVE.
+
+    Raises:
+        StoppedError: on all ranks; everything is saved. CheckpointError: the folder holds another fit. DataError.
+    """
+    home = Folder(config.run, what="run")
+    before = on_first(lambda: read_fit(home), world)
+    on_first(lambda: folder.check(home, config), world)
+    if before is not None and before["epochs"] >= config.epochs:
+        return before
+    found = _prepared(config, world)
+    checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
+    latest = checkpoints.latest()
+    with closing(_engine(config, found.learner, world)) as engine:
+        loop.check_layout(engine, latest)
+        on_first(lambda: folder.write(home, config, world, notes=[found.origin]), world)
+        start, best = loop.resume(engine, checkpoints.start(latest), steps_per_epoch=found.loader.steps_per_epoch)
+        steps, began = found.loader.steps_per_epoch * config.epochs, time.monotonic()
+        log = RunLog(
+            home,
+            world=world,
+            total_steps=steps,
+            start_step=start.global_step,
+            every=config.log_every,
+            check=checkpoints.may_write,
+        )
+        with log:
+            summary = loop.train(
+                engine,
+                loader=found.loader,
+                prepare=found.prepare,
+                schedule=config.schedule,
+                log=log,
+                checkpoints=checkpoints,
+                epochs=config.epochs,
+                evaluation=_evaluation(config, found, engine, world),
+                start=start,
+                best=best,
+                extra_state={KEY: found.key},
+                stop=stop,
+            )
+        scores = measured(engine.weights().get("mlp.weight"), found.held, config, world)
+        result = {
+            "epochs": summary.epochs,
+            "steps": summary.step,
+            "loss": scores["loss"],
+            "accuracy": scores["accuracy"],
+            "of": _measured_on(config, found),
+            "seconds": round(time.monotonic() - began, 2),
+            "pairs": len(found.held) if config.val_share else None,
+            "settings": to_plain(config),
+            "key": found.key,
+        }
+        weight = engine.weights().get("mlp.weight")
+        on_first(lambda: _write(home, config, found, weight, result), world)
+    return result
+
+
+def _measured_on(config: FitConfig, found: _Fit) -> str:
+    return f"{len(found.held):,} {'held-out' if config.val_share else 'fitted'} pairs, {config.batch} at a time"
+
+
+def _engine(config: FitConfig, learner: ProjectionHead, world: World) -> Engine:
+    return build_engine(
+        config.engine,
+        learner,
+        optim=config.optim,
+        world=world,
+        global_batch=config.batch,
+        micro_batch=config.batch // world.size,
+        seed=config.seed,
+    )
+
+
+def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) -> loop.Evaluation | None:
+    if config.eval_every is None:
+        return None
+
+    def run(between: Callable[[], None]) -> dict[str, float]:
+        between()
+        return measured(engine.weights().get("mlp.weight"), found.held, config, world)
+
+    split = "validation" if config.val_share else "test"
+    return loop.Evaluation(run=run, every_epochs=config.eval_every, metric="accuracy", split=split)
+
+
+@torch.no_grad()
+def measured(weight: Tensor | None, pairs: FeatureSet, config: FitConfig, world: World) -> dict[str, float]:
+    """Measure loss and retrieval accuracy, picture -> teacher, among the pairs of each batch in their order. COLLECTIVE.
+
+    weight: [D S], on the first rank.
+    """
+    sums = torch.zeros(3, device=world.device, dtype=torch.float64)
+    if world.is_first:
+        assert weight is not None, "the first rank has the weights"
+        head = weight.to(world.device).float()
+        for at in range(0, len(pairs), config.batch):
+            rows = {name: value[at : at + config.batch].to(world.device) for name, value in pairs.features.items()}
+            ours = F.normalize(rows[STUDENT].float() @ head.T, dim=-1)
+            logits = ours @ F.normalize(rows[TEACHER].float(), dim=-1).T / config.head.temperature
+            target = torch.arange(len(logits), device=logits.device)
+            loss = 0.5 * sum(F.cross_entropy(each, target, reduction="sum") for each in (logits, logits.T))
+            hits = (logits.argmax(dim=1) == target).sum()
+            sums += torch.stack([torch.as_tensor(loss), hits, torch.tensor(len(logits), device=hits.device)]).double()
+    loss, hits, count = sum_over_ranks(sums).tolist()
+    return {"loss": loss / count, "accuracy": hits / count}
+
+
+def _write(home: Folder, config: FitConfig, found: _Fit, weight: Tensor | None, result: dict[str, Any]) -> None:
+    """Write the head, then the result, which marks the part as done."""
+    assert weight is not None, "the first rank has the weights"
+    write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result))
+    home.write(RESULT, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _facts(config: FitConfig, found: _Fit, result: dict[str, Any]) -> dict[str, str]:
+    """What the head's card says, by heading."""
+    clip, teacher = found.key["clip"], found.key["teacher"]
+    return {
+        "CLIP": ", ".join(f"{name} {value}" for name, value in clip.items()),
+        "Teacher": ", ".join(f"{name} {value}" for name, value in teacher.items()),
+        "Weights": found.origin,
+        "Pictures": f"{config.pairs.source}, sha256 {found.key['source_sha256']}, without labels",
+        "Fit": f"{result['steps']} steps of {config.batch} pairs, {config.epochs} epochs, temperature "
+        f"{config.head.temperature}, seed {config.seed}, on {config.on}",
+        "Result": f"loss {result['loss']:.4f}, picture -> teacher {result['accuracy']:.2%} of {result['of']}",
+    }
