@@ -158,11 +158,13 @@ def facts_at(kind: Any, plain: Mapping[str, Any], name: str) -> tuple[Any, Mappi
 
 
 def changed(config: T, values: Mapping[str, Any]) -> T:
-    """A dataclass with other values at some dotted keys."""
+    """A dataclass with other values at some dotted keys, also of mappings in it."""
     for path, value in values.items():
         name, _, rest = path.partition(".")
-        value = changed(getattr(config, name), {rest: value}) if rest else value
-        config = replace(typing.cast(Any, config), **{name: value})
+        own: Any = config
+        if rest:
+            value = changed(own[name] if isinstance(own, Mapping) else getattr(own, name), {rest: value})
+        config = {**own, name: value} if isinstance(own, Mapping) else replace(own, **{name: value})
     return config
 
 

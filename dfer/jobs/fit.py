@@ -11,7 +11,7 @@ Imports no torch before a part runs or is checked.
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,7 +171,7 @@ def parts(config: FitConfig) -> list[Part]:
 def config_of_part(config: FitConfig, part: Part) -> FitConfig:
     """Return the configuration of one part, with its own folder and values."""
     values = {KEYS[name]: value for name, value in combinations(config)[part.name].items()}
-    return changed(config, {"sweep": {}, "run": part.run, **values})
+    return changed(replace(config, run=part.run, sweep=SweepConfig()), values)
 
 
 def check(config: FitConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from dfer.training.build import build_engine
 from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 
+H = TypeVar("H", bound=ProjectionHead)
 MEASURED = 5120
 """Most pairs on which the retrieval accuracy is measured if none are held out."""
 KEY = "pairs"
@@ -204,7 +205,7 @@ def _plan(config: FitConfig, pairs: int, world: World) -> Plan:
     )
 
 
-def _head[T: ProjectionHead](kind: type[T], config: FitConfig, dims: dict[str, int]) -> T:
+def _head(kind: type[H], config: FitConfig, dims: dict[str, int]) -> H:
     """Draw the head from the seed, as PyTorch's Linear does; the caller's random state is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -301,7 +302,7 @@ def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) ->
 
 @torch.no_grad()
 def measured(weight: Tensor | None, pairs: FeatureSet, config: FitConfig, world: World) -> dict[str, float]:
-    """Measure loss and retrieval accuracy, picture -> teacher, among the pairs of each batch in their order. COLLECTIVE.
+    """Measure loss and retrieval accuracy, picture -> teacher, among the pairs of each batch in order. COLLECTIVE.
 
     weight: [D S], on the first rank.
     """

@@ -36,7 +36,8 @@ def _card(weight: Tensor, facts: Mapping[str, str]) -> str:
         f"Zhao et al., WACV 2025). `{FILE}` and `{RELEASED}` hold the same tensor, `{WEIGHT}`.\n\n"
     )
     lines = "".join(f"- {name}: {_plain(text)}\n" for name, text in facts.items())
-    return f"{front}{title}{body}{lines}\nUse: `dfer crossval methods/zero_shot sets/SET model.head=HEAD/{FILE}`\n\n{LICENCE}\n"
+    use = f"Use: `dfer crossval methods/zero_shot sets/SET model.head=HEAD/{FILE}`"
+    return f"{front}{title}{body}{lines}\n{use}\n\n{LICENCE}\n"
 
 
 def _plain(text: str) -> str:
