@@ -7,6 +7,10 @@ from dfer.cli import add_command, add_configs, is_override
 EXAMPLES = {
     "features": """dfer bench features demo/shards
 dfer bench features data/dfew --arch ViT-B-16-quickgelu""",
+    "extract": """dfer bench extract
+dfer bench extract --batch 16 --batches 8""",
+    "fit": """dfer bench fit
+dfer bench fit --pairs 10000 --epochs 50""",
     "index": """dfer bench index
 dfer bench index --rows 1000000 --per-shard 128 --facts""",
     "loader": """dfer bench loader demo/shards
@@ -30,6 +34,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub.add_argument("--per-shard", type=int, default=1000)
     sub.add_argument("--facts", action="store_true", help="with subjects, votes and face boxes")
     sub.add_argument("--rounds", type=int, default=5)
+    sub = add_command(bench, "fit", "seconds and memory of a fit of Exp-CLIP's size", EXAMPLES["fit"], _bench_fit)
+    sub.add_argument("--pairs", type=int, default=48_640)
+    sub.add_argument("--epochs", type=int, default=5)
+    sub.add_argument("--batch", type=int, default=512)
+    text = "pictures/s of `extract` beside a bare loop of CLIP and a teacher of 100 M parameters"
+    sub = add_command(bench, "extract", text, EXAMPLES["extract"], _bench_extract)
+    sub.add_argument("--batch", type=int, default=8)
+    sub.add_argument("--batches", type=int, default=6)
+    sub.add_argument("--rounds", type=int, default=3)
     sub = add_command(
         bench, "features", "an epoch that computes features beside one that reads them", EXAMPLES["features"], _features
     )
@@ -75,6 +88,18 @@ def _features(args: argparse.Namespace) -> None:
     from dfer.bench.features import bench_features
 
     bench_features(args.shards, arch=args.arch, batch=args.batch)
+
+
+def _bench_fit(args: argparse.Namespace) -> None:
+    from dfer.bench.fit import bench_fit
+
+    bench_fit(pairs=args.pairs, epochs=args.epochs, batch=args.batch)
+
+
+def _bench_extract(args: argparse.Namespace) -> None:
+    from dfer.bench.extract import bench_extract
+
+    bench_extract(batch=args.batch, batches=args.batches, rounds=args.rounds)
 
 
 def _bench_index(args: argparse.Namespace) -> None:

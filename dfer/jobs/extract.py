@@ -240,6 +240,6 @@ def conclude(config: ExtractConfig) -> str:
         write_manifest(work.home, work.plan.depends, [shard for _, shard in sorted(shards.items())], origin=origin)
     pairs = FeatureSet.open(work.home)
     assert pairs is not None, "the manifest was written"
-    dims = ", ".join(f"{name} {width}" for name, width in pairs.dims.items())
+    dims = ", ".join(f"{name} {width}" for name, width in sorted(pairs.dims.items()))
     size = sum(value.nbytes for value in pairs.features.values()) / 2**30
     return f"{work.home}: {len(pairs):,} pairs ({dims}), {size:.2f} GiB; dfer fit with the same `pairs` reads them"

@@ -1,0 +1,176 @@
+"""Pairs of features are made once, by any number of parts, killed or not; a head is fitted to them on any number of
+ranks, and to the pictures themselves."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.integration.commands import environment, finish, largest_difference, make_shards, records, start
+
+pytestmark = pytest.mark.integration
+
+PICTURES, SIDE = 90, 64
+PAIRS = f"""
+  size: {SIDE}
+  batch: 4
+  workers: 0
+  towers: {{arch: tiny-vit-64}}
+  teacher: {{name: words, dim: 32}}
+"""
+WORDS = ("brow", "raised", "lip", "jaw", "drop", "cheek", "nose")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures with descriptions, and the pairs that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("pairs")
+    draw = np.random.default_rng(1)
+    lines = ["file,text"]
+    for number in range(PICTURES):
+        path = folder / "pictures" / "ab"[number % 2] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), draw.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        lines.append(f"{path.relative_to(folder / 'pictures')},{' '.join(draw.choice(WORDS, 3))}")
+    (folder / "pictures" / "descriptions.csv").write_text("\n".join(lines) + "\n")
+    config(folder / "extract.yaml", "extract", folder)
+    config(folder / "fit.yaml", "fit", folder, "epochs: 3\nbatch: 24\nlog_every: 1\ncheckpoint: {every_steps: 1}\n")
+    finish("extract", folder / "extract.yaml", f"run={folder}/run")
+    return folder
+
+
+def config(path: Path, job: str, folder: Path, more: str = "") -> Path:
+    pairs = f"pairs:{PAIRS}  pictures: {folder}/pictures\n  features: {folder}/features\n"
+    path.write_text(f"job: {job}\nrun: {folder}/run_{job}\n{more}{pairs}")
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All files; what a killed process was writing has a name of its own, which begins with a period."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow("two launches that are killed, each of which starts two processes, and two that finish")
+def test_parts_killed_at_random_make_the_bytes_of_an_undisturbed_run(home: Path, tmp_path: Path) -> None:
+    expected = snapshot(home / "features")
+    draw, killed = random.Random(1), 0
+    for workers in (3, 2):
+        words = [f"run={tmp_path}/run_{workers}", f"pairs.features={tmp_path}/features", f"workers={workers}"]
+        command = [sys.executable, "-m", "launch", "local", str(home / "extract.yaml"), "--parallel", "2", *words]
+        with subprocess.Popen(command, env=environment(), start_new_session=True, stderr=-3, stdout=-3) as process:
+            deadline = time.monotonic() + 120
+            wanted = draw.randint(1, 4) + len(list(tmp_path.glob("features/*/0*")))
+            while len(list(tmp_path.glob("features/*/0*"))) < wanted and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            for child in subprocess.run(
+                ["pgrep", "-s", str(process.pid)], capture_output=True, text=True
+            ).stdout.split():
+                subprocess.run(["kill", f"-{signal.SIGKILL:d}", child], check=False, stderr=-3)
+            process.wait(timeout=30)
+            killed += process.returncode != 0
+    assert killed == 2 and not list(tmp_path.glob("features/*/manifest.json"))
+    told = finish(
+        "extract", home / "extract.yaml", f"run={tmp_path}/run", f"pairs.features={tmp_path}/features", "workers=4"
+    )
+    assert f"{PICTURES} pairs (student 96, teacher 32)" in told.stdout
+    assert snapshot(tmp_path / "features") == expected
+    again = finish(
+        "extract", home / "extract.yaml", f"run={tmp_path}/run", f"pairs.features={tmp_path}/features", "workers=4"
+    )
+    assert again.stdout.endswith(told.stdout.splitlines()[-1] + "\n")
+
+
+def test_shards_are_read_without_their_labels(tmp_path: Path) -> None:
+    """Clips of the generated faces have no descriptions, which a teacher of words needs; another reads none."""
+    shards = make_shards(tmp_path, "dfew", clips=35) / "shards"
+    path = config(tmp_path / "extract.yaml", "extract", tmp_path)
+    words = ["pairs.pictures=null", f"pairs.shards={shards}", f"pairs.features={tmp_path}/features"]
+    done = start("extract", path, *words)
+    assert done.returncode == 3 and "expected a description of each of 35 pictures, got 35 without" in done.stderr
+
+
+def test_one_two_and_three_ranks_and_pictures_have_one_curve(home: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, ranks, words in (("one", 1, []), ("three", 3, []), ("pictures", 1, ["on=pictures"])):
+        finish("fit", home / "fit.yaml", f"run={tmp_path}/{name}", *words, ranks=ranks)
+        losses[name] = [record["loss"] for record in records(tmp_path / name / "fit", "train")]
+    assert len({*losses["one"]}) == 9
+    assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
+    assert losses["pictures"] == pytest.approx(losses["one"], rel=1e-5)
+    assert largest_difference(tmp_path / "one" / "fit", tmp_path / "three" / "fit") < 1e-6
+
+
+def test_a_killed_fit_ends_the_same(home: Path, tmp_path: Path) -> None:
+    finish("fit", home / "fit.yaml", f"run={tmp_path}/whole", "epochs=20")
+    command = [sys.executable, "-m", "dfer", "fit", str(home / "fit.yaml"), f"run={tmp_path}/killed", "epochs=20"]
+    log = tmp_path / "killed" / "fit" / "metrics.jsonl"
+    with subprocess.Popen(command, env=environment(), stdout=-3, stderr=-3) as process:
+        deadline = time.monotonic() + 120
+        while not log.exists() or len(log.read_text().splitlines()) < 12:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+    assert not (tmp_path / "killed" / "fit" / "results").exists()
+    finish("fit", home / "fit.yaml", f"run={tmp_path}/killed", "epochs=20")
+    ours, theirs = (tmp_path / name / "fit" / "head" / "head.safetensors" for name in ("killed", "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    curves = [[record["loss"] for record in records(tmp_path / name / "fit", "train")] for name in ("killed", "whole")]
+    assert curves[0] == curves[1] and len(curves[0]) == 60
+
+
+def test_a_sweep_is_a_part_for_each_combination(home: Path, tmp_path: Path) -> None:
+    words = ("sweep.temperature=[0.01,0.1]", "sweep.batch=[12,24]", "sweep.lr=[0.001]", "epochs=1", "val_share=0.2")
+    told = finish("fit", home / "fit.yaml", f"run={tmp_path}", *words).stdout
+    names = {f"temperature_{t}_batch_{b}_lr_0.001" for t in ("0.01", "0.1") for b in (12, 24)}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"report"}
+    assert all(name in told for name in names) and "32 held-out pairs" in told
+    rows = json.loads((tmp_path / "report" / "fits.json").read_text())
+    assert {*rows} == names and [row["accuracy"] for row in rows.values()] == sorted(
+        (row["accuracy"] for row in rows.values()), reverse=True
+    )
+    head = next(tmp_path.glob("*/head/ExpCLIP_head.pth"))
+    imported = finish("import", head, "--method", "exp_clip", tmp_path / "imported").stdout
+    assert "written, 1 tensors; use it as methods/zero_shot with model.head=" in imported
+
+
+OTHERS = {
+    "pairs.towers.arch=tiny-conv-64": r"pairs with clip.arch: tiny-conv-64, got clip.arch: tiny-vit-64",
+    "pairs.teacher.seed=2": r"pairs with teacher.seed: 2, got teacher.seed: 1",
+    "pairs.size=32": r"pairs with size: 32, got size: 64",
+    "pairs.features={0}/none": r"expected pairs of features, got none. Make them: dfer extract",
+    "batch=100": r"batch: expected at most the 90 pairs, got 100",
+    "pairs.pictures={0}": r"{0}: expected a folder with .jpg, .png, .bmp or .webp pictures, got none",
+    "pairs.teacher.dropout=true": r"pairs.teacher.dropout: unknown key. Known: dim, name, seed",
+    "flip=0.5": r"flip: expected neither flip nor dropout with stored features",
+}
+
+
+@pytest.mark.parametrize("word", OTHERS)
+def test_what_does_not_fit_is_told_before_anything_is_computed(
+    word: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.integration.commands import here
+
+    done = here(capsys, "fit", home / "fit.yaml", f"run={tmp_path}/run", word.format(tmp_path))
+    assert done.returncode in (2, 3) and OTHERS[word].format(tmp_path) in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_picture_is_named_and_another_one_changes_the_key(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "pictures", tmp_path / "pictures")
+    (tmp_path / "pictures" / "a" / "000.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    words = (f"run={tmp_path}/run", f"pairs.pictures={tmp_path}/pictures", f"pairs.features={tmp_path}/features")
+    done = start("extract", home / "extract.yaml", *words)
+    assert done.returncode == 3 and "a/000.png: expected a whole JPEG, PNG, BMP or WebP" in done.stderr
+    plans = [json.loads((path / "run" / "plan.json").read_text())["depends"] for path in (home, tmp_path)]
+    assert plans[0].pop("source_sha256") != plans[1].pop("source_sha256") and plans[0] == plans[1]
