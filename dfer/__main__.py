@@ -1,4 +1,5 @@
-"""The command line `dfer`: train, crossval, evaluate, predict, import, export, report, compare, errors, bench."""
+"""The command line `dfer`: train, crossval, evaluate, zeroshot, predict, import, export, report, compare, errors,
+bench."""
 
 import argparse
 import os
@@ -9,7 +10,7 @@ from io import StringIO
 from typing import NoReturn
 
 from dfer import cli
-from dfer.commands import bench, compare, errors, models, predict, report, run
+from dfer.commands import bench, compare, errors, jobs, models, predict, report, run
 from dfer.exit import ProcessExit
 
 
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line, with an example for every command."""
     top = argparse.ArgumentParser(prog="dfer", description="Recognise facial expressions in video.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for each in (run, predict, models, report, compare, errors, bench):
+    for each in (run, jobs, predict, models, report, compare, errors, bench):
         each.add(commands)
     return top
 

@@ -4,7 +4,7 @@ other folds read them."""
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dfer.data.clips import ClipSet
+from dfer.data.config import DataConfig
 from dfer.data.features import (
     FeatureManifest,
     FeatureSet,
@@ -33,8 +34,9 @@ from dfer.jobs.facts import SAMPLED
 from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
 from dfer.jobs.initial import refuse_trained_copy
 from dfer.models.build import build
+from dfer.models.config_towers import TowersConfig
 from dfer.models.files import files, is_tag
-from dfer.recognition import PADDING
+from dfer.recognition import PADDING, ClipBatch
 from dfer.run.checkpoints import Checkpoint
 from dfer.storage import Folder
 from dfer.training.loop import stopped
@@ -88,7 +90,7 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
     named, towers = files(config.model), frozen.towers
     key: dict[str, Any] = {
         "manifest_sha256": manifest_sha256,
-        "arch": _file(towers.arch) if "towers.arch" in named else towers.arch,
+        "arch": file_id(towers.arch) if "towers.arch" in named else towers.arch,
         "image_size": towers.image_size,
         "frames": data.frames,
         "sampling": data.train_frames + SAMPLED[data.sampling],
@@ -97,15 +99,18 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
         "normalisation": frozen.normalisation,
         "precision": config.engine.precision + (", tf32" if config.engine.tf32 else ""),
     }
-    if towers.pretrained is None:
-        key["weights"] = f"drawn from seed {config.seed}"
-    else:
-        tag = is_tag(towers.arch, towers.pretrained)
-        key["weights"] = f"tag {towers.pretrained}" if tag else _file(towers.pretrained)
+    key["weights"] = weights_id(towers, config.seed)
     return {name: value for name, value in key.items() if value is not None}
 
 
-def _file(path: str) -> dict[str, str]:
+def weights_id(towers: TowersConfig, seed: int) -> Any:
+    """Identify the weights of towers: a tag, a file, or the seed of random ones."""
+    if towers.pretrained is None:
+        return f"drawn from seed {seed}"
+    return f"tag {towers.pretrained}" if is_tag(towers.arch, towers.pretrained) else file_id(towers.pretrained)
+
+
+def file_id(path: str) -> dict[str, str]:
     """Identify a file by its name and SHA-256, or only by its name if the file is missing."""
     if not Path(path).is_file():
         return {"name": Path(path).name}
@@ -121,7 +126,11 @@ def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
     Raises:
         CheckpointError: there are features of several files of that name.
     """
-    root = Folder(str(config.data.features), what="data.features")
+    return find_in(Folder(str(config.data.features), what="data.features"), key)
+
+
+def find_in(root: Folder, key: Mapping[str, Any], *, what: str = "model.towers.pretrained") -> Folder | None:
+    """As `find`, below any folder. what: key of the configuration that names the weights, for the message."""
     home = root / name_of(key)
     if read_manifest(home) is not None:
         return home
@@ -130,7 +139,7 @@ def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
     alike = [home for home, manifest in _stored(root) if _fits(manifest.key, key)]
     if len(alike) > 1:
         expected, got = "features of one file of weights of that name", f"{len(alike)}"
-        do = "Put the file back at model.towers.pretrained."
+        do = f"Put the file back at {what}."
         raise CheckpointError(message(root, expected=expected, got=got, do=do))
     return alike[0] if alike else None
 
@@ -166,52 +175,70 @@ def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
-    """The features to compute and store. parts: for each shard, the positions of its clips among all clips."""
+class Source:
+    """Where features come from. keys: of all rows, in order. batches: this rank's rows at some positions in batches of
+    at most `batch`, whose padding is PADDING. encode: makes the function from a batch on the device to features by
+    name, [B ...], with the origin of the weights in words; called after all else is checked."""
 
-    clips: ClipSet
-    parts: list[range]
+    keys: Sequence[str]
+    batch: int
+    batches: Callable[[Sequence[int]], Iterator[ClipBatch]]
+    encode: Callable[[], tuple[Callable[[ClipBatch], Mapping[str, Tensor]], str]]
 
-    @classmethod
-    def of(cls, clips: ClipSet) -> "_Work":
-        rows = min(MAX_ROWS, max(1, -(-len(clips) // MIN_SHARDS)))
-        return cls(clips=clips, parts=[range(at, min(at + rows, len(clips))) for at in range(0, len(clips), rows)])
 
-    def keys(self) -> list[list[str]]:
-        """The keys of the clips of each shard."""
-        keys = self.clips.keys
-        return [keys[part.start : part.stop] for part in self.parts]
+def _parts(rows: int) -> list[range]:
+    """Divide rows into shards: for each, the positions of its rows among all."""
+    each = min(MAX_ROWS, max(1, -(-rows // MIN_SHARDS)))
+    return [range(at, min(at + each, rows)) for at in range(0, rows, each)]
 
 
 def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: World, stop: Stop) -> Folder:
     """Compute and store the features of all clips of the shards, for all folds. COLLECTIVE."""
     root = Folder(str(config.data.features), what="data.features")
-    home = root / name_of(key)
     on_first(lambda: _refuse_missing_files(config, root), world)
     on_first(lambda: refuse_trained_copy(config), world)
-    on_first(home.check_writable, world)
-    partitions = clips.store.manifest.partitions()
-    work = _Work.of(ClipSet.open(clips.store, partitions, emotions=clips.emotions))
-    standing = on_first(lambda: standing_shards(home, work.keys()), world)
-    todo = [number for number in range(len(work.parts)) if number not in standing]
-    mine = todo[world.rank :: world.size]
+    every = ClipSet.open(clips.store, clips.store.manifest.partitions(), emotions=clips.emotions)
+
+    def encode() -> tuple[Callable[[ClipBatch], Mapping[str, Tensor]], str]:
+        model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+        return encoder(model, precision=config.engine.precision, device=world.device), model.origin or ""
+
+    source = Source(
+        keys=every.keys,
+        batch=config.eval_batch,
+        batches=lambda rows: clip_batches(every.select(rows), config.data, config.eval_batch, world, seed=config.seed),
+        encode=encode,
+    )
     set_tf32(config.engine.tf32)
-    model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
-    encode = encoder(model, precision=config.engine.precision, device=world.device)
-    writer = _Writer(home, [(number, work.keys()[number]) for number in mine])
-    batches = _batches(config, work.clips.select([at for number in mine for at in work.parts[number]]), world)
-    progress = _Progress(home, total=len(work.clips), done=sum(shard.rows for shard in standing.values()), world=world)
-    for batch in batches:
+    return compute(root / name_of(key), key, source, world, stop)
+
+
+def compute(home: Folder, key: Mapping[str, Any], source: Source, world: World, stop: Stop) -> Folder:
+    """Compute and store the features of all rows of a source; whole shards that are there are kept. COLLECTIVE.
+
+    Raises:
+        StoppedError: on all ranks; whole shards are kept. DataError: a row cannot be read. DeniedError, StorageError.
+    """
+    on_first(home.check_writable, world)
+    parts = _parts(len(source.keys))
+    keys = [source.keys[part.start : part.stop] for part in parts]
+    standing = on_first(lambda: standing_shards(home, keys), world)
+    todo = [number for number in range(len(parts)) if number not in standing]
+    mine = todo[world.rank :: world.size]
+    encode, origin = source.encode()
+    writer = _Writer(home, [(number, list(keys[number])) for number in mine])
+    progress = _Progress(home, total=len(source.keys), done=sum(each.rows for each in standing.values()), world=world)
+    for batch in _in_step(source, [at for number in mine for at in parts[number]]):
         if batch is not None:
             counts = batch.index != PADDING
             made = encode(batch.to(world.device))
             writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
         if highest([stop.requested])[0]:
             raise stopped(stop, at=f"the features in {home}")
-        progress.add(config.eval_batch * world.size)
+        progress.add(source.batch * world.size)
     written = {number: shard for rank in gather_objects(writer.written) for number, shard in rank.items()}
     shards = [shard for _, shard in sorted({**standing, **written}.items())]
-    on_first(lambda: _commit(home, key, shards, origin=model.origin or ""), world)
+    on_first(lambda: _commit(home, key, shards, origin=origin), world)
     progress.end()
     return home
 
@@ -229,23 +256,19 @@ def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
             raise CheckpointError(message(f"model.{name}={path}", expected=expected, got="neither", do=do))
 
 
-def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
-    """Yield this rank's clips in batches, then None until the rank with the most batches has finished. COLLECTIVE."""
-    alone = World(local_rank=world.local_rank, local_size=world.local_size)
-    loader = Loader(
-        clips,
-        config.data,
-        world=alone,
-        seed=config.seed,
-        train=False,
-        global_batch=config.eval_batch,
-        micro_batch=config.eval_batch,
-    )
-    refuse_little_memory([loader] if len(clips) else [])
-    count = -(-len(clips) // config.eval_batch)
-    rounds = highest([count])[0]
-    batches = loader.epoch(0) if count else iter(())
+def _in_step(source: Source, rows: Sequence[int]) -> Iterator[ClipBatch | None]:
+    """Yield this rank's rows in batches, then None until the rank with the most batches has finished. COLLECTIVE."""
+    rounds = highest([-(-len(rows) // source.batch)])[0]
+    batches = source.batches(rows)
     return (next(batches, None) for _ in range(rounds))
+
+
+def clip_batches(clips: ClipSet, data: DataConfig, batch: int, world: World, *, seed: int) -> Iterator[ClipBatch]:
+    """Yield this rank's clips as a test sees them. COLLECTIVE. Raises UsageError if shared memory is too small."""
+    alone = World(local_rank=world.local_rank, local_size=world.local_size)
+    loader = Loader(clips, data, world=alone, seed=seed, train=False, global_batch=batch, micro_batch=batch)
+    refuse_little_memory([loader] if len(clips) else [])
+    return loader.epoch(0) if len(clips) else iter(())
 
 
 class _Writer:
