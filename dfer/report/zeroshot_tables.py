@@ -18,8 +18,8 @@ LEGEND = (
 )
 HEADS = ("model, prompt kind", "UAR", "WAR", "published UAR / WAR")
 RULES = {
-    "repeat_first": "of a clip of at most {frames} frames the first is repeated (repeat_first, Exp-CLIP's release)",
-    "repeat_last": "of a clip of fewer than {frames} frames the last is repeated (repeat_last)",
+    "repeat_first": "a clip of at most {frames} frames shows its first one {frames} times (repeat_first, Exp-CLIP's)",
+    "repeat_last": "a clip of at most {frames} frames shows all of them, and repeats the last one (repeat_last)",
 }
 
 
@@ -105,7 +105,8 @@ def text(suite: Suite) -> str:
     for table in suite.sets:
         listed = aligned([list(HEADS), *rows(table)])
         blocks.append("\n".join([table.result.data, *listed, facts(table), *table.notes, *sources(table)]))
-    return "\n\n".join([*blocks, *(["\n".join(missing(suite))] if missing(suite) else []), LEGEND])
+    listed = "\n".join(["All data sets: UAR / WAR", *aligned(overview(suite)), *missing(suite)])
+    return "\n\n".join([*blocks, listed, LEGEND])
 
 
 def markdown(suite: Suite) -> str:
