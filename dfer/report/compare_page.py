@@ -100,8 +100,12 @@ def figure_of(picture: Picture) -> str:
     return f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
 
 
-def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Make a table of text cells; the first of each row is its head."""
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kinds: Sequence[str] = ()) -> str:
+    """Make a table of text cells; the first of each row is its head. kinds: style of each row."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(f'<tr><th scope="row">{escape(first)}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows)
+    marks = [f' class="{kind}"' for kind in kinds] or [""] * len(rows)
+    body = "".join(
+        f'<tr{mark}><th scope="row">{escape(first)}</th>{"".join(map(_cell, rest))}</tr>'
+        for mark, (first, *rest) in zip(marks, rows, strict=True)
+    )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

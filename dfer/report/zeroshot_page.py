@@ -49,8 +49,9 @@ def _section(table: SetTable) -> str:
     said = "".join(f'<p class="soft">{escape(text)}</p>' for text in (tables.facts(table), *tables.sources(table)))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     picture = figure_of(score_picture(table.result.data, table.lines))
+    listed = plain_table(tables.HEADS, tables.rows(table), kinds=tables.styles(table))
     return (
-        f"<section><h2>{escape(table.result.data)} (%)</h2>{plain_table(tables.HEADS, tables.rows(table))}{said}{notes}"
+        f"<section><h2>{escape(table.result.data)} (%)</h2>{listed}{said}{notes}"
         f'<div class="stack">{picture}</div>{_matrices(table)}</section>'
     )
 

@@ -35,6 +35,16 @@ def rows(table: SetTable) -> list[list[str]]:
     return found
 
 
+def styles(table: SetTable) -> list[str]:
+    """Return the style of each of `rows` on a page: those of a mean and of published numbers."""
+    found = []
+    for number, line in enumerate(table.lines):
+        found.append("mean" if line.pooled is None else "fold")
+        last = number + 1 == len(table.lines) or table.lines[number + 1].model != line.model
+        found += ["theirs"] if last and line.model in table.readme else []
+    return found
+
+
 def _row(line: Line) -> list[str]:
     scores = [
         f"{percent(line.mean.uar)} {limits(line.intervals.uar)}",
