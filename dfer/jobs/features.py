@@ -4,7 +4,7 @@ other folds read them."""
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dfer.data.clips import ClipSet
-from dfer.data.config import DataConfig
 from dfer.data.features import (
     FeatureManifest,
     FeatureSet,
@@ -36,7 +35,7 @@ from dfer.jobs.initial import refuse_trained_copy
 from dfer.models.build import build
 from dfer.models.config_towers import TowersConfig
 from dfer.models.files import files, is_tag
-from dfer.recognition import PADDING, ClipBatch
+from dfer.recognition import PADDING
 from dfer.run.checkpoints import Checkpoint
 from dfer.storage import Folder
 from dfer.training.loop import stopped
@@ -175,70 +174,52 @@ def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where features come from. keys: of all rows, in order. batches: this rank's rows at some positions in batches of
-    at most `batch`, whose padding is PADDING. encode: makes the function from a batch on the device to features by
-    name, [B ...], with the origin of the weights in words; called after all else is checked."""
+class _Work:
+    """The features to compute and store. parts: for each shard, the positions of its clips among all clips."""
 
-    keys: Sequence[str]
-    batch: int
-    batches: Callable[[Sequence[int]], Iterator[ClipBatch]]
-    encode: Callable[[], tuple[Callable[[ClipBatch], Mapping[str, Tensor]], str]]
+    clips: ClipSet
+    parts: list[range]
 
+    @classmethod
+    def of(cls, clips: ClipSet) -> "_Work":
+        rows = min(MAX_ROWS, max(1, -(-len(clips) // MIN_SHARDS)))
+        return cls(clips=clips, parts=[range(at, min(at + rows, len(clips))) for at in range(0, len(clips), rows)])
 
-def _parts(rows: int) -> list[range]:
-    """Divide rows into shards: for each, the positions of its rows among all."""
-    each = min(MAX_ROWS, max(1, -(-rows // MIN_SHARDS)))
-    return [range(at, min(at + each, rows)) for at in range(0, rows, each)]
+    def keys(self) -> list[list[str]]:
+        """The keys of the clips of each shard."""
+        keys = self.clips.keys
+        return [keys[part.start : part.stop] for part in self.parts]
 
 
 def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: World, stop: Stop) -> Folder:
     """Compute and store the features of all clips of the shards, for all folds. COLLECTIVE."""
     root = Folder(str(config.data.features), what="data.features")
+    home = root / name_of(key)
     on_first(lambda: _refuse_missing_files(config, root), world)
     on_first(lambda: refuse_trained_copy(config), world)
-    every = ClipSet.open(clips.store, clips.store.manifest.partitions(), emotions=clips.emotions)
-
-    def encode() -> tuple[Callable[[ClipBatch], Mapping[str, Tensor]], str]:
-        model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
-        return encoder(model, precision=config.engine.precision, device=world.device), model.origin or ""
-
-    source = Source(
-        keys=every.keys,
-        batch=config.eval_batch,
-        batches=lambda rows: clip_batches(every.select(rows), config.data, config.eval_batch, world, seed=config.seed),
-        encode=encode,
-    )
-    set_tf32(config.engine.tf32)
-    return compute(root / name_of(key), key, source, world, stop)
-
-
-def compute(home: Folder, key: Mapping[str, Any], source: Source, world: World, stop: Stop) -> Folder:
-    """Compute and store the features of all rows of a source; whole shards that are there are kept. COLLECTIVE.
-
-    Raises:
-        StoppedError: on all ranks; whole shards are kept. DataError: a row cannot be read. DeniedError, StorageError.
-    """
     on_first(home.check_writable, world)
-    parts = _parts(len(source.keys))
-    keys = [source.keys[part.start : part.stop] for part in parts]
-    standing = on_first(lambda: standing_shards(home, keys), world)
-    todo = [number for number in range(len(parts)) if number not in standing]
+    partitions = clips.store.manifest.partitions()
+    work = _Work.of(ClipSet.open(clips.store, partitions, emotions=clips.emotions))
+    standing = on_first(lambda: standing_shards(home, work.keys()), world)
+    todo = [number for number in range(len(work.parts)) if number not in standing]
     mine = todo[world.rank :: world.size]
-    encode, origin = source.encode()
-    writer = _Writer(home, [(number, list(keys[number])) for number in mine])
-    progress = _Progress(home, total=len(source.keys), done=sum(each.rows for each in standing.values()), world=world)
-    for batch in _in_step(source, [at for number in mine for at in parts[number]]):
+    set_tf32(config.engine.tf32)
+    model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
+    encode = encoder(model, precision=config.engine.precision, device=world.device)
+    writer = _Writer(home, [(number, work.keys()[number]) for number in mine])
+    batches = _batches(config, work.clips.select([at for number in mine for at in work.parts[number]]), world)
+    progress = _Progress(home, total=len(work.clips), done=sum(shard.rows for shard in standing.values()), world=world)
+    for batch in batches:
         if batch is not None:
             counts = batch.index != PADDING
             made = encode(batch.to(world.device))
             writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
         if highest([stop.requested])[0]:
             raise stopped(stop, at=f"the features in {home}")
-        progress.add(source.batch * world.size)
+        progress.add(config.eval_batch * world.size)
     written = {number: shard for rank in gather_objects(writer.written) for number, shard in rank.items()}
     shards = [shard for _, shard in sorted({**standing, **written}.items())]
-    on_first(lambda: _commit(home, key, shards, origin=origin), world)
+    on_first(lambda: _commit(home, key, shards, origin=model.origin or ""), world)
     progress.end()
     return home
 
@@ -256,19 +237,23 @@ def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
             raise CheckpointError(message(f"model.{name}={path}", expected=expected, got="neither", do=do))
 
 
-def _in_step(source: Source, rows: Sequence[int]) -> Iterator[ClipBatch | None]:
-    """Yield this rank's rows in batches, then None until the rank with the most batches has finished. COLLECTIVE."""
-    rounds = highest([-(-len(rows) // source.batch)])[0]
-    batches = source.batches(rows)
-    return (next(batches, None) for _ in range(rounds))
-
-
-def clip_batches(clips: ClipSet, data: DataConfig, batch: int, world: World, *, seed: int) -> Iterator[ClipBatch]:
-    """Yield this rank's clips as a test sees them. COLLECTIVE. Raises UsageError if shared memory is too small."""
+def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
+    """Yield this rank's clips in batches, then None until the rank with the most batches has finished. COLLECTIVE."""
     alone = World(local_rank=world.local_rank, local_size=world.local_size)
-    loader = Loader(clips, data, world=alone, seed=seed, train=False, global_batch=batch, micro_batch=batch)
+    loader = Loader(
+        clips,
+        config.data,
+        world=alone,
+        seed=config.seed,
+        train=False,
+        global_batch=config.eval_batch,
+        micro_batch=config.eval_batch,
+    )
     refuse_little_memory([loader] if len(clips) else [])
-    return loader.epoch(0) if len(clips) else iter(())
+    count = -(-len(clips) // config.eval_batch)
+    rounds = highest([count])[0]
+    batches = loader.epoch(0) if count else iter(())
+    return (next(batches, None) for _ in range(rounds))
 
 
 class _Writer:

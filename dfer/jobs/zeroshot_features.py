@@ -20,7 +20,8 @@ from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import autocast, set_tf32
 from dfer.interruption import Stop
-from dfer.jobs.features import Source, compute, file_id, find_in, weights_id
+from dfer.jobs.computed import Source, compute
+from dfer.jobs.features import file_id, find_in, weights_id
 from dfer.jobs.initial import refuse_trained_towers
 from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel
 from dfer.jobs.zeroshot_sets import SetData
@@ -108,7 +109,7 @@ def clip_features(towers: Towers, data: SetData, stop: Stop) -> FeatureSet:
             batches=lambda rows: data.batches(rows, towers.size, batch, world),
             encode=lambda: (_encoder(towers), towers.built.origin or ""),
         )
-        home = compute(towers.root / name_of(key), key, source, world, stop)
+        home = compute(towers.root, key, source, world, stop)
     return _opened(home)
 
 

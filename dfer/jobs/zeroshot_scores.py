@@ -4,6 +4,7 @@ Letters: N clips, K classes, M prompt kinds.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from dfer.report import exp_clip
 from dfer.report.zeroshot import Answer, ModelFacts, SetResult, Together, read_result, write_result
 from dfer.storage import Folder
 
+PROGRESS = "progress.json"
+"""File of a part that says to `status` that it is complete."""
 OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
 """Names of OpenAI's files of the CLIPs in `exp_clip.ARCHS`."""
 
@@ -110,6 +113,7 @@ def _on_first(
         together=tuple(together),
     )
     write_result(result, home)
+    home.write(PROGRESS, json.dumps({"step": result.clips, "complete": True, "time": time.time()}).encode())
     return result
 
 
