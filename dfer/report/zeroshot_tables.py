@@ -13,8 +13,8 @@ from dfer.report.zeroshot import Line, ModelFacts, SetTable, Suite
 TITLE = "Zero-shot suite"
 LEGEND = (
     "UAR and WAR are means over folds, with 95 % bootstrap intervals over the test clips, all in per cent. A row names "
-    "its prompt kind. Published numbers stand beside the released heads alone; they are means over folds, without an "
-    "interval."
+    "its prompt kind. Published numbers stand beside released heads and OpenAI's CLIPs alone; they have no "
+    "intervals."
 )
 HEADS = ("model, prompt kind", "UAR", "WAR", "published UAR / WAR")
 RULES = {
