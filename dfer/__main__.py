@@ -1,4 +1,5 @@
-"""The command line `dfer`: train, crossval, evaluate, predict, import, export, report, compare, errors, bench."""
+"""The command line `dfer`: train, crossval, evaluate, zeroshot, predict, import, export, report, compare, errors,
+bench."""
 
 import argparse
 import os

@@ -23,6 +23,8 @@ dfer bench save --out s3://bucket/bench""",
     "step": """dfer bench step --precision bf16
 dfer bench step --arch ViT-B-16-quickgelu --clips 1
 dfer bench step methods/dk_clip sets/mafw --threads 2""",
+    "zeroshot": """dfer bench zeroshot
+dfer bench zeroshot --pictures 512 --arch ViT-B-16-quickgelu""",
 }
 
 
@@ -82,6 +84,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sub.add_argument("--steps", type=int, default=5)
     sub.add_argument("--threads", type=int)
+    sub = add_command(
+        bench, "zeroshot", "the cost of a second prompt kind beside the first", EXAMPLES["zeroshot"], _bench_zeroshot
+    )
+    sub.add_argument("--arch", default="ViT-B-32-quickgelu")
+    sub.add_argument("--pictures", type=int, default=3068, help="stills (default 3,068: RAF-DB's test part)")
+    sub.add_argument("--workers", type=int, default=2)
 
 
 def _features(args: argparse.Namespace) -> None:
@@ -147,3 +155,9 @@ def _bench_step(args: argparse.Namespace) -> None:
     overrides = [word for word in args.words if is_override(word)]
     configs = [word for word in args.words if not is_override(word)]
     bench_method(configs, overrides, precision=args.precision, rounds=args.steps, **sizes)
+
+
+def _bench_zeroshot(args: argparse.Namespace) -> None:
+    from dfer.bench.zeroshot import bench_zeroshot
+
+    bench_zeroshot(arch=args.arch, pictures=args.pictures, workers=args.workers)

@@ -36,6 +36,7 @@ from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little
 from dfer.jobs.initial import refuse_trained_copy
 from dfer.jobs.pieces import TELL_S, Grid
 from dfer.models.build import build
+from dfer.models.config_towers import TowersConfig
 from dfer.models.files import files, is_tag
 from dfer.recognition import PADDING
 from dfer.run.checkpoints import Checkpoint
@@ -89,7 +90,7 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
     named, towers = files(config.model), frozen.towers
     key: dict[str, Any] = {
         "manifest_sha256": manifest_sha256,
-        "arch": file_identity(towers.arch) if "towers.arch" in named else towers.arch,
+        "arch": file_id(towers.arch) if "towers.arch" in named else towers.arch,
         "image_size": towers.image_size,
         "frames": data.frames,
         "sampling": data.train_frames + SAMPLED[data.sampling],
@@ -98,15 +99,18 @@ def key_of(config: RunConfig, manifest_sha256: str) -> dict[str, Any]:
         "normalisation": frozen.normalisation,
         "precision": config.engine.precision + (", tf32" if config.engine.tf32 else ""),
     }
-    if towers.pretrained is None:
-        key["weights"] = f"drawn from seed {config.seed}"
-    else:
-        tag = is_tag(towers.arch, towers.pretrained)
-        key["weights"] = f"tag {towers.pretrained}" if tag else file_identity(towers.pretrained)
+    key["weights"] = weights_id(towers, config.seed)
     return {name: value for name, value in key.items() if value is not None}
 
 
-def file_identity(path: str) -> dict[str, str]:
+def weights_id(towers: TowersConfig, seed: int) -> Any:
+    """Identify the weights of towers: a tag, a file, or the seed of random ones."""
+    if towers.pretrained is None:
+        return f"drawn from seed {seed}"
+    return f"tag {towers.pretrained}" if is_tag(towers.arch, towers.pretrained) else file_id(towers.pretrained)
+
+
+def file_id(path: str) -> dict[str, str]:
     """Identify a file by its name and SHA-256, or only by its name if the file is missing."""
     if not Path(path).is_file():
         return {"name": Path(path).name}
@@ -122,7 +126,11 @@ def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
     Raises:
         CheckpointError: there are features of several files of that name.
     """
-    root = Folder(str(config.data.features), what="data.features")
+    return find_in(Folder(str(config.data.features), what="data.features"), key)
+
+
+def find_in(root: Folder, key: Mapping[str, Any], *, what: str = "model.towers.pretrained") -> Folder | None:
+    """As `find`, below any folder. what: key of the configuration that names the weights, for the message."""
     home = root / name_of(key)
     if read_manifest(home) is not None:
         return home
@@ -131,7 +139,7 @@ def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:
     alike = [home for home, manifest in _stored(root) if _fits(manifest.key, key)]
     if len(alike) > 1:
         expected, got = "features of one file of weights of that name", f"{len(alike)}"
-        do = "Put the file back at model.towers.pretrained."
+        do = f"Put the file back at {what}."
         raise CheckpointError(message(root, expected=expected, got=got, do=do))
     return alike[0] if alike else None
 

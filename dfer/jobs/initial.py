@@ -19,6 +19,7 @@ from dfer.jobs.fold_data import FoldData
 from dfer.jobs.seen import recorded_sets, seen, sets_in, sets_of_saved
 from dfer.models.build import build
 from dfer.models.config_clivp_fer import CnnConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.saved import SavedModel, TrainedSet, open_saved, state_of
 from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
@@ -94,8 +95,13 @@ def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Reco
 def refuse_trained_copy(config: RunConfig) -> None:
     """Raise CheckpointError if the towers' weights are the file of a run with `ema`: it holds the weights of the last
     step, while those that the run evaluates, their averages, lie beside them."""
-    towers = config.model.towers
-    path = Path(towers.pretrained) if towers is not None and towers.pretrained is not None else None
+    if config.model.towers is not None:
+        refuse_trained_towers(config.model.towers)
+
+
+def refuse_trained_towers(towers: TowersConfig, *, model: str = "model") -> None:
+    """As `refuse_trained_copy`, for towers alone. model: the key above `towers`, for the message."""
+    path = Path(towers.pretrained) if towers.pretrained is not None else None
     if path is None or path.name != WEIGHTS:
         return
     try:
@@ -105,7 +111,9 @@ def refuse_trained_copy(config: RunConfig) -> None:
     if isinstance(state, dict) and state.get(AVERAGE) is not None:
         expected, got = "the weights that are evaluated", f"those of the last step of a run with ema={state[AVERAGE]}"
         do = "Set model.start to the run, or make a saved model of it with `dfer export` and set model.start to that."
-        raise CheckpointError(message(f"model.towers.pretrained={path}", expected=expected, got=got, do=do))
+        if model != "model":
+            do = "Give the weights of a run without ema."
+        raise CheckpointError(message(f"{model}.towers.pretrained={path}", expected=expected, got=got, do=do))
 
 
 def _begun(config: RunConfig, emotions: Emotions, world: World, model: Recognizer, store: Shards | None) -> Initial:

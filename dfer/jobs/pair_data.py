@@ -20,7 +20,7 @@ from dfer.data.picture_reader import folder_batches, shard_batches
 from dfer.data.pictures import PictureFolder
 from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import autocast
-from dfer.jobs.features import file_identity
+from dfer.jobs.features import file_id
 from dfer.jobs.fold_data import manifest_hash
 from dfer.jobs.pairs import PairsConfig
 from dfer.models.build import image_tower
@@ -129,9 +129,9 @@ def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
     tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
     weights = f"random, seed {SEED}" if towers.pretrained is None else f"tag {towers.pretrained}" if tag else None
     student: dict[str, Any] = {
-        "arch": file_identity(towers.arch) if towers.arch.endswith(".json") else towers.arch,
+        "arch": file_id(towers.arch) if towers.arch.endswith(".json") else towers.arch,
         "image_size": towers.image_size,
-        "weights": weights or file_identity(str(towers.pretrained)),
+        "weights": weights or file_id(str(towers.pretrained)),
         "normalisation": "clip" if config.clip_normalisation else "none",
         "precision": config.precision,
     }

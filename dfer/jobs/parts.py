@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from dfer.interruption import Stop
 
 T = TypeVar("T")
-_PIECE = re.compile(r"[a-z]+_[0-9]{1,9}")
+_PIECE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+NOT_PARTS = frozenset(("checkpoints", "features", "launch", "lease", "report", "results", "tensorboard"))
+"""Folders of a run folder that are no parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of a job. name: `fold_3`, `seed_2/fold_3`, `worker_07`; run: its folder, path or URL."""
+    """A piece of a job. name: `fold_3`, `seed_2/fold_3`, `worker_07`, `raf_db`: of letters, digits, `_`, `.` and `-`;
+    run: its folder, path or URL."""
 
     name: str
     run: str
@@ -97,6 +100,7 @@ JOBS = {
     "features": "dfer.jobs.features_job",
     "extract": "dfer.jobs.extract",
     "fit": "dfer.jobs.fit",
+    "zeroshot": "dfer.jobs.zeroshot",
 }
 """The module of each kind of job, by the value of `job` in its configuration. `launch.job` adds more."""
 
@@ -135,13 +139,13 @@ def absolute_places(config: T, files: Mapping[str, str] = MappingProxyType({})) 
     """
     declared = keys(type(config), to_plain(config))
     places = {name: key.value for name, key in declared.items() if key.path and not key.file} | {**files}
-    return changed(config, {name: _absolute(path) for name, path in places.items() if path})
+    return changed(config, {name: absolute_path(path) for name, path in places.items() if path})
 
 
-def _absolute(path: Any) -> Any:
+def absolute_path(path: Any) -> Any:
     """Make a path, or each of several, absolute; URLs stay as they are."""
     if isinstance(path, list | tuple):
-        return tuple(map(_absolute, path))
+        return tuple(map(absolute_path, path))
     return path if "://" in path or "::" in path else str(Path(path).absolute())
 
 
@@ -161,10 +165,14 @@ def chosen(parts: Sequence[Part], only: Sequence[str]) -> list[Part]:
 
 def parts_in(home: Folder) -> list[Part]:
     """List the parts whose folders exist in a run folder, ordered by their numbers; needs no configuration."""
-    names = [name for name in home.folders() if _PIECE.fullmatch(name)]
-    inside = {name: [inner for inner in (home / name).folders() if _PIECE.fullmatch(inner)] for name in names}
+    names = _pieces(home)
+    inside = {name: _pieces(home / name) for name in names}
     found = [f"{name}/{inner}" if inner else name for name in names for inner in inside[name] or [""]]
     return [Part(name=name, run=str(home / name)) for name in sorted(found, key=in_order)]
+
+
+def _pieces(folder: Folder) -> list[str]:
+    return [name for name in folder.folders() if _PIECE.fullmatch(name) and name not in NOT_PARTS]
 
 
 def in_order(name: str) -> list[tuple[str, int]]:

@@ -4,11 +4,12 @@ A row is a join of a method and a set. If its recipe differs from that join, the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dfer.choices import LEAKS_LABEL
 from dfer.config_files import CONFIGS
 from dfer.evaluation.results import Published
+from dfer.report import exp_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,12 +242,35 @@ def of_accuracy(table: Mapping[tuple[str, str], tuple[str, float | None, str]]) 
     )
 
 
+EXP_CLIP = {"exp_clip_b32": "B32", "exp_clip_b16": "B16", "exp_clip_l14": "L14"}
+"""Methods with a released head of Exp-CLIP, and prompt kind 3."""
+
+
+def of_exp_clip() -> tuple[Row, ...]:
+    """Make the rows of Exp-CLIP with the numbers of its release's logs for the same prompt kind, the README table's in
+    the note; and of plain CLIP on the sets on which no other table has it."""
+    found = []
+    for name in exp_clip.SETS:
+        protocol = {**SETS, **STILLS}[name]
+        for method, head in EXP_CLIP.items():
+            log, table = exp_clip.log_row(head, exp_clip.KINDS[2], name), exp_clip.readme_row("Exp-CLIP", head, name)
+            assert log is not None and table is not None
+            published = replace(log, note=f"log, same prompt kind; README table: {table.text}, {exp_clip.NO_KIND}")
+            found.append(Row(configs=(f"methods/{method}", f"sets/{name}"), protocol=protocol, published=published))
+        if name not in SETS:
+            plain = exp_clip.readme_row("CLIP", "B32", name)
+            configs = ("methods/zero_shot_face", f"sets/{name}")
+            found.append(Row(configs=configs, protocol=protocol, published=plain))
+    return tuple(found)
+
+
 PAPER = "DFER-CLIP, arXiv 2308.13382"
 ROWS = (
     *DEMO,
     *of_paper(DFER_CLIP, PAPER),
     *of_paper({f"zero_shot{kind}": ZERO_SHOT for kind in ZERO_SHOT_KINDS}, PAPER),
     *of_paper(DK_CLIP, "DK-CLIP, ACM MM 2024, and the logs of its release"),
+    *of_exp_clip(),
     *unpublished(OURS),
     Row(configs=("methods/contrastive", "sets/mafw"), protocol=SETS["mafw"]),
     *of_accuracy(ACCURACY),
@@ -275,7 +299,9 @@ dfer crossval methods/dfer_clip sets/dfew seed=2
 
 The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. Where a method is run otherwise on
 a set than the two files say, the file SET/METHOD.yaml ("differs" below) stands for them in a command. `clusters/` holds
-the resources of jobs on SLURM and Ray, `jobs/` jobs other than trainings.
+the resources of jobs on SLURM and Ray, `jobs/` jobs other than trainings, `exp_clip/` the configurations of
+[Exp-CLIP's own jobs](../docs/exp_clip.md): `dfer zeroshot exp_clip/zeroshot` gives one table of its prompt kinds and data
+sets.
 
 **Names and paths.** A word is first taken as the path of a file, then as the name of one of the files below, which come
 with the package: names work from any folder.
@@ -294,14 +320,15 @@ overrule each other: a key to which they give different values is refused with t
 joins them, or `a.b=c`, gives the value.
 
 **The numbers.** UAR / WAR in %, with a note where they need one. Published numbers are quoted, never mixed with ours;
-the epoch of all of them was chosen on the test split (`select: best_on_test`). Their sources: Zhao & Patras, BMVC 2023
-(arXiv 2308.13382), for DFER-CLIP and its baselines; Li et al., ACM MM 2024, and the logs of its release (github
-liliupeng28/DK-CLIP) for `dk_clip`; Saadi et al., CLIVP-FER, for `clivp_fer_true_label`; github
-WuJie1010/Facial-Expression-Recognition.Pytorch for `vgg19` and `resnet18`. The last two give accuracies alone, which
-stand in the place of WAR. LEAKS LABEL marks rows whose model was given the true label of the test clips. "pending": not
-yet run on the licensed data. An `a.b=c` that changes what a published number stands for takes it off the run
-([evaluation](../docs/evaluation.md#published-numbers)). This page is generated from `dfer/jobs/rows.py` by `make
-configs`.
+the epoch of all of them was chosen on the test split (`select: best_on_test`), but for zero-shot rows. Their sources:
+Zhao & Patras, BMVC 2023 (arXiv 2308.13382), for DFER-CLIP and its baselines; Li et al., ACM MM 2024, and the logs of
+its release (github liliupeng28/DK-CLIP) for `dk_clip`; Zhao et al., WACV 2025, the logs and the README of its release
+(github zengqunzhao/Exp-CLIP), for `exp_clip_*` and for `zero_shot_face` on stills and AFEW; Saadi et al., CLIVP-FER,
+for `clivp_fer_true_label`; github WuJie1010/Facial-Expression-Recognition.Pytorch for `vgg19` and `resnet18`. The last
+two give accuracies alone, which stand in the place of WAR. LEAKS LABEL marks rows whose model was given the true label
+of the test clips. "pending": not yet run on the licensed data. An `a.b=c` that changes what a published number stands
+for takes it off the run ([evaluation](../docs/evaluation.md#published-numbers)). This page is generated from
+`dfer/jobs/rows.py` by `make configs`.
 
 | config | data set, protocol | published | ours (seeds, std) | hardware | hours | commit |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -105,8 +105,7 @@ def _frozen(
     config: ZeroShotConfig | CoOpConfig | CoCoOpConfig, emotions: Emotions, *, seed: int, weights: bool, image: bool
 ) -> Recognizer:
     """Build a method that freezes both towers. image: whether there are frames to encode."""
-    with _stream(seed, "towers"):
-        towers = FrozenTowers(_read(config.towers, weights=weights), image=image)
+    towers = frozen_towers(config.towers, seed=seed, weights=weights, image=image)
     with _stream(seed, config.name):
         match config:
             case ZeroShotConfig():
@@ -115,6 +114,13 @@ def _frozen(
                 return CoOp(config, towers=towers, emotions=emotions)
             case CoCoOpConfig():
                 return CoCoOp(config, towers=towers, emotions=emotions)
+
+
+def frozen_towers(config: TowersConfig, *, seed: int, weights: bool = True, image: bool = True) -> FrozenTowers:
+    """A CLIP's two towers, frozen, as methods have them that train neither. image: whether there are frames to encode.
+    Raises as `build`."""
+    with _stream(seed, "towers"):
+        return FrozenTowers(_read(config, weights=weights), image=image)
 
 
 def _read(config: TowersConfig, *, weights: bool) -> TowersConfig:

@@ -74,6 +74,11 @@ def class_prompts(emotions: Emotions, kind: str) -> list[list[str]]:
     return [found[name] for name in emotions.names]
 
 
+def given_classes(path: str) -> list[str]:
+    """Return the classes of which a file has texts. Raises ConfigProblem if it cannot be read."""
+    return list(_own(Path(path)))
+
+
 def _packaged(kind: str) -> dict[str, list[str]]:
     return _texts(resources.files("dfer.models").joinpath("texts", f"{kind}.yaml").read_bytes(), kind)
 

@@ -55,20 +55,16 @@ class ZeroShot(Recognizer):
         if isinstance(batch, ClipBatch):
             check_size(batch.frames, self.towers.image_size)
         clips = self.towers.features(batch, normalise=self.config.clip_normalisation).mean(dim=1)
-        cosine = self.texts.logits(self._projected(clips), self._text_features(clips.device))
-        return Recognition(logits=cosine / self.config.temperature)
+        texts = self._text_features(clips.device)
+        logits = class_logits(clips, self.texts, texts, head=self.head, temperature=self.config.temperature)
+        return Recognition(logits=logits)
 
     def _text_features(self, device: torch.device) -> Tensor:
         """Return the projected text features [P H], computed once."""
         if self._known is None or self._known.device != device:
             with torch.no_grad():
-                self._known = self._projected(self.texts(self.towers))
+                self._known = projected(self.texts(self.towers), self.head)
         return self._known
-
-    def _projected(self, features: Tensor) -> Tensor:
-        """Project features [N D] to [N H] in fp32; unchanged without a head."""
-        with torch.autocast(features.device.type, enabled=False):
-            return features.float() if self.head is None else features.float() @ self.head.T
 
     def encode(self, batch: ClipBatch) -> dict[str, Tensor]:
         """Compute the frozen tower's features of a batch: `frames`, float [B T D], not normalised."""
@@ -87,19 +83,32 @@ class ZeroShot(Recognizer):
         return {}
 
 
-def read_head(path: Path, *, dim: int) -> Tensor:
+def projected(features: Tensor, head: Tensor | None) -> Tensor:
+    """Project features [N D] to [N H] in fp32; only converted to fp32 without a head."""
+    with torch.autocast(features.device.type, enabled=False):
+        return features.float() if head is None else features.float() @ head.T
+
+
+def class_logits(clips: Tensor, texts: ClassTexts, known: Tensor, *, head: Tensor | None, temperature: float) -> Tensor:
+    """Compute logits [B K] of mean frame features [B D] and projected text features [P H]."""
+    return texts.logits(projected(clips, head), known) / temperature
+
+
+def read_head(path: Path, *, dim: int, model: str = "model", arch: str = "") -> Tensor:
     """Read a projection head, fp32 [H D], from a file with the one tensor `mlp.weight` [H D].
+
+    model: key of the model in the configuration, for messages. arch: name of the tower of width `dim`, likewise.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds something else, or is made for another tower.
     """
     weights = read_weights(path)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(weights.items())[:3])
-    expected = f"one tensor {HEAD} of (any number, {dim})"
+    expected = f"one tensor {HEAD} of (any number, {dim})" + (f", the width of {arch}" if arch else "")
     if set(weights) != {HEAD} or weights[HEAD].dim() != 2 or not weights[HEAD].is_floating_point():
-        do = "Give a head of Exp-CLIP, such as ExpCLIP_B32_model.pth; a CLIP goes to model.towers.pretrained."
+        do = f"Give a head of Exp-CLIP, such as ExpCLIP_B32_model.pth; a CLIP goes to {model}.towers.pretrained."
         raise CheckpointError(message(path, expected=expected, got=shapes, do=do))
     if weights[HEAD].shape[1] != dim:
-        do = "Set model.towers.arch to the CLIP it was fitted on (512: ViT-B, 768: ViT-L-14), or give another head."
+        do = f"Set {model}.towers.arch to the CLIP it was fitted on (512: ViT-B, 768: ViT-L-14), or give another head."
         raise CheckpointError(message(path, expected=expected, got=shapes, do=do))
     return weights[HEAD].float()

@@ -34,7 +34,9 @@ def compare_page(comparison: Comparison) -> str:
     if comparison.matrix:
         head, *rows = matrix_rows(comparison)
         say = "UAR / WAR (%); every row was trained on the data in brackets."
-        body.append(f'<section><h2>Trained on x tested on</h2><p class="soft">{say}</p>{_plain(head, rows)}</section>')
+        body.append(
+            f'<section><h2>Trained on x tested on</h2><p class="soft">{say}</p>{plain_table(head, rows)}</section>'
+        )
     return page_of(TITLE, "".join(body))
 
 
@@ -53,11 +55,11 @@ def _section(table: Table) -> str:
     names += f'<p class="soft">{escape(table.alike)}</p>' if table.alike else ""
     rows = "".join(_row(line) for line in lines(table))
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in (*table.unlike, *table.notes))
-    columns = [f"<div>{''.join(map(_figure, column))}</div>" for column in pictures(table)]
+    columns = [f"<div>{''.join(map(figure_of, column))}</div>" for column in pictures(table)]
     figures = "".join(columns)
     tests = ""
     if table.pairs:
-        cells = _plain(PAIR_HEADS, [pair_cells(each) for each in table.pairs])
+        cells = plain_table(PAIR_HEADS, [pair_cells(each) for each in table.pairs])
         tests = f'<h2>Differences on {escape(table.data)}</h2>{cells}<p class="soft">{escape(PAIRED)}</p>'
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *heads(classes)))
     return (
@@ -93,11 +95,17 @@ def _cell(text: str) -> str:
     return f"<td>{escape(text)}</td>"
 
 
-def _figure(picture: Picture) -> str:
+def figure_of(picture: Picture) -> str:
+    """Make a picture with its caption below."""
     return f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
 
 
-def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kinds: Sequence[str] = ()) -> str:
+    """Make a table of text cells; the first of each row is its head. kinds: style of each row."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(f'<tr><th scope="row">{escape(first)}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows)
+    marks = [f' class="{kind}"' for kind in kinds] or [""] * len(rows)
+    body = "".join(
+        f'<tr{mark}><th scope="row">{escape(first)}</th>{"".join(map(_cell, rest))}</tr>'
+        for mark, (first, *rest) in zip(marks, rows, strict=True)
+    )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,7 +1,7 @@
 """Draw the pictures of a comparison: recalls per class, scores with intervals, reliability."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import rc_context
@@ -28,7 +28,20 @@ def pictures(table: Table) -> list[list[Picture]]:
     return [left, [recall_picture(table.data, table.classes, table.entries)]]
 
 
-def score_picture(data: str, entries: Sequence[Entry]) -> Picture:
+class Scored(Protocol):
+    """A row of a picture of scores. mean, intervals, published: objects with `uar` and `war`, or None."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def mean(self) -> Any: ...
+    @property
+    def intervals(self) -> Any: ...
+    @property
+    def published(self) -> Any: ...
+
+
+def score_picture(data: str, entries: Sequence[Scored]) -> Picture:
     """Draw UAR and WAR of every row as a dot with its interval; published numbers as a hollow diamond."""
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.85 + 0.34 * len(entries)), layout=ConstrainedLayoutEngine(rect=ROOM))
@@ -46,7 +59,7 @@ def score_picture(data: str, entries: Sequence[Entry]) -> Picture:
         return picture_of(figure, caption=caption)
 
 
-def _score(panel: Any, row: int, entry: Entry, name: str) -> None:
+def _score(panel: Any, row: int, entry: Scored, name: str) -> None:
     value, limits = getattr(entry.mean, name), getattr(entry.intervals, name, None)
     if value is None:
         return

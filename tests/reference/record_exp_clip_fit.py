@@ -58,7 +58,9 @@ def main(checkout: Path, out: Path) -> None:
         "head": model.projection_head.mlp.weight.detach().numpy(),
     }
     np.savez_compressed(out / "exp_clip_fit.npz", **arrays)
-    done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     about = {"repository": "zengqunzhao/Exp-CLIP", "commit": done.stdout.strip(), "torch": torch.__version__}
     (out / "exp_clip_fit.json").write_text(json.dumps(about, indent=1) + "\n")
 

@@ -18,6 +18,7 @@ from dfer.emotions import label_set
 from dfer.jobs import rows
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.rows import SETS, Row
+from dfer.jobs.zeroshot_config import ZeroshotConfig
 from dfer.models.build import build
 from dfer.models.config import (
     CoCoOpConfig,
@@ -29,11 +30,12 @@ from dfer.models.config import (
 )
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.report import exp_clip
 from dfer.training.config import AdamWConfig, SgdConfig, StepScheduleConfig
 from dfer.training.optim import group_settings
 
 ROOT = Path(__file__).parents[2]
-FILES = [name for name in names() if not name.startswith(("clusters/", "jobs/"))]
+FILES = [name for name in names() if not name.startswith(("clusters/", "jobs/", "exp_clip/"))]
 PAPER = [row for row in rows.ROWS if row.published]
 DATASETS = ("dfew", "ferv39k", "mafw")
 
@@ -168,6 +170,42 @@ def test_zero_shot_has_a_row_for_every_kind_of_prompts(method: str) -> None:
     assert run.published.note == "its prompt is not published"
 
 
+# Exp-CLIP's logs for kind 3, typed from the files of its release: UAR / WAR on RAF-DB, AffectNet-8, DFEW and MAFW.
+EXP_CLIP = {
+    "exp_clip_b32": ((38.68, 45.05), (27.41, 27.41), (25.11, 29.41), (17.87, 21.05)),
+    "exp_clip_b16": ((48.42, 54.11), (33.56, 33.56), (25.70, 31.17), (18.86, 23.75)),
+    "exp_clip_l14": ((57.93, 65.94), (38.41, 38.41), (40.73, 47.09), (24.19, 27.31)),
+}
+
+
+@pytest.mark.parametrize("method", EXP_CLIP)
+def test_exp_clip_s_heads_have_the_numbers_of_the_same_prompt_kind(method: str) -> None:
+    for dataset, scores in zip(("raf_db", "affectnet8", "dfew", "mafw"), EXP_CLIP[method], strict=True):
+        run = load((f"methods/{method}", f"sets/{dataset}"))
+        assert isinstance(run.model, ZeroShotConfig) and run.model.text == "face_with_expression"
+        assert run.model.head and run.model.head.endswith(f"ExpCLIP_{method[-3:].upper()}_model.pth")
+        assert run.model.towers.arch == exp_clip.ARCHS[method[-3:].upper()] and run.data.sampling == "exp_clip"
+        assert run.published is not None and (run.published.uar, run.published.war) == scores
+    dfew = load(("methods/exp_clip_l14", "sets/dfew")).published
+    assert dfew is not None and "README table: 40.16 / 47.09, of no single prompt kind" in dfew.note
+    plain = load(("methods/zero_shot_face", "sets/raf_db")).published
+    assert plain is not None and (plain.uar, plain.war) == (34.97, 30.05)
+
+
+@pytest.mark.parametrize("name", ["exp_clip/zeroshot", "exp_clip/zeroshot_all"])
+def test_the_zero_shot_suite_has_the_paper_s_sets_kinds_and_heads(name: str) -> None:
+    found = load_files([name], ZeroshotConfig)
+    assert tuple(found.sets) == exp_clip.SETS and found.texts == tuple(KINDS.values()) and found.frames == 16
+    for own, run in ((found.sets[each], load(("methods/zero_shot", f"sets/{each}"))) for each in exp_clip.SETS):
+        assert (own.shards, own.classes, own.protocol) == (run.data.shards, run.data.classes, run.data.protocol)
+    sizes = [model.split("_")[-1].upper() for model in found.models]
+    for model, size in zip(found.models.values(), sizes, strict=True):
+        assert model.towers == TowersConfig(arch=exp_clip.ARCHS[size], pretrained="openai")
+        assert model.head in (None, f"data/ExpCLIP_{size}_model.pth") and not model.clip_normalisation
+    assert sum(model.head is None for model in found.models.values()) * 2 == len(found.models)
+    assert f"dfer zeroshot {name}" in (ROOT / "configs" / f"{name}.yaml").read_text()
+
+
 @pytest.mark.parametrize("method", ["fine_tune", "fine_tune_temporal", "coop", "cocoop"])
 def test_a_baseline_has_dfer_clip_s_recipe(method: str) -> None:
     """The paper gives none; so that rows differ in one thing."""
@@ -215,6 +253,8 @@ SOURCES = {
     "DK-CLIP": "Li et al., ACM MM 2024",
     "CLIVP-FER": "Saadi et al., CLIVP-FER",
     "github WuJie1010": "github WuJie1010/Facial-Expression-Recognition.Pytorch",
+    "log of the release, github zengqunzhao/Exp-CLIP": "github zengqunzhao/Exp-CLIP",
+    "README table of the release, github zengqunzhao/Exp-CLIP": "github zengqunzhao/Exp-CLIP",
 }
 """How sources begin, and what the page calls them."""
 

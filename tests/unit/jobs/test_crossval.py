@@ -112,12 +112,16 @@ def test_a_seed_may_be_added_later(tmp_path: Path) -> None:
 
 
 def test_parts_are_found_in_a_folder_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    for name in ("seed_10/fold_2", "seed_2/fold_10", "seed_2/fold_9", "fold_3/checkpoints", "launch/ray", "fold_x"):
+    for name in ("seed_10/fold_2", "seed_2/fold_10", "seed_2/fold_9", "fold_3/checkpoints", "launch/ray", ".hidden"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "fold_4").touch()
     found = parts_in(Folder(tmp_path))
     assert [part.name for part in found] == ["fold_3", "seed_2/fold_9", "seed_2/fold_10", "seed_10/fold_2"]
     assert found[1] == Part(name="seed_2/fold_9", run=str(tmp_path / "seed_2" / "fold_9"))
+    for name in ("raf_db/results", "temperature_0.01_batch_512", "report", "two words"):
+        (tmp_path / name).mkdir(parents=True)
+    others = {part.name for part in parts_in(Folder(tmp_path))} - {part.name for part in found}
+    assert others == {"raf_db", "temperature_0.01_batch_512"}
     assert sorted(["temperature_0.1", "all", "b_2"], key=in_order) == ["all", "b_2", "temperature_0.1"]
 
 

@@ -1,0 +1,188 @@
+"""One data set of the zero-shot suite: features, then answers of every model and prompt kind on every fold.
+
+Letters: N clips, K classes, M prompt kinds.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfer.data.features import FeatureSet, name_of
+from dfer.distributed import World, on_first
+from dfer.errors import NonFiniteLossError, message
+from dfer.evaluation.counts import confusion
+from dfer.evaluation.evaluator import Predictions
+from dfer.evaluation.results import predictions_csv
+from dfer.interruption import Stop
+from dfer.jobs.facts import now
+from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel, asked, label_of
+from dfer.jobs.zeroshot_features import CLIPS, Texts, Towers, clip_features
+from dfer.jobs.zeroshot_sets import Ids, SetData, open_set
+from dfer.models.frozen import normalisation_words
+from dfer.models.texts import class_prompts
+from dfer.models.zero_shot import class_logits, projected, read_head
+from dfer.report import exp_clip
+from dfer.report.zeroshot import Answer, ModelFacts, SetResult, Together, read_result, write_result
+from dfer.storage import Folder
+
+PROGRESS = "progress.json"
+"""File of a part that says to `status` that it is complete."""
+OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
+"""Names of OpenAI's files of the CLIPs in `exp_clip.ARCHS`."""
+
+
+def evaluate_set(config: ZeroshotConfig, name: str, run: str, world: World, stop: Stop) -> SetResult:
+    """Evaluate all models and prompt kinds on one data set; returns a result that stands as it is. COLLECTIVE.
+
+    run: folder of the part.
+
+    Raises:
+        DataError, CheckpointError, StorageError, StoppedError.
+    """
+    home = Folder(run, what="run")
+    on_first(home.check_writable, world)
+    data, began = open_set(config, name), time.monotonic()
+    for kind in config.texts:
+        class_prompts(
+            data.emotions, kind
+        )  # refuses a file without texts for these classes before features are computed
+    towers = {model: Towers(config, model, world) for model in config.models}
+    features = {model: clip_features(each, data, stop) for model, each in towers.items()}
+    took = time.monotonic() - began
+    return on_first(lambda: _on_first(config, name, home, data, towers, features, took), world)
+
+
+def _on_first(
+    config: ZeroshotConfig,
+    name: str,
+    home: Folder,
+    data: SetData,
+    towers: Mapping[str, Towers],
+    features: Mapping[str, FeatureSet],
+    took: float,
+) -> SetResult:
+    """Answer with the features, on the first rank, unless the result stands. took: seconds for the features."""
+    want, there = asked(config, name), read_result(home)
+    names = [name_of(found.key) for found in features.values()]
+    if there and (there.asked, there.sha256, [model.features for model in there.models]) == (want, data.sha256, names):
+        return there
+    answers: list[Answer] = []
+    together: list[Together] = []
+    seconds = {"features": round(took, 3)}
+    for model, own in config.models.items():
+        dim = towers[model].embed_dim
+        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", arch=own.towers.arch) if own.head else None
+        clips, right = features[model].select(data.keys).features[CLIPS], torch.zeros(len(data.keys), dtype=torch.int64)
+        for kind in config.texts:
+            began = time.monotonic()
+            found = answered(clips, Texts(towers[model], data.emotions, kind), own, head, data)
+            right += found.predicted == found.labels
+            answers.append(Answer(model=model, kind=label_of(kind), confusion=_by_fold(found, data)))
+            text = predictions_csv(found, keys=data.keys, classes=data.emotions.names)
+            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode())
+            seconds[f"{model}, {label_of(kind)}"] = round(time.monotonic() - began, 3)
+        counts = {str(fold): _right(right, data, rows, len(config.texts)) for fold, rows in data.folds.items()}
+        together.append(Together(model=model, right=counts))
+    own_set = config.sets[name]
+    result = SetResult(
+        name=name,
+        dataset=data.dataset,
+        generated=data.generated,
+        source="pictures" if own_set.pictures is not None else "shards",
+        classes=data.emotions.names,
+        protocol="pictures" if own_set.pictures is not None else own_set.protocol,
+        folds={str(fold): len(rows) for fold, rows in data.folds.items()},
+        clips=len(data.keys),
+        left_out=data.left_out,
+        frames=data.frames,
+        short_clips=config.short_clips,
+        short=data.short,
+        precision=config.precision,
+        sha256=data.sha256,
+        asked=want,
+        finished=now(),
+        seconds=seconds,
+        kinds=tuple(map(label_of, config.texts)),
+        models=tuple(_facts(model, own, towers[model], features[model]) for model, own in config.models.items()),
+        answers=tuple(answers),
+        together=tuple(together),
+    )
+    write_result(result, home)
+    home.write(PROGRESS, json.dumps({"step": result.clips, "complete": True, "time": time.time()}).encode())
+    return result
+
+
+def answered(clips: Tensor, texts: Texts, model: ZeroshotModel, head: Tensor | None, data: SetData) -> Predictions:
+    """Compute the logits [N K] of mean frame features [N D], as `zero_shot` does.
+
+    Raises:
+        NonFiniteLossError: logits that are not finite, naming the first clips.
+    """
+    known, layout = projected(texts.features, head), texts.layout.cpu()
+    logits = class_logits(clips, layout, known, head=head, temperature=model.temperature)
+    broken = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        got = f"{len(broken)} clips without ({', '.join(data.keys[row] for row in broken[:3])})"
+        do = "Set precision=fp32, or check the weights and the head."
+        raise NonFiniteLossError(message("zero-shot", expected="logits that are finite", got=got, do=do))
+    return Predictions(labels=torch.from_numpy(data.labels), logits=logits)
+
+
+def _by_fold(found: Predictions, data: SetData) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Count the confusions of each fold."""
+    counts = {}
+    for fold, rows in data.folds.items():
+        at = torch.from_numpy(rows)
+        matrix = confusion(found.logits[at], labels=found.labels[at], index=at, num_classes=len(data.emotions))
+        counts[str(fold)] = _rows(matrix)
+    return counts
+
+
+def _right(right: Tensor, data: SetData, rows: Ids, kinds: int) -> tuple[tuple[int, ...], ...]:
+    """Count the clips [K M+1] of a fold by class and by the number of kinds that were right, int64 [N]."""
+    at, width = torch.from_numpy(rows), kinds + 1
+    cells = torch.from_numpy(data.labels)[at] * width + right[at]
+    return _rows(torch.bincount(cells, minlength=len(data.emotions) * width).view(-1, width))
+
+
+def _rows(matrix: Tensor) -> tuple[tuple[int, ...], ...]:
+    rows: Sequence[Sequence[int]] = matrix.tolist()
+    return tuple(map(tuple, rows))
+
+
+def _facts(name: str, own: ZeroshotModel, towers: Towers, features: FeatureSet) -> ModelFacts:
+    head = Path(own.head) if own.head else None
+    tower = released_tower(own)
+    return ModelFacts(
+        name=name,
+        arch=own.towers.arch,
+        weights=features.origin or own.towers.pretrained or f"random weights of seed {towers.config.seed}",
+        head=head.name if head else "",
+        head_sha256=hashlib.sha256(head.read_bytes()).hexdigest() if head else "",
+        released=tower if head and released_head(head) == tower else "",
+        tower=tower,
+        normalisation=normalisation_words(own.clip_normalisation),
+        temperature=own.temperature,
+        size=towers.size,
+        features=name_of(features.key),
+    )
+
+
+def released_tower(model: ZeroshotModel) -> str:
+    """Return `B32`, `B16` or `L14` for OpenAI's CLIP as Exp-CLIP's release uses it; empty for any other."""
+    towers = model.towers
+    weights = "" if towers.pretrained is None else Path(towers.pretrained).name
+    if weights not in ("openai", *OPENAI_FILES) or model.clip_normalisation or towers.image_size not in (None, 224):
+        return ""
+    return next((name for name, arch in exp_clip.ARCHS.items() if arch == towers.arch), "")
+
+
+def released_head(path: Path) -> str:
+    """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes; empty for any other."""
+    data = path.read_bytes()
+    return exp_clip.HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest(), "")
