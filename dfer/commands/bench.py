@@ -43,7 +43,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     text = "pictures/s of `extract` beside a bare loop of CLIP and a teacher of 100 M parameters"
     sub = add_command(bench, "extract", text, EXAMPLES["extract"], _bench_extract)
     sub.add_argument("--batch", type=int, default=8)
-    sub.add_argument("--batches", type=int, default=6)
+    sub.add_argument("--batches", type=int, default=9)
     sub.add_argument("--rounds", type=int, default=3)
     sub = add_command(
         bench, "features", "an epoch that computes features beside one that reads them", EXAMPLES["features"], _features

@@ -36,11 +36,7 @@ dfer zeroshot exp_clip/zeroshot --only dfew,raf_db""",
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands."""
-    from dfer.jobs.parts import JOBS
-
     for name, (text, examples) in VERBS.items():
-        if name not in JOBS:
-            continue
         sub = add_command(commands, name, text, examples, lambda args, name=name: _run(args, name))
         add_configs(sub)
         sub.add_argument("--only", type=names, default=[], metavar="PART,PART", help="only these parts")

@@ -7,7 +7,7 @@ processes, each of which makes some feature shards; the conclusion writes the ma
 Imports no torch before a part runs or is checked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dfer.data.features import FeatureShard
     from dfer.distributed import World
     from dfer.interruption import Stop
-    from dfer.jobs.pair_data import Source
+    from dfer.jobs.pair_data import Pairs, Source
 
 grouped = False
 
@@ -174,6 +174,14 @@ def run(config: ExtractConfig, part: Part, world: "World | None", stop: "Stop") 
         CheckpointError: the job was begun with other features. DataError: a picture cannot be read. StorageError.
         StoppedError: a stop was requested; complete shards are kept.
     """
+    from dfer.distributed import World
+    from dfer.jobs.pair_data import Pairs
+
+    return run_with(config, part, stop, lambda: Pairs(config.pairs, World().device))
+
+
+def run_with(config: ExtractConfig, part: Part, stop: "Stop", models: Callable[[], "Pairs"]) -> str:
+    """Do what `run` does. models: loads CLIP and the teacher, if there is work for them."""
     work = _Work.of(config)
     agree(Folder(config.run, what="run"), work.plan)
     mine = share(len(work.grid), part, of=config.workers)
@@ -184,20 +192,17 @@ def run(config: ExtractConfig, part: Part, world: "World | None", stop: "Stop") 
     if todo:
         before = sum(len(work.grid[number]) for number in standing)
         progress = Progress(part, what="extract", total=pictures, standing=before)
-        facts["origin"] = _compute(config, work, todo, stop, progress)
+        facts["origin"] = _compute(models(), work, todo, stop, progress)
         progress.end()
     mark_done(part, work.plan, of=config.workers, **facts)
     return f"{part.name}: {pictures:,} pictures in {len(mine)} shards, {len(standing)} of them stored before"
 
 
-def _compute(config: ExtractConfig, work: _Work, todo: Sequence[int], stop: "Stop", progress: Progress) -> str:
+def _compute(models: "Pairs", work: _Work, todo: Sequence[int], stop: "Stop", progress: Progress) -> str:
     """Compute and write shards; returns the origins of both models, in words."""
     from dfer.data.features import write_shard
-    from dfer.distributed import World
-    from dfer.jobs.pair_data import Pairs
     from dfer.training.loop import stopped
 
-    models = Pairs(config.pairs, World().device)
     plan = [(number, batch) for number in todo for batch in _batches(work.grid, number)]
     made = models.encoded(work.source, [batch for _, batch in plan])
     rows: list[dict[str, Tensor]] = []

@@ -48,7 +48,7 @@ from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 
 H = TypeVar("H", bound=ProjectionHead)
-MEASURED = 5120
+MEASURED = 2048
 """Most pairs on which the retrieval accuracy is measured if none are held out."""
 KEY = "pairs"
 """Entry of a checkpoint's state: what the pairs depend on."""
@@ -141,17 +141,28 @@ def _prepared(config: FitConfig, world: World) -> _Fit:
 
 
 def _from_features(config: FitConfig, world: World) -> _Fit:
-    pairs = find_pairs(config.pairs)
+    pairs = _unit(find_pairs(config.pairs))
     kept, held = _split(config, pairs.keys)
     fitted = pairs if len(kept) == len(pairs) else _rows(pairs, kept)
+    learner = _head(ProjectionHead, config, pairs.dims)
+    learner.unit_teacher = True
     return _Fit(
-        learner=_head(ProjectionHead, config, pairs.dims),
+        learner=learner,
         loader=FeatureLoader(fitted, _plan(config, len(fitted), world)),
         held=_rows(pairs, held),
         key=pairs.key,
         origin=pairs.origin,
         prepare=lambda batch, _: batch.to(world.device),
     )
+
+
+def _unit(pairs: FeatureSet) -> FeatureSet:
+    """Scale the teacher's features to unit vectors, once instead of in every step; in place where they are fp32."""
+    features = dict(pairs.features)
+    rows = features[TEACHER] = features[TEACHER].float()
+    for at in range(0, len(rows), MEASURED):
+        rows[at : at + MEASURED] = F.normalize(rows[at : at + MEASURED], dim=-1)
+    return replace(pairs, features=features)
 
 
 def _from_pictures(config: FitConfig, world: World) -> _Fit:

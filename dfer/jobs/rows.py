@@ -300,8 +300,8 @@ dfer crossval methods/dfer_clip sets/dfew seed=2
 The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. Where a method is run otherwise on
 a set than the two files say, the file SET/METHOD.yaml ("differs" below) stands for them in a command. `clusters/` holds
 the resources of jobs on SLURM and Ray, `jobs/` jobs other than trainings, `exp_clip/` the configurations of
-[Exp-CLIP's own jobs](../docs/exp_clip.md): `dfer zeroshot exp_clip/zeroshot` gives one table of its prompt kinds and data
-sets.
+[Exp-CLIP's own jobs](../docs/exp_clip.md): `dfer zeroshot exp_clip/zeroshot` gives one table of its prompt kinds and
+data sets.
 
 **Names and paths.** A word is first taken as the path of a file, then as the name of one of the files below, which come
 with the package: names work from any folder.

@@ -23,6 +23,8 @@ class ProjectionHead(Learner):
     """
 
     coupling = "step"
+    unit_teacher = False
+    """Whether the teacher's features of every batch are unit vectors already."""
 
     def __init__(
         self, config: ProjectionConfig, *, student: int, teacher: int, gather: Callable[[Tensor], Tensor]
@@ -35,7 +37,8 @@ class ProjectionHead(Learner):
     def forward(self, batch: FeatureBatch) -> dict[str, Tensor]:
         """Compute unit vectors of this rank's pairs, and gather those and the indexes of all pairs. COLLECTIVE."""
         student = F.normalize(self.mlp(batch.features[STUDENT]).float(), dim=-1)
-        teacher = F.normalize(batch.features[TEACHER].float(), dim=-1)
+        teacher = batch.features[TEACHER].float()
+        teacher = teacher if self.unit_teacher else F.normalize(teacher, dim=-1)
         return {
             "student": student,
             "teacher": teacher,

@@ -2,8 +2,8 @@
 
     python tests/reference/record_exp_clip_fit.py CHECKOUT [OUT]
 
-The released `train.py` is imported, and its function `train` called on its model, whose CLIP and teacher are replaced by
-what the pictures hold, and whose head is a small one. Calls of `.cuda()` do nothing.
+The released `train.py` is imported, and its function `train` called on its model. What the pictures hold stands in the
+place of CLIP's and the teacher's features, a small head in that of the released one. Calls of `.cuda()` do nothing.
 """
 
 import contextlib
