@@ -206,9 +206,9 @@ def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: 
     set_tf32(config.engine.tf32)
     model = build(config.model, clips.emotions, num_frames=config.data.frames, seed=config.seed)
     encode = encoder(model, precision=config.engine.precision, device=world.device)
-    writer = _Writer(home, [(number, work.keys()[number]) for number in mine])
+    writer = Writer(home, [(number, work.keys()[number]) for number in mine])
     batches = _batches(config, work.clips.select([at for number in mine for at in work.parts[number]]), world)
-    progress = _Progress(home, total=len(work.clips), done=sum(shard.rows for shard in standing.values()), world=world)
+    progress = Progress(home, total=len(work.clips), done=sum(shard.rows for shard in standing.values()), world=world)
     for batch in batches:
         if batch is not None:
             counts = batch.index != PADDING
@@ -256,7 +256,7 @@ def _batches(config: RunConfig, clips: ClipSet, world: World) -> Iterator[Any]:
     return (next(batches, None) for _ in range(rounds))
 
 
-class _Writer:
+class Writer:
     """Collects the features of clips, in batches of any size, and divides them into shards."""
 
     def __init__(self, home: Folder, wanted: list[tuple[int, list[str]]]) -> None:
@@ -275,7 +275,7 @@ class _Writer:
             self.written[number] = write_shard(self._home, number, full, keys=keys)
 
 
-class _Progress:
+class Progress:
     """Prints progress to the error stream of the first rank."""
 
     def __init__(self, home: Folder, *, total: int, done: int, world: World) -> None:

@@ -21,7 +21,8 @@ from dfer.cli import INTERRUPTED, parse
 from dfer.data.clips import keys_of
 from dfer.data.splits import folds
 from dfer.emotions import Emotions, label_set
-from dfer.jobs.config import RunConfig, load_run
+from dfer.jobs.config import RunConfig
+from dfer.jobs.parts import load_job
 from dfer.models import build as model_build
 from dfer.models import config as model_config
 from dfer.models.texts import class_texts
@@ -195,7 +196,7 @@ def test_commands_parse(page: str, words: list[str], monkeypatch: pytest.MonkeyP
         cluster.load_cluster(args.cluster, kind, resources)
     configs = getattr(args, "configs", [])
     if configs and not re.match(r"runs/|models/|RUN", configs[0]):
-        load_run(configs, overrides)
+        load_job(configs, overrides, launch_job.JOBS)
 
 
 def test_no_example_puts_licensed_data_into_a_package_folder() -> None:
