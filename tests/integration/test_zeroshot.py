@@ -50,7 +50,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory, dfew: Path) -> Path:
         "workers": 0,
     }
     path = home / "suite.yaml"
-    path.write_text(yaml.safe_dump(plain))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
     return path
 
 
