@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """url: of a folder for predictions; files: the same on the disk. words: for the job; variables: of its processes."""
+    """url: of a folder for predictions; files: the same on the disk. words: for the job; variables: for processes."""
 
     url: str
     files: Path

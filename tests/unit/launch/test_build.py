@@ -111,7 +111,7 @@ def test_split_files_that_are_not_there_are_told_before_any_part_starts(tmp_path
 def test_a_kind_of_job_that_there_is_not(raw: Path, tmp_path: Path) -> None:
     path = written(tmp_path, raw)
     path.write_text(path.read_text().replace("job: build", "job: biuld"))
-    with pytest.raises(ConfigProblem, match="job: expected one of crossval, .*, build, got biuld"):
+    with pytest.raises(ConfigProblem, match=r"job: expected one of crossval, .*, build, got biuld"):
         make_job([path], [], [], worlds=[1])
 
 
