@@ -73,12 +73,12 @@ def run(folder: Path, *options: str, **files: str) -> "subprocess.CompletedProce
         path = folder / "tests" / "unit" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    plugins = ["-p", "tests.suite", "-p", "no:cacheprovider"]
+    plugins = ["-p", "tests.suite", "-p", "xdist", "-p", "pytest_timeout", "-p", "no:cacheprovider"]
     words = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(folder), *plugins, *options, "tests"]
     own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *words]
-    env = {**own, "PYTHONPATH": paths}
+    env = {**own, "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others take a second to import
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False)
 
 
