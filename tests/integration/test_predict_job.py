@@ -150,6 +150,7 @@ def test_the_command_answers_from_a_bucket_into_a_bucket(
     assert [(row["key"], row["predicted"]) for row in rows] == [(row["key"], row["predicted"]) for row in expected]
 
 
+@pytest.mark.long
 def test_the_command_starts_parts_beside_each_other(crossval: tuple[Path, str], dfew: Path, tmp_path: Path) -> None:
     clips, model = tmp_path / "clips", crossval[0] / "fold_1"
     found = sorted({path.parent for path in (dfew / "raw").rglob("*.jpg")})[:20]
