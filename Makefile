@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 RUN    ?= demo
 # Test processes beside each other: about one a core, each of which starts up to three more.
 TESTS  ?= 2
+# The tests start hundreds of programs: what Python compiles is kept, whatever the caller's environment says.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(TESTS) --dist loadgroup
 
 .PHONY: help configs demo test test-all test-unit test-cluster durations lint bench bench-cluster clean-demo

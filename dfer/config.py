@@ -164,7 +164,7 @@ def changed(config: T, values: Mapping[str, Any]) -> T:
         own: Any = config
         if rest:
             value = changed(own[name] if isinstance(own, Mapping) else getattr(own, name), {rest: value})
-        config = {**own, name: value} if isinstance(own, Mapping) else replace(own, **{name: value})
+        config = typing.cast(T, {**own, name: value} if isinstance(own, Mapping) else replace(own, **{name: value}))
     return config
 
 

@@ -6,7 +6,8 @@ None of this is set by a configuration. Each check here prevents a failure that 
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import TextIOWrapper
 from multiprocessing import util
 from pathlib import Path
@@ -88,3 +89,16 @@ def refuse_copies(environment: Mapping[str, str]) -> None:
             )
             got = f"{count} copies started by {starter} without RANK and WORLD_SIZE, each of which would do all of it"
             raise UsageError(message(name, expected="one process, or a process group", got=got, do=do))
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Make `import package` fail as if it were not installed. Changes nothing when it is imported already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]

@@ -17,6 +17,10 @@ _HOME = tempfile.TemporaryDirectory(prefix="dfer-test-home-", ignore_cleanup_err
 surroundings.reset(home=_HOME.name)
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+# Test processes beside each other share the cores: threads of one would wait, spinning, for those of another.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(workers)))
+
 # Deadlines measure the machine, not the code; the derandomised profile makes a failure repeat.
 settings.register_profile("dfer", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dfer")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -21,7 +22,7 @@ from dfer.models.config_clivp_fer import ClivpFerConfig, CnnConfig
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.config_towers import TemporalConfig, TowersConfig
 from dfer.models.towers import END_TOKEN, START_TOKEN
-from dfer.recognition import ClipBatch, Recognizer
+from dfer.recognition import ClipBatch, Coupling, Recognizer
 
 BATCH, FRAMES, SIZE = 8, 4, 64
 EMOTIONS = Emotions(names=BASIC7)
@@ -58,10 +59,15 @@ class Method:
             index=torch.arange(BATCH),
         )
 
+    @cached_property
+    def coupling(self) -> Coupling:
+        """The learner's own."""
+        return self.build().coupling
+
     def micro_batch(self, ranks: int) -> int:
         """Clips of a forward pass: half of a rank's share, or all of it where clips are compared with each other."""
         share = BATCH // ranks
-        return share if self.build().coupling == "step" else share // 2
+        return share if self.coupling == "step" else share // 2
 
 
 METHODS = {

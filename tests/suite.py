@@ -30,6 +30,8 @@ APART = ("tests/hostile/",)
 """Files whose tests share nothing: each goes where there is room."""
 UNIT_S, INTEGRATION_S = 2.0, 40.0
 """Seconds above which a test needs a written reason, as `@pytest.mark.slow("why")`."""
+NEW_UNIT_S, NEW_INTEGRATION_S = 0.1, 4.0
+"""Seconds that a test is taken for when the table does not know it yet."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -60,8 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="of the long form; make test-all runs it"))
     if hasattr(config, "workerinput"):
-        seconds = _by_group(known_durations())
-        items.sort(key=lambda item: -seconds.get(group_of(item.nodeid), 0.0))
+        seconds = _by_group(expected_durations(items))
+        items.sort(key=lambda item: -seconds[group_of(item.nodeid)])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -92,6 +94,19 @@ def group_of(test: str) -> str:
 def known_durations() -> dict[str, float]:
     """Seconds of every test when the table was last written."""
     return json.loads(TABLE.read_text())["seconds"] if TABLE.exists() else {}
+
+
+def expected_durations(items: list[pytest.Item]) -> dict[str, float]:
+    """Seconds that the tests will take: what the table says; of a new one, a guess; none of one that is skipped.
+
+    Without the guess, a new file of long tests would begin last, when the other test processes are done.
+    """
+    known, found = known_durations(), {}
+    for item in items:
+        guess = NEW_INTEGRATION_S if {"integration", "cluster"} & set(item.keywords) else NEW_UNIT_S
+        skipped = item.get_closest_marker("skip") is not None
+        found[item.nodeid] = 0.0 if skipped else known.get(item.nodeid, guess)
+    return found
 
 
 def _by_group(seconds: dict[str, float]) -> dict[str, float]:

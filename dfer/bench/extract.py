@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def bench_extract(*, batch: int = 8, batches: int = 9, rounds: int = 3) -> dict[
         models.features(pictures, [""] * batch)
         found: dict[str, list[float]] = {"bare": [], "job": []}
         for number in range(rounds):
-            found["bare"].append(_after_first(models, lambda: _bare(models, pictures, batches)))
-            found["job"].append(_after_first(models, lambda: _job(pairs, folder, number, models)))
+            found["bare"].append(_after_first(models, partial(_bare, models, pictures, batches)))
+            found["job"].append(_after_first(models, partial(_job, pairs, folder, number, models)))
     rates = {name: batch * (batches - 1) / statistics.median(seconds) for name, seconds in found.items()}
     ratio = rates["job"] / rates["bare"]
     print(

@@ -13,8 +13,7 @@ from dfer.data.features import name_of, read_manifest, standing_shards, write_ma
 from dfer.data.loader import Loader
 from dfer.distributed import World, gather_objects, highest, on_first
 from dfer.interruption import Stop
-from dfer.jobs.features import _Progress as Progress
-from dfer.jobs.features import _Writer as Writer
+from dfer.jobs.features import Progress, Writer
 from dfer.jobs.fold_data import refuse_little_memory
 from dfer.recognition import PADDING, ClipBatch
 from dfer.storage import Folder

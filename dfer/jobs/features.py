@@ -225,7 +225,7 @@ def _compute(config: RunConfig, clips: FoldData, key: Mapping[str, Any], world: 
     on_first(work.home.check_writable, world)
     standing = on_first(lambda: standing_shards(work.home, work.keys), world)
     todo = [number for number in range(len(work.grid)) if number not in standing]
-    progress = _Progress(work.home, total=len(work.clips), done=sum(s.rows for s in standing.values()), world=world)
+    progress = Progress(work.home, total=len(work.clips), done=sum(s.rows for s in standing.values()), world=world)
     # Every rank does about as many clips as the first, which tells.
     mine, origin = encode_shards(
         config, work, todo[world.rank :: world.size], world, stop, tell=lambda rows: progress.add(rows * world.size)
@@ -248,7 +248,7 @@ def encode_shards(
     set_tf32(config.engine.tf32)
     model = build(config.model, work.emotions, num_frames=config.data.frames, seed=config.seed)
     encode = encoder(model, precision=config.engine.precision, device=world.device)
-    writer = _Writer(work.home, [(number, work.keys[number]) for number in mine])
+    writer = Writer(work.home, [(number, work.keys[number]) for number in mine])
     clips = work.clips.select([at for number in mine for at in work.grid[number]])
     for batch in _batches(config, clips, world, size=work.grid.batch):
         if batch is not None:
@@ -288,7 +288,7 @@ def _batches(config: RunConfig, clips: ClipSet, world: World, *, size: int) -> I
     return (next(batches, None) for _ in range(rounds))
 
 
-class _Writer:
+class Writer:
     """Collects the features of clips, in batches of any size, and divides them into shards."""
 
     def __init__(self, home: Folder, wanted: list[tuple[int, list[str]]]) -> None:
@@ -307,7 +307,7 @@ class _Writer:
             self.written[number] = write_shard(self._home, number, full, keys=keys)
 
 
-class _Progress:
+class Progress:
     """Prints progress to the error stream of the first rank."""
 
     def __init__(self, home: Folder, *, total: int, done: int, world: World) -> None:

@@ -307,7 +307,7 @@ def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) ->
         between()
         return measured(engine.weights().get("mlp.weight"), found.held, config, world)
 
-    split = "validation" if config.val_share else "test"
+    split: loop.Split = "validation" if config.val_share else "train"
     return loop.Evaluation(run=run, every_epochs=config.eval_every, metric="accuracy", split=split)
 
 

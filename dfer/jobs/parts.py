@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from dfer.interruption import Stop
 
 T = TypeVar("T")
+_NUMBERED = re.compile(r"[a-z]+_[0-9]{1,9}")
 _PIECE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 NOT_PARTS = frozenset(("checkpoints", "features", "launch", "lease", "report", "results", "tensorboard"))
 """Folders of a run folder that are no parts."""
+MARKS = frozenset(("checkpoints", "config.yaml", "lease", "metrics.jsonl", "progress.json", "results"))
+"""What parts hold: a folder whose name is not numbered, such as `raf_db`, is a part if it has one of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +175,8 @@ def parts_in(home: Folder) -> list[Part]:
 
 
 def _pieces(folder: Folder) -> list[str]:
-    return [name for name in folder.folders() if _PIECE.fullmatch(name) and name not in NOT_PARTS]
+    named = [name for name in folder.folders() if _PIECE.fullmatch(name) and name not in NOT_PARTS]
+    return [name for name in named if _NUMBERED.fullmatch(name) or MARKS.intersection((folder / name).children())]
 
 
 def in_order(name: str) -> list[tuple[str, int]]:

@@ -164,7 +164,8 @@ class Texts:
     def _computed(self) -> Tensor:
         built, device = self._towers.built, self._towers.world.device
         with autocast(self._towers.config.precision, device):
-            return self.layout.to(device)(built).float().cpu()
+            found: Tensor = self.layout.to(device)(built)
+        return found.float().cpu()
 
 
 def sha256_of_texts(prompts: list[list[str]]) -> str:

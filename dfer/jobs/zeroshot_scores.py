@@ -29,6 +29,7 @@ from dfer.models.zero_shot import class_logits, projected, read_head
 from dfer.report import exp_clip
 from dfer.report.zeroshot import Answer, ModelFacts, SetResult, Together, read_result, write_result
 from dfer.storage import Folder
+from dfer.store.format import data_name
 
 PROGRESS = "progress.json"
 """File of a part that says to `status` that it is complete."""
@@ -89,8 +90,10 @@ def _on_first(
         counts = {str(fold): _right(right, data, rows, len(config.texts)) for fold, rows in data.folds.items()}
         together.append(Together(model=model, right=counts))
     own_set = config.sets[name]
+    held = data_name(data.dataset, generated=data.generated)
     result = SetResult(
         name=name,
+        data=name if held == name else f"{name} ({held})",
         dataset=data.dataset,
         generated=data.generated,
         source="pictures" if own_set.pictures is not None else "shards",

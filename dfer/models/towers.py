@@ -14,14 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from einops import rearrange
-from open_clip.constants import OPENAI_DATASET_MEAN as OPENAI_DATASET_MEAN
-from open_clip.constants import OPENAI_DATASET_STD as OPENAI_DATASET_STD
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dfer.config import ConfigProblem
@@ -34,6 +28,17 @@ from dfer.models.foreign.layouts import foreign_names
 from dfer.models.foreign.weights import Weights, read_weights
 from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.recognition import ClipBatch
+from dfer.surroundings import hidden
+
+# open_clip imports transformers where that is installed, which it is for teachers: seconds at the start of every
+# process, for architectures that are not used here.
+with hidden("transformers"):
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN as OPENAI_DATASET_MEAN
+    from open_clip.constants import OPENAI_DATASET_STD as OPENAI_DATASET_STD
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, resize_pos_embed
+    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 
 VOCABULARY = 49408
 """Number of tokens of CLIP's byte-pair encoding, the only tokenizer supported."""

@@ -20,7 +20,6 @@ from dfer.evaluation.scores import Scores, scores, total
 from dfer.evaluation.statistics import Intervals, Levels, Stratum, intervals, strata_of_counts
 from dfer.report import exp_clip
 from dfer.storage import Folder
-from dfer.store.format import data_name
 
 RESULT = "results/zeroshot.json"
 MAX_BYTES = 64 * 2**20
@@ -67,7 +66,8 @@ class Together:
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult:
-    """One data set. name: in the configuration; dataset, generated: as in a manifest; source: shards or pictures.
+    """One data set. name: in the configuration; data: the same for readers, with what it holds; dataset, generated: as
+    in a manifest; source: shards or pictures.
     folds: test clips of each. clips: different ones. left_out: test clips of other classes. frames: T. short: clips of
     at most T frames, to which `short_clips` applies. sha256: of the manifest, or of the pictures' names and sizes.
     asked: identifies the configuration. seconds: wall clock time by step. complete: always true."""
@@ -75,6 +75,7 @@ class SetResult:
     version: int = 1
     complete: bool = True
     name: str
+    data: str
     dataset: str
     generated: str = ""
     source: str
@@ -108,12 +109,6 @@ class SetResult:
             sums = {fold: sum(map(sum, rows)) for fold, rows in found.items()}
             if not whole or sums != self.folds:
                 raise ConfigProblem("answers: expected counts of the clips of every fold, got others. Evaluate again.")
-
-    @property
-    def data(self) -> str:
-        """Name of the data for readers; says so if the faces are generated."""
-        named = data_name(self.dataset, generated=self.generated)
-        return self.name if named == self.name else f"{self.name} ({named})"
 
 
 @dataclass(frozen=True, kw_only=True)

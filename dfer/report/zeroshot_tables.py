@@ -113,8 +113,8 @@ def text(suite: Suite) -> str:
     """Format the table for the terminal."""
     blocks = []
     for table in suite.sets:
-        listed = aligned([list(HEADS), *rows(table)])
-        blocks.append("\n".join([table.result.data, *listed, facts(table), *table.notes, *sources(table)]))
+        own = aligned([list(HEADS), *rows(table)])
+        blocks.append("\n".join([table.result.data, *own, facts(table), *table.notes, *sources(table)]))
     listed = "\n".join(["All data sets: UAR / WAR", *aligned(overview(suite)), *missing(suite)])
     return "\n\n".join([*blocks, listed, LEGEND])
 

@@ -17,7 +17,7 @@ from dfer.training.engine import Engine
 from dfer.training.log import RunLog
 from dfer.training.state import LAYOUT, TrainingState, refuse_other_layout
 
-Split = Literal["validation", "test"]
+Split = Literal["validation", "test", "train"]
 
 _GO_ON, _SAVE, _STOP, _FAIL = range(4)
 """Actions that a rank can propose between two steps; the largest proposal of all ranks is taken."""

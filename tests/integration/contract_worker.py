@@ -1,6 +1,6 @@
 """One rank of tests/integration/test_contracts.py: learners that are not a mean over independent clips.
 
-Usage: torchrun contract_worker.py CASE OUT. The first rank writes what it measured to OUT as JSON.
+Usage, in every rank: contract_worker.py CASE OUT. The first rank writes what it measured to OUT as JSON.
        contract_worker.py train-LEARNER RUN: a training that continues what stands in RUN, for tests that kill it.
 """
 

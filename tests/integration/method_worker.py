@@ -1,7 +1,7 @@
 """One rank of tests/integration/test_methods.py: trains every method under every engine and writes its weights.
 
-Usage: torchrun method_worker.py OWN_FOLDER OTHER_FOLDER METHODS ENGINES. Checkpoints go to OWN_FOLDER; of another world
-size are read from OTHER_FOLDER, if it has any. Results are the weights after the last step, by case.
+Usage, in every rank: method_worker.py OWN_FOLDER OTHER_FOLDER METHODS ENGINES. Checkpoints go to OWN_FOLDER; of another
+world size are read from OTHER_FOLDER, if it has any. Results are the weights after the last step, by case.
 """
 
 import json

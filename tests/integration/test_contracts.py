@@ -5,11 +5,7 @@ A worker process per rank (tests/integration/contract_worker.py), on one and on 
 """
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,29 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integration.commands import environment, last_weights, records
+from tests.integration.commands import last_weights, records
 from tests.integration.jobs import steps_done
+from tests.integration.ranks import finish_ranks, start_ranks
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("contract_worker.py")
 every = pytest.mark.parametrize("name", ("ddp", "zero1"))
 
 
 def measured(case: str, ranks: int, folder: Path) -> dict[str, Any]:
     """What the ranks of a case measured, by engine."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*command, str(WORKER), case, str(folder / "out.json")],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    finish_ranks((WORKER, case, folder / "out.json"), ranks=ranks)
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
     return found
 
@@ -97,20 +83,7 @@ class Ranks:
     """The ranks of one training in RUN."""
 
     def __init__(self, learner: str, run: Path, ranks: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, str(WORKER), f"train-{learner}", str(run)]
-        self._processes = [
-            subprocess.Popen(
-                command,
-                env=environment(**shared, MASTER_PORT=port, RANK=str(rank), LOCAL_RANK=str(rank)),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
+        self._processes = start_ranks((WORKER, f"train-{learner}", run), ranks=ranks)
 
     def kill_after(self, run: Path, steps: int) -> None:
         """SIGKILL to all of them once so many steps are recorded."""

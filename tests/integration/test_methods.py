@@ -1,25 +1,22 @@
 """Every method under every engine: DDP and DeepSpeed ZeRO 0 to 3, fp32 and bf16, one and two ranks, stopped and resumed
-here and at the other world size. One worker process per world size runs all cases (method_worker.py).
+here and at the other world size. One worker process a rank runs all cases (method_worker.py).
 
 `make test` runs one method of each kind under two engines, `make test-all` all of them under all.
 """
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.integration.ranks import finish_ranks
 from tests.methods import METHODS
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("method_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 SHORT_ENGINES = ("ddp", "zero3")
@@ -38,20 +35,11 @@ def found(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     folders = {ranks: tmp_path_factory.mktemp(f"world{ranks}") for ranks in (1, 2)}
     results: Found = {1: {}, 2: {}}
     for ranks, other in ((1, 2), (2, 1), (1, 2)):
-        _run(ranks, folders[ranks], folders[other], names, engines)
+        words = (WORKER, folders[ranks], folders[other], ",".join(names), ",".join(engines))
+        finish_ranks(words, ranks=ranks, timeout=1500)
         results[ranks] |= torch.load(folders[ranks] / "weights.pt", weights_only=True)
         results[ranks] |= json.loads((folders[ranks] / "refused.json").read_text())
     return results
-
-
-def _run(ranks: int, own: Path, other: Path, names: list[str], engines: list[str]) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        env.pop(name, None)
-    command = [sys.executable, *launcher, str(WORKER), str(own), str(other), ",".join(names), ",".join(engines)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -93,7 +81,7 @@ def test_training_moves_the_weights_of_every_group(found: Found, name: str) -> N
 def test_two_ranks_are_one(found: Found, name: str, engine: str) -> None:
     """Where a clip's loss depends on itself alone, or on all clips of the step; dropout differs, as masks do."""
     method = METHODS[name]
-    if method.random or method.build().coupling == "micro_batch":
+    if method.random or method.coupling == "micro_batch":
         pytest.skip("the micro-batches of two ranks are others")
     assert distance(found[2][f"{name} {engine}"], found[1][f"{name} {engine}"]) < EXACT
 
@@ -110,7 +98,7 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(found: Found, name: str, rank
 @every
 def test_it_continues_at_the_other_world_size(found: Found, name: str, ranks: int, engine: str) -> None:
     method, moved = METHODS[name], found[ranks][f"{name} {engine} moved"]
-    if method.build().coupling == "micro_batch":
+    if method.coupling == "micro_batch":
         assert isinstance(moved, str) and "expected" in moved
     elif not method.random:
         assert distance(moved, found[ranks][f"{name} {engine}"]) < EXACT

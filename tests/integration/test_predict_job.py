@@ -8,17 +8,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests import servers, warm
-from tests.integration.commands import environment, finish, refused, start
+from tests.integration.commands import environment, finish, start
 from tests.integration.test_features import PROBE
 from tests.processes import alive, children
 from tests.servers import S3
 
 pytestmark = pytest.mark.integration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """url: of a folder for predictions; files: the same on the disk. words: for the job; variables: for processes."""
+
+    url: str
+    files: Path
+    words: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +51,10 @@ def shards(store: S3, dfew: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def job(crossval: tuple[Path, str], shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("job") / "predict.yaml"
-    path.write_text(
-        f"job: predict\nrun: none\nmodel: {crossval[0] / 'fold_1'}\nshards: {shards}\nbatch: 2\nloaders: 0\n"
-    )
+def job(crossval: tuple[Path, str], dfew: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prediction of 35 clips in nine pieces."""
+    path, model = tmp_path_factory.mktemp("job") / "predict.yaml", crossval[0] / "fold_1"
+    path.write_text(f"job: predict\nrun: none\nmodel: {model}\nshards: {dfew / 'shards'}\nbatch: 2\nloaders: 0\n")
     return path
 
 
@@ -74,34 +84,43 @@ def killed(words: list[str], *, when: int, pieces: Path, variables: dict[str, st
     return hit
 
 
-def killed_twice(store: S3, job: Path, variables: dict[str, str]) -> str:
-    """The name of a folder in the bucket where parts, killed at random, in two divisions, have left some pieces."""
+@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.long)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where shards and predictions lie."""
+    if request.param == "disk":
+        return Place(url=str(tmp_path), files=tmp_path)
+    server, shards = request.getfixturevalue("store"), request.getfixturevalue("shards")
+    variables = {**server.environment, "DFER_CACHE": str(tmp_path / "cache")}
+    return Place(url=server.url, files=server.files, words=(f"shards={shards}",), variables=variables)
+
+
+def killed_twice(place: Place, job: Path) -> str:
+    """The name of a folder where parts, killed at random, in two divisions, have left some pieces."""
     draw = random.Random(5)
-    for attempt in range(6):
+    for attempt in range(8):
         name, hits = f"answers_{attempt}", 0
-        out = store.files / name
+        out = place.files / name
         for workers in (3, 2):
-            words = [str(job), f"run={store.url}/{name}", f"workers={workers}", "--parallel", str(workers)]
+            words = [str(job), *place.words, f"run={place.url}/{name}", f"workers={workers}", "--parallel", "2"]
             when = min(8, len(list(out.glob("pieces/*.csv"))) + draw.randint(1, 2))
-            hits += killed(words, when=when, pieces=out / "pieces", variables=variables)
+            hits += killed(words, when=when, pieces=out / "pieces", variables=place.variables)
         if hits == 2 and 0 < len(list(out.glob("pieces/*.csv"))) < 9:
             return name
     raise AssertionError("the parts always ended before they were killed")
 
 
 def test_parts_killed_at_random_and_resumed_in_another_number_give_the_bytes_of_one(
-    store: S3, job: Path, dfew: Path, crossval: tuple[Path, str], tmp_path: Path
+    place: Place, job: Path, crossval: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """The shards and the predictions lie in a bucket; the undisturbed run reads and writes a disk."""
-    variables = {**store.environment, "DFER_CACHE": str(tmp_path / "cache")}
-    name = killed_twice(store, job, variables)
-    out, url, straight = store.files / name, f"{store.url}/{name}", tmp_path / "straight"
+    name = killed_twice(place, job)
+    out, url, straight = place.files / name, f"{place.url}/{name}", tmp_path / "straight"
     left = {path: path.stat().st_mtime_ns for path in out.glob("pieces/*.csv")}
     assert not (out / "predictions.csv").exists()
-    done = finish("local", job, f"run={url}", "workers=4", "--parallel", 2, module="launch", **variables)
+    words = (job, *place.words, f"run={url}", "workers=4", "--parallel", 2)
+    done = finish("local", *words, module="launch", **place.variables)
     assert "predictions.csv: 35 clips: " in done.stdout
     assert all(path.stat().st_mtime_ns == at for path, at in left.items())
-    finish("local", job, f"run={straight}", f"shards={dfew / 'shards'}", module="launch")
+    finish("local", job, f"run={straight}", module="launch")
     assert {p.name: p.read_bytes() for p in [*out.glob("*.csv"), *out.glob("pieces/*")]} == {
         p.name: p.read_bytes() for p in [*straight.glob("*.csv"), *straight.glob("pieces/*")]
     }
@@ -113,26 +132,41 @@ def test_parts_killed_at_random_and_resumed_in_another_number_give_the_bytes_of_
             assert rows[row["key"]]["predicted"] == row["predicted"]
             shares = [name for name in row if name not in ("key", "label", "predicted")]
             assert all(abs(float(rows[row["key"]][name]) - float(row[name])) <= 1e-5 for name in shares)
-    said = finish("status", url, module="launch", **store.environment).stdout
+    said = finish("status", url, module="launch", **place.variables).stdout
     assert said.count("finished") == 4, said
 
 
+def test_the_command_answers_from_a_bucket_into_a_bucket(
+    store: S3, shards: str, crossval: tuple[Path, str], tmp_path: Path
+) -> None:
+    model, variables = crossval[0] / "fold_1", {**store.environment, "DFER_CACHE": str(tmp_path / "cache")}
+    with (model / "results" / "test_predictions.csv").open(newline="") as file:
+        expected = list(csv.DictReader(file))
+    words = ("--shards", shards, "--partitions", "fold_1", "--out", f"{store.url}/here")
+    done = finish("predict", model, *words, **variables)
+    assert f"{store.url}/here/predictions.csv: {len(expected)} clips: " in done.stdout
+    with (store.files / "here" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["key"], row["predicted"]) for row in rows] == [(row["key"], row["predicted"]) for row in expected]
+
+
+@pytest.mark.long
 def test_the_command_starts_parts_beside_each_other(crossval: tuple[Path, str], dfew: Path, tmp_path: Path) -> None:
     clips, model = tmp_path / "clips", crossval[0] / "fold_1"
-    for folder in sorted((dfew / "raw").rglob("*")):
-        if folder.is_dir() and any(path.is_file() and path.suffix == ".jpg" for path in folder.iterdir()):
-            (clips / "deep").mkdir(parents=True, exist_ok=True)
-            (clips / "deep" / folder.name).symlink_to(folder, target_is_directory=True)
-    count = len(list((clips / "deep").iterdir()))
+    found = sorted({path.parent for path in (dfew / "raw").rglob("*.jpg")})[:20]
+    (clips / "deep").mkdir(parents=True)
+    for folder in found:
+        (clips / "deep" / folder.name).symlink_to(folder, target_is_directory=True)
+    bad = clips / "deep" / "bad"
+    bad.mkdir()
+    (bad / "1.jpg").write_bytes(b"no picture")
     words = ("predict", model, "--clips", clips, "--out", tmp_path / "out", "--workers", 2)
-    done = finish(*words)
-    assert f"predictions.csv: {count} clips: " in done.stdout and count > 16, done.stdout
+    done = start(*words)
     assert "worker_1: " in done.stdout and "worker_2: " in done.stdout
-    bad = tmp_path / "bad"
-    (bad / "c").mkdir(parents=True)
-    (bad / "c" / "1.jpg").write_bytes(b"no picture")
-    done = start("predict", model, "--clips", bad, "--out", tmp_path / "none")
-    refused(done, 3, f"{tmp_path / 'none'}: expected to read all 1 clips, got 1 that cannot be read: c.")
+    said = f"{tmp_path / 'out'}: expected to read all {len(found) + 1} clips, got 1 that cannot be read: deep/bad. "
+    assert done.returncode == 3 and said in done.stderr, done.stderr
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        assert sum(bool(row["predicted"]) for row in csv.DictReader(file)) == len(found) == 20
 
 
 def test_features_of_parts_are_the_files_of_a_training(dfew: Path, tmp_path: Path) -> None:

@@ -73,12 +73,12 @@ def run(folder: Path, *options: str, **files: str) -> "subprocess.CompletedProce
         path = folder / "tests" / "unit" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    plugins = ["-p", "tests.suite", "-p", "no:cacheprovider"]
+    plugins = ["-p", "tests.suite", "-p", "xdist", "-p", "pytest_timeout", "-p", "no:cacheprovider"]
     words = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(folder), *plugins, *options, "tests"]
     own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *words]
-    env = {**own, "PYTHONPATH": paths}
+    env = {**own, "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others take a second to import
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False)
 
 
@@ -136,6 +136,20 @@ def test_a_group_stays_in_one_process(tmp_path: Path) -> None:
     assert done.returncode == 0 and "8 passed" in done.stdout, done.stdout + done.stderr
     ran = [tuple(line.split()) for line in (tmp_path / "out").read_text().splitlines()]
     assert len(ran) == 8 and len(set(ran)) == 4 and len({pid for _, pid in ran}) == 2
+
+
+def test_the_longest_files_begin_first_and_new_ones_are_not_taken_for_short(tmp_path: Path) -> None:
+    """The table knows two of them; of a third, all is skipped."""
+    text = "import pytest\nfrom pathlib import Path\n{marks}\n"
+    text += "def test_x():\n    with Path('out').open('a') as out: out.write(f'{{__name__}}\\n')\n"
+    skipped = "@pytest.mark.integration\n@pytest.mark.skip"
+    marks = {"test_a": "", "test_b": "", "test_new": "@pytest.mark.integration", "test_skipped": skipped}
+    table = {f"tests/unit/{name}.py::test_x": seconds for name, seconds in (("test_a", 1.0), ("test_b", 9.0))}
+    (tmp_path / "conftest.py").write_text(f"from tests import suite\nsuite.known_durations = lambda: {table}\n")
+    files = {name: text.format(marks=mark) for name, mark in marks.items()}
+    done = run(tmp_path, "-n", "1", "--dist", "loadgroup", **files)
+    assert done.returncode == 0 and "3 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "out").read_text().split() == ["test_b", "test_new", "test_a"]
 
 
 def test_what_became_slower_is_listed() -> None:

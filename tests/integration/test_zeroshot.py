@@ -31,12 +31,14 @@ def suite(tmp_path_factory: pytest.TempPathFactory, dfew: Path) -> Path:
             (folder / f"{number}.jpg").write_bytes(picture.read_bytes())
     torch.manual_seed(4)
     torch.save({"mlp.weight": torch.randn(64, 128)}, home / "head.pth")
-    towers = {"arch": "tiny-conv-64"}
     plain: dict[str, Any] = {
         "job": "zeroshot",
         "run": str(home / "run"),
         "features": str(home / "features"),
-        "models": {"clip": {"towers": towers}, "exp_clip": {"towers": towers, "head": str(home / "head.pth")}},
+        "models": {
+            "clip": {"towers": {"arch": "tiny-conv-64"}},
+            "exp_clip": {"towers": {"arch": "tiny-conv-64"}, "head": str(home / "head.pth")},
+        },
         "texts": list(KINDS),
         "sets": {
             "dfew": {"shards": str(dfew / "shards"), "classes": "basic7"},
@@ -48,7 +50,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory, dfew: Path) -> Path:
         "workers": 0,
     }
     path = home / "suite.yaml"
-    path.write_text(yaml.safe_dump(plain))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
     return path
 
 

@@ -112,7 +112,16 @@ PLAIN = {
 FLOOR = PLAIN | {"dfer.torch_internals", "dfer.recognition", "dfer.distributed", "dfer.rendezvous", "dfer.inference"}
 LOWER = ("dfer.run", "dfer.store", "dfer.media")
 """Rooms that import the floor alone; every room may import them."""
-ROOMS = (*LOWER, "dfer.data", "dfer.models", "dfer.training", "dfer.evaluation", "dfer.report", "dfer.jobs")
+ROOMS = (
+    *LOWER,
+    "dfer.data",
+    "dfer.models",
+    "dfer.training",
+    "dfer.evaluation",
+    "dfer.teacher",
+    "dfer.report",
+    "dfer.jobs",
+)
 READS = {f"dfer.evaluation.{name}" for name in ("answers", "results", "scores", "statistics")}
 """What reports import of the evaluation."""
 WITHOUT_TORCH = (
@@ -135,6 +144,12 @@ WITHOUT_TORCH = (
     "dfer.jobs.parts",
     "dfer.jobs.crossval",
     "dfer.jobs.answering",
+    "dfer.jobs.extract",
+    "dfer.jobs.fit",
+    "dfer.jobs.pairs",
+    "dfer.report.fits",
+    "dfer.teacher.config",
+    "dfer.teacher.files",
     "dfer.jobs.pieces",
     "dfer.jobs.predict_job",
     "dfer.jobs.predict_table",

@@ -1,6 +1,7 @@
 """The loader: the same batches whatever the workers and ranks, every clip once, and clean errors."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfer.config import ConfigProblem
+from dfer.data import loader as loading
 from dfer.data import shared_memory
 from dfer.data.augment import Augment
 from dfer.data.clips import ClipSet
@@ -22,6 +24,14 @@ from dfer.errors import DataError
 from dfer.recognition import PADDING, ClipBatch
 from dfer.store.shards import Store
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
+
+
+@pytest.fixture(autouse=True)
+def _workers_end_with_their_test() -> Iterator[None]:
+    """Else Python frees a loader that an error holds in some later test, which waits 5 s for every worker."""
+    yield
+    loading._end_workers()
+
 
 FRAMES = {f"clip{n}": 3 + 4 * n for n in range(11)}
 """Keys and frame counts: 3, 7, ... 43 frames, so shorter and longer than the 8 that are read."""

@@ -118,7 +118,7 @@ def test_parts_are_found_in_a_folder_in_the_order_of_their_numbers(tmp_path: Pat
     found = parts_in(Folder(tmp_path))
     assert [part.name for part in found] == ["fold_3", "seed_2/fold_9", "seed_2/fold_10", "seed_10/fold_2"]
     assert found[1] == Part(name="seed_2/fold_9", run=str(tmp_path / "seed_2" / "fold_9"))
-    for name in ("raf_db/results", "temperature_0.01_batch_512", "report", "two words"):
+    for name in ("raf_db/results", "temperature_0.01_batch_512/lease", "report/results", "two words/lease", "bin/x"):
         (tmp_path / name).mkdir(parents=True)
     others = {part.name for part in parts_in(Folder(tmp_path))} - {part.name for part in found}
     assert others == {"raf_db", "temperature_0.01_batch_512"}

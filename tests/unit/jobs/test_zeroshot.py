@@ -194,6 +194,7 @@ def test_features_are_computed_once_and_no_tower_is_needed_afterwards(
         run_parts(third, alone)
 
 
+@pytest.mark.slow("a suite over two sets")
 def test_a_part_is_done_until_something_that_decides_changes(home: Path, tmp_path: Path, alone: World) -> None:
     texts = tmp_path / "own.yaml"
     texts.write_text("".join(f"{name}: a {name} face\n" for name in exp_clip_classes()))
@@ -224,6 +225,7 @@ def exp_clip_classes() -> tuple[str, ...]:
     return ("happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear")
 
 
+@pytest.mark.slow("two passes over all clips")
 def test_the_rules_of_short_clips_differ_on_short_clips_alone(home: Path, tmp_path: Path, alone: World) -> None:
     found = []
     for rule in ("repeat_first", "repeat_last"):
@@ -236,6 +238,7 @@ def test_the_rules_of_short_clips_differ_on_short_clips_alone(home: Path, tmp_pa
     assert different == {key for key, count in frames.items() if 1 < count <= T}
 
 
+@pytest.mark.slow("a suite over two sets")
 def test_two_sets_of_one_folder_share_features(home: Path, tmp_path: Path, alone: World) -> None:
     seven = {"shards": f"{home}/stills", "classes": list(exp_clip_classes())}
     asked = config(
@@ -428,6 +431,7 @@ MODELS: dict[str, Any] = {
 # --- the job
 
 
+@pytest.mark.slow("two commands")
 def test_paths_become_absolute_and_the_job_is_found(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,7 +111,7 @@ def test_split_files_that_are_not_there_are_told_before_any_part_starts(tmp_path
 def test_a_kind_of_job_that_there_is_not(raw: Path, tmp_path: Path) -> None:
     path = written(tmp_path, raw)
     path.write_text(path.read_text().replace("job: build", "job: biuld"))
-    with pytest.raises(ConfigProblem, match="job: expected one of crossval, build, got biuld"):
+    with pytest.raises(ConfigProblem, match=r"job: expected one of crossval, .*, build, got biuld"):
         make_job([path], [], [], worlds=[1])
 
 
@@ -121,7 +121,7 @@ def test_a_command_for_training_refuses_the_configuration_of_a_build(
     from dfer.__main__ import main as dfer
 
     assert dfer(["crossval", str(written(tmp_path, raw))]) == 2
-    assert "job: expected 'crossval', got 'build'" in capsys.readouterr().err
+    assert "job: expected 'crossval' or 'features', got 'build'" in capsys.readouterr().err
 
 
 def test_the_command_of_a_part_says_what_differs_from_the_defaults() -> None:

@@ -201,7 +201,7 @@ def test_the_papers_architectures_are_known(arch: str) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("arch", ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu"])
+@pytest.mark.parametrize("arch", ["ViT-B-32-quickgelu", pytest.param("ViT-B-16-quickgelu", marks=pytest.mark.long)])
 def test_the_papers_architectures_give_open_clips_features(arch: str) -> None:
     """The whole towers, 224 px, fp32, one set of random weights."""
     oracle = open_clip.create_model(arch, pretrained=None, precision="fp32").eval()

@@ -59,6 +59,13 @@ def crossval(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def again(crossval, tmp_path_factory):
+    """The folder of a second report of it, and the report."""
+    folder = tmp_path_factory.mktemp("again") / "here"
+    return folder, write_report(Folder(crossval[0]), RunConfig, out=Folder(folder))
+
+
+@pytest.fixture(scope="module")
 def page(crossval):
     return Page(Path(crossval[1].html).read_text())
 
@@ -69,17 +76,13 @@ def test_the_three_files_lie_in_report(crossval):
     assert paths.html == f"{run}/report/index.html"
 
 
-def test_another_folder_may_be_named(crossval, tmp_path):
-    assert (
-        write_report(Folder(crossval[0]), RunConfig, out=Folder(tmp_path / "here")).markdown
-        == f"{tmp_path}/here/report.md"
-    )
+def test_another_folder_may_be_named(again):
+    assert again[1].markdown == f"{again[0]}/report.md"
 
 
-def test_the_same_run_gives_the_same_bytes(crossval, tmp_path):
-    again = write_report(Folder(crossval[0]), RunConfig, out=Folder(tmp_path))
+def test_the_same_run_gives_the_same_bytes(crossval, again):
     for name in ("markdown", "json", "html"):
-        assert Path(getattr(again, name)).read_bytes() == Path(getattr(crossval[1], name)).read_bytes()
+        assert Path(getattr(again[1], name)).read_bytes() == Path(getattr(crossval[1], name)).read_bytes()
 
 
 def test_markdown_has_the_shape_of_the_published_fold_table(crossval):

@@ -49,6 +49,7 @@ def test_the_table_has_every_fold_of_every_seed_then_what_they_come_to(run: Path
     assert [row.label for row in rows] == [*folds, *ends]
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_all_forms_of_the_report_tell_both_deviations(run: Path) -> None:
     report = summarise(Folder(run), RunConfig)
     assert report.means.std and report.means.seed_std

@@ -70,6 +70,7 @@ def with_variants(run, *names):
         save_result(replace(found, variants=dict.fromkeys(names, turned)), Folder(run / f"fold_{fold}"))
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_variants_stand_beside_the_answer_under_their_names(run):
     with_variants(run, "local", "global")
     report = summarise(Folder(run), RunConfig)
@@ -166,6 +167,7 @@ def without(path, *keys):
     path.write_text(json.dumps(plain))
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("older", [True, False])
 def test_a_half_trained_fold_does_not_enter_the_table(run, older):
     """Which `dfer evaluate` wrote: an older version's as the result itself, now as a file of its own."""

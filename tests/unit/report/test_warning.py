@@ -35,6 +35,7 @@ def leaking(folder: Path, *, folds: int = 5, marked: bool = True) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_every_number_of_a_leaking_model_is_marked(tmp_path: Path) -> None:
     run = leaking(tmp_path / "run")
     report, paths = summarise(Folder(str(run)), RunConfig), write_report(Folder(str(run)), RunConfig)
@@ -127,6 +128,7 @@ def test_leaking_and_honest_folds_are_not_averaged(tmp_path: Path) -> None:
         summarise(Folder(str(run)), RunConfig)
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize(("hits", "percent"), [(931, "94.04"), (937, "94.65")])
 def test_ten_folds_of_ck_plus_pool_over_990_predictions(tmp_path: Path, hits: int, percent: str) -> None:
     """The published 94.040 and 94.646 % are 931 and 937 of 990 (spec). Folds of one size have the same mean; a fold

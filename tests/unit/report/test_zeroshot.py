@@ -49,6 +49,7 @@ def result(name: str = "raf_db", **changes: Any) -> SetResult:
     right = tuple((10 - max(a, b), abs(a - b), min(a, b)) for a, b in zip(diagonal(ONE), diagonal(TWO), strict=True))
     values: dict[str, Any] = {
         "name": name,
+        "data": name,
         "dataset": name,
         "source": "shards",
         "classes": BASIC7,
