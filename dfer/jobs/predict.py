@@ -75,7 +75,7 @@ def _selected(config: RunConfig, world: World) -> tuple[Recognizer, tuple[str, .
     of a method that trains nothing."""
     if trains_nothing(config.model):
         emotions = emotions_of(read_result(Folder(config.run)).classes)
-        return untrained_model(config, emotions, world), emotions.names
+        return untrained_model(config, emotions, world).model, emotions.names
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen.state)
@@ -161,7 +161,7 @@ def _seen(view: View, picture: Picture, path: Path) -> Picture:
 
 
 def _read_picture(path: Path) -> Picture:
-    expected = f"a whole JPEG, PNG, BMP or WebP of at most {MAX_PIXELS:,} pixels"
+    expected = f"a whole JPEG, PNG, BMP, WebP or TIFF of at most {MAX_PIXELS:,} pixels"
     try:
         return read_picture(_read(path), max_pixels=MAX_PIXELS).rgb
     except ValueError as error:
