@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfer.media.bounds import PNG_SIGNATURE, Header, TooMuch, check_bmp, check_png, check_webp, jpeg_size
 from dfer.media.tiff import SIGNATURES as TIFF_SIGNATURES
-from dfer.media.tiff import plain_tiff
+from dfer.media.tiff import decode_tiff
 
 JPEG_SIGNATURE = b"\xff\xd8"
 BMP_SIGNATURE = b"BM"
@@ -52,8 +52,7 @@ def read_picture(data: bytes, *, max_pixels: int) -> Picture:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _decoded(data, check_webp(data, max_pixels=max_pixels), "WebP")
     if data[:4] in TIFF_SIGNATURES:
-        header, plain = plain_tiff(data, max_pixels=max_pixels)
-        return _decoded(plain, header, "TIFF")
+        return Picture(rgb=decode_tiff(data, max_pixels=max_pixels), media="tiff")
     raise ValueError("neither a JPEG nor a PNG, BMP, WebP or TIFF")
 
 

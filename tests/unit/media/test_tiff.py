@@ -1,4 +1,4 @@
-"""TIFFs are checked and copied before their decoder sees them; written here by Pillow and OpenCV, and byte by byte."""
+"""TIFFs written by Pillow, by OpenCV and byte by byte; what is not read, cut or damaged is refused."""
 
 import io
 import struct
@@ -14,7 +14,6 @@ from PIL import Image
 from dfer.media.bounds import TooMuch
 from dfer.media.frames import list_pictures
 from dfer.media.pictures import read_picture
-from dfer.media.tiff import plain_tiff
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (37, 26, 3), np.uint8)
 PIXELS[5:20] = 90  # so that LZW has something to find
@@ -73,16 +72,46 @@ def test_both_orders_of_bytes_and_white_as_zero(order: str) -> None:
     assert inverted[..., 2].tolist() == (255 - np.arange(12).reshape(3, 4)).tolist()
 
 
-def test_the_decoder_sees_nothing_but_what_was_checked() -> None:
-    """Neither a profile nor a private tag, nor the tag that turns the picture."""
+def test_profiles_private_tags_and_the_one_that_turns_are_ignored() -> None:
     options: dict[str, Any] = {"icc_profile": b"PROFILE" * 50, "tiffinfo": {274: 6, 40_000: "PRIVATE", 270: "SAID"}}
     data = saved(Image.fromarray(PIXELS), **options)
     assert all(text in data for text in (b"PROFILE", b"PRIVATE", b"SAID"))
-    plain = plain_tiff(data, max_pixels=MOST)[1]
-    assert not any(text in plain for text in (b"PROFILE", b"PRIVATE", b"SAID"))
-    tags = {struct.unpack_from("<H", plain, 10 + 12 * i)[0] for i in range(struct.unpack_from("<H", plain, 8)[0])}
-    assert tags == {256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317}
     assert np.array_equal(read_picture(data, max_pixels=MOST).rgb, PIXELS)
+
+
+@pytest.mark.parametrize("side", [1, 3, 90, 300])
+@pytest.mark.parametrize("values", [2, 12, 256])
+def test_lzw_of_any_length_and_content(side: int, values: int) -> None:
+    """Tables that fill up, codes of all widths, strings that repeat themselves; written by Pillow and by OpenCV."""
+    pixels = np.random.default_rng(side).integers(0, values, (side, side, 3), np.uint8)
+    for data in (
+        saved(Image.fromarray(pixels), compression="tiff_lzw"),
+        cv2.imencode(".tif", pixels[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes(),
+    ):
+        assert np.array_equal(read_picture(data, max_pixels=MOST).rgb, pixels)
+
+
+def test_cut_or_damaged_lzw_is_refused() -> None:
+    """libtiff would fill the rest with black."""
+    data = bytearray(saved(Image.fromarray(PIXELS), compression="tiff_lzw"))
+    at = struct.unpack_from("<I", data, 4)[0]
+    entries = {struct.unpack_from("<H", data, at + 2 + 12 * i)[0]: at + 10 + 12 * i for i in range(data[at])}
+    begin, size = (struct.unpack_from("<I", data, entries[tag])[0] for tag in (273, 279))
+    for cut in (1, 3, size // 2, size - 2):
+        short = bytearray(data)
+        struct.pack_into("<I", short, entries[279], size - cut)
+        if cut > 2:  # the last bytes only end the strip
+            with pytest.raises(ValueError, match="truncated"):
+                read_picture(bytes(short), max_pixels=MOST)
+    data[begin : begin + size] = b"\xff" * size
+    with pytest.raises(ValueError, match="a damaged TIFF"):
+        read_picture(bytes(data), max_pixels=MOST)
+
+
+def test_much_lzw_is_refused_undecoded() -> None:
+    data = grey(t259=5, t279=2**23 + 1)
+    with pytest.raises(TooMuch, match=r"8,388,609 bytes of LZW, more than 8,388,608"):
+        read_picture(data, max_pixels=MOST)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +174,7 @@ def test_strips_that_are_the_whole_file_are_cut_or_refused(compression: str) -> 
     if compression == "raw":
         assert read_picture(data, max_pixels=MOST).rgb.shape == (64, 64, 3)
     else:
-        with pytest.raises(ValueError, match="a damaged TIFF"):
+        with pytest.raises(ValueError, match=r"damaged|truncated"):
             read_picture(data, max_pixels=MOST)
 
 
