@@ -259,7 +259,7 @@ def test_a_dk_clip_begins_from_an_imported_x_clip(tmp_path: Path) -> None:
     assert saved is not None
     for frames, drawn in ((16, ()), (12, ("integration.positions",))):
         config = load_run(["methods/dk_clip", "sets/dfew"], [f"model.start={tmp_path / 'out'}"])
-        model = replace(config.model, towers=TowersConfig(arch=str(tmp_path / "small.json")))
+        model = replace(config.model, towers=TowersConfig(arch=str(tmp_path / "out/towers.arch.json")))
         config = replace(config, model=model, data=replace(config.data, frames=frames, size=16))
         own = untrained_model(config, label_set("basic7"), World()).model
         expected = saved.weights()
