@@ -380,7 +380,7 @@ def test_prediction_goes_clip_by_clip_and_names_the_bad_ones(
         clip.mkdir()
         cv2.imwrite(str(clip / "1.png"), np.full((64, 64, 3), 40 * number, np.uint8))
     (clips[1] / "1.png").write_bytes(b"")
-    (clips[3] / "2.tif").write_bytes(b"II*")
+    (clips[3] / "2.gif").write_bytes(b"GIF")
     capsys.readouterr()
     table = tmp_path / "answers.csv"
     whole = [clip for clip in clips if clip.name in "ace"]
