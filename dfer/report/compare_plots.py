@@ -94,10 +94,9 @@ def recall_picture(data: str, classes: Sequence[str], entries: Sequence[Entry]) 
         axes.set(xlim=(-1, 101), ylim=(len(classes) - 0.5, -0.5), xlabel="recall (%)")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper left", ncols=2, frameon=False, handletextpad=0.2, borderpad=0)
-        theirs = (
-            " Hollow diamonds: published." if any(each.published and each.published.recall for each in entries) else ""
-        )
-        return picture_of(figure, caption=f"Recall per class on {data}, mean over folds and seeds.{theirs}")
+        hollow = any(each.published and each.published.recall for each in entries)
+        legend = " Hollow diamonds: published." if hollow else ""
+        return picture_of(figure, caption=f"Recall per class on {data}, mean over folds and seeds.{legend}")
 
 
 def reliability_picture(data: str, found: Sequence[tuple[str, Calibration]]) -> Picture:

@@ -149,7 +149,7 @@ OTHERS = {
     "pairs.size=32": r"pairs with size: 32, got size: 64",
     "pairs.features={0}/none": r"expected pairs of features, got none. Make them: dfer extract",
     "batch=100": r"batch: expected at most the 90 pairs, got 100",
-    "pairs.pictures={0}": r"{0}: expected a folder with, got none",
+    "pairs.pictures={0}": r"{0}: expected a folder with .jpg, .png, .bmp, .webp or .tif pictures, got none",
     "pairs.teacher.dropout=true": r"pairs.teacher.dropout: unknown key. Known: dim, name, seed",
     "flip=0.5": r"flip: expected neither flip nor dropout with stored features",
 }
