@@ -86,8 +86,8 @@ def recall_picture(data: str, classes: Sequence[str], entries: Sequence[Entry]) 
             axes.plot(*zip(*there), mark, color=colour, ms=5, mew=0, label=picture_label(entry.label))
         for k in range(1, len(classes)):
             axes.axhline(k - 0.5, color="#888888", alpha=0.25, lw=0.6)
-            theirs = entry.published.recalls(classes) if entry.published else []
-            quoted = [(share, k + offset) for k, share in enumerate(theirs) if share is not None]
+            recalls = entry.published.recalls(classes) if entry.published else []
+            quoted = [(share, k + offset) for k, share in enumerate(recalls) if share is not None]
             if quoted:
                 axes.plot(*zip(*quoted), "D", ms=4.5, mfc="none", mec=colour, mew=0.9)
         axes.set_yticks(range(len(classes)), [picture_label(name) for name in classes])

@@ -175,7 +175,7 @@ def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "1.png").write_bytes(data)
-    with pytest.raises(DataError, match="or WebP of at most 16,777,216 pixels, got 40000 x 40000"):
+    with pytest.raises(DataError, match="or TIFF of at most 16,777,216 pixels, got 40000 x 40000"):
         read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
 
 

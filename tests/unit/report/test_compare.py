@@ -131,12 +131,12 @@ DK_CLIP_DFEW = ("94.61", "76.19", "75.06", "78.65", "63.61", "23.60", "42.93")
 
 def test_published_recalls_stand_under_their_classes_and_never_in_ours(tmp_path: Path) -> None:
     theirs = {"uar": 59.61, "war": 71.25, "source": "A paper", "recall": {"fear": 11.25, "happiness": 90.5}}
-    run = run_of(tmp_path / "a", 0, published=theirs)
+    run = run_of(tmp_path / "a", 0, predicted=False, published=theirs)
     found = compared(run, pending=[Pending(label="b", dataset="dfew", published=from_plain(Published, theirs))])
     own, published, _, waiting = lines(found.tables[0])
     expected = ("90.50", "–", "–", "–", "–", "–", "11.25", "59.61", "71.25")  # in the order of the table's classes
     assert published.cells[:9] == waiting.cells[:9] == expected
-    assert own.cells == lines(compared(run_of(tmp_path / "bare", 0)).tables[0])[0].cells
+    assert own.cells == lines(compared(run_of(tmp_path / "bare", 0, predicted=False)).tables[0])[0].cells
     for page in (text(found), markdown(found), compare_page(found)):
         assert page.count("90.50") == 2 and page.count("11.25") == 2
     pictures = [each.caption for column in compare_plots.pictures(found.tables[0]) for each in column]
