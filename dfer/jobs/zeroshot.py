@@ -133,4 +133,5 @@ def conclude(config: ZeroshotConfig) -> str:
         do = "Run the suite: dfer zeroshot CONFIG."
         raise CheckpointError(message(home, expected="the result of a data set", got="none", do=do))
     waiting = [name for name, result in found.items() if result is None]
-    return write_suite(suite_of(results, absent=absent, waiting=waiting), Folder(f"{home}/report", what="run"))
+    suite = suite_of(results, absent=absent, waiting=waiting, remark=config.remark)
+    return write_suite(suite, Folder(f"{home}/report", what="run"))

@@ -83,7 +83,7 @@ class ZeroshotConfig:
     all its frames and the last one repeated (`repeat_last`). features: folder or URL for stored features of frames and
     texts. batch: frames of one forward pass. precision: of both towers; heads are applied in fp32. seed: of random
     weights, where `pretrained` is null. workers: decoding processes, or threads for pictures, of a rank. cache,
-    cache_gib: as in `data`. run: folder over all data sets.
+    cache_gib: as in `data`. run: folder over all data sets. remark: words for the reader of the table.
     """
 
     job: Literal["zeroshot"] = key("zeroshot", resume="free")
@@ -97,6 +97,7 @@ class ZeroshotConfig:
     batch: int = key(256, resume="free")
     precision: Precision = "fp32"
     seed: int = 1
+    remark: str = key("", resume="free")
     workers: int = key(2, resume="free")
     cache: str | None = key(None, path=True, resume="free")
     cache_gib: float = key(CACHE_GIB, resume="free")

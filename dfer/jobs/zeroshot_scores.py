@@ -6,7 +6,8 @@ Letters: N clips, K classes, M prompt kinds.
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from dfer.models.frozen import normalisation_words
 from dfer.models.texts import class_prompts
 from dfer.models.zero_shot import class_logits, projected, read_head
 from dfer.report import exp_clip
-from dfer.report.zeroshot import Answer, ModelFacts, SetResult, Together, read_result, write_result
+from dfer.report.zeroshot import Answer, Gain, ModelFacts, SetResult, Together, read_result, write_result
 from dfer.storage import Folder
 from dfer.store.format import data_name
 
@@ -74,6 +75,7 @@ def _on_first(
         return there
     answers: list[Answer] = []
     together: list[Together] = []
+    hits: dict[tuple[str, str], Tensor] = {}
     seconds = {"features": round(took, 3)}
     for model, own in config.models.items():
         dim = towers[model].embed_dim
@@ -82,12 +84,13 @@ def _on_first(
         for kind in config.texts:
             began = time.monotonic()
             found = answered(clips, Texts(towers[model], data.emotions, kind), own, head, data)
-            right += found.predicted == found.labels
+            hits[model, kind] = found.predicted == found.labels
+            right += hits[model, kind]
             answers.append(Answer(model=model, kind=label_of(kind), confusion=_by_fold(found, data)))
             text = predictions_csv(found, keys=data.keys, classes=data.emotions.names)
             home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode())
             seconds[f"{model}, {label_of(kind)}"] = round(time.monotonic() - began, 3)
-        counts = {str(fold): _right(right, data, rows, len(config.texts)) for fold, rows in data.folds.items()}
+        counts = {str(fold): _by_value(right, data, rows, len(config.texts) + 1) for fold, rows in data.folds.items()}
         together.append(Together(model=model, right=counts))
     own_set = config.sets[name]
     held = data_name(data.dataset, generated=data.generated)
@@ -114,10 +117,22 @@ def _on_first(
         models=tuple(_facts(model, own, towers[model], features[model]) for model, own in config.models.items()),
         answers=tuple(answers),
         together=tuple(together),
+        gains=tuple(_gains(config, hits, data)),
     )
     write_result(result, home)
     home.write(PROGRESS, json.dumps({"step": result.clips, "complete": True, "time": time.time()}).encode())
     return result
+
+
+def _gains(config: ZeroshotConfig, hits: Mapping[tuple[str, str], Tensor], data: SetData) -> Iterator[Gain]:
+    """Compare every model with a head with the first one of the same towers without. hits: bool [N] of model, kind."""
+    for model, own in config.models.items():
+        bare = replace(own, head=None)
+        plain = next((name for name, other in config.models.items() if other == bare), None)
+        for kind in config.texts if own.head and plain else ():
+            change = hits[model, kind].long() - hits[str(plain), kind].long() + 1
+            counts = {str(fold): _by_value(change, data, rows, 3) for fold, rows in data.folds.items()}
+            yield Gain(model=model, plain=str(plain), kind=label_of(kind), change=counts)
 
 
 def answered(clips: Tensor, texts: Texts, model: ZeroshotModel, head: Tensor | None, data: SetData) -> Predictions:
@@ -146,10 +161,10 @@ def _by_fold(found: Predictions, data: SetData) -> dict[str, tuple[tuple[int, ..
     return counts
 
 
-def _right(right: Tensor, data: SetData, rows: Ids, kinds: int) -> tuple[tuple[int, ...], ...]:
-    """Count the clips [K M+1] of a fold by class and by the number of kinds that were right, int64 [N]."""
-    at, width = torch.from_numpy(rows), kinds + 1
-    cells = torch.from_numpy(data.labels)[at] * width + right[at]
+def _by_value(values: Tensor, data: SetData, rows: Ids, width: int) -> tuple[tuple[int, ...], ...]:
+    """Count the clips [K V] of a fold by class and value. values: int64 [N], from 0 to `width` - 1."""
+    at = torch.from_numpy(rows)
+    cells = torch.from_numpy(data.labels)[at] * width + values[at]
     return _rows(torch.bincount(cells, minlength=len(data.emotions) * width).view(-1, width))
 
 

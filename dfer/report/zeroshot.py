@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.errors import CheckpointError, message
@@ -65,6 +66,18 @@ class Together:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What a head changes with a prompt kind. plain: the model of the same towers without a head. change: of each fold,
+    [K 3]: the clips of each class that the head alone got wrong, that both got right or wrong, that it alone got
+    right."""
+
+    model: str
+    plain: str
+    kind: str
+    change: dict[str, Matrix]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetResult:
     """One data set. name: in the configuration; data: the same for readers, with what it holds; dataset, generated: as
     in a manifest; source: shards or pictures.
@@ -96,11 +109,13 @@ class SetResult:
     models: tuple[ModelFacts, ...]
     answers: tuple[Answer, ...]
     together: tuple[Together, ...]
+    gains: tuple[Gain, ...] = ()
 
     def __post_init__(self) -> None:
         size, folds = len(self.classes), {*self.folds}
         shapes = [(answer.confusion, size) for answer in self.answers]
         shapes += [(each.right, len(self.kinds) + 1) for each in self.together]
+        shapes += [(each.change, 3) for each in self.gains]
         for found, width in shapes:
             whole = {*found} == folds and all(
                 len(rows) == size and all(len(row) == width and min(row) >= 0 for row in rows)
@@ -137,12 +152,24 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much better a model is than its plain towers on the same clips, from -1 to 1: means over folds, with paired
+    intervals."""
+
+    model: str
+    plain: str
+    kind: str
+    intervals: Intervals
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetTable:
-    """The lines of one data set, grouped by model. readme: rows of the README table of Exp-CLIP's release by model, of
-    no single prompt kind. notes: such as why published rows are left out."""
+    """The lines of one data set, grouped by model. differences: of heads and plain towers. readme: rows of the README
+    table of Exp-CLIP's release by model, of no single prompt kind. notes: such as why published rows are left out."""
 
     result: SetResult
     lines: tuple[Line, ...]
+    differences: tuple[Difference, ...]
     readme: dict[str, Published]
     notes: tuple[str, ...]
 
@@ -150,11 +177,12 @@ class SetTable:
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """The whole table. absent: data sets that are not there, and why. waiting: those that are there without a result of
-    this configuration."""
+    this configuration. remark: the user's words about the table."""
 
     sets: tuple[SetTable, ...]
     absent: dict[str, str]
     waiting: tuple[str, ...]
+    remark: str = ""
 
 
 def write_result(result: SetResult, home: Folder) -> None:
@@ -174,9 +202,11 @@ def read_result(home: Folder) -> SetResult | None:
         raise CheckpointError(message(home.where(RESULT), expected="a result of the suite", got=got, do=do)) from error
 
 
-def suite_of(results: Sequence[SetResult], *, absent: Mapping[str, str], waiting: Sequence[str]) -> Suite:
+def suite_of(
+    results: Sequence[SetResult], *, absent: Mapping[str, str], waiting: Sequence[str], remark: str = ""
+) -> Suite:
     """Make the table of some results."""
-    return Suite(sets=tuple(map(_table, results)), absent=dict(absent), waiting=tuple(waiting))
+    return Suite(sets=tuple(map(_table, results)), absent=dict(absent), waiting=tuple(waiting), remark=remark)
 
 
 def _table(result: SetResult) -> SetTable:
@@ -193,7 +223,18 @@ def _table(result: SetResult) -> SetTable:
     notes = [f"Published rows are left out: {why}."] if why and quoted else []
     if result.left_out:
         notes.append(f"{result.left_out:,} test clips of other classes, or without one, are left out.")
-    return SetTable(result=result, lines=tuple(lines), readme=readme, notes=tuple(notes))
+    return SetTable(
+        result=result,
+        lines=tuple(lines),
+        differences=tuple(map(_difference, result.gains)),
+        readme=readme,
+        notes=tuple(notes),
+    )
+
+
+def _difference(gain: Gain) -> Difference:
+    found = intervals(_strata(gain.change, np.array([-1.0, 0.0, 1.0])), folds=True)
+    return Difference(model=gain.model, plain=gain.plain, kind=gain.kind, intervals=found)
 
 
 def _readme(result: SetResult, model: ModelFacts) -> Published | None:
@@ -237,7 +278,7 @@ def _line(result: SetResult, model: ModelFacts, answer: Answer, why: str) -> Lin
 
 def _mean_line(result: SetResult, model: ModelFacts, each: Together, why: str) -> Line:
     """Make the line of the mean over prompt kinds. Its interval is over clips, each with its share of right kinds."""
-    found = intervals(_strata(each, len(result.kinds)), folds=True)
+    found = intervals(_strata(each.right, np.arange(len(result.kinds) + 1) / len(result.kinds)), folds=True)
     published = None if why else exp_clip.log_mean(model.released, result.kinds, result.name)
     return Line(
         model=model.name,
@@ -249,14 +290,14 @@ def _mean_line(result: SetResult, model: ModelFacts, each: Together, why: str) -
     )
 
 
-def _strata(each: Together, kinds: int) -> dict[Stratum, Levels]:
-    values = np.arange(kinds + 1) / kinds
+def _strata(counts: Mapping[str, Matrix], values: NDArray[np.float64]) -> dict[Stratum, Levels]:
+    """Make strata of counts [K V] of each fold: clips of each class by their value, float64 [V]."""
     found: dict[Stratum, Levels] = {}
-    for fold, rows in each.right.items():
+    for fold, rows in counts.items():
         for k, row in enumerate(rows):
-            counts = np.array(row, np.int64)
-            if counts.sum():
-                found[int(fold), k] = (values[counts > 0], counts[counts > 0])
+            clips = np.array(row, np.int64)
+            if clips.sum():
+                found[int(fold), k] = (values[clips > 0], clips[clips > 0])
     return found
 
 

@@ -33,8 +33,9 @@ def page(suite: Suite) -> str:
 
     head, *body = tables.overview(suite)
     missing = "".join(f'<p class="note">{escape(line)}</p>' for line in tables.missing(suite))
+    remark = f'<p class="note">{escape(suite.remark)}</p>' if suite.remark else ""
     parts = [
-        f'<header><h1>{tables.TITLE}</h1><p class="soft">{escape(tables.LEGEND)}</p></header>',
+        f'<header><h1>{tables.TITLE}</h1>{remark}<p class="soft">{escape(tables.LEGEND)}</p></header>',
         f"<section><h2>All data sets: UAR / WAR (%)</h2>{plain_table(head, body)}{missing}</section>",
         *map(_section, suite.sets),
         f"<section><h2>Models</h2>{plain_table(tables.MODEL_HEADS, tables.model_facts(suite))}</section>",
@@ -46,7 +47,8 @@ def _section(table: SetTable) -> str:
     from dfer.report.compare_page import figure_of, plain_table
     from dfer.report.compare_plots import score_picture
 
-    said = "".join(f'<p class="soft">{escape(text)}</p>' for text in (tables.facts(table), *tables.sources(table)))
+    lines = (*tables.differences(table), tables.facts(table), *tables.sources(table))
+    said = "".join(f'<p class="soft">{escape(text)}</p>' for text in lines)
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     picture = figure_of(score_picture(table.result.data, table.lines))
     listed = plain_table(tables.HEADS, tables.rows(table), kinds=tables.styles(table))

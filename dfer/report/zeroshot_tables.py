@@ -6,6 +6,7 @@ from typing import Any
 from dfer.config import to_plain
 from dfer.evaluation.results import Published
 from dfer.evaluation.scores import percent
+from dfer.evaluation.statistics import Interval
 from dfer.report.compare_tables import aligned
 from dfer.report.tables import limits, md_table, md_text
 from dfer.report.zeroshot import Line, ModelFacts, SetTable, Suite
@@ -87,6 +88,19 @@ def sources(table: SetTable) -> list[str]:
     return [f"Published: {text}." for text in dict.fromkeys(found)]
 
 
+def differences(table: SetTable) -> list[str]:
+    """Say how much better every head is than its plain towers, in points, with paired intervals; a line each."""
+    return [
+        f"{each.model} minus {each.plain}, {each.kind}: UAR {_points(each.intervals.uar)}, "
+        f"WAR {_points(each.intervals.war)} (points, paired 95 % intervals)."
+        for each in table.differences
+    ]
+
+
+def _points(each: Interval) -> str:
+    return f"{100 * each.value:+.2f} [{100 * each.low:+.2f}, {100 * each.high:+.2f}]"
+
+
 def model_facts(suite: Suite) -> list[list[str]]:
     """Make a row for every model: name, CLIP, weights, head, normalisation."""
     models = {model.name: model for table in suite.sets for model in table.result.models}
@@ -114,18 +128,19 @@ def text(suite: Suite) -> str:
     blocks = []
     for table in suite.sets:
         own = aligned([list(HEADS), *rows(table)])
-        blocks.append("\n".join([table.result.data, *own, facts(table), *table.notes, *sources(table)]))
+        said = [*differences(table), facts(table), *table.notes, *sources(table)]
+        blocks.append("\n".join([table.result.data, *own, *said]))
     listed = "\n".join(["All data sets: UAR / WAR", *aligned(overview(suite)), *missing(suite)])
-    return "\n\n".join([*blocks, listed, LEGEND])
+    return "\n\n".join([*blocks, listed, *filter(None, (suite.remark,)), LEGEND])
 
 
 def markdown(suite: Suite) -> str:
     """Format the table as Markdown."""
     head, *body = overview(suite)
-    parts = [f"# {TITLE}", LEGEND, "## All data sets", "UAR / WAR.", _table(head, body), _list(missing(suite))]
+    parts = [f"# {TITLE}", md_text(suite.remark), LEGEND, "## All data sets", "UAR / WAR.", _table(head, body), _list(missing(suite))]
     for table in suite.sets:
         parts += [f"## {md_text(table.result.data)}", _table(HEADS, rows(table))]
-        parts.append(_list([facts(table), *table.notes, *sources(table)]))
+        parts.append(_list([*differences(table), facts(table), *table.notes, *sources(table)]))
     parts += ["## Models", _table(MODEL_HEADS, model_facts(suite))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -143,9 +158,10 @@ def plain(suite: Suite) -> dict[str, Any]:
     return {
         "sets": [
             {"result": to_plain(table.result), "lines": to_plain(table)["lines"], "readme": to_plain(table)["readme"]}
-            | {"notes": list(table.notes)}
+            | {"differences": to_plain(table)["differences"], "notes": list(table.notes)}
             for table in suite.sets
         ],
         "absent": suite.absent,
         "waiting": list(suite.waiting),
+        "remark": suite.remark,
     }

@@ -64,13 +64,15 @@ class Form:
     """How the pictures of a set of stills, or of sequences up to an apex, are drawn and written.
 
     start: intensity of the expression in the first frame, of that in the last one. canvas: width and height of a
-    picture in sides of the face. grey: one channel. csv: file that holds all pictures as rows of numbers.
+    picture in sides of the face. grey: one channel. csv: file that holds all pictures as rows of numbers. described:
+    each folder of pictures has a file of what they show.
     """
 
     start: float = 1.0
     canvas: tuple[float, float] = (1.0, 1.0)
     grey: bool = False
     csv: str = ""
+    described: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ could tell the classes of a temporal pair apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import numpy as np
 import simplejpeg
 
 from shards.synthetic.action_units import ACTION_UNITS, CANONICAL, Array, mirror, vector
+from shards.sources.described import CAPTIONED, DESCRIPTIONS
+from shards.synthetic.describe import caption, description
 from shards.synthetic.face import ClipPainter, Image
-from shards.synthetic.identity import draw_identity, draw_scene
+from shards.synthetic.identity import Identity, Scene, draw_identity, draw_scene
 from shards.synthetic.layouts import Clip, Form
 from shards.synthetic.motion import Motion, clip_motion, smoothstep
 from shards.synthetic.stills import corner
@@ -43,10 +46,8 @@ def _rise(frames: int, start: float) -> Array:
 
 def draw_still(clip: Clip, form: Form, *, out: Path, seed: int, size: int) -> int:
     """Draw a clip's pictures and write each atomically; returns their number. Raises OSError."""
-    who = draw_identity(np.random.default_rng([seed, 1, clip.identity]))
     rng = np.random.default_rng([seed, 2, clip.index])
-    motion = still_motion(clip.emotion, frames=clip.frames, start=form.start, rng=rng)
-    scene = draw_scene(size, rng=rng)
+    who, motion, scene = _drawn(clip, form, seed=seed, size=size, rng=rng)
     folder = out / clip.folder
     folder.mkdir(parents=True, exist_ok=True)
     for path, image in zip(
@@ -56,6 +57,28 @@ def draw_still(clip: Clip, form: Form, *, out: Path, seed: int, size: int) -> in
         part.write_bytes(_encoded(_on_canvas(image, clip, form), form, path.suffix.lower()))
         part.replace(path)
     return clip.frames
+
+
+def _drawn(
+    clip: Clip, form: Form, *, seed: int, size: int, rng: np.random.Generator
+) -> tuple[Identity, Motion, Scene]:
+    """Draw the numbers that decide a clip's pictures. rng: a new one of the clip; it goes on with the sensor noise."""
+    who = draw_identity(np.random.default_rng([seed, 1, clip.identity]))
+    motion = still_motion(clip.emotion, frames=clip.frames, start=form.start, rng=rng)
+    return who, motion, draw_scene(size, rng=rng)
+
+
+def descriptions(plan: Sequence[Clip], form: Form, *, seed: int, size: int) -> dict[str, str | bytes]:
+    """Make a file for each folder of stills, with the columns file and text: captions of the pictures of `train`,
+    descriptions of the action units of the others. The words know the numbers that draw a picture, not its class."""
+    rows: dict[str, list[str]] = {}
+    for clip in plan:
+        who, motion, scene = _drawn(clip, form, seed=seed, size=size, rng=np.random.default_rng([seed, 2, clip.index]))
+        units, words = motion.units[-1], np.random.default_rng([seed, 3, clip.index])
+        captioned = clip.folder == CAPTIONED
+        text = caption(units, who=who, scene=scene, rng=words) if captioned else description(units, rng=words)
+        rows.setdefault(clip.folder, ["file,text\n"]).append(f'{clip.name},"{text}"\n')
+    return {f"{folder}/{DESCRIPTIONS}": "".join(lines) for folder, lines in rows.items()}
 
 
 def still_paths(clip: Clip, out: Path) -> list[Path]:

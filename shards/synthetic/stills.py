@@ -9,6 +9,7 @@ import numpy as np
 
 from dfer.emotions import BASIC6, BASIC7, BASIC8, CK7
 from dfer.errors import UsageError, did_you_mean, message
+from shards.synthetic.described import DESCRIBED
 from shards.synthetic.layouts import LAYOUTS as OF_CLIPS
 from shards.synthetic.layouts import LENGTHS, SHARES7, Clip, Form, Layout
 
@@ -370,7 +371,7 @@ AFEW = Layout(
     size=128,
     arrange=arrange_afew,
 )
-LAYOUTS = OF_CLIPS | {layout.name: layout for layout in (*STILLS, AFEW)}
+LAYOUTS = OF_CLIPS | {layout.name: layout for layout in (*STILLS, AFEW, DESCRIBED)}
 
 
 def layout_of(dataset: str) -> Layout:

@@ -33,7 +33,7 @@ from shards.synthetic.face import ClipPainter
 from shards.synthetic.identity import draw_identity, draw_scene
 from shards.synthetic.layouts import Clip, Layout, plan_clips
 from shards.synthetic.motion import clip_motion
-from shards.synthetic.pictures import draw_still, join_rows, still_paths
+from shards.synthetic.pictures import descriptions, draw_still, join_rows, still_paths
 from shards.synthetic.stills import layout_of
 
 VERSION = 1  # increase when the same arguments give different pictures
@@ -179,6 +179,8 @@ def write_tree(
         for frames in in_processes(draw, missing, jobs=jobs):
             bar.update(frames)
     files = layout.splits(plan, arguments["size"])
+    if layout.form and layout.form.described:
+        files |= descriptions(plan, layout.form, seed=arguments["seed"], size=arguments["size"])
     if layout.form and layout.form.csv and not (out / layout.form.csv).exists():
         join_rows(out, plan, name=layout.form.csv, rows=str(files.pop(layout.form.csv)))
     for name, text in files.items():
