@@ -137,7 +137,15 @@ def text(suite: Suite) -> str:
 def markdown(suite: Suite) -> str:
     """Format the table as Markdown."""
     head, *body = overview(suite)
-    parts = [f"# {TITLE}", md_text(suite.remark), LEGEND, "## All data sets", "UAR / WAR.", _table(head, body), _list(missing(suite))]
+    parts = [
+        f"# {TITLE}",
+        md_text(suite.remark),
+        LEGEND,
+        "## All data sets",
+        "UAR / WAR.",
+        _table(head, body),
+        _list(missing(suite)),
+    ]
     for table in suite.sets:
         parts += [f"## {md_text(table.result.data)}", _table(HEADS, rows(table))]
         parts.append(_list([*differences(table), facts(table), *table.notes, *sources(table)]))

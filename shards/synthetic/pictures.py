@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from shards.synthetic.action_units import ACTION_UNITS, CANONICAL, Array, mirror, vector
 from shards.sources.described import CAPTIONED, DESCRIPTIONS
+from shards.synthetic.action_units import ACTION_UNITS, CANONICAL, Array, mirror, vector
 from shards.synthetic.describe import caption, description
 from shards.synthetic.face import ClipPainter, Image
 from shards.synthetic.identity import Identity, Scene, draw_identity, draw_scene
@@ -59,9 +59,7 @@ def draw_still(clip: Clip, form: Form, *, out: Path, seed: int, size: int) -> in
     return clip.frames
 
 
-def _drawn(
-    clip: Clip, form: Form, *, seed: int, size: int, rng: np.random.Generator
-) -> tuple[Identity, Motion, Scene]:
+def _drawn(clip: Clip, form: Form, *, seed: int, size: int, rng: np.random.Generator) -> tuple[Identity, Motion, Scene]:
     """Draw the numbers that decide a clip's pictures. rng: a new one of the clip; it goes on with the sensor noise."""
     who = draw_identity(np.random.default_rng([seed, 1, clip.identity]))
     motion = still_motion(clip.emotion, frames=clip.frames, start=form.start, rng=rng)
