@@ -150,6 +150,7 @@ def test_a_published_recall_is_in_percent() -> None:
         Published(war=71.25, source="A paper", recall={"fear": 101.0})
 
 
+@pytest.mark.slow("resamples the clips of a run and draws its page")
 def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_published_ones(tmp_path: Path) -> None:
     theirs = load_run(["methods/dk_clip", "sets/dfew"]).published
     assert theirs is not None
@@ -220,6 +221,7 @@ def test_a_second_result_of_another_checkpoint_is_left_out_and_named(tmp_path: P
 # --- tests between runs
 
 
+@pytest.mark.slow("resamples the clips of two runs")
 def test_a_pair_is_mcnemars_test_on_the_clips_of_both(tmp_path: Path) -> None:
     one, two = run_of(tmp_path / "one", 0), run_of(tmp_path / "two", 0.08, seed=5)
     ((pair,),) = [table.pairs for table in compared(one, two).tables]
@@ -359,6 +361,7 @@ def test_text_of_a_run_folder_stays_text(tmp_path: Path) -> None:
     assert "<script" not in markdown(found) and "\\|\\*" in markdown(found)
 
 
+@pytest.mark.slow("draws a report and resamples its clips")
 def test_a_report_shows_its_intervals(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a", 0)
     report = summarise(Folder(run), RunConfig)
