@@ -77,11 +77,13 @@ class FaultProxy:
 
 
 @contextmanager
-def fault_proxy(endpoint: str, **faults: Any) -> Iterator[FaultProxy]:
-    """Run a proxy before `endpoint` (http://HOST:PORT) until the block ends."""
+def fault_proxy(endpoint: str, *, port: int = 0, **faults: Any) -> Iterator[FaultProxy]:
+    """Run a proxy before `endpoint` (http://HOST:PORT) until the block ends. port: its own; 0 = any that is free."""
     settings = json.dumps(asdict(Faults(**faults)))
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).resolve()), endpoint, settings], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(Path(__file__).resolve()), endpoint, settings, str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -262,9 +264,9 @@ def _abort(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def _main(endpoint: str, settings: str) -> None:
+async def _main(endpoint: str, settings: str, port: str) -> None:
     proxy = _Proxy(endpoint, Faults(**json.loads(settings)))
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=2**20)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", int(port), limit=2**20)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

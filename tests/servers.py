@@ -63,9 +63,18 @@ def use(server: S3, patch: pytest.MonkeyPatch) -> None:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     # The fork server keeps the environment of its start. It ends by itself with the last worker that came from it.
     old = forkserver._forkserver
-    if old._forkserver_pid is not None:
+    if old._forkserver_pid is not None and not _began_with(old._forkserver_pid, server.environment):
         os.close(old._forkserver_alive_fd)
         old._forkserver_address = old._forkserver_alive_fd = old._forkserver_pid = None
+
+
+def _began_with(pid: int, environment: dict[str, str]) -> bool:
+    """Whether a process was started with these variables."""
+    try:
+        found = set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    except OSError:  # it is gone
+        return False
+    return {f"{name}={value}".encode() for name, value in environment.items()} <= found
 
 
 # Below the ports that launchers choose from and that systems give out themselves: nothing else takes one between its

@@ -36,15 +36,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub.add_argument("--per-shard", type=int, default=1000)
     sub.add_argument("--facts", action="store_true", help="with subjects, votes and face boxes")
     sub.add_argument("--rounds", type=int, default=5)
-    sub = add_command(bench, "fit", "seconds and memory of a fit of Exp-CLIP's size", EXAMPLES["fit"], _bench_fit)
-    sub.add_argument("--pairs", type=int, default=48_640)
-    sub.add_argument("--epochs", type=int, default=5)
-    sub.add_argument("--batch", type=int, default=512)
-    text = "pictures/s of `extract` beside a bare loop of CLIP and a teacher of 100 M parameters"
-    sub = add_command(bench, "extract", text, EXAMPLES["extract"], _bench_extract)
-    sub.add_argument("--batch", type=int, default=8)
-    sub.add_argument("--batches", type=int, default=9)
-    sub.add_argument("--rounds", type=int, default=3)
     sub = add_command(
         bench, "features", "an epoch that computes features beside one that reads them", EXAMPLES["features"], _features
     )
@@ -84,6 +75,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     sub.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sub.add_argument("--steps", type=int, default=5)
     sub.add_argument("--threads", type=int)
+    _add_exp_clip(bench)
+
+
+def _add_exp_clip(bench: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add those of Exp-CLIP's jobs."""
+    sub = add_command(bench, "fit", "seconds and memory of a fit of Exp-CLIP's size", EXAMPLES["fit"], _bench_fit)
+    sub.add_argument("--pairs", type=int, default=48_640)
+    sub.add_argument("--epochs", type=int, default=5)
+    sub.add_argument("--batch", type=int, default=512)
+    text = "pictures/s of `extract` beside a bare loop of CLIP and a teacher of 100 M parameters"
+    sub = add_command(bench, "extract", text, EXAMPLES["extract"], _bench_extract)
+    sub.add_argument("--batch", type=int, default=8)
+    sub.add_argument("--batches", type=int, default=9)
+    sub.add_argument("--rounds", type=int, default=3)
     sub = add_command(
         bench, "zeroshot", "the cost of a second prompt kind beside the first", EXAMPLES["zeroshot"], _bench_zeroshot
     )

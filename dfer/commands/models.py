@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 IMPORT = """dfer import DFEW-set1-model.pth --method dfer_clip --dataset dfew --fold 1 models/dfer_clip_dfew_1
 dfer import FERV39k-model.pth --method dfer_clip --dataset ferv39k --dry-run
+dfer import k400_16_16.pth --method dk_clip --dataset dfew models/x_clip_b16
 dfer import PrivateTest_model.t7 --method vgg19 --dataset fer2013 models/vgg19_fer2013
 dfer import ViT-B-32.pt --method towers --arch ViT-B-32-quickgelu models/clip_b32
 dfer import ExpCLIP_B32_model.pth --method exp_clip models/exp_clip_b32"""

@@ -85,7 +85,7 @@ def _seen(view: View, picture: Picture, path: Path) -> Picture:
 
 
 def _read_picture(path: Path) -> Picture:
-    expected = f"a whole JPEG, PNG, BMP or WebP of at most {MAX_PIXELS:,} pixels"
+    expected = f"a whole JPEG, PNG, BMP, WebP or TIFF of at most {MAX_PIXELS:,} pixels"
     try:
         return read_picture(_read(path), max_pixels=MAX_PIXELS).rgb
     except ValueError as error:

@@ -76,7 +76,7 @@ class PictureFolder:
             DataError: it cannot be read, or is no whole picture.
         """
         path = self.root / self.names[index]
-        expected = f"a whole JPEG, PNG, BMP or WebP of at most {MAX_PIXELS:,} pixels"
+        expected = f"a whole JPEG, PNG, BMP, WebP or TIFF of at most {MAX_PIXELS:,} pixels"
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)

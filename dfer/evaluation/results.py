@@ -43,7 +43,8 @@ class Published:
 
     uar, war: percent, as printed; uar is None where the paper gives accuracy alone. source: paper and table. selection:
     how the paper selected its checkpoint. leaks_label: whether its model was given the true label of the test clips.
-    note: what else a reader must know beside the numbers, in short words.
+    note: what else a reader must know beside the numbers, in short words. recall: percent by class name, empty if the
+    paper prints none.
     """
 
     uar: float | None = None
@@ -52,11 +53,15 @@ class Published:
     selection: Literal["last", "best_on_val", "best_on_test", "unknown"] = "unknown"
     leaks_label: bool = False
     note: str = ""
+    recall: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("uar", self.uar), ("war", self.war)):
             if value is not None and not 1 < value <= 100:
                 raise ConfigProblem(f"{name}: expected percent, 1 to 100, got {value}. Write 59.61, not 0.5961.")
+        for name, value in self.recall.items():
+            if not 0 <= value <= 100:
+                raise ConfigProblem(f"recall.{name}: expected percent, 0 to 100, got {value}. Correct it.")
         if not self.source.strip():
             raise ConfigProblem("source: expected paper and table, got nothing. Say where the numbers are printed.")
 
@@ -64,6 +69,10 @@ class Published:
     def text(self) -> str:
         """`59.61 / 71.25`: UAR and WAR in percent, a dash for an UAR that is not given."""
         return f"{'–' if self.uar is None else f'{self.uar:.2f}'} / {self.war:.2f}"
+
+    def recalls(self, classes: Sequence[str]) -> list[float | None]:
+        """Return the recalls of these classes in percent, None for those that the paper does not print."""
+        return [self.recall.get(name) for name in classes]
 
     @property
     def warning(self) -> str:

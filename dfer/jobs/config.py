@@ -148,13 +148,13 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
     others = [path.stem for path in paths if path.parent.name != "sets"]
     if len(sets) == 1 and others:
         defaults["run"] = f"runs/{sets[0]}/{'_'.join(others)}"
-    if published:
-        defaults["published"] = to_plain(published)
     used = [own] if own else files
-    found = load(used, RunConfig, overrides, defaults=defaults)
     written = "published" in read(used, RunConfig) or any(
         text.partition("=")[0].partition(".")[0] == "published" for text in overrides
     )
+    if published:  # recalls of a paper do not stand beside other scores of the user's
+        defaults["published"] = to_plain(replace(published, recall={}) if written else published)
+    found = load(used, RunConfig, overrides, defaults=defaults)
     if published is None or written or not overrides:
         return found
     plain = load(used, RunConfig, defaults=defaults)

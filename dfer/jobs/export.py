@@ -1,5 +1,6 @@
 """Export a checkpoint of a run as a saved model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from dfer.jobs.seen import sets_in
 from dfer.models.card import card
 from dfer.models.files import trains_nothing
 from dfer.models.foreign.weights import refuse_not_finite
-from dfer.models.saved import Origin, SavedConfig, Score, sha256_of
+from dfer.models.saved import Origin, SavedConfig, Score, TrainedSet, sha256_of
 from dfer.models.saving import prepared, save
 from dfer.recognition import Recognizer
 from dfer.run.checkpoint_files import WEIGHTS
@@ -40,12 +41,14 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """A run's model with its weights. score: None if these weights were not evaluated."""
+    """A run's model with its weights. score: None if these weights were not evaluated on the data of their training.
+    elsewhere: the score on other data, in words; empty if there is none."""
 
     emotions: Emotions
     model: Recognizer
     origin: Origin
     score: Score | None
+    elsewhere: str = ""
 
 
 def export(config: RunConfig, out: Folder, *, choice: Choice = "selected") -> Exported:
@@ -63,6 +66,8 @@ def export(config: RunConfig, out: Folder, *, choice: Choice = "selected") -> Ex
     weights = {name: value.detach() for name, value in found.model.state_dict().items()}
     refuse_not_finite(weights, config.run)
     saved = replace(saved_config(config, found.emotions, found.model, found.origin), score=found.score)
+    if found.elsewhere:
+        saved = replace(saved, words={**saved.words, "score on other data": found.elsewhere})
     written, new = save(out, saved, weights, card=card, own=prepared(config.model)[1])
     return Exported(config=written, new=new)
 
@@ -89,22 +94,47 @@ def _untrained(config: RunConfig, choice: Choice) -> _Model:
         do = "Evaluate it first: dfer evaluate CONFIG run=RUN."
         raise CheckpointError(message(config.run, expected="an evaluated run", got="one without a result", do=do))
     emotions = emotions_of(result.classes)
-    trained = config.model.start is not None  # by the run that it starts from, on the same fold
-    origin = Origin(
+    initial = untrained_model(config, emotions, World())
+    origin = _origin_of_start(config, result, initial.sets)
+    found = _Model(emotions=emotions, model=initial.model, origin=origin, score=score)
+    if score is None or not origin.trained or (origin.dataset, origin.fold) == (result.dataset, result.fold):
+        return found
+    said = f"{score.line} on {score.clips:,} test clips of {result.data}, fold {result.fold}"
+    return replace(found, score=None, elsewhere=said)
+
+
+def _origin_of_start(config: RunConfig, result: FoldResult, sets: Sequence[TrainedSet]) -> Origin:
+    """Describe where a model that trains nothing comes from. sets: what the weights that it began from were trained on,
+    none if they were not trained here: the evaluated data stand in their place then."""
+    tested = TrainedSet(
+        dataset=result.dataset,
+        generated=result.generated,
+        manifest_sha256=result.manifest_sha256,
+        protocol=config.data.protocol,
+        fold=config.fold,
+    )
+    known = sorted(sets, key=lambda each: not _same_data(each, tested))  # that of the score first
+    first = known[0] if known else tested
+    return Origin(
         made_by="export",
         source=_name(config),
         source_sha256="",
-        dataset=result.dataset,
-        generated=result.generated,
-        protocol=config.data.protocol,
-        fold=config.fold,
-        manifest_sha256=result.manifest_sha256,
-        selection=result.selection if trained else None,
+        dataset=first.dataset,
+        generated=first.generated,
+        protocol=first.protocol,
+        fold=first.fold,
+        manifest_sha256=first.manifest_sha256,
+        sets=tuple(known),
+        selection=result.selection if known else None,
         step=0,
         epoch=0,
-        trained=trained,
+        trained=bool(known),
     )
-    return _Model(emotions=emotions, model=untrained_model(config, emotions, World()), origin=origin, score=score)
+
+
+def _same_data(one: TrainedSet, other: TrainedSet) -> bool:
+    """Whether two sets are the same fold of the same data, from whatever shards."""
+    return replace(one, manifest_sha256="") == replace(other, manifest_sha256="")
 
 
 def saved_config(config: RunConfig, emotions: Emotions, model: Recognizer, origin: Origin) -> SavedConfig:

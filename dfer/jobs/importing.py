@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.export import saved_config
 from dfer.models.build import build
 from dfer.models.card import LICENCE, card
-from dfer.models.foreign.fill import check_fold, check_method, fill_foreign
+from dfer.models.foreign.fill import check_fold, check_method, fill_foreign, start_of
 from dfer.models.foreign.towers import as_open_clip, open_clip_config
 from dfer.models.foreign.weights import Weights, check_file, read_weights, refuse_not_finite
 from dfer.models.saved import CARD, Origin
@@ -79,22 +79,37 @@ def import_model(
     weights, sha256 = _read(file, tell)
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=False)
     left_out = fill_foreign(model, weights, file, emotions, dataset=dataset.lower())
-    origin = Origin(
-        made_by="import",
-        source=file.name,
-        source_sha256=sha256,
-        dataset=dataset.lower(),
-        protocol=config.data.protocol if fold is not None else "",
-        fold=fold,
-        selection="best_on_test",  # what the authors of all these files did
-    )
+    start = start_of(config.model.name, weights)
+    origin = _origin(config, file, sha256, dataset.lower(), fold, start)
     new = None
     if out is not None:
         tell(f"writing {out}")
         found = saved_config(config, emotions, model, origin)
+        found = replace(found, words={**found.words, "start": start}) if start else found
         new = save(out, found, model.state_dict(), card=card, own=prepared(config.model)[1])[1]
-    use = f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}, dfer predict, or model.start={out or 'OUT'}"
-    return Taken(weights=model.state_dict(), left_out=left_out, notes=(), use=use, new=new)
+    use = f"model.start={out or 'OUT'}"
+    use = use if start else f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}, dfer predict, or {use}"
+    notes = (f"to begin a training with: {start}",) if start else ()
+    return Taken(weights=model.state_dict(), left_out=left_out, notes=notes, use=use, new=new)
+
+
+def _origin(config: RunConfig, file: Path, sha256: str, dataset: str, fold: int | None, start: str) -> Origin:
+    """Describe where an imported model comes from. start: what the file is, if it is of another method: what that was
+    trained on is not in it. Raises ConfigProblem for a fold then."""
+    if start and fold is not None:
+        expected = f"none for {start.partition(',')[0]}"
+        raise ConfigProblem(message("--fold", expected=expected, got=str(fold), do="Leave it out."))
+    if start:
+        return Origin(made_by="start", source=file.name, source_sha256=sha256)
+    return Origin(
+        made_by="import",
+        source=file.name,
+        source_sha256=sha256,
+        dataset=dataset,
+        protocol=config.data.protocol if fold is not None else "",
+        fold=fold,
+        selection="best_on_test",  # what the authors of all these files did
+    )
 
 
 def _emotions(config: RunConfig) -> Emotions:

@@ -85,11 +85,11 @@ def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: 
     return _begun(config, clips.emotions, world, model, clips.store)
 
 
-def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Recognizer:
+def untrained_model(config: RunConfig, emotions: Emotions, world: World) -> Initial:
     """Build a model that trains nothing, for clips outside of shards. COLLECTIVE. Raises as `initial_model`."""
     begins = config.model.start is not None
     model = build(config.model, emotions, num_frames=config.data.frames, seed=config.seed, weights=not begins)
-    return _begun(config, emotions, world, model, None).model if begins else model
+    return _begun(config, emotions, world, model, None) if begins else Initial(model=model)
 
 
 def refuse_trained_copy(config: RunConfig) -> None:

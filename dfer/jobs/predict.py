@@ -78,7 +78,7 @@ def _selected(config: RunConfig, world: World) -> tuple[Recognizer, tuple[str, .
     of a method that trains nothing."""
     if trains_nothing(config.model):
         emotions = emotions_of(read_result(Folder(config.run)).classes)
-        return untrained_model(config, emotions, world), emotions.names
+        return untrained_model(config, emotions, world).model, emotions.names
     chosen = selected_checkpoint(config, Checkpoints(Folder(config.run), world=world))
     emotions = emotions_of(classes_of(chosen.state, str(chosen.folder)))
     refuse_other_texts(config, emotions, chosen.state)

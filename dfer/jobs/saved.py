@@ -39,9 +39,11 @@ def run_of(saved: SavedModel, files: Sequence[str] = (), overrides: Sequence[str
     files: such as `sets/dfew`, which give the shards. `run` is by default runs/saved/NAME.
 
     Raises:
-        CheckpointError: they ask for another method, backbone, number of frames or size than the model has.
+        CheckpointError: they ask for another method, backbone, number of frames or size than the model has, or the
+            model is one to begin a training with.
         ConfigProblem: a key that is unknown or missing, such as data.shards.
     """
+    refuse_start(saved)
     config = config_files.load(files, RunConfig, overrides, below=(str(saved), _stored(saved)))
     refuse_other_model(saved, config)
     return replace(config, model=replace(config.model, start=saved.folder.url))
@@ -51,6 +53,13 @@ def _stored(saved: SavedModel) -> dict[str, Any]:
     found = saved.config
     data = {**found.data, "classes": list(found.classes)}
     return {**found.recipe, "run": f"runs/saved/{saved.folder.name}", "model": to_plain(found.model), "data": data}
+
+
+def refuse_start(saved: SavedModel) -> None:
+    """Raise CheckpointError for weights of another method, which say nothing of these classes before a training."""
+    if saved.config.origin.made_by == "start":
+        do = f"Train with it first: model.start={saved}."
+        raise CheckpointError(message(saved, expected="a trained model", got="one to begin a training with", do=do))
 
 
 def refuse_other_model(saved: SavedModel, config: RunConfig) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -73,25 +73,7 @@ def _on_first(
     names = [name_of(found.key) for found in features.values()]
     if there and (there.asked, there.sha256, [model.features for model in there.models]) == (want, data.sha256, names):
         return there
-    answers: list[Answer] = []
-    together: list[Together] = []
-    hits: dict[tuple[str, str], Tensor] = {}
-    seconds = {"features": round(took, 3)}
-    for model, own in config.models.items():
-        dim = towers[model].embed_dim
-        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", arch=own.towers.arch) if own.head else None
-        clips, right = features[model].select(data.keys).features[CLIPS], torch.zeros(len(data.keys), dtype=torch.int64)
-        for kind in config.texts:
-            began = time.monotonic()
-            found = answered(clips, Texts(towers[model], data.emotions, kind), own, head, data)
-            hits[model, kind] = found.predicted == found.labels
-            right += hits[model, kind]
-            answers.append(Answer(model=model, kind=label_of(kind), confusion=_by_fold(found, data)))
-            text = predictions_csv(found, keys=data.keys, classes=data.emotions.names)
-            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode())
-            seconds[f"{model}, {label_of(kind)}"] = round(time.monotonic() - began, 3)
-        counts = {str(fold): _by_value(right, data, rows, len(config.texts) + 1) for fold, rows in data.folds.items()}
-        together.append(Together(model=model, right=counts))
+    found = _answers(config, home, data, towers, features)
     own_set = config.sets[name]
     held = data_name(data.dataset, generated=data.generated)
     result = SetResult(
@@ -112,16 +94,57 @@ def _on_first(
         sha256=data.sha256,
         asked=want,
         finished=now(),
-        seconds=seconds,
+        seconds={"features": round(took, 3), **found.seconds},
         kinds=tuple(map(label_of, config.texts)),
         models=tuple(_facts(model, own, towers[model], features[model]) for model, own in config.models.items()),
-        answers=tuple(answers),
-        together=tuple(together),
-        gains=tuple(_gains(config, hits, data)),
+        answers=tuple(found.answers),
+        together=tuple(found.together),
+        gains=tuple(_gains(config, found.hits, data)),
     )
     write_result(result, home)
     home.write(PROGRESS, json.dumps({"step": result.clips, "complete": True, "time": time.time()}).encode())
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What all models and kinds answer. hits: bool [N], by model and kind, whether a clip was classified rightly.
+    seconds: of each."""
+
+    answers: list[Answer]
+    together: list[Together]
+    hits: dict[tuple[str, str], Tensor]
+    seconds: dict[str, float]
+
+
+def _answers(
+    config: ZeroshotConfig,
+    home: Folder,
+    data: SetData,
+    towers: Mapping[str, Towers],
+    features: Mapping[str, FeatureSet],
+) -> _Answers:
+    """Answer with every model and kind, and write the predictions."""
+    answers: list[Answer] = []
+    together: list[Together] = []
+    hits: dict[tuple[str, str], Tensor] = {}
+    seconds: dict[str, float] = {}
+    for model, own in config.models.items():
+        dim = towers[model].embed_dim
+        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", arch=own.towers.arch) if own.head else None
+        clips, right = features[model].select(data.keys).features[CLIPS], torch.zeros(len(data.keys), dtype=torch.int64)
+        for kind in config.texts:
+            began = time.monotonic()
+            found = answered(clips, Texts(towers[model], data.emotions, kind), own, head, data)
+            hits[model, kind] = found.predicted == found.labels
+            right += hits[model, kind]
+            answers.append(Answer(model=model, kind=label_of(kind), confusion=_by_fold(found, data)))
+            text = predictions_csv(found, keys=data.keys, classes=data.emotions.names)
+            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode())
+            seconds[f"{model}, {label_of(kind)}"] = round(time.monotonic() - began, 3)
+        counts = {str(fold): _by_value(right, data, rows, len(config.texts) + 1) for fold, rows in data.folds.items()}
+        together.append(Together(model=model, right=counts))
+    return _Answers(answers=answers, together=together, hits=hits, seconds=seconds)
 
 
 def _gains(config: ZeroshotConfig, hits: Mapping[tuple[str, str], Tensor], data: SetData) -> Iterator[Gain]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfer.media.order import time_order
 
-READ = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp"})
+READ = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff"})
 """Suffixes of pictures that `dfer.media.pictures` reads."""
 NOT_READ = frozenset(
     {
@@ -34,13 +34,11 @@ NOT_READ = frozenset(
         ".psd",
         ".ras",
         ".tga",
-        ".tif",
-        ".tiff",
     }
 )
 """Suffixes of pictures that are not read. They are refused: ignoring them would lose frames of the clip."""
 KNOWN = READ | NOT_READ
-READ_TEXT = ".jpg, .png, .bmp or .webp"
+READ_TEXT = ".jpg, .png, .bmp, .webp or .tif"
 
 
 def list_pictures(folder: Path) -> "list[os.DirEntry[str]]":

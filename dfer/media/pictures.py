@@ -9,6 +9,8 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from dfer.media.bounds import PNG_SIGNATURE, Header, TooMuch, check_bmp, check_png, check_webp, jpeg_size
+from dfer.media.tiff import SIGNATURES as TIFF_SIGNATURES
+from dfer.media.tiff import decode_tiff
 
 JPEG_SIGNATURE = b"\xff\xd8"
 BMP_SIGNATURE = b"BM"
@@ -21,7 +23,7 @@ UPPER = 1 if sys.byteorder == "little" else 0
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A decoded picture. rgb: uint8 [H W 3]. media: `jpeg`, `png`, `bmp` or `webp`.
+    """A decoded picture. rgb: uint8 [H W 3]. media: `jpeg`, `png`, `bmp`, `webp` or `tiff`.
 
     hides, dark: `rgb` differs from what a viewer shows. hides: transparent pixels have colours, which viewers blend.
     dark: the picture has 16 bits, of which at most 14 are used; only the upper 8 are read.
@@ -34,7 +36,7 @@ class Picture:
 
 
 def read_picture(data: bytes, *, max_pixels: int) -> Picture:
-    """Decode a JPEG, PNG, BMP or WebP and check that it is whole. Transparency and EXIF rotation are ignored.
+    """Decode a JPEG, PNG, BMP, WebP or TIFF and check that it is whole. Transparency and EXIF rotation are ignored.
 
     Raises:
         TooMuch: too many pixels or scans. ValueError: not a whole picture; the text says what it is.
@@ -49,7 +51,9 @@ def read_picture(data: bytes, *, max_pixels: int) -> Picture:
         return _decoded(data, check_bmp(data, max_pixels=max_pixels), "BMP")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _decoded(data, check_webp(data, max_pixels=max_pixels), "WebP")
-    raise ValueError("neither a JPEG nor a PNG, BMP or WebP")
+    if data[:4] in TIFF_SIGNATURES:
+        return Picture(rgb=decode_tiff(data, max_pixels=max_pixels), media="tiff")
+    raise ValueError("neither a JPEG nor a PNG, BMP, WebP or TIFF")
 
 
 def _jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8]:

@@ -117,7 +117,7 @@ def _body(found: SavedConfig) -> str:
         for name, text in zip(found.classes, texts or ())
     )
     return (
-        f"# {found.model.name} on {_set(origin)}\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"# {_title(found)}\n\n| | |\n| --- | --- |\n{table}\n\n"
         f"## Use\n\n```sh\n{_use(found)}```\n\n"
         f"FOLDER is the folder of this file: a path, `s3://...`, `https://...`, or what "
         f"`huggingface_hub.snapshot_download` returns. Nothing in it is run when it is read.\n\n"
@@ -125,6 +125,12 @@ def _body(found: SavedConfig) -> str:
         + (f"## Class texts\n\n{said}\n" if said else "")
         + f"## Licence\n\n{LICENCE}\n"
     )
+
+
+def _title(found: SavedConfig) -> str:
+    if found.origin.made_by == "start":
+        return f"A start for {found.model.name}, not trained on these classes"
+    return f"{found.model.name} on {_set(found.origin)}"
 
 
 def _crops(found: SavedConfig) -> str:
@@ -146,6 +152,8 @@ def _use(found: SavedConfig) -> str:
         del lines["dfer predict FOLDER clips/00001"]
     if trains_nothing(found.model):
         lines.popitem()
+    if found.origin.made_by == "start":
+        lines = dict([lines.popitem()])
     return "".join(f"{line:<50} # {said}\n" if said else f"{line}\n" for line, said in lines.items())
 
 
@@ -168,7 +176,7 @@ def _backbone(found: SavedConfig) -> str:
 
 
 def _source(origin: Origin) -> str:
-    if origin.made_by == "import":
+    if origin.made_by != "export":
         return f"file `{origin.source}`, sha256 `{origin.source_sha256}`"
     if not origin.step:
         return f"run `{origin.source}`, which trained nothing"

@@ -58,14 +58,15 @@ class TrainedSet:
 class Origin:
     """Where the weights come from.
 
-    made_by: `export` or `import`. source: name of the run folder or of the file. source_sha256: of the checkpoint's
-    weights, or of the file. dataset, protocol, fold, manifest_sha256: what it was trained on, as far as known.
+    made_by: `export`, `import`, or `start` for an import from another method's model, to begin a training with.
+    source: name of the run folder or of the file. source_sha256: of the checkpoint's weights, or of the file.
+    dataset, protocol, fold, manifest_sha256: what it was trained on, as far as known.
     sets: every set that it was trained on, also by the runs that it began from; empty if the fields above say all.
     generated: seed and generator if the faces were generated. selection: how the checkpoint was chosen.
     step, epoch: when. trained: false if the weights were only evaluated on that data, and trained on none.
     """
 
-    made_by: Literal["export", "import"]
+    made_by: Literal["export", "import", "start"]
     source: str
     source_sha256: str
     dataset: str = ""

@@ -30,9 +30,7 @@ from dfer.models.layers import PatchEmbedding, QuickGelu, SelfAttention
 from dfer.recognition import ClipBatch
 from dfer.surroundings import hidden
 
-# open_clip imports transformers where that is installed, which it is for teachers: seconds at the start of every
-# process, for architectures that are not used here.
-with hidden("transformers"):
+with hidden("transformers"):  # open_clip would import it where it is installed, seconds of every process, for no use
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN as OPENAI_DATASET_MEAN
     from open_clip.constants import OPENAI_DATASET_STD as OPENAI_DATASET_STD

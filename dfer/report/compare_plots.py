@@ -74,7 +74,8 @@ def _score(panel: Any, row: int, entry: Scored, name: str) -> None:
 
 
 def recall_picture(data: str, classes: Sequence[str], entries: Sequence[Entry]) -> Picture:
-    """Draw the recall of every class: one mark a row, side by side within the class."""
+    """Draw the recall of every class: one mark a row, side by side within the class; published
+    recalls as hollow diamonds."""
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.9 + len(classes) * (0.2 + 0.11 * len(entries))), layout="constrained")
         axes = figure.add_subplot()
@@ -85,11 +86,17 @@ def recall_picture(data: str, classes: Sequence[str], entries: Sequence[Entry]) 
             axes.plot(*zip(*there), mark, color=colour, ms=5, mew=0, label=picture_label(entry.label))
         for k in range(1, len(classes)):
             axes.axhline(k - 0.5, color="#888888", alpha=0.25, lw=0.6)
+            recalls = entry.published.recalls(classes) if entry.published else []
+            quoted = [(share, k + offset) for k, share in enumerate(recalls) if share is not None]
+            if quoted:
+                axes.plot(*zip(*quoted), "D", ms=4.5, mfc="none", mec=colour, mew=0.9)
         axes.set_yticks(range(len(classes)), [picture_label(name) for name in classes])
         axes.set(xlim=(-1, 101), ylim=(len(classes) - 0.5, -0.5), xlabel="recall (%)")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper left", ncols=2, frameon=False, handletextpad=0.2, borderpad=0)
-        return picture_of(figure, caption=f"Recall per class on {data}, mean over folds and seeds.")
+        hollow = any(each.published and each.published.recall for each in entries)
+        legend = " Hollow diamonds: published." if hollow else ""
+        return picture_of(figure, caption=f"Recall per class on {data}, mean over folds and seeds.{legend}")
 
 
 def reliability_picture(data: str, found: Sequence[tuple[str, Calibration]]) -> Picture:

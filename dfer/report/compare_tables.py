@@ -7,7 +7,7 @@ from typing import Literal
 from dfer.evaluation.results import Published
 from dfer.evaluation.scores import percent
 from dfer.report.compare import Cell, Comparison, Entry, Pair, Pending, Table
-from dfer.report.tables import RANKS_TEXT, limits, md_table, md_text, short_names
+from dfer.report.tables import RANKS_TEXT, limits, md_table, md_text, printed, short_names
 
 LineKind = Literal["run", "last", "other", "ranks", "theirs", "pending"]
 TITLE = "Comparison of runs"
@@ -47,10 +47,10 @@ def lines(table: Table) -> list[Line]:
         following = table.entries[number + 1].run if number + 1 < len(table.entries) else None
         if following != entry.run:
             own = next((one for one in table.entries if one.run == entry.run and one.published), None)
-            found += [_theirs(own.run, own.published, blank)] if own and own.published else []
+            found += [_theirs(own.run, own.published, table.classes)] if own and own.published else []
     for row in table.pending:
         found.append(_pending(row, blank))
-        found += [_theirs(row.label, row.published, blank)] if row.published else []
+        found += [_theirs(row.label, row.published, table.classes)] if row.published else []
     return found
 
 
@@ -81,16 +81,12 @@ def _ranks(entry: Entry) -> list[Line]:
     return [Line(kind="ranks", label=f"{entry.label}, rank mean of {number}", detail=RANKS_TEXT, cells=cells)]
 
 
-def _theirs(name: str, published: Published, blank: tuple[str, ...]) -> Line:
-    cells = (*blank, _percent(published.uar), _percent(published.war), "–", "–", published.selection)
+def _theirs(name: str, published: Published, classes: Sequence[str]) -> Line:
+    scores = (*published.recalls(classes), published.uar, published.war)
+    cells = (*map(printed, scores), "–", "–", published.selection)
     label = ", ".join(filter(None, (name, "published", published.warning)))
     detail = "; ".join(filter(None, (published.source, published.note)))
     return Line(kind="theirs", label=label, detail=detail, cells=cells)
-
-
-def _percent(number: float | None) -> str:
-    """Format a published number; a dash for one that is not given."""
-    return "–" if number is None else f"{number:.2f}"
 
 
 def _pending(row: Pending, blank: tuple[str, ...]) -> Line:

@@ -80,11 +80,15 @@ def _rows(report: Report) -> list[TableRow]:
     rows += _variant_rows(report) + _rank_rows(report)
     rows += _beside_rows(report)
     if theirs := report.published:
-        blank = ("–",) * len(report.first.classes)
-        cells = (*blank, *theirs.text.split(" / "))
+        cells = (*map(printed, theirs.recalls(report.first.classes)), *theirs.text.split(" / "))
         name = ", ".join(filter(None, ("published", theirs.warning)))
         rows.append(TableRow(kind="theirs", label=name, detail=theirs.described, cells=cells))
     return rows
+
+
+def printed(number: float | None) -> str:
+    """Format a published number, which is in percent; a dash for one that is not given."""
+    return "–" if number is None else f"{number:.2f}"
 
 
 def pooled_words(report: Report) -> list[str]:

@@ -34,7 +34,7 @@ class BlipTeacher(Teacher):
         self.model.language_projection.float()
         self.dim = int(self.model.config.text_config.d_model)
         self.image_size = int(self.model.config.vision_config.image_size)
-        self.origin = _origin(config, self.model)
+        self.origin = f"{config.model}, revision {config.revision or 'main'}"
         self.requires_grad_(False)
         self.train(False)
         self._device = device
@@ -162,8 +162,3 @@ def _tokens(config: Blip2TeacherConfig | InstructBlipTeacherConfig, device: torc
     place = str(folder_of(config.model) or config.model)
     tokenizer = AutoTokenizer.from_pretrained(place, subfolder=subfolder, **options)
     return torch.tensor([tokenizer(config.instruction)["input_ids"]], dtype=torch.int64, device=device)
-
-
-def _origin(config: Blip2TeacherConfig | InstructBlipTeacherConfig, model: Any) -> str:
-    commit = getattr(model.config, "_commit_hash", None)
-    return f"{config.model}" + (f" at {commit}" if commit else "")

@@ -68,7 +68,8 @@ def _protocols(partitions: set[str]) -> dict[str, RawProtocol]:
 def _classes(labels: dict[str, list[str]]) -> Emotions:
     """Return the classes that occur: those that are known in their usual order, then the others by name."""
     words = {canonical_name(row[0]) for row in labels.values() if row[0]}
-    return emotions_of((*filter(words.__contains__, MAFW11), *sorted(words - {*MAFW11})))
+    names = (*filter(words.__contains__, MAFW11), *sorted(words - {*MAFW11}))
+    return emotions_of(names) if names else Emotions(names=())
 
 
 def _rows(path: Path, columns: tuple[str, ...], pictures: dict[str, Path], prefix: str) -> dict[str, list[str]]:

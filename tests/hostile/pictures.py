@@ -7,7 +7,7 @@ from pathlib import Path
 from dfer.data.config import DataConfig
 from dfer.jobs.predict import read_clip
 from tests.decoded import decode
-from tests.hostile import pictures_kit
+from tests.hostile import pictures_kit, tiffs_kit
 from tests.hostile.values import rng
 from tests.hostile.worker import MUTATED, Case
 
@@ -25,6 +25,8 @@ def cases(seeds: None, mark: Path) -> Iterator[Case | None]:
         yield _jpeg(name, jpeg)
     for name, png in pictures_kit.whole_pngs().items():
         yield _png(name, png)
+    for name, tiff in tiffs_kit.whole_tiffs().items():
+        yield _other("1.tif", f"TIFF, {name}", tiff)
     for name, tricks in FOLDERS.items():
         yield Case(name=name, write=tricks, reads={"predict": _predict})
     yield MUTATED
@@ -33,6 +35,7 @@ def cases(seeds: None, mark: Path) -> Iterator[Case | None]:
             yield _jpeg(*pictures_kit.hostile_jpeg(draw))
         yield _png(*pictures_kit.hostile_png(draw))
         yield _other("1.bmp", *pictures_kit.hostile_bmp(draw))
+        yield _other("1.tif", *tiffs_kit.hostile_tiff(draw))
         yield _other("1.webp", *pictures_kit.hostile_webp(draw))
 
 

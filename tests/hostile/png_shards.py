@@ -8,14 +8,14 @@ from tests.hostile import pictures_kit, shards, values
 from tests.hostile.shards import Seeds
 from tests.hostile.tars import headers
 from tests.hostile.values import rng
-from tests.hostile.worker import Case
+from tests.hostile.worker import MUTATED, Case
 
 COUNT = 120
 
 seeds = shards.png_seeds
 
 
-def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
+def cases(seeds: Seeds, mark: Path) -> Iterator[Case | None]:
     yield shards.case("as it was built", seeds)
     draw = rng("png_shards")
     frames = [member for member in headers(seeds.tar) if member.name.endswith(".png")]
@@ -24,6 +24,7 @@ def cases(seeds: Seeds, mark: Path) -> Iterator[Case]:
     yield shards.case("a JPEG", seeds, tar=_replaced(seeds.tar, labelled, jpeg), refuse=("verify",))
     bomb = pictures_kit.bomb(60_000, 60_000)
     yield shards.case("a bomb", seeds, tar=_replaced(seeds.tar, labelled, bomb), refuse=("verify", "train"))
+    yield MUTATED
     while True:
         member = draw.choice(frames)
         how, png = pictures_kit.hostile_png(draw)

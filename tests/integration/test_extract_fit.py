@@ -149,7 +149,7 @@ OTHERS = {
     "pairs.size=32": r"pairs with size: 32, got size: 64",
     "pairs.features={0}/none": r"expected pairs of features, got none. Make them: dfer extract",
     "batch=100": r"batch: expected at most the 90 pairs, got 100",
-    "pairs.pictures={0}": r"{0}: expected a folder with .jpg, .png, .bmp or .webp pictures, got none",
+    "pairs.pictures={0}": r"{0}: expected a folder with .jpg, .png, .bmp, .webp or .tif pictures, got none",
     "pairs.teacher.dropout=true": r"pairs.teacher.dropout: unknown key. Known: dim, name, seed",
     "flip=0.5": r"flip: expected neither flip nor dropout with stored features",
 }
@@ -171,6 +171,6 @@ def test_a_damaged_picture_is_named_and_another_one_changes_the_key(home: Path, 
     (tmp_path / "pictures" / "a" / "000.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     words = (f"run={tmp_path}/run", f"pairs.pictures={tmp_path}/pictures", f"pairs.features={tmp_path}/features")
     done = start("extract", home / "extract.yaml", *words)
-    assert done.returncode == 3 and "a/000.png: expected a whole JPEG, PNG, BMP or WebP" in done.stderr
+    assert done.returncode == 3 and "a/000.png: expected a whole JPEG, PNG, BMP, WebP or TIFF" in done.stderr
     plans = [json.loads((path / "run" / "plan.json").read_text())["depends"] for path in (home, tmp_path)]
     assert plans[0].pop("source_sha256") != plans[1].pop("source_sha256") and plans[0] == plans[1]

@@ -13,7 +13,7 @@ from tests.suite import once
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
-CLIPS, CLASSES = 280, 7
+CLIPS, CLASSES = 700, 7
 TINY = """
 run: run
 epochs: 1
@@ -80,6 +80,7 @@ def learned(capsys: Capture, method: str, shards: Path, folder: Path, *words: st
     return float((found["war"] - chance) / math.sqrt(chance * (1 - chance) / clips))
 
 
+@pytest.mark.slow("700 clips are drawn, a CLIP and four methods are trained: 70 s of CPU time")
 def test_frozen_towers_learn_from_a_small_clip_that_was_trained_here(
     capsys: Capture, shards: Path, tmp_path: Path
 ) -> None:
@@ -90,5 +91,6 @@ def test_frozen_towers_learn_from_a_small_clip_that_was_trained_here(
     assert min(found.values()) > 3, found
 
 
+@pytest.mark.slow("15 epochs of an image tower: half a minute on an idle machine")
 def test_fine_tuning_learns(capsys: Capture, shards: Path, tmp_path: Path) -> None:
     assert learned(capsys, "fine_tune", shards, tmp_path) > 3

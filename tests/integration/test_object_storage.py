@@ -18,6 +18,7 @@ import pytest
 import simplejpeg
 import torch
 
+from dfer.data import loader as loading
 from dfer.data.clips import ClipSet
 from dfer.data.config import DataConfig
 from dfer.data.loader import Loader
@@ -29,7 +30,7 @@ from dfer.storage import Retry
 from dfer.store.cache import Cache
 from dfer.store.shards import Store
 from tests.fault_proxy import KINDS, FaultProxy, fault_proxy
-from tests.servers import S3, rclone, use
+from tests.servers import S3, free_port, rclone, use
 from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration
@@ -55,13 +56,42 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("local") / "shards", {"train": shards})
 
 
+@pytest.fixture(autouse=True)
+def _workers_end_with_their_test() -> Iterator[None]:
+    """Else Python frees a loader that an error holds in some later test, which waits 5 s for every worker."""
+    yield
+    loading._end_workers()
+
+
+@pytest.fixture(scope="module")
+def workers_port() -> int:
+    """One proxy's after the other in the tests with worker processes, whose fork server keeps its environment."""
+    return free_port()
+
+
 @pytest.fixture
-def server(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def server(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[FaultProxy]:
     """The shards at s3://data/shards, behind a proxy that does no harm yet."""
     shutil.copytree(local, tmp_path / "served/data/shards")
-    with rclone(tmp_path / "served", remembers="0s") as store, fault_proxy(store.endpoint) as proxy:
+    with (
+        rclone(tmp_path / "served", remembers="0s") as store,
+        fault_proxy(store.endpoint, port=_port(request)) as proxy,
+    ):
         use(S3(proxy.endpoint), monkeypatch)
         yield proxy
+
+
+def _port(request: pytest.FixtureRequest) -> int:
+    """Without workers any: the threads that a test leaves reading for a moment must not find the next one's proxy."""
+    chosen = getattr(request.node, "callspec", None)
+    asks = "workers_port" in request.fixturenames or (chosen is not None and chosen.params.get("workers", 0) > 0)
+    return int(request.getfixturevalue("workers_port")) if asks else 0
+
+
+workers_only = pytest.mark.usefixtures("workers_port")
+"""For tests whose loaders have worker processes, or read to the end."""
 
 
 URL = "s3://data/shards"
@@ -119,6 +149,7 @@ def test_an_epoch_under_faults_is_that_of_a_disk(
         assert server.counts()["requests"] >= 100 and set(faults) == set(KINDS), faults
 
 
+@workers_only
 def test_the_first_epoch_fetches_every_byte_once_and_the_second_none(
     local: Path, server: FaultProxy, tmp_path: Path
 ) -> None:
@@ -134,6 +165,7 @@ def test_the_first_epoch_fetches_every_byte_once_and_the_second_none(
     assert passed(server) >= shard_bytes(local)
 
 
+@workers_only
 def test_a_cache_of_a_third_is_never_exceeded(local: Path, server: FaultProxy, tmp_path: Path) -> None:
     budget = shard_bytes(local) // 3
     remote, cache = loader(URL, tmp_path / "c", budget=budget, workers=2), Cache(tmp_path / "c", budget=budget)
@@ -170,6 +202,7 @@ def chunks_of_clips(folder: Path) -> list[int]:
     return counts
 
 
+@workers_only
 def test_few_shards_at_a_time_stream_through_a_cache_without_room_for_all(
     local: Path, server: FaultProxy, tmp_path: Path
 ) -> None:
@@ -182,6 +215,7 @@ def test_few_shards_at_a_time_stream_through_a_cache_without_room_for_all(
     assert passed(server) <= 1.15 * shard_bytes(local)
 
 
+@workers_only
 def test_a_run_goes_on_in_the_middle_of_an_epoch_in_another_layout(
     local: Path, server: FaultProxy, tmp_path: Path
 ) -> None:

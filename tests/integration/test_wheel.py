@@ -48,4 +48,4 @@ def test_the_wheel_holds_the_configurations(installed: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     first, _, text = done.stdout.partition("\n")
     assert first.split() == names()
-    assert text.startswith("job: crossval\nrun: runs/dfew/dfer_clip\nseed: 3\n") and "uar: 59.61" in text
+    assert text.startswith("job: crossval\nworkers: 1\nrun: runs/dfew/dfer_clip\nseed: 3\n") and "uar: 59.61" in text

@@ -14,6 +14,7 @@ from tests.reference import recipe
 WIDTH, EMBED, LAYERS, PATCH, SIZE = 128, 128, 2, 8, 32
 FRAMES, SNIPPET, CONTEXT, VOCABULARY = 16, 4, 77, 49408
 CLIPS = 3
+X_FRAMES = 8
 CLIP_LAYOUT = {
     "embed_dim": EMBED,
     "quick_gelu": True,

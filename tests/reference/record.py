@@ -1,6 +1,6 @@
 """Record `dfer_clip.npz` and `dfer_clip.json` from a checkout of the released DFER-CLIP code.
 
-    python tests/reference/record.py CHECKOUT
+    python tests/reference/record.py CHECKOUT [OUT]
 
 The checkout is imported as it is; this file only draws weights and inputs and writes down what comes out.
 """
@@ -35,7 +35,7 @@ from tests.reference.recipe import (  # noqa: E402
 )
 
 
-def main(checkout: Path) -> None:
+def main(checkout: Path, out: Path) -> None:
     # The checkout asks a package for this module that setuptools no longer has.
     sys.modules["pkg_resources"] = types.SimpleNamespace(packaging=packaging)  # type: ignore[assignment]
     sys.path[:0] = [str(checkout), str(checkout / "models")]
@@ -46,8 +46,8 @@ def main(checkout: Path) -> None:
         results, texts = record(case)
         arrays |= {f"{case.name}/{name}": value for name, value in results.items()}
         about["cases"][case.name] = {"texts": texts}
-    np.savez_compressed(HERE / "dfer_clip.npz", **arrays)
-    (HERE / "dfer_clip.json").write_text(json.dumps(about, indent=1) + "\n")
+    np.savez_compressed(out / "dfer_clip.npz", **arrays)
+    (out / "dfer_clip.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def record(case: Case) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -96,4 +96,4 @@ def _commit(checkout: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE)

@@ -1,6 +1,6 @@
 """Record `coop.npz` and `coop.json` from a checkout of the released code of CoOp and Co-CoOp.
 
-    python tests/reference/record_coop.py CHECKOUT
+    python tests/reference/record_coop.py CHECKOUT [OUT]
 
 The checkout is imported as it is. Its toolbox Dassl, which the models do not use, is replaced by empty modules. This
 file only draws weights and inputs and writes down what comes out.
@@ -38,7 +38,7 @@ from tests.reference.coop_recipe import (  # noqa: E402
 from tests.reference.recipe import CONTEXT, LAYERS, PATCH, SIZE, VOCABULARY, WIDTH  # noqa: E402
 
 
-def main(checkout: Path) -> None:
+def main(checkout: Path, out: Path) -> None:
     """Write both files."""
     _replace_missing_packages()
     sys.path.insert(0, str(checkout))
@@ -46,10 +46,10 @@ def main(checkout: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     for case in CASES:
         arrays |= {f"{case.name}/{name}": value for name, value in record(case).items()}
-    np.savez_compressed(HERE / "coop.npz", **arrays)
+    np.savez_compressed(out / "coop.npz", **arrays)
     done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     about = {"repository": "KaiyangZhou/CoOp", "commit": done.stdout.strip(), "torch": torch.__version__}
-    (HERE / "coop.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "coop.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _replace_missing_packages() -> None:
@@ -102,4 +102,4 @@ def measured(model: Any) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE)

@@ -45,6 +45,7 @@ def main(dk_clip: Path, x_clip: Path, out: Path) -> None:
         save_dk_clip(out / "dk_clip.pth.gz")
     with imported_from(x_clip):
         arrays |= {f"x_block/{name}": value for name, value in x_block().items()}
+        arrays |= {f"x_model/{name}": value for name, value in x_model(texts).items()}
         save_x_clip(out / "x_clip.pth.gz")
     about = {"DK-CLIP": _commit(dk_clip), "VideoX": _commit(x_clip), "torch": torch.__version__, "texts": texts}
     np.savez_compressed(out / "dk_clip.npz", **arrays)
@@ -209,12 +210,31 @@ def save_dk_clip(path: Path) -> None:
     _save({**content, "max_accuracy": 76.21, "epoch": 35, "config": config}, path)
 
 
-def save_x_clip(path: Path) -> None:
+def x_model(texts: list[str]) -> dict[str, np.ndarray]:
+    """X-CLIP on the first 8 frames of the clips: features of frames and clips, mean tokens, texts, logits."""
     from models.xclip import XCLIP
 
-    model = XCLIP(64, 16, 1, 64, 8, 8, 16, 64, 1, 1, T=8, prompts_layers=2, prompts_alpha=0.1)
+    sizes = (recipe.EMBED, recipe.SIZE, recipe.LAYERS, recipe.WIDTH, recipe.PATCH)
+    text = (recipe.CONTEXT, recipe.VOCABULARY, recipe.WIDTH, recipe.WIDTH // 64, recipe.LAYERS)
+    model = XCLIP(*sizes, *text, T=recipe.X_FRAMES, prompts_layers=2, prompts_alpha=0.1, use_cache=False)
+    fill(model)
+    frames, tokens, _ = inputs(texts)
+    frames = frames[:, : recipe.X_FRAMES]
+    clip, patches = model.encode_video(frames)
+    features, _ = model.encode_image(frames.flatten(0, 1))
+    found = {"features": features, "clip": clip, "tokens": patches.mean(dim=1), "text": model.encode_text(tokens)}
+    return _plain({**found, "logits": model(frames, tokens)})
+
+
+def save_x_clip(path: Path) -> None:
+    """A checkpoint as X-CLIP's `epoch_saving` writes it, with a configuration of yacs, of the tokenizer's real size."""
+    from models.xclip import XCLIP
+    from utils.config import _C as config
+
+    model = XCLIP(64, 16, 1, 64, 8, 77, 49408, 64, 1, 1, T=8, prompts_layers=2, prompts_alpha=0.1)
     number(model)
-    _save({"model": model.state_dict()}, path)
+    state = {"model": model.state_dict(), "optimizer": {}, "lr_scheduler": {}}
+    _save({**state, "max_accuracy": 83.8, "epoch": 29, "config": config}, path)
 
 
 def number(model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Record `fmix.npz` from a checkout of the released DK-CLIP code (github liliupeng28/DK-CLIP).
 
-    python tests/reference/record_fmix.py CHECKOUT
+    python tests/reference/record_fmix.py CHECKOUT [OUT]
 
 The checkout's `datasets/blending.py` is imported as it is. Its noise is drawn from numpy's legacy generator with the
 seed of the case, whose stream never changes, so that the tests draw the same. `up` forces its coin: whether the number
@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from tests.reference.fmix_cases import CASES  # noqa: E402
 
 
-def main(checkout: Path) -> None:
+def main(checkout: Path, out: Path) -> None:
     blending, arrays = _import(checkout / "datasets" / "blending.py"), {}
     for case in CASES:
         np.random.seed(case.seed)
@@ -29,7 +29,7 @@ def main(checkout: Path) -> None:
         mask = blending.binarise_mask(image.copy(), case.share, (case.height, case.width))
         arrays[f"{case.name}/image"] = image[0, ::7, ::7].astype(np.float32)
         arrays[f"{case.name}/mask"] = np.packbits(mask[0].astype(bool))
-    np.savez_compressed(HERE / "fmix.npz", **arrays)
+    np.savez_compressed(out / "fmix.npz", **arrays)
 
 
 def _import(path: Path) -> ModuleType:
@@ -41,4 +41,4 @@ def _import(path: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE)

@@ -1,7 +1,7 @@
 """Record `recipes.npz` and `recipes.json` from checkouts of four releases: what their transforms make of pictures, and
 the numbers that they drew.
 
-    python tests/reference/record_recipes.py FOLDER
+    python tests/reference/record_recipes.py FOLDER [OUT]
 
 FOLDER holds the checkouts DFER-CLIP, DK-CLIP, Facial-Expression-Recognition.Pytorch and CoOp. DK-CLIP's transforms call
 a library (mmcv 1.x) for four small functions; a stand-in gives them, with OpenCV as that library has it.
@@ -34,7 +34,7 @@ arrays: dict[str, np.ndarray] = {}
 draws: dict[str, Any] = {}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, out: Path) -> None:
     names = {
         "DFER-CLIP": dfer_clip,
         "DK-CLIP": dk_clip,
@@ -45,9 +45,9 @@ def main(folder: Path) -> None:
         record(folder / name)
     commits = {name: _commit(folder / name) for name in names}
     versions = {"torchvision": torchvision.__version__, "Pillow": __version__, "opencv": cv2.__version__}
-    np.savez_compressed(HERE / "recipes.npz", **arrays)
+    np.savez_compressed(out / "recipes.npz", **arrays)
     about = {"commits": commits, "versions": versions, "draws": draws}
-    (HERE / "recipes.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "recipes.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _commit(checkout: Path) -> str:
@@ -229,4 +229,4 @@ def clip(checkout: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else HERE)

@@ -1,7 +1,7 @@
 """Record `transformers_clip.npz` and `transformers_clip.json` from the package transformers, which is not a dependency.
 
     pip install --no-deps --target /tmp/packages transformers tokenizers
-    PYTHONPATH=/tmp/packages python tests/reference/record_transformers.py
+    PYTHONPATH=/tmp/packages python tests/reference/record_transformers.py [OUT]
 
 A small CLIPModel with random weights, drawn by its own names; once with each activation.
 """
@@ -29,7 +29,7 @@ TOKENS = [[49406, 320, 1125, 539, 49407], [49406, 4173, 267, 49407]]
 """Start, words of CLIP's vocabulary, end."""
 
 
-def main() -> None:
+def main(out: Path) -> None:
     import transformers  # type: ignore[import-not-found,unused-ignore]
 
     torch.set_num_threads(1)
@@ -46,8 +46,8 @@ def main() -> None:
             image = model.visual_projection(model.vision_model(pixel_values=pictures).pooler_output)
             text = model.text_projection(model.text_model(input_ids=ids).pooler_output)
         arrays |= {f"{act}/image": image.numpy(), f"{act}/text": text.numpy()}
-    np.savez_compressed(HERE / "transformers_clip.npz", **arrays)
-    (HERE / "transformers_clip.json").write_text(json.dumps(about, indent=1) + "\n")
+    np.savez_compressed(out / "transformers_clip.npz", **arrays)
+    (out / "transformers_clip.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def build(transformers: Any, act: str) -> Any:
@@ -62,4 +62,4 @@ def build(transformers: Any, act: str) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)

@@ -228,6 +228,7 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str) -> None:
         load(tmp_path, "optim: {name: adam}", override)
 
 
+@pytest.mark.slow("a hundred drawn configurations")
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 2**63 - 1), st.none() | st.text())
 def test_resolved_yaml_reads_back_to_the_same_value(lr: float, epochs: int, note: str | None) -> None:
     run = Run(optim=Adam(name="adam", lr=lr), epochs=epochs, note=note)

@@ -165,6 +165,7 @@ WITHOUT_TORCH = (
     "dfer.store.index",
     "dfer.store.shards",
     "dfer.media.bounds",
+    "dfer.media.tiff",
     "dfer.models.texts",
     "shards.__main__",
     "shards.build",

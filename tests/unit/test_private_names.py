@@ -63,6 +63,7 @@ def foreign(tree: ast.AST, everywhere: set[str]) -> set[str]:
     return found - DOCUMENTED
 
 
+@pytest.mark.slow("reads the syntax trees of all modules")
 def test_private_names_stand_behind_one_module_each() -> None:
     trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in MODULES}
     everywhere = set().union(*map(defined, trees.values()))

@@ -112,6 +112,7 @@ def test_a_hundred_frames_a_second_a_core() -> None:
     assert max(rates) >= 100
 
 
+@pytest.mark.slow("draws the whole sheet")
 def test_the_sheet_in_the_documentation_is_what_the_code_draws(tmp_path: Path) -> None:
     write_sheet(tmp_path / "docs" / "sheet.png", sheet=contact_sheet())
     shipped = ROOT / "docs" / "images" / "synthetic_faces.png"

@@ -1,7 +1,9 @@
 """Translate the names of DK-CLIP's and X-CLIP's released code to this project's.
 
 Sources: github liliupeng28/DK-CLIP; github microsoft/VideoX, X-CLIP. X-CLIP names the integration `mit` and the prompt
-generator `prompts_generator`, and has no second encoder.
+generator `prompts_generator`, has no second encoder, and integrates frames in place of snippets.
+
+Letters: T frames = S snippets of N frames, D embedding.
 """
 
 import math
@@ -43,6 +45,8 @@ UNUSED = re.compile(r"visual_semantic\.(ln_post\..+|proj)")
 """Left out: the second encoder's class token is not used, so neither are its last norm and its projection."""
 SECOND = "visual_semantic."
 """Begin of the second encoder's names, which X-CLIP lacks."""
+FIRST, SEMANTIC, POSITIONS = "towers.visual.", "semantic.", "integration.positions"
+"""This project's names: the begins of both encoders', and the integration's positions."""
 
 SCALE, LOG_SCALE = "logit_scale", math.log(100)
 
@@ -53,15 +57,39 @@ def left_out(weights: Mapping[str, Tensor]) -> dict[str, str]:
     return found | ({SCALE: "CLIP's own scale, 100, as model.temperature has it"} if SCALE in weights else {})
 
 
-def refuse_x_clip(weights: Mapping[str, Tensor], where: object) -> None:
-    """Raise CheckpointError for a file of X-CLIP, of which a DK-CLIP could be filled only in part."""
-    if any(name.startswith("mit.") for name in weights) and not any(name.startswith(SECOND) for name in weights):
-        expected, got = (
-            "a file of DK-CLIP",
-            "one of X-CLIP, which has no second encoder, and positions of frames in place of snippets",
-        )
-        do = "Train dk_clip from a CLIP, as its authors did: dfer import CLIP --method towers --arch ARCH OUT."
+def is_x_clip(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a file is one of X-CLIP."""
+    return any(name.startswith("mit.") for name in weights) and not any(name.startswith(SECOND) for name in weights)
+
+
+def extended(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, copied: bool, where: object
+) -> dict[str, Tensor]:
+    """Return all weights of a DK-CLIP that begins from an X-CLIP. Nothing of it was trained as a DK-CLIP.
+
+    The positions of an X-CLIP's T frames become those of S snippets, each the mean over its N frames, as a snippet's
+    feature is. weights: of the X-CLIP, under this project's names. own: the DK-CLIP's weights before. copied: take the
+    second encoder from the file's image encoder, with its messages; else it stays as it is.
+
+    Raises:
+        CheckpointError: the X-CLIP has no positions, or the snippets do not divide its frames.
+    """
+    second = {name: own[name] for name in own if name.startswith(SEMANTIC)}
+    if copied:
+        first = {f"{SEMANTIC}{name.removeprefix(FIRST)}": value for name, value in weights.items()}
+        second = {name: first[name] for name in second if name in first}
+    positions = _of_snippets(weights.get(POSITIONS), len(own[POSITIONS]), where)
+    return {**weights, **second, POSITIONS: positions}
+
+
+def _of_snippets(positions: Tensor | None, snippets: int, where: object) -> Tensor:
+    """Average positions [T D] over the frames of each snippet: [S D]."""
+    if positions is None or positions.ndim != 2 or not len(positions) or len(positions) % snippets:
+        got = "none" if positions is None or positions.ndim != 2 else f"{len(positions)}"
+        do = "Set data.frames and model.snippet so that data.frames / model.snippet divides it."
+        expected = f"positions of an X-CLIP's frames, a multiple of {snippets} snippets"
         raise CheckpointError(message(where, expected=expected, got=got, do=do))
+    return rearrange(positions, "(s n) d -> s n d", s=snippets).mean(dim=1)
 
 
 def ours(weights: Mapping[str, Tensor], *, where: object = "the file") -> dict[str, Tensor]:
@@ -75,7 +103,7 @@ def ours(weights: Mapping[str, Tensor], *, where: object = "the file") -> dict[s
     for name, value in weights.items():
         if name != SCALE and not UNUSED.fullmatch(name):
             own = _own_name(name, where)
-            out[own] = rearrange(value, "one s d -> (one s) d") if own == "integration.positions" else value
+            out[own] = rearrange(value, "one s d -> (one s) d") if own == POSITIONS and value.ndim == 3 else value
     return out
 
 

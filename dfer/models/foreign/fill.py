@@ -40,14 +40,25 @@ def fill_foreign(
             fill_released(model, weights, path, emotions)
             return left_out(weights, path)
         case DkClip():
-            dk_clip.refuse_x_clip(weights, path)
-            fill(model, dk_clip.ours(weights, where=path), where=path)
+            found = dk_clip.ours(weights, where=path)
+            if dk_clip.is_x_clip(weights):
+                copied = model.config.second_encoder == "clip"
+                found = dk_clip.extended(found, model.state_dict(), copied=copied, where=path)
+            fill(model, found, where=path)
             return dk_clip.left_out(weights)
         case Cnn():
             named = cnn.ours(weights, where=path)
             fill(model, cnn.in_order(named, dataset=dataset, classes=emotions.names, where=path), where=path)
             return {}
     raise AssertionError("check_method comes first")
+
+
+def start_of(name: str, weights: Weights) -> str:
+    """Describe what a file is if it gives a method its start alone: a model of another method, which has parts of this
+    one. Empty if the file is of the method itself."""
+    if name != "dk_clip" or not dk_clip.is_x_clip(weights):
+        return ""
+    return "an X-CLIP, its positions averaged over the frames of snippets; the second encoder is not in it"
 
 
 def check_method(name: str) -> None:

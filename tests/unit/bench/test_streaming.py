@@ -15,6 +15,7 @@ def shards(folder: Path, grey: int) -> Path:
     return write_shards(folder, {"train": [clips[:10], clips[10:]]})
 
 
+@pytest.mark.slow("reads a set three times, from a server and from the disk")
 def test_a_store_beside_a_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shards(tmp_path / "s", 1)
     with site(folder) as server:

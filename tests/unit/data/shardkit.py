@@ -36,6 +36,7 @@ def write_shards(
     classes: Sequence[str] = CLASSES,
     media: str = "jpeg",
     protocols: Mapping[str, object] | None = None,
+    dataset: str = "test",
 ) -> Path:
     """One tar for every inner sequence of clips, then the manifest. protocols: beside `published`."""
     shards, counts = [], {}
@@ -45,7 +46,7 @@ def write_shards(
             shards.append(_write_shard(folder, partition, number, clips, "png" if media == "png" else "jpg"))
     manifest = {
         "version": 3,
-        "dataset": "test",
+        "dataset": dataset,
         "protocols": {"published": {"source": "shardkit", "folds": _folds(sorted(partitions))}, **(protocols or {})},
         "media": media,
         "classes": list(classes),

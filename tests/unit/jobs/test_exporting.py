@@ -21,7 +21,7 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.export import export
 from dfer.jobs.saved import run_of
 from dfer.jobs.train import train
-from dfer.models.config import ZeroShotConfig
+from dfer.models.config import ContrastiveConfig, ZeroShotConfig
 from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.models.saved import open_saved
@@ -29,6 +29,7 @@ from dfer.storage import Folder
 from dfer.training.config import EngineConfig, GroupConfig, SgdConfig
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
+OTHER = {f"fold_{k}": [[Clip(key=f"x{k}{i}", label=i, frames=[jpeg(30 * i)] * 3) for i in range(7)]] for k in (1, 2)}
 FOLDS = {f"fold_{k}": [[Clip(key=f"{k}{i}", label=i, frames=[jpeg(36 * i + k)] * 3) for i in range(7)]] for k in (1, 2)}
 
 
@@ -79,6 +80,57 @@ def test_a_run_that_trains_nothing_is_exported_with_its_head(
     assert "| trained on | nothing: the weights are evaluated |" in card and "dfer train" not in card
     assert "| selection | none: nothing was trained |" in card and "| initial weights | `random weights` |" in card
     assert f"| source | run `{tmp_path.name}/run`, which trained nothing |" in card
+
+
+def begun(config: RunConfig, tmp_path: Path, *, fold: int, **changes: Any) -> RunConfig:
+    """A zero-shot run whose towers are those of a contrastive run on `fold` of the shards, joined with others."""
+    write_shards(tmp_path / "other", OTHER, dataset="other")
+    towers = TowersConfig(arch="tiny-conv-64")
+    first = replace(
+        config,
+        run=str(tmp_path / "first"),
+        fold=fold,
+        data=replace(config.data, join=(str(tmp_path / "other"),)),
+        model=ContrastiveConfig(towers=towers, text_from="class", train_text=False),
+        optim=SgdConfig(groups={name: GroupConfig(lr=1e-3) for name in ("image", "scale")}),
+    )
+    with process_group(World()):
+        train(first, World())
+    start = ZeroShotConfig(towers=towers, start=first.run)
+    return replace(config, run=str(tmp_path / "begun"), fold=fold, model=start, **changes)
+
+
+def test_a_zero_shot_run_that_begins_from_a_training_keeps_what_that_was_trained_on(
+    tmp_path: Path, zero_shot: RunConfig
+) -> None:
+    """All sets of a joint training; on the other fold, whose test clips it was trained on, its use is refused."""
+    config = begun(zero_shot, tmp_path, fold=1)
+    with process_group(World()):
+        result = evaluate_run(config, World(), trained=False)
+        exported = export(config, Folder(tmp_path / "out")).config
+        origin = exported.origin
+        assert [(each.dataset, each.fold) for each in origin.sets] == [("test", 1), ("other", 1)]
+        assert (origin.trained, origin.dataset, origin.fold, origin.selection) == (True, "test", 1, "last")
+        assert exported.score is not None and exported.score.war == result.war
+        assert "; also on other, fold 1 of published |" in (tmp_path / "out" / "README.md").read_text()
+        saved = open_saved(str(tmp_path / "out"))
+        assert saved is not None
+        for shards in ("shards", "other"):
+            words = [f"data.shards={tmp_path / shards}", f"run={tmp_path}/{shards}_2", "fold=2", "data.workers=0"]
+            with pytest.raises(CheckpointError, match=r"expected a run that saw none of the test clips of fold 2"):
+                evaluate_run(run_of(saved, overrides=words), World(), trained=False)
+
+
+def test_a_score_on_other_data_is_not_that_of_the_training(tmp_path: Path, zero_shot: RunConfig) -> None:
+    config = begun(zero_shot, tmp_path, fold=1)
+    write_shards(tmp_path / "third", FOLDS, dataset="third")
+    config = replace(config, data=replace(config.data, shards=str(tmp_path / "third")))
+    with process_group(World()):
+        result = evaluate_run(config, World(), trained=False)
+        exported = export(config, Folder(tmp_path / "out")).config
+    assert [each.dataset for each in exported.origin.sets] == ["test", "other"] and exported.score is None
+    said = f"| score on other data | {result.line} on 7 test clips of {result.data}, fold 1 |"
+    assert said in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_a_run_that_trains_nothing_lacks_is_said(tmp_path: Path, zero_shot: RunConfig, alone: World) -> None:

@@ -171,6 +171,7 @@ def test_variants_reach_the_result(tmp_path: Path, faces: Path, alone: World, mo
 # --- computed once
 
 
+@pytest.mark.slow("the first of the file: its fixtures compute features and train")
 def test_they_are_computed_once_and_no_tower_is_built_afterwards(
     tmp_path: Path,
     faces: Path,

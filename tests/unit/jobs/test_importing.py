@@ -1,6 +1,10 @@
-"""Files of the released CNNs and of DK-CLIP as saved models: their class order, their folds and what they leave out."""
+"""Files of the released CNNs, of DK-CLIP and of X-CLIP: their class order, their folds and what they leave out."""
 
+import gzip
+import hashlib
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +16,23 @@ from torch import Tensor
 
 from dfer.__main__ import main
 from dfer.config import ConfigProblem
+from dfer.distributed import World
 from dfer.emotions import BASIC7, CK7, label_set
 from dfer.errors import CheckpointError
+from dfer.jobs.config import load_run
 from dfer.jobs.importing import Taken, import_model
+from dfer.jobs.initial import untrained_model
 from dfer.models.build import build
 from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.config_dk_clip import DkClipConfig
 from dfer.models.config_towers import TowersConfig
-from dfer.models.saved import open_saved
+from dfer.models.foreign.dk_clip import extended
+from dfer.models.foreign.weights import read_weights
+from dfer.models.saved import Origin, open_saved
 from dfer.storage import Folder
 from tests.unit.jobs.test_saved import quick_arch
 
+REFERENCE = Path(__file__).parents[2] / "reference"
 Capture = pytest.CaptureFixture[str]
 FER = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 CK = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "contempt")
@@ -159,7 +169,7 @@ def test_dk_clip_has_no_rows_of_classes(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in seven.items()} == {k: v.shape for k, v in eleven.items()}
 
 
-def test_errors_of_dk_clip_name_the_file_and_x_clip_is_refused(tmp_path: Path, capsys: Capture) -> None:
+def test_errors_of_dk_clip_name_the_file(tmp_path: Path, capsys: Capture) -> None:
     whole = dk_clip_weights(tmp_path)
     refused: list[tuple[dict[str, Tensor], str]] = [
         (
@@ -167,12 +177,92 @@ def test_errors_of_dk_clip_name_the_file_and_x_clip_is_refused(tmp_path: Path, c
             "expected the names of DK-CLIP's or X-CLIP's released code, got fc",
         ),
         ({**whole, "logit_scale": torch.tensor(2.0)}, "expected logit_scale of 4.605, as CLIP has it, got 2.000"),
-        (
-            {k.replace("msim", "mit").replace("_cmam", ""): v for k, v in whole.items() if "_semantic" not in k},
-            "expected a file of DK-CLIP, got one of X-CLIP, which has no second encoder, and positions",
-        ),
     ]
     for state, said in refused:
         assert main([*dk_clip_words(tmp_path, **state), str(tmp_path / "out")]) == 5
         assert f"{tmp_path}/best.pth: {said}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- X-CLIP
+
+SMALL = {
+    "embed_dim": 64,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1, "head_width": 64},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
+"""The CLIP in `x_clip.pth`, which the released class saved."""
+
+
+def x_clip(folder: Path, *words: str) -> list[str]:
+    """The import of the recorded file of X-CLIP: 8 frames."""
+    (folder / "k400.pth").write_bytes(gzip.decompress((REFERENCE / "x_clip.pth.gz").read_bytes()))
+    (folder / "small.json").write_text(json.dumps(SMALL))
+    own = [f"model.towers.arch={folder / 'small.json'}", "model.towers.pretrained=null", "data.size=16"]
+    return ["import", str(folder / "k400.pth"), "--method", "dk_clip", "--dataset", "dfew", *own, *words]
+
+
+def test_an_x_clip_is_a_start_for_dk_clip(tmp_path: Path, capsys: Capture) -> None:
+    """Every weight of the file is there: 4 snippets have the mean positions of 2 frames each, and the second encoder
+    is the first one, messages and all."""
+    out = tmp_path / "out"
+    assert main(x_clip(tmp_path, str(out))) == 0
+    assert f"use it as model.start={out}\n" in capsys.readouterr().out
+    theirs, saved = read_weights(tmp_path / "k400.pth"), open_saved(str(out))
+    assert saved is not None and saved.config.origin == Origin(
+        made_by="start",
+        source="k400.pth",
+        source_sha256=hashlib.sha256((tmp_path / "k400.pth").read_bytes()).hexdigest(),
+    )
+    found = saved.weights()
+    used = {name for name in theirs if name != "logit_scale"}
+    assert {float(theirs[name].flatten()[0]) for name in used} <= {float(v.flatten()[0]) for v in found.values()}
+    assert found["integration.positions"].shape == (4, 64)
+    for name in ("blocks.0.message_attn.in_proj_weight", "blocks.0.mlp.c_fc.weight", "ln_pre.bias", "class_embedding"):
+        released = theirs[f"visual.{name.replace('blocks', 'transformer.resblocks')}"]
+        assert found[f"semantic.{name}"].eq(released).all() and found[f"towers.visual.{name}"].eq(released).all()
+    card = (out / "README.md").read_text()
+    assert (
+        "# A start for dk_clip, not trained on these classes" in card and "| start | an X-CLIP, its positions" in card
+    )
+    assert "dfer predict" not in card and "dfer evaluate" not in card and "model.start=FOLDER" in card
+
+
+def test_positions_of_frames_become_those_of_snippets() -> None:
+    positions = torch.arange(16.0).view(8, 2)
+    own = {"integration.positions": torch.zeros(4, 2), "semantic.ln_pre.bias": torch.ones(2)}
+    given = {"integration.positions": positions, "towers.visual.ln_pre.bias": torch.full((2,), 3.0)}
+    copied = extended(given, own, copied=True, where="f")
+    assert copied["integration.positions"].tolist() == [[1, 2], [5, 6], [9, 10], [13, 14]]
+    assert copied["semantic.ln_pre.bias"].tolist() == [3, 3]
+    drawn = extended(given, own, copied=False, where="f")
+    assert drawn["semantic.ln_pre.bias"].tolist() == [1, 1]
+
+
+def test_an_x_clip_answers_nothing_has_no_fold_and_its_frames_are_divided(tmp_path: Path, capsys: Capture) -> None:
+    assert main([*x_clip(tmp_path), "--dry-run", "--fold", "1"]) == 2
+    assert "--fold: expected none for an X-CLIP, got 1. Leave it out." in capsys.readouterr().err
+    assert main([*x_clip(tmp_path), "--dry-run", "data.frames=12"]) == 5
+    said = "k400.pth: expected positions of an X-CLIP's frames, a multiple of 3 snippets, got 8. Set data.frames and"
+    assert said in capsys.readouterr().err
+    assert main(x_clip(tmp_path, str(tmp_path / "out"))) == 0
+    assert main(["predict", str(tmp_path / "out"), str(tmp_path)]) == 5
+    said = f"expected a trained model, got one to begin a training with. Train with it first: model.start={tmp_path}"
+    assert said in capsys.readouterr().err
+
+
+def test_a_dk_clip_begins_from_an_imported_x_clip(tmp_path: Path) -> None:
+    """All of its tensors are taken; with 3 snippets in place of 4 only the positions are drawn."""
+    assert main(x_clip(tmp_path, str(tmp_path / "out"))) == 0
+    saved = open_saved(str(tmp_path / "out"))
+    assert saved is not None
+    for frames, drawn in ((16, ()), (12, ("integration.positions",))):
+        config = load_run(["methods/dk_clip", "sets/dfew"], [f"model.start={tmp_path / 'out'}"])
+        model = replace(config.model, towers=TowersConfig(arch=str(tmp_path / "out/towers.arch.json")))
+        config = replace(config, model=model, data=replace(config.data, frames=frames, size=16))
+        own = untrained_model(config, label_set("basic7"), World()).model
+        expected = saved.weights()
+        assert own.state_dict().keys() == expected.keys()
+        same = {name for name, value in own.state_dict().items() if torch.equal(value, expected[name])}
+        assert expected.keys() - same == {*drawn}

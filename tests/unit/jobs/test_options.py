@@ -111,6 +111,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
         return newest(config).weights()
 
 
+@pytest.mark.slow("two runs, one of them stopped and resumed")
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_is_stopped_ends_as_an_undisturbed_one(
     tmp_path: Path, plain: dict[str, torch.Tensor], alone: World, name: str

@@ -90,7 +90,7 @@ def test_frames_named_by_their_time(tmp_path: Path, names: str) -> None:
         (("1.jpg", "cover.jpg"), "frame cover.jpg has no number in its name"),
         (("1.jpg", "01.png"), "frames 01.png and 1.jpg have the same number"),
         (("9_a1.jpg", "1_a10.jpg"), "frames 1_a10.jpg and 9_a1.jpg can be put in order in two ways"),
-        (("1.jpg", "2.tif"), "pictures of a kind that is not read (1 .tif) beside 1 that can be read"),
+        (("1.jpg", "2.gif"), "pictures of a kind that is not read (1 .gif) beside 1 that can be read"),
     ],
 )
 def test_a_folder_whose_frames_are_not_certain(tmp_path: Path, names: tuple[str, ...], got: str) -> None:
@@ -99,8 +99,8 @@ def test_a_folder_whose_frames_are_not_certain(tmp_path: Path, names: tuple[str,
     with pytest.raises(DataError) as caught:
         read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
     assert str(caught.value) == (
-        f"{tmp_path}: expected a folder with .jpg, .png, .bmp or .webp face frames in an order that their names tell, "
-        f"got {got}. Give the cropped faces, one file a frame, named as 00012.jpg."
+        f"{tmp_path}: expected a folder with .jpg, .png, .bmp, .webp or .tif face frames in an order that their names "
+        f"tell, got {got}. Give the cropped faces, one file a frame, named as 00012.jpg."
     )
 
 
@@ -119,7 +119,7 @@ def test_a_folder_without_pictures(tmp_path: Path, there: bool) -> None:
     with pytest.raises(DataError) as caught:
         read_clip(folder, DataConfig(shards="-", frames=4, size=32))[0]
     got = "no frames. Give the cropped faces" if there else "no folder. Correct the path."
-    expected = "a folder with .jpg, .png, .bmp or .webp face frames in an order that their names tell"
+    expected = "a folder with .jpg, .png, .bmp, .webp or .tif face frames in an order that their names tell"
     assert str(caught.value).startswith(f"{folder}: expected {expected}, got {got}")
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, damage: object) -> None:
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(DataError) as caught:
         read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
-    assert str(caught.value).startswith(f"{path}: expected a whole JPEG, PNG, BMP or WebP of at most ")
+    assert str(caught.value).startswith(f"{path}: expected a whole JPEG, PNG, BMP, WebP or TIFF of at most ")
     assert str(caught.value).endswith(" Replace the file.")
 
 
@@ -175,7 +175,7 @@ def test_a_png_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "1.png").write_bytes(data)
-    with pytest.raises(DataError, match="or WebP of at most 16,777,216 pixels, got 40000 x 40000"):
+    with pytest.raises(DataError, match="or TIFF of at most 16,777,216 pixels, got 40000 x 40000"):
         read_clip(tmp_path, DataConfig(shards="-", frames=2, size=32))[0]
 
 

@@ -78,6 +78,15 @@ def test_numbers_that_somebody_wrote_stay(tmp_path: Path) -> None:
     assert load_run(DFER_CLIP, ["published=null"]).published is None
 
 
+def test_a_paper_s_recalls_do_not_stand_beside_scores_of_the_user_s() -> None:
+    dk_clip = ("methods/dk_clip", "sets/dfew")
+    assert load_run(dk_clip).published.recall  # type: ignore[union-attr]
+    own = load_run(dk_clip, ["published.uar=64.8"]).published
+    assert own is not None and (own.uar, own.recall) == (64.8, {})
+    with_recall = load_run(dk_clip, ["published.uar=64.8", "published.recall.fear=40"]).published
+    assert with_recall is not None and with_recall.recall == {"fear": 40.0}
+
+
 def test_departures_name_the_keys() -> None:
     own = {"epochs": 50, "seed": 1, "data": {"views": None, "shards": "a"}, "model": {"start": None}}
     now = {"epochs": 5, "seed": 2, "data": {"views": {"crops": 3}, "shards": "b"}, "model": {"start": "r", "depth": 2}}

@@ -276,6 +276,7 @@ def heads(*folders: Path) -> list[str]:
     return [sha256(to_json(Store(str(folder)).manifest)).hexdigest()[:12] for folder in folders]
 
 
+@pytest.mark.slow("trains a run and opens it six times")
 def test_the_shards_of_a_run_may_move_but_not_change(tmp_path: Path, alone: World) -> None:
     plain = small(tmp_path / "run", shards(tmp_path / "a"))
     result = train(plain, alone)
@@ -380,7 +381,7 @@ def test_prediction_goes_clip_by_clip_and_names_the_bad_ones(
         clip.mkdir()
         cv2.imwrite(str(clip / "1.png"), np.full((64, 64, 3), 40 * number, np.uint8))
     (clips[1] / "1.png").write_bytes(b"")
-    (clips[3] / "2.tif").write_bytes(b"II*")
+    (clips[3] / "2.gif").write_bytes(b"GIF")
     capsys.readouterr()
     table = tmp_path / "answers.csv"
     whole = [clip for clip in clips if clip.name in "ace"]
@@ -485,6 +486,7 @@ def contents(home: Path) -> dict[str, bytes]:
     return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow("two runs, stopped, evaluated and resumed")
 @pytest.mark.parametrize("select", ["last", "best_on_test"])
 def test_an_evaluation_of_a_stopped_run_does_not_end_it(tmp_path: Path, alone: World, select: str) -> None:
     data = three_clips(tmp_path / "shards")
@@ -563,6 +565,7 @@ def test_validation_clips_are_named_as_such(tmp_path: Path, alone: World) -> Non
     assert {record["split"] for record in records if record["kind"] == "eval"} == {"validation"}
 
 
+@pytest.mark.slow("trains a run up to five times")
 @pytest.mark.parametrize("stop", [None, 3])
 @pytest.mark.parametrize("schedule", [ConstantScheduleConfig(), StepScheduleConfig(milestones=(1, 2))], ids=str)
 def test_epochs_may_grow(tmp_path: Path, alone: World, schedule: ScheduleConfig, stop: int | None) -> None:
@@ -617,6 +620,7 @@ def test_a_finished_run_without_checkpoints_does_not_begin_anew(tmp_path: Path, 
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.slow("a run that is stopped and resumed four times")
 @pytest.mark.parametrize("pending", [False, True])
 def test_evaluations_and_the_bad_share_may_change_with_a_note(tmp_path: Path, alone: World, pending: bool) -> None:
     """Also where the checkpoint says that an evaluation is still to come, and there are none any more."""

@@ -106,6 +106,7 @@ def test_a_cross_validation_evaluates_every_fold_and_reports(faces: Path, tmp_pa
         job.run(other, part, alone, Stop())
 
 
+@pytest.mark.slow("two cross-validations of the same weights, one of them through features")
 def test_features_give_the_answers_of_frames(faces: Path, tmp_path: Path, alone: World) -> None:
     crossval(config(tmp_path / "frames", faces), alone)
     crossval(config(tmp_path / "features", faces, **{"data.features": str(tmp_path / "stored")}), alone)
@@ -186,6 +187,7 @@ def second(run: RunConfig, alone: World, **changes: Any) -> tuple[FoldResult, st
     return found, name
 
 
+@pytest.mark.slow("evaluates a model four times")
 def test_second_results_of_weights_that_are_not_trained(faces: Path, tmp_path: Path, alone: World) -> None:
     one = config(tmp_path / "one", faces)
     evaluate_run(one, alone, trained=False)

@@ -60,6 +60,7 @@ def config(tmp_path: Path) -> RunConfig:
     )
 
 
+@pytest.mark.slow("trains a run and evaluates it on other views")
 def test_other_views_give_a_second_result_beside_the_first(config: RunConfig, alone: World, tmp_path: Path) -> None:
     first = train(config, alone)
     assert first.protocol.views == "1 view, short side 73 not antialiased, centre 64, frames as DK-CLIP samples"

@@ -37,6 +37,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow("two builds, one of them in processes of a launcher")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_parts_gives_the_bytes_of_one_build(
     raw: Path, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
@@ -54,6 +55,7 @@ def test_any_number_of_parts_gives_the_bytes_of_one_build(
     assert [part.name for part in job.done()] == [f"worker_{k}" for k in range(1, workers + 1)]
 
 
+@pytest.mark.slow("starts the launcher's processes")
 def test_one_part_alone_leaves_the_others_to_do(raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = written(tmp_path, raw, "workers: 3\njobs: 1\nclips_per_shard: 4\n")
     job = make_job([config], [], ["worker_2"], worlds=[1])

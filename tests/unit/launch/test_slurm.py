@@ -166,6 +166,7 @@ def test_a_second_time_only_what_is_missing_is_submitted(
     assert "finished already: fold_1\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_when_all_is_finished_the_report_is_written_here(
     fake_slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +176,7 @@ def test_when_all_is_finished_the_report_is_written_here(
     assert "finished already: fold_1, fold_2, fold_3, fold_4, fold_5\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_report_says_which_folds_are_missing(tmp_path: Path) -> None:
     fake_runs.write_crossval(tmp_path / "run", done=(1, 3))
     with pytest.raises(

@@ -7,7 +7,8 @@ import pytest
 from dfer.errors import DataError
 from dfer.media.clip_folders import ClipFolders
 
-EXPECTED = "expected a folder whose folders are clips of .jpg, .png, .bmp or .webp frames, or a text file that lists"
+KINDS = ".jpg, .png, .bmp, .webp or .tif"
+EXPECTED = f"expected a folder whose folders are clips of {KINDS} frames, or a text file that lists"
 
 
 def put(path: Path, size: int = 3) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfer.emotions import label_set
 from dfer.errors import CheckpointError
@@ -313,11 +314,45 @@ def test_a_checkpoint_of_the_release_is_read_with_its_yacs_object(tmp_path: Path
 
 
 def test_a_file_of_x_clip_has_the_same_names_without_a_second_encoder(tmp_path: Path) -> None:
-    weights = read_weights(unpacked("x_clip.pth", tmp_path))
+    path = unpacked("x_clip.pth", tmp_path)
+    assert b"yacs.config" in path.read_bytes()
+    weights = read_weights(path)
     found, theirs = ours(weights), ours(read_weights(unpacked("dk_clip.pth", tmp_path)))
     assert set(found) == {name for name in theirs if not name.startswith("semantic.")}
     assert found["integration.positions"].shape == (8, 64)
     assert found["integration.mlp.2.weight"].eq(weights["mit.resblocks.0.mlp.c_proj.weight"]).all()
+
+
+def x_clip_weights() -> dict[str, Tensor]:
+    """Weights of an X-CLIP of the recipe's sizes, drawn by its own names."""
+    pairs = released_shapes().items()
+    renamed = {name.replace("msim.", "mit.").replace("_cmam.", "."): shape for name, shape in pairs}
+    shapes = {name: shape for name, shape in renamed.items() if not name.startswith("visual_semantic.")}
+    shapes["mit.positional_embedding"] = (1, recipe.X_FRAMES, recipe.EMBED)
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in recipe.drawn(shapes).items()}
+
+
+@torch.no_grad()
+def test_the_parts_of_an_x_clip_answer_as_its_release(recorded: dict[str, Any], tmp_path: Path) -> None:
+    """Messages go through all 8 frames, which are integrated in place of snippets; the texts see the mean tokens of all
+    frames."""
+    (tmp_path / "clip.json").write_text(json.dumps(recipe.CLIP_LAYOUT))
+    config = DkClipConfig(towers=TowersConfig(arch=str(tmp_path / "clip.json")), snippet=1)
+    model = build(config, label_set("basic7"), num_frames=recipe.X_FRAMES, seed=1)
+    assert isinstance(model, DkClip)
+    left = model.load_state_dict(ours(x_clip_weights()), strict=False)
+    assert not left.unexpected_keys and all(name.startswith("semantic.") for name in left.missing_keys)
+    frames = torch.from_numpy(recipe.clips()[:, : recipe.X_FRAMES]).flatten(0, 1).float()
+    features, patches = model.image((frames / 255 - model.mean) / model.std, recipe.X_FRAMES)
+    shape = (recipe.CLIPS, recipe.X_FRAMES)
+    tokens, clip = model.visual_tokens(patches).unflatten(0, shape).mean(dim=1), features.unflatten(0, shape)
+    clip, text = model.integration(clip), model.encode_text()
+    unit = F.normalize(model.prompts(text, tokens), dim=-1)
+    logits = 100 * torch.einsum("bd,bkd->bk", F.normalize(clip, dim=-1), unit)
+    found = {"features": features, "clip": clip, "tokens": tokens, "text": text, "logits": logits}
+    for name, value in found.items():
+        close(value, recorded[f"x_model/{name}"], name)
+    assert np.ptp(recorded["x_model/logits"], axis=0).min() > 10 * OUTPUT
 
 
 def test_other_names_and_another_scale_are_refused() -> None:

@@ -61,7 +61,8 @@ def test_answers_equal_the_released_code(case: Case, arch: str, released: Releas
         assert value.shape == expected.shape
         np.testing.assert_allclose(value.detach().numpy(), expected, atol=TOLERANCE, rtol=0, err_msg=name)
     theirs = torch.from_numpy(recorded[f"{case.name}/logits"]).double().softmax(-1)
-    most = 1e-6 if case.name.startswith("published") else 5e-6  # three temporal layers round more
+    # Three temporal layers round more; how fp32 rounds depends on processor and threads (1.2e-6 seen with one thread).
+    most = 2e-6 if case.name.startswith("published") else 5e-6
     assert (out.logits.double().softmax(-1) - theirs).abs().max() < most
 
 

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from dfer.config import to_plain
+from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.emotions import BASIC7
 from dfer.errors import CheckpointError, UsageError
 from dfer.evaluation.results import FoldResult, LastResult, Published, TrainedOn, save_result
 from dfer.evaluation.scores import RankMean, scores
 from dfer.jobs.config import RunConfig, load_run
+from dfer.report import compare_plots
 from dfer.report.compare import Comparison, Pending, compare, distinct
 from dfer.report.compare_page import compare_page
 from dfer.report.compare_tables import lines, markdown, text
+from dfer.report.tables import table_rows
 from dfer.report.write import summarise, text_table, write_report
 from dfer.storage import Folder
 from dfer.store.format import Overlap
@@ -124,6 +126,31 @@ def test_published_numbers_are_a_row_of_their_own(tmp_path: Path) -> None:
     assert found.tables[0].notes == ("a: the published numbers stand for selection best_on_test, ours for last.",)
 
 
+DK_CLIP_DFEW = ("94.61", "76.19", "75.06", "78.65", "63.61", "23.60", "42.93")
+
+
+def test_published_recalls_stand_under_their_classes_and_never_in_ours(tmp_path: Path) -> None:
+    theirs = {"uar": 59.61, "war": 71.25, "source": "A paper", "recall": {"fear": 11.25, "happiness": 90.5}}
+    run = run_of(tmp_path / "a", 0, predicted=False, published=theirs)
+    found = compared(run, pending=[Pending(label="b", dataset="dfew", published=from_plain(Published, theirs))])
+    own, published, _, waiting = lines(found.tables[0])
+    expected = ("90.50", "–", "–", "–", "–", "–", "11.25", "59.61", "71.25")  # in the order of the table's classes
+    assert published.cells[:9] == waiting.cells[:9] == expected
+    assert own.cells == lines(compared(run_of(tmp_path / "bare", 0, predicted=False)).tables[0])[0].cells
+    for page in (text(found), markdown(found), compare_page(found)):
+        assert page.count("90.50") == 2 and page.count("11.25") == 2
+    pictures = [each.caption for column in compare_plots.pictures(found.tables[0]) for each in column]
+    assert pictures[-1].endswith("mean over folds and seeds. Hollow diamonds: published.")
+    (row,) = [row for row in table_rows(summarise(Folder(run), RunConfig)) if row.kind == "theirs"]
+    assert row.cells == expected
+
+
+def test_a_published_recall_is_in_percent() -> None:
+    with pytest.raises(ConfigProblem, match=r"^recall.fear: expected percent, 0 to 100, got 101.0. Correct it.$"):
+        Published(war=71.25, source="A paper", recall={"fear": 101.0})
+
+
+@pytest.mark.slow("resamples the clips of a run and draws its page")
 def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_published_ones(tmp_path: Path) -> None:
     theirs = load_run(["methods/dk_clip", "sets/dfew"]).published
     assert theirs is not None
@@ -135,10 +162,10 @@ def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_pub
     own, ranks, published = lines(result.tables[0])
     assert (ranks.label, ranks.cells[:8]) == ("a, rank mean of 2", ("45.00",) * 8)
     assert ranks.cells[8] == own.cells[8].split(" [")[0] and "averaged over ranks" in ranks.detail
-    assert published.cells[7:9] == ("64.95", "75.41")
+    assert published.cells[:9] == (*DK_CLIP_DFEW, "64.95", "75.41")
     for page in (text(result), markdown(result), compare_page(result)):
-        assert "UAR is a mean over two ranks; best test epoch, the last one has 63.85 / 74.61" in page
-    assert "UAR is a mean over two ranks" in text_table(summarise(Folder(run), RunConfig))
+        assert "UAR and recalls are means over two ranks; best test epoch, the last one has 63.85 / 74.61" in page
+    assert "UAR and recalls are means over two ranks" in text_table(summarise(Folder(run), RunConfig))
 
 
 def test_pending_rows_stand_as_pending_in_the_table_of_their_set(tmp_path: Path) -> None:
@@ -194,6 +221,7 @@ def test_a_second_result_of_another_checkpoint_is_left_out_and_named(tmp_path: P
 # --- tests between runs
 
 
+@pytest.mark.slow("resamples the clips of two runs")
 def test_a_pair_is_mcnemars_test_on_the_clips_of_both(tmp_path: Path) -> None:
     one, two = run_of(tmp_path / "one", 0), run_of(tmp_path / "two", 0.08, seed=5)
     ((pair,),) = [table.pairs for table in compared(one, two).tables]
@@ -333,6 +361,7 @@ def test_text_of_a_run_folder_stays_text(tmp_path: Path) -> None:
     assert "<script" not in markdown(found) and "\\|\\*" in markdown(found)
 
 
+@pytest.mark.slow("draws a report and resamples its clips")
 def test_a_report_shows_its_intervals(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a", 0)
     report = summarise(Folder(run), RunConfig)

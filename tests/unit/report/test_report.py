@@ -70,12 +70,14 @@ def page(crossval):
     return Page(Path(crossval[1].html).read_text())
 
 
+@pytest.mark.slow("the first of the file: its fixture draws a whole report")
 def test_the_three_files_lie_in_report(crossval):
     run, paths = crossval
     assert {p.name for p in (run / "report").iterdir()} == {"report.md", "report.json", "index.html"}
     assert paths.html == f"{run}/report/index.html"
 
 
+@pytest.mark.slow("its fixture draws the report again")
 def test_another_folder_may_be_named(again):
     assert again[1].markdown == f"{again[0]}/report.md"
 
@@ -111,6 +113,7 @@ def test_json_holds_counts_and_everything_to_make_the_table_again(crossval):
         "selection": "best_on_test",
         "leaks_label": False,
         "note": "",
+        "recall": {},
     }
     assert (plain["selection"], plain["seeds"], plain["std_kind"][:6]) == ("last", [1], "sample")
 
@@ -228,6 +231,7 @@ def test_the_terminal_table_is_aligned(tmp_path):
     assert all(end == ends[0] for end in ends)
 
 
+@pytest.mark.slow("draws two reports with their curves")
 def test_terms_are_drawn_when_the_loss_has_more_than_one(tmp_path):
     run = fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1))
     assert "Terms of the loss" not in Path(write_report(Folder(run), RunConfig).html).read_text()

@@ -116,6 +116,7 @@ def test_a_test_partition_stands_once_in_every_seed(run: Path) -> None:
         summarise(Folder(run), RunConfig)
 
 
+@pytest.mark.slow("draws the curves of four runs")
 def test_curves_are_told_apart_by_seed(tmp_path: Path) -> None:
     run = fake_runs.write_seeds(tmp_path, [(1, 1), (1, 2), (2, 1), (2, 2)], curves=True)
     report = summarise(Folder(run), RunConfig)

@@ -221,6 +221,7 @@ def test_what_was_changed_on_the_way_is_noted(run):
     assert f"The folds differ in data.max_bad_share: {others}, 0.001 (fold_4), None (fold_5)." in notes
 
 
+@pytest.mark.slow("draws a whole report")
 def test_a_metrics_file_over_its_bound_shortens_the_curves_alone(run, monkeypatch):
     lines = "".join(json.dumps({"kind": "train", "step": n, "loss": 1.0}) + "\n" for n in range(1, 100))
     (run / "fold_1" / "metrics.jsonl").write_text(lines)

@@ -94,6 +94,7 @@ def test_the_mark_stands_beside_every_score_in_report_comparison_and_errors(tmp_
     assert MARK not in error_page(replace(errors, warning="")) + error_lines(replace(errors, warning=""))
 
 
+@pytest.mark.slow("draws a whole report, in which no picture may have the mark either")
 def test_other_reports_have_no_mark(tmp_path: Path) -> None:
     paths = write_report(Folder(str(leaking(tmp_path / "run", marked=False))), RunConfig)
     for path in (paths.markdown, paths.html):

@@ -183,6 +183,7 @@ def test_a_state_that_is_no_mapping_is_damage(tmp_path: Path) -> None:
     assert damage(Folder(folder)) == "state.json holds no mapping"
 
 
+@pytest.mark.slow("a hundred checkpoints, each written to disk")
 @given(data=st.data())
 def test_any_changed_byte_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = save(started(tmp_path_factory.mktemp("run")), 1, note="x")

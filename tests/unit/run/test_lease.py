@@ -62,6 +62,7 @@ def test_a_folder_that_was_cleared_away_fences_too(tmp_path: Path) -> None:
 IDS = st.builds(LeaseId, generation=st.integers(1, 40), token=st.sampled_from(["00000000", "7fffffff", "ffffffff"]))
 
 
+@pytest.mark.slow("a hundred drawn histories of a run, each written to disk")
 @given(
     starts=st.lists(st.tuples(IDS, st.integers(0, 30)), max_size=8, unique_by=lambda start: start[0]),
     mine=IDS,

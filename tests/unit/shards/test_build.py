@@ -451,12 +451,12 @@ def test_frames_named_by_seconds_are_packed_in_their_order(tmp_path: Path) -> No
 
 def test_clips_whose_frames_are_not_certain_are_reasons(tmp_path: Path) -> None:
     root = rawkit.dfew(tmp_path / "raw", clips=5)
-    for clip, name, changed in ((1, "00001_00001.jpg", "00001_00001.tif"), (2, "00002_00001.jpg", "9_00001.jpg")):
+    for clip, name, changed in ((1, "00001_00001.jpg", "00001_00001.gif"), (2, "00002_00001.jpg", "9_00001.jpg")):
         folder = root / f"Clip/clip_224x224/{clip:05d}"
         (folder / name).rename(folder / changed)
     manifest = build_small(root, tmp_path / "out", allow_missing=2)
     assert [(item.key, item.reason) for item in manifest.excluded] == [
-        ("00001", "pictures of a kind that is not read (1 .tif) beside 3 that can be read"),
+        ("00001", "pictures of a kind that is not read (1 .gif) beside 3 that can be read"),
         ("00002", "frames 00002_00002.jpg and 9_00001.jpg can be put in order in two ways"),
     ]
 

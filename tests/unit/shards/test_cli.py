@@ -160,11 +160,13 @@ def test_the_help_of_build_shows_a_slurm_array_whose_commands_parse(capsys: pyte
     assert cli._parser().parse_args(finish.split()).finish == 8
 
 
+@pytest.mark.slow("draws and packs a set of generated faces")
 def test_synth_is_reached(tmp_path: Path) -> None:
     assert run("synth", "dfew", tmp_path / "raw", "--clips", 35, "--size", 32, "--jobs", 1, "--no-progress") == 0
     assert build(tmp_path / "raw", tmp_path / "out") == 0
 
 
+@pytest.mark.slow("draws and packs a set of generated faces")
 def test_generated_faces_are_not_shown_as_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = tmp_path / "raw"
     assert run("synth", "dfew", raw, "--clips", 35, "--seed", 4, "--size", 32, "--jobs", 1, "--no-progress") == 0

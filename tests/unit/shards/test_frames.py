@@ -185,7 +185,7 @@ MOVING = animation()
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"GIF89a....", "is neither a JPEG nor a PNG, BMP or WebP"),
+        (b"GIF89a....", "is neither a JPEG nor a PNG, BMP, WebP or TIFF"),
         (BMP[:-1], "is truncated"),
         (BMP[:20], "is truncated"),
         (BMP[:28] + b"\x08\0\1" + BMP[31:], r"is a BMP of a kind that is not read \(8 bits, compression 1\)"),

@@ -263,8 +263,8 @@ def test_mafw_refuses(tmp_path: Path, old: str, new: str, text: str) -> None:
         (["1.jpg", "1.JPG"], r"frames 1\.JPG and 1\.jpg have the same number"),
         (["00001.jpg", "00001 (2).jpg"], r"frames 00001 \(2\)\.jpg and 00001\.jpg are named in unlike ways"),
         (["1.9.jpg", "1.10.jpg"], r"frames 1\.10\.jpg and 1\.9\.jpg can be put in order in two ways"),
-        (["1.jpg", "2.tif"], r"pictures of a kind that is not read \(1 \.tif\) beside 1 that can be read"),
-        (["1.gif", "2.GIF", "3.tiff"], r"pictures of a kind that is not read \(2 \.gif, 1 \.tiff\)$"),
+        (["1.jpg", "2.psd"], r"pictures of a kind that is not read \(1 \.psd\) beside 1 that can be read"),
+        (["1.gif", "2.GIF", "3.ppm"], r"pictures of a kind that is not read \(2 \.gif, 1 \.ppm\)$"),
     ],
 )
 def test_bad_frame_folders(tmp_path: Path, names: list[str], reason: str) -> None:

@@ -186,30 +186,39 @@ def test_affectnet_of_the_original_release(tmp_path: Path, lists: str, header: b
     by_key = {clip.key: clip for clip in raw.clips}
     assert by_key[f"1/{LONG}"].faces == ((10.0, 4.0, 20.0, 16.0),)
     assert by_key["1/two"].faces is None and by_key[f"3/{BACK[:40]}/{BACK[40:]}"].faces is None
-    with pytest.raises(BadClip, match=r"a picture of a kind that is not read \(.TIF\)"):
-        frames_of(by_key["3/b"])
+    assert [frame.name for frame in frames_of(by_key["3/b"])] == ["b.TIF"]
 
 
 def test_affectnet_faces_are_cut_out_along_their_boxes(tmp_path: Path) -> None:
     root = stillkit.affectnet(tmp_path / "AffectNet")
-    stored = built(affectnet.read(root), tmp_path / "out", media="png", allow_missing=1)
+    stored = built(affectnet.read(root), tmp_path / "out", media="png")
     images = root / "Manually_Annotated_Images"
     # Left 2, top 3, width 8, height 6 of a PNG, which loses nothing.
     np.testing.assert_array_equal(
         pixels(stored["689/three"]), pixels((images / "689/three.png").read_bytes())[3:9, 2:10]
     )
+    np.testing.assert_array_equal(pixels(stored["3/b"]), pixels((images / "3/b.TIF").read_bytes())[:4, :4])
     assert pixels(stored[f"1/{LONG}"]).shape == (16, 20, 3)
     assert pixels(stored["1/two"]).shape == (40, 42, 3), "without a box the whole picture"
+
+
+def test_affectnet_picture_of_a_kind_that_is_not_read(tmp_path: Path) -> None:
+    root = stillkit.affectnet(tmp_path / "AffectNet")
+    edit(root / "Manually_Annotated_file_lists/validation.csv", "b.TIF", "b.GIF")
+    (root / "Manually_Annotated_Images/3/b.TIF").rename(root / "Manually_Annotated_Images/3/b.GIF")
+    (clip,) = [clip for clip in affectnet.read(root).clips if clip.key == "3/b"]
+    with pytest.raises(BadClip, match=r"a picture of a kind that is not read \(.GIF\)"):
+        frames_of(clip)
 
 
 def test_affectnet_box_that_leaves_the_picture(tmp_path: Path) -> None:
     root = stillkit.affectnet(tmp_path / "AffectNet")
     path = root / "Manually_Annotated_file_lists/training.csv"
     edit(path, "three.png,2,3,8,6", "three.png,-2,-3,8,6")
-    assert pixels(built(affectnet.read(root), tmp_path / "a", allow_missing=1)["689/three"]).shape == (3, 6, 3)
+    assert pixels(built(affectnet.read(root), tmp_path / "a")["689/three"]).shape == (3, 6, 3)
     edit(path, "three.png,-2,-3,8,6", "three.png,99,99,8,6")
     with pytest.raises(DataError, match=r"689/three: frame three.png has its face box outside of the picture"):
-        built(affectnet.read(root), tmp_path / "b", allow_missing=1)
+        built(affectnet.read(root), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
