@@ -10,10 +10,11 @@ TESTS  ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(TESTS) --dist loadgroup
 
-.PHONY: help configs demo test test-all test-unit test-cluster durations lint bench bench-cluster clean-demo
+.PHONY: help configs demo demo-zeroshot test test-all test-unit test-cluster durations lint bench bench-cluster clean-demo
 
 help:
 	@echo "make demo   generated faces -> shards -> five folds -> report, in $(RUN)/ (about 3 minutes on two cores)"
+	@echo "make demo-zeroshot   generated faces and sentences -> small CLIP -> projection head -> zero-shot table (about 3 minutes)"
 	@echo "make test   the tests, in $(TESTS) processes (at most 12 minutes)      make test-unit   the quick ones      make lint"
 	@echo "make test-all   the long form, before a release: docs/testing.md says what it adds (about an hour and a half)"
 	@echo "make durations  the tests, and their seconds as docs/benchmarks/test_durations.json; on an idle machine"
@@ -33,6 +34,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh $(RUN)
+
+demo-zeroshot: RUN = demo-zeroshot
+demo-zeroshot: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo_zeroshot.sh $(RUN)
 
 test: $(READY)
 	$(PYTEST)

@@ -41,6 +41,7 @@ from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
 from dfer.recognition import PADDING, BadClip, Batch, ClipBatch, FeatureBatch
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoints
+from dfer.run.layout import note_progress
 from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.build import build_engine
@@ -234,6 +235,7 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
     before = on_first(lambda: read_fit(home), world)
     on_first(lambda: folder.check(home, config), world)
     if before is not None and before["epochs"] >= config.epochs:
+        on_first(lambda: note_progress(home, step=before["steps"], complete=True), world)
         return before
     found = _prepared(config, world)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
@@ -241,6 +243,7 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
     with closing(_engine(config, found.learner, world)) as engine:
         loop.check_layout(engine, latest)
         on_first(lambda: folder.write(home, config, world, notes=[found.origin]), world)
+        on_first(lambda: note_progress(home, step=0, complete=False), world)
         start, best = loop.resume(engine, checkpoints.start(latest), steps_per_epoch=found.loader.steps_per_epoch)
         steps, began = found.loader.steps_per_epoch * config.epochs, time.monotonic()
         log = RunLog(
@@ -338,6 +341,7 @@ def _write(home: Folder, config: FitConfig, found: _Fit, weight: Tensor | None, 
     assert weight is not None, "the first rank has the weights"
     write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result))
     home.write(RESULT, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+    note_progress(home, step=result["steps"], complete=True)
 
 
 def _facts(config: FitConfig, found: _Fit, result: dict[str, Any]) -> dict[str, str]:

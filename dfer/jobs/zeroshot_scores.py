@@ -4,7 +4,6 @@ Letters: N clips, K classes, M prompt kinds.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,11 +28,10 @@ from dfer.models.texts import class_prompts
 from dfer.models.zero_shot import class_logits, projected, read_head
 from dfer.report import exp_clip
 from dfer.report.zeroshot import Answer, Gain, ModelFacts, SetResult, Together, read_result, write_result
+from dfer.run.layout import note_progress
 from dfer.storage import Folder
 from dfer.store.format import data_name
 
-PROGRESS = "progress.json"
-"""File of a part that says to `status` that it is complete."""
 OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
 """Names of OpenAI's files of the CLIPs in `exp_clip.ARCHS`."""
 
@@ -102,7 +100,7 @@ def _on_first(
         gains=tuple(_gains(config, found.hits, data)),
     )
     write_result(result, home)
-    home.write(PROGRESS, json.dumps({"step": result.clips, "complete": True, "time": time.time()}).encode())
+    note_progress(home, step=result.clips, complete=True)
     return result
 
 

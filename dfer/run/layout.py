@@ -10,6 +10,7 @@ Each has a file of predictions with the same stem beside it.
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,15 @@ def finished(home: Folder, epochs: int | None = None) -> bool:
         return False
     wanted = configured_epochs(home) if epochs is None else epochs
     return not plain.get("epochs") or wanted in (None, plain["epochs"])
+
+
+def note_progress(home: Folder, *, step: int, complete: bool) -> None:
+    """Write PROGRESS, which tells `dfer-launch status` that a part without RESULT is finished. step: what is done.
+
+    Raises:
+        StorageError.
+    """
+    home.write(PROGRESS, (json.dumps({"step": step, "complete": complete, "time": time.time()}) + "\n").encode())
 
 
 def result_values(home: Folder, name: str) -> dict[str, Any] | None:

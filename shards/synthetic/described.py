@@ -9,7 +9,7 @@ import numpy as np
 
 from dfer.emotions import BASIC7
 from shards.sources.described import CAPTIONED, HEADER, LABELS, TEST, UNLABELLED
-from shards.synthetic.layouts import SHARES7, Clip, Form, Layout
+from shards.synthetic.layouts import Clip, Form, Layout
 
 PARTS = (CAPTIONED, UNLABELLED, TEST)
 SHARES = (0.42, 0.42, 0.16)
@@ -42,7 +42,7 @@ def _splits(clips: Sequence[Clip], _: int) -> dict[str, str | bytes]:
 DESCRIBED = Layout(
     name="described",
     emotions=BASIC7,
-    shares=SHARES7,
+    shares=(1 / 7,) * 7,
     fold_shares=SHARES,
     lengths=((1, 1, 1.0),),
     place=_nowhere,

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from launch.status import status
 from tests.integration.commands import environment, finish, largest_difference, make_shards, records, start
 
 pytestmark = pytest.mark.integration
@@ -121,9 +122,11 @@ def test_a_killed_fit_ends_the_same(home: Path, tmp_path: Path) -> None:
             time.sleep(0.002)
         process.kill()
     assert not (tmp_path / "killed" / "fit" / "results").exists()
+    assert [row.state for row in status(str(tmp_path / "killed"))] == ["begun"]
     finish("fit", home / "fit.yaml", f"run={tmp_path}/killed", "epochs=20")
     ours, theirs = (tmp_path / name / "fit" / "head" / "head.safetensors" for name in ("killed", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()
+    assert [row.state for row in status(str(tmp_path / "killed"))] == ["finished"]
     curves = [[record["loss"] for record in records(tmp_path / name / "fit", "train")] for name in ("killed", "whole")]
     assert curves[0] == curves[1] and len(curves[0]) == 60
 
