@@ -16,7 +16,7 @@ from types import FrameType
 from dfer.config_files import is_run_folder
 from dfer.errors import StoppedError, UsageError, message
 from dfer.jobs.config import load_run
-from dfer.jobs.parts import load_job
+from dfer.jobs.parts import TRAINING, load_job, module_named
 from dfer.surroundings import refuse_copies
 from launch.job import JOBS, Job, conclude, make_job
 from launch.local.processes import Group, wait
@@ -64,11 +64,13 @@ def command(job: Local) -> list[str]:
 
 
 def in_parts(job: Local) -> Job | None:
-    """Return the job whose parts run in processes of their own: with `parallel`, or if its parts are independent.
+    """Return the job whose parts run in processes of their own: folds with `parallel`, the parts of any other job.
 
-    None if all parts run one after another in the same ranks, or if there are no parts. Raises as `make_job`.
+    None if all folds run one after another in the same ranks, or if there are no parts. Raises as `make_job`.
     """
-    if job.verb != "crossval" or (job.parallel == 1 and load_job(job.configs, job.overrides, JOBS)[0].grouped):
+    if job.verb != "crossval":
+        return None
+    if job.parallel == 1 and load_job(job.configs, job.overrides, JOBS)[0] is module_named(JOBS[TRAINING]):
         return None
     return make_job(job.configs, job.overrides, job.only, worlds=[job.processes])
 

@@ -105,7 +105,11 @@ def test_one_two_and_three_ranks_and_pictures_have_one_curve(home: Path, tmp_pat
     for name, ranks, words in (("one", 1, []), ("three", 3, []), ("pictures", 1, ["on=pictures"])):
         finish("fit", home / "fit.yaml", f"run={tmp_path}/{name}", *words, ranks=ranks)
         losses[name] = [record["loss"] for record in records(tmp_path / name / "fit", "train")]
+    told = finish("local", home / "fit.yaml", "--processes", 2, f"run={tmp_path}/launched", module="launch").stdout
+    assert "accuracy: picture -> teacher" in told
+    losses["launched"] = [record["loss"] for record in records(tmp_path / "launched" / "fit", "train")]
     assert len({*losses["one"]}) == 9
+    assert losses["launched"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["pictures"] == pytest.approx(losses["one"], rel=1e-5)
     assert largest_difference(tmp_path / "one" / "fit", tmp_path / "three" / "fit") < 1e-6
