@@ -126,7 +126,8 @@ def make_job(
         check({"run": config.run, **shared})
     known = with_timeout(ANSWER_S, lambda: module.parts(config), what=", ".join(shared.values()) or config.run)
     parts = chosen(known, only)
-    with_timeout(ANSWER_S, lambda: module.check(config, parts, worlds), what=config.run)
+    seconds = getattr(module, "check_s", ANSWER_S)
+    with_timeout(seconds, lambda: module.check(config, parts, worlds), what=config.run)
     return Job(
         kind=name_of(module),
         config=to_yaml(config),

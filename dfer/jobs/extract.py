@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dfer.jobs.pair_data import Pairs, Source
 
 grouped = False
+check_s = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dfer.interruption import Stop
 
 grouped = True
+check_s = 600.0
 RESULT = "results/fit.json"
 HEAD = "head"
 """Name of the parameters' group, and of the folder for the fitted head."""

@@ -45,6 +45,8 @@ class JobModule(Protocol):
 
     grouped: whether the processes of a part form one process group and share its work; if False, a part is one
     independent process. Config: the dataclass of the job's configuration; its key `run` is the folder over all parts.
+    check_s: optional; seconds that a launcher gives to `check` instead of the 25 in which a store must answer, for a
+    job that imports torch or opens its data there.
     """
 
     @property

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dfer.interruption import Stop
 
 grouped = True
+check_s = 600.0
 Config = ZeroshotConfig
 
 

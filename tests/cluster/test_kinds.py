@@ -79,7 +79,7 @@ def assert_alike(run: Run, local: Path, kind: str) -> None:
 
 @every
 def test_a_kind_through_slurm(kind: str, slurm: SlurmBed, s3: S3, tiny: Path, shards: Path, tmp_path: Path) -> None:
-    run = in_bucket(s3, tmp_path, slurm.env())
+    run = in_bucket(s3, tmp_path, slurm.env(), f"cluster.folder={tmp_path / 'scripts'}")
     cluster = ROOT / "configs" / "clusters" / "slurm_cpu.yaml"
     hosts = ("cluster.nodes=2", "cluster.processes_per_node=1", "cluster.hours=0.2")
     config = config_of(kind, f"{s3.url}/shards", tmp_path)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from launch.job import Job, Place, conclude, make_job, run_job
 from launch.rendezvous import Rendezvous
 from launch.timeout import with_timeout
 from tests import fake_runs
+from tests.unit.launch import counting
 from tests.unit.launch.conftest import training
 
 ALL = [f"fold_{number}" for number in range(1, 6)]
@@ -294,6 +296,19 @@ def test_a_store_that_does_not_answer_is_not_waited_for_for_ever() -> None:
     with pytest.raises(StorageError, match=r"s3://b/x: expected an answer within 0.05 s, got none. Check the URL"):
         with_timeout(0.05, hanging.wait, what="s3://b/x")
     hanging.set()
+
+
+def test_a_check_that_reads_data_has_the_time_that_its_module_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = counting.Config(run=str(tmp_path))
+    monkeypatch.setattr(module, "load_job", lambda *_: (counting, config))
+    monkeypatch.setattr(module, "ANSWER_S", 0.05)
+    monkeypatch.setattr(counting, "check", lambda *_: time.sleep(0.2))
+    with pytest.raises(StorageError, match=r"expected an answer within 0.05 s"):
+        make_job([], [], [], worlds=[1])
+    monkeypatch.setattr(counting, "check_s", 30.0, raising=False)
+    assert len(make_job([], [], [], worlds=[1]).parts) == 3
 
 
 def test_results_and_errors_of_patient_work_come_through() -> None:
