@@ -1,8 +1,8 @@
 """Exp-CLIP's jobs through SLURM and Ray: pairs of features by independent tasks, a head on two hosts, the zero-shot
 suite. Bytes and losses are those of one machine."""
 
+import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.commands import wait_until
 from tests.cluster.launched import ROOT, launch
 from tests.cluster.ray_bed import RayBed
+from tests.cluster.ray_jobs import submit_job, wait_job
 from tests.cluster.slurm import SlurmBed
 from tests.integration.commands import records
 from tests.servers import S3
@@ -88,10 +89,6 @@ def assert_alike(home: Path, folder: Path) -> None:
     assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], rel=1e-5)
 
 
-def said(env: Mapping[str, str], run: Path) -> str:
-    return launch(env, "status", run)
-
-
 def test_the_jobs_through_slurm(slurm: SlurmBed, s3: S3, tiny: Path, home: Path, tmp_path: Path) -> None:
     env = {**slurm.env(), **s3.environment}
     words = ("--cluster", ROOT / "configs" / "clusters" / "slurm_cpu.yaml", "cluster.hours=0.2")
@@ -101,7 +98,8 @@ def test_the_jobs_through_slurm(slurm: SlurmBed, s3: S3, tiny: Path, home: Path,
     launch(env, "slurm", fit(home, tmp_path), *words, *hosts)
     head = tmp_path / "fitted" / "fit" / "head" / "head.safetensors"
     wait_until((tmp_path / "fitted" / "report" / "fits.md").exists, 240, "the table of heads")
-    assert head.is_file() and "fit" in said(env, tmp_path / "fitted")
+    rows = json.loads(launch(env, "status", tmp_path / "fitted", "--json"))
+    assert head.is_file() and [(row["part"], row["state"]) for row in rows] == [("fit", "finished")]
     assert_alike(home, tmp_path)
     launch(env, "slurm", zeroshot(tmp_path, f"{s3.url}/shards"), *words)
     wait_until((tmp_path / "zeroshot" / "report" / "report.md").exists, 240, "the table of the suite")
@@ -109,13 +107,14 @@ def test_the_jobs_through_slurm(slurm: SlurmBed, s3: S3, tiny: Path, home: Path,
 
 
 def test_the_jobs_through_ray(ray: RayBed, s3: S3, tiny: Path, home: Path, tmp_path: Path) -> None:
-    env = {**ray.env(), **s3.environment}
-    launch(
-        env, "ray", extract(home, tmp_path, workers=3), "cluster.gpu=false", "cluster.cpus_per_worker=1", timeout=300
-    )
-    hosts = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2")
-    launch(env, "ray", fit(home, tmp_path), *hosts, timeout=300)
+    one = ("cluster.gpu=false", "cluster.cpus_per_worker=1")
+    submit_job(ray, "extract", extract(home, tmp_path, workers=3), *one)
+    wait_job(ray, "extract")
+    submit_job(ray, "fit", fit(home, tmp_path), "cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2")
+    wait_job(ray, "fit")
     assert_alike(home, tmp_path)
-    one = ("cluster.gpu=false", "cluster.workers=1", "cluster.cpus_per_worker=2")
-    launch(env, "ray", zeroshot(tmp_path, f"{s3.url}/shards"), *one, timeout=300)
+    submit_job(ray, "zeroshot", zeroshot(tmp_path, f"{s3.url}/shards"), *one, "cluster.workers=1")
+    wait_job(ray, "zeroshot")
     assert "nowhere: absent" in (tmp_path / "zeroshot" / "report" / "report.md").read_text()
+    rows = json.loads(launch({**ray.env(), **s3.environment}, "status", tmp_path / "fitted", "--json"))
+    assert [(row["part"], row["state"]) for row in rows] == [("fit", "finished")]

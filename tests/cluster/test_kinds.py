@@ -7,6 +7,7 @@ import pytest
 
 from tests.cluster.launched import ROOT, Run, in_bucket, launch
 from tests.cluster.ray_bed import RayBed
+from tests.cluster.ray_jobs import submit_job, wait_job
 from tests.cluster.slurm import SlurmBed
 from tests.integration import commands
 from tests.servers import S3
@@ -93,5 +94,6 @@ def test_a_kind_through_ray(kind: str, ray: RayBed, s3: S3, tiny: Path, shards: 
     run = in_bucket(s3, tmp_path, ray.env())
     hosts = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2")
     config = config_of(kind, f"{s3.url}/shards", tmp_path)
-    run.launch("ray", config, *hosts, "--only", "fold_1", timeout=240)
+    submit_job(ray, kind, config, *hosts, "--only", "fold_1", f"run={run.url}")
+    wait_job(ray, kind)
     assert_alike(run, local_run(kind, shards, tmp_path), kind)

@@ -1,7 +1,6 @@
 """`dfer-launch ray` on a real Ray cluster, shards and run folders in a real bucket: lost processes and hosts, a job
 submitted twice, elastic folds."""
 
-import json
 import socket
 import sys
 import time
@@ -11,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import wait_until
-from tests.cluster.launched import ROOT, STEPS, TOTAL, UNSAVED, ZERO, Run, Undisturbed, in_bucket, sequence, within
+from tests.cluster.launched import STEPS, TOTAL, UNSAVED, ZERO, Run, Undisturbed, in_bucket, sequence, within
 from tests.cluster.ray_bed import RayBed
+from tests.cluster.ray_jobs import submit_job, wait_job
 from tests.servers import S3, SECRET
 
 pytestmark = pytest.mark.cluster(long=True)
 
 # A worker takes a host's two cores, so that two of them stand on two hosts.
 PAIR = ("cluster.gpu=false", "cluster.workers=2", "cluster.cpus_per_worker=2", "--only", "fold_1", *STEPS)
-EXCLUDES = [".venv", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "demo"]
 PROCESS = "^ray::RayTrainWorker"
 NEWER = "expected this to be the newest job of the run"
 DRIVER = "^[^ ]*python[^ ]* [^ ]*/dfer-launch ray"
@@ -31,24 +30,7 @@ def run(ray: RayBed, s3: S3, tmp_path: Path) -> Run:
 
 
 def submit(ray: RayBed, name: str, tiny: Path, run: Run, *words: str, env_vars: dict[str, str] | None = None) -> None:
-    """`ray job submit` with this checkout as the job's working folder."""
-    variables = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **(env_vars or {})}
-    environment = {"env_vars": variables, "excludes": EXCLUDES}
-    options = ["--no-wait", f"--submission-id={name}", f"--working-dir={ROOT}"]
-    command = ["dfer-launch", "ray", str(tiny), f"run={run.url}", *PAIR, *words]
-    ray.ray("job", "submit", *options, f"--runtime-env-json={json.dumps(environment)}", "--", *command, timeout=120)
-
-
-def state_of(ray: RayBed, name: str) -> str:
-    return str(ray.get(f"/api/jobs/{name}")["status"])
-
-
-def wait_job(ray: RayBed, name: str, state: str = "SUCCEEDED", timeout: float = 240) -> str:
-    """Until a job has ended; what it printed."""
-    wait_until(lambda: state_of(ray, name) in ("SUCCEEDED", "FAILED", "STOPPED"), timeout, f"the end of job {name}")
-    logs = ray.ray("job", "logs", name)
-    assert state_of(ray, name) == state, logs[-4000:]
-    return logs
+    submit_job(ray, name, tiny, f"run={run.url}", *PAIR, *words, env_vars=env_vars)
 
 
 def worker_hosts(ray: RayBed) -> list[str]:
