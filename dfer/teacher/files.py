@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,17 @@ from dfer.teacher.config import TeacherConfig, WordsTeacherConfig
 
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 PACKAGE = "package:"
-TEXT_FILES = (CONFIG, "tokenizer.json", "tokenizer_config.json", "qformer_tokenizer/tokenizer.json")
-"""Small files that features depend on."""
+QFORMER_TOKENIZER = "qformer_tokenizer"
+"""Folder of InstructBLIP's second tokenizer."""
+TOKENIZERS = (
+    ("tokenizer.json",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("tokenizer.model",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+)
+"""Files that hold a tokenizer's vocabulary, one of these sets."""
 MODEL_TYPES = {"blip2": ("blip-2",), "instruct_blip": ("instructblip",)}
 """`model_type` in config.json, by teacher; a text teacher takes any."""
 MAX_JSON_BYTES = 64 * 2**20
@@ -21,6 +31,12 @@ CONVERT = (
     "Convert it: python -c \"from transformers import AutoModel as A; A.from_pretrained('IN').save_pretrained('OUT')\" "
     "on a machine where you trust the file."
 )
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids downloads from a hub."""
+    told = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return told.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def folder_of(model: str) -> Path | None:
@@ -68,6 +84,16 @@ def check(config: TeacherConfig) -> None:
         expected = f"model_type {wanted[0]} for teacher.name={config.name}"
         raise CheckpointError(message(folder / CONFIG, expected=expected, got=str(found), do=do))
     _check_weights(folder)
+    _check_tokenizer(folder)
+    if config.name == "instruct_blip":
+        _check_tokenizer(folder / QFORMER_TOKENIZER)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a vocabulary: transformers would make an empty tokenizer of it."""
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+        do = "Copy or download the tokenizer's files too."
+        raise CheckpointError(message(folder, expected="tokenizer.json or spiece.model", got="neither", do=do))
 
 
 def _check_weights(folder: Path) -> None:
@@ -133,12 +159,19 @@ def identity(config: TeacherConfig) -> dict[str, Any]:
 
 def _hash(folder: Path) -> str:
     found = hashlib.sha256()
-    for path in [*(folder / name for name in TEXT_FILES), *_weights(folder)]:
+    for path in [*(folder / name for name in _small_files()), *_weights(folder)]:
         if path.is_file():
             found.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
             for data in _identifying(path):
                 found.update(data)
     return found.hexdigest()
+
+
+def _small_files() -> list[str]:
+    """List the small files that features depend on: the configuration and both tokenizers."""
+    vocabularies = [name for names in TOKENIZERS for name in names]
+    own = [*vocabularies, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+    return [CONFIG, *own, *(f"{QFORMER_TOKENIZER}/{name}" for name in own)]
 
 
 def _identifying(path: Path) -> Iterator[bytes]:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dfer.teacher.blip2 import DTYPES, from_pretrained, loading
 from dfer.teacher.config import TextTeacherConfig
-from dfer.teacher.files import folder_of
+from dfer.teacher.pretrained import DTYPES, from_pretrained, tokenizer_of
 from dfer.teacher.teacher import Teacher
 
 
@@ -22,14 +21,12 @@ class TextTeacher(Teacher):
 
     def __init__(self, config: TextTeacherConfig, device: torch.device) -> None:
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self.config = config
-        options = loading(config.model, config.revision)
-        self.model = from_pretrained(AutoModel, config.model, options | {"dtype": DTYPES[config.precision]}).to(device)
-        options.pop("use_safetensors")
-        place = str(folder_of(config.model) or config.model)
-        self._tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        dtype = DTYPES[config.precision]
+        self.model = from_pretrained(AutoModel, config.model, config.revision, dtype=dtype).to(device)
+        self._tokenizer = tokenizer_of(config.model, config.revision)
         self.dim, self.origin = int(self.model.config.hidden_size), config.model
         self._known: dict[str, Tensor] = {}
         self.requires_grad_(False)
