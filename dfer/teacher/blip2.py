@@ -39,9 +39,7 @@ class BlipTeacher(Teacher):
         self.train(False)
         self._device = device
         self._instruction = self._tokens("", self.model.config.text_config)
-        self._question = (
-            self._tokens(QFORMER_TOKENIZER, self.model.config.qformer_config) if self._instructs else None
-        )
+        self._question = self._tokens(QFORMER_TOKENIZER, self.model.config.qformer_config) if self._instructs else None
         self._last: Tensor | None = None
         self._encoder = self.model.language_model.get_encoder()
         self._encoder.final_layer_norm.register_forward_hook(self._keep)

@@ -27,6 +27,17 @@ def loading(model: str, revision: str | None) -> dict[str, Any]:
     return {"local_files_only": local, "revision": revision or "main", "trust_remote_code": False}
 
 
+def config_of(model: str, revision: str | None) -> Any:
+    """Load a model's configuration. Raises CheckpointError."""
+    from transformers import AutoConfig
+
+    place = place_of(model)
+    try:
+        return AutoConfig.from_pretrained(place, **loading(model, revision))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _no_model(place, error) from error
+
+
 def from_pretrained(
     kind: Any, model: str, revision: str | None, *, exact: Sequence[str] = (), unused: str | None = None, **more: Any
 ) -> Any:
@@ -42,9 +53,7 @@ def from_pretrained(
     try:
         found, told = _keeping(kind, exact).from_pretrained(place, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        do = "Correct teacher.model; for a name on a hub, download it first or go online."
-        got = _first_line(error)
-        raise CheckpointError(message(place, expected="a model of transformers", got=got, do=do)) from error
+        raise _no_model(place, error) from error
     missing = sorted(name for name in told.get("missing_keys") or () if not (unused and name.startswith(unused)))
     if missing:
         got, do = f"none for {len(missing)} ({', '.join(missing[:3])})", "Copy or download the model again."
@@ -98,6 +107,11 @@ def encoded(tokenizer: Any, text: str, *, size: int, where: str, end: int | None
         expected = f"a tokenizer of this model that encodes {text[:40]!r}"
         raise CheckpointError(message(where, expected=expected, got=got, do=TOKENIZE))
     return torch.tensor([ids], dtype=torch.int64)
+
+
+def _no_model(place: str, error: Exception) -> CheckpointError:
+    do = "Correct teacher.model; for a name on a hub, download it first or go online."
+    return CheckpointError(message(place, expected="a model of transformers", got=_first_line(error), do=do))
 
 
 def _first_line(error: Exception) -> str:

