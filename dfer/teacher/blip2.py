@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dfer.errors import CheckpointError, UsageError, message
 from dfer.teacher.config import Blip2TeacherConfig, InstructBlipTeacherConfig
-from dfer.teacher.files import QFORMER_TOKENIZER
-from dfer.teacher.pretrained import DTYPES, encoded, from_pretrained, place_of, tokenizer_of
+from dfer.teacher.files import QFORMER_TOKENIZER, origin_of
+from dfer.teacher.pretrained import DTYPES, commit_of, config_of, encoded, from_pretrained, place_of, tokenizer_of
 from dfer.teacher.teacher import Teacher
 
 EXACT = ("query_tokens", "qformer", "language_projection")
@@ -31,10 +31,12 @@ class BlipTeacher(Teacher):
     def __init__(self, config: Blip2TeacherConfig | InstructBlipTeacherConfig, device: torch.device) -> None:
         super().__init__()
         self.config = config
-        self.model = _loaded(config, device)
+        config_of(config.model, config.revision)
+        self.commit = commit_of(config.model, config.revision)
+        self.model = _loaded(config, self.commit or config.revision, device)
         self.dim = int(self.model.config.text_config.d_model)
         self.image_size = int(self.model.config.vision_config.image_size)
-        self.origin = f"{config.model}, revision {config.revision or 'main'}"
+        self.origin = origin_of(config, self.commit)
         self.requires_grad_(False)
         self.train(False)
         self._device = device
@@ -55,7 +57,7 @@ class BlipTeacher(Teacher):
         the tokenizer's. Raises CheckpointError.
         """
         config = self.config
-        tokenizer = tokenizer_of(config.model, config.revision, subfolder=subfolder)
+        tokenizer = tokenizer_of(config.model, self.commit or config.revision, subfolder=subfolder)
         where = f"{place_of(config.model)}/{subfolder}".rstrip("/")
         own = (getattr(reader, "eos_token_id", None), tokenizer.sep_token_id, tokenizer.eos_token_id)
         end = next((number for number in own if number is not None), None)
@@ -115,7 +117,7 @@ class BlipTeacher(Teacher):
             raise UsageError(message("pictures", expected=expected, got=got, do=do))
 
 
-def _loaded(config: Blip2TeacherConfig | InstructBlipTeacherConfig, device: torch.device) -> Any:
+def _loaded(config: Blip2TeacherConfig | InstructBlipTeacherConfig, revision: str | None, device: torch.device) -> Any:
     """Load the model in evaluation mode. Raises CheckpointError."""
     from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
@@ -123,7 +125,7 @@ def _loaded(config: Blip2TeacherConfig | InstructBlipTeacherConfig, device: torc
     options: dict[str, Any] = {"dtype": DTYPES[config.precision]}
     if config.devices == "all":
         options["device_map"] = "auto"
-    model = from_pretrained(kinds[config.name], config.model, config.revision, exact=EXACT, **options)
+    model = from_pretrained(kinds[config.name], config.model, revision, exact=EXACT, **options)
     if not model.config.text_config.is_encoder_decoder:
         got, do = str(model.config.text_config.model_type), "Give a model with Flan-T5, such as *-flan-t5-xl."
         expected = "a language model with an encoder, T5"

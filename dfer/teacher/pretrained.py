@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfer.errors import CheckpointError, message
-from dfer.teacher.files import folder_of, is_offline
+from dfer.teacher.files import folder_of, is_offline, snapshot_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZE = "Copy or download the tokenizer's files again, those of this model."
@@ -36,6 +36,13 @@ def config_of(model: str, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(place, **loading(model, revision))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise _no_model(place, error) from error
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """Return the commit on the hub that a revision is, after its configuration was loaded; None for a folder. Loading
+    the rest by it keeps weights and tokenizer together while a branch moves."""
+    snapshot = snapshot_of(model, revision) if folder_of(model) is None else None
+    return snapshot.name if snapshot is not None else None
 
 
 def from_pretrained(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dfer.errors import CheckpointError, DataError, message
 from dfer.teacher.config import TextTeacherConfig
-from dfer.teacher.pretrained import DTYPES, config_of, encoded, from_pretrained, place_of, tokenizer_of
+from dfer.teacher.files import origin_of
+from dfer.teacher.pretrained import DTYPES, commit_of, config_of, encoded, from_pretrained, place_of, tokenizer_of
 from dfer.teacher.teacher import Teacher
 
 LONGEST = 512
@@ -31,10 +32,13 @@ class TextTeacher(Teacher):
         """Raises CheckpointError."""
         super().__init__()
         self.config = config
-        self.model = _encoder(config).to(device)
-        self._tokenizer = tokenizer_of(config.model, config.revision)
+        settings = config_of(config.model, config.revision)
+        self.commit = commit_of(config.model, config.revision)
+        revision = self.commit or config.revision
+        self.model = _encoder(config, settings, revision).to(device)
+        self._tokenizer = tokenizer_of(config.model, revision)
         self._longest = _longest(self.model, self._tokenizer)
-        self.origin = config.model
+        self.origin = origin_of(config, self.commit)
         self._known: dict[str, Tensor] = {}
         self.requires_grad_(False)
         super().train(False)
@@ -84,17 +88,13 @@ class TextTeacher(Teacher):
         return hidden[0].mean(dim=0).float()
 
 
-def _encoder(config: TextTeacherConfig) -> Any:
+def _encoder(config: TextTeacherConfig, settings: Any, revision: str | None) -> Any:
     """Load the encoder alone of a text model, without its pooler. Raises CheckpointError."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     options = {"dtype": DTYPES[config.precision], "unused": "pooler."}
-    kind = (
-        AutoModelForTextEncoding
-        if type(config_of(config.model, config.revision)) in MODEL_FOR_TEXT_ENCODING_MAPPING
-        else AutoModel
-    )
-    model = from_pretrained(kind, config.model, config.revision, **options)
+    kind = AutoModelForTextEncoding if type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    model = from_pretrained(kind, config.model, revision, **options)
     whole = kind is AutoModel and getattr(model.config, "is_encoder_decoder", False)
     return model.get_encoder() if whole else model
 
