@@ -92,9 +92,8 @@ def _encoder(config: TextTeacherConfig, settings: Any, revision: str | None) -> 
     """Load the encoder alone of a text model, without its pooler. Raises CheckpointError."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
-    options = {"dtype": DTYPES[config.precision], "unused": "pooler."}
     kind = AutoModelForTextEncoding if type(settings) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
-    model = from_pretrained(kind, config.model, revision, **options)
+    model = from_pretrained(kind, config.model, revision, unused="pooler.", dtype=DTYPES[config.precision])
     whole = kind is AutoModel and getattr(model.config, "is_encoder_decoder", False)
     return model.get_encoder() if whole else model
 
