@@ -1,7 +1,8 @@
 """Pairs of features as a job: CLIP's image tower and a teacher see every unlabelled picture once. Parts are independent
 processes, each of which makes some feature shards; the conclusion writes the manifest.
 
-    FEATURES/KEY/...             the feature shards (`dfer.data.features`), named by what they depend on
+    FEATURES/KEY/...             the feature shards (`dfer.data.features`), named by what they depend on, and the commit
+                                 of a teacher from a hub (`dfer.teacher.build.agree_commit`)
     RUN/plan.json, RUN/worker_3  the job's own files (`dfer.jobs.pieces`)
 
 Imports no torch before a part runs or is checked.
@@ -183,6 +184,8 @@ def run(config: ExtractConfig, part: Part, world: "World | None", stop: "Stop") 
 
 def run_with(config: ExtractConfig, part: Part, stop: "Stop", models: Callable[[], "Pairs"]) -> str:
     """Do what `run` does. models: loads CLIP and the teacher, if there is work for them."""
+    from dfer.teacher.build import agree_commit
+
     work = _Work.of(config)
     agree(Folder(config.run, what="run"), work.plan)
     mine = share(len(work.grid), part, of=config.workers)
@@ -193,7 +196,9 @@ def run_with(config: ExtractConfig, part: Part, stop: "Stop", models: Callable[[
     if todo:
         before = sum(len(work.grid[number]) for number in standing)
         progress = Progress(part, what="extract", total=pictures, standing=before)
-        facts["origin"] = _compute(models(), work, todo, stop, progress)
+        loaded = models()
+        agree_commit(work.home, loaded.teacher)
+        facts["origin"] = _compute(loaded, work, todo, stop, progress)
         progress.end()
     mark_done(part, work.plan, of=config.workers, **facts)
     return f"{part.name}: {pictures:,} pictures in {len(mine)} shards, {len(standing)} of them stored before"

@@ -4,6 +4,7 @@ Letters: B pictures, C colours, H height, W width, S student features, D teacher
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ from dfer.store.shards import Store
 from dfer.teacher.build import build_teacher, refuse_bare
 from dfer.teacher.config import READS_TEXT
 from dfer.teacher.files import identity
+from dfer.teacher.ready import check_ready
 
 SEED = 1
 """Of random weights, for tests and demonstrations."""
@@ -214,7 +216,13 @@ def student(config: PairsConfig, device: torch.device) -> tuple[Callable[[Tensor
 
 
 def check_tower(config: PairsConfig) -> None:
-    """Raise CheckpointError if files of the student are missing."""
+    """Check that student and teacher can be loaded; print what the user should know, such as a download.
+
+    Raises:
+        CheckpointError: files are missing. UsageError: a package is missing, or the teacher takes another size.
+    """
+    for line in check_ready(config.teacher, size=config.size):
+        print(line, file=sys.stderr)
     towers = config.towers
     tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
     named = [towers.arch] if towers.arch.endswith(".json") else []

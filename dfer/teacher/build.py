@@ -4,10 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from dfer.errors import DataError, UsageError, message
+from dfer.errors import CheckpointError, DataError, message
+from dfer.storage import Folder
 from dfer.teacher.config import TeacherConfig, TextTeacherConfig, WordsTeacherConfig
 from dfer.teacher.files import check
+from dfer.teacher.ready import check_packages
 from dfer.teacher.teacher import Teacher
+
+COMMIT = "teacher_commit.txt"
 
 
 def build_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -17,12 +21,12 @@ def build_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         CheckpointError: as `dfer.teacher.files.check`, or the weights do not fit.
         UsageError: a package is missing.
     """
+    check_packages(config)
     check(config)
     if isinstance(config, WordsTeacherConfig):
         from dfer.teacher.words import WordsTeacher
 
         return WordsTeacher(config)
-    _require_transformers(config.name)
     if isinstance(config, TextTeacherConfig):
         from dfer.teacher.text import TextTeacher
 
@@ -32,13 +36,22 @@ def build_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     return BlipTeacher(config, device)
 
 
-def _require_transformers(name: str) -> None:
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        do = "Install it: pip install 'dfer[teacher]'."
-        got = "none"
-        raise UsageError(message(f"teacher.name={name}", expected="transformers", got=got, do=do)) from None
+def agree_commit(home: Folder, teacher: Teacher) -> None:
+    """Record beside features which commit of a hub their teacher was loaded from, so that a branch that moved between
+    two parts, or before a resume, does not mix two teachers.
+
+    Raises:
+        CheckpointError: features there are of another commit. StorageError.
+    """
+    if teacher.commit is None:
+        return
+    if home.text(COMMIT) is None:
+        home.write(COMMIT, f"{teacher.commit}\n".encode())
+    before = (home.text(COMMIT) or "").strip()
+    if before != teacher.commit:
+        do = f"Compute with run=FOLDER, another one, and pairs.teacher.revision={before} or {teacher.commit}."
+        expected = f"the teacher of the first part, commit {before[:64]}"
+        raise CheckpointError(message(home, expected=expected, got=f"commit {teacher.commit}", do=do))
 
 
 def refuse_bare(where: object, keys: Sequence[str], texts: Sequence[str | None]) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 class Teacher(nn.Module, ABC):
     """A frozen model that gives one feature per picture. dim: D. origin: where its weights come from, in words.
 
-    reads_text: whether it reads descriptions and not pictures.
+    commit: of the weights, if they come from a hub. reads_text: whether it reads descriptions and not pictures.
     """
 
     dim: int
     origin: str
+    commit: str | None = None
     reads_text: bool = False
 
     @abstractmethod

@@ -150,6 +150,7 @@ WITHOUT_TORCH = (
     "dfer.report.fits",
     "dfer.teacher.config",
     "dfer.teacher.files",
+    "dfer.teacher.ready",
     "dfer.jobs.pieces",
     "dfer.jobs.predict_job",
     "dfer.jobs.predict_table",

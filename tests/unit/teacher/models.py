@@ -1,6 +1,7 @@
 """Random models of transformers in small folders."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -72,10 +73,20 @@ def blip(kind: str, folder: Path) -> Path:
     return folder
 
 
+WORDS = ["a", "face", "the", "brow", "is", "raised", "and", "jaw", "dropped"]
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
+
+
 def text_encoder(folder: Path) -> Path:
     """A small BERT that knows a few words."""
+    return stored(BertModel, BertConfig(**SIZES), folder)
+
+
+def stored(kind: Any, config: Any, folder: Path) -> Path:
+    """A random model in a folder, with a tokenizer of a few words that names no longest text."""
     torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(**sizes, vocab_size=64)).save_pretrained(folder)
-    word_tokenizer(["the", "brow", "is", "raised", "and", "jaw", "dropped"]).save_pretrained(folder)
+    kind(config).save_pretrained(folder)
+    words = word_tokenizer(WORDS)
+    words.model_max_length = 10**30
+    words.save_pretrained(folder)
     return folder
