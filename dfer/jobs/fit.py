@@ -24,7 +24,7 @@ from dfer.jobs.parts import Part, absolute_places
 from dfer.models.config import ProjectionConfig
 from dfer.run import folder
 from dfer.run.config import CheckpointConfig
-from dfer.run.layout import CONFIG, committed
+from dfer.run.layout import CONFIG
 from dfer.storage import Folder
 from dfer.teacher.config import is_noisy
 from dfer.training.config import (
@@ -180,9 +180,9 @@ def check(config: FitConfig, parts: Sequence[Part], worlds: Sequence[int]) -> No
     Raises:
         UsageError: a batch is not divisible by the processes, or larger than the pairs. DataError: there are no pairs
             of this CLIP, teacher, revision and instruction. CheckpointError: a part was begun with another
-            configuration, or files are missing. StorageError.
+            configuration or other pairs, or files are missing. StorageError.
     """
-    from dfer.jobs.fitting import check_pairs
+    from dfer.jobs.fitting import check_parts
 
     for part in parts:
         own, home = config_of_part(config, part), Folder(part.run, what="run")
@@ -192,8 +192,7 @@ def check(config: FitConfig, parts: Sequence[Part], worlds: Sequence[int]) -> No
                 raise UsageError(message("batch", expected=f"a multiple of {size} ranks", got=str(own.batch), do=do))
         if home.exists(CONFIG):
             folder.check(home, own)
-        if not committed(home):
-            check_pairs(own)
+    check_parts([config_of_part(config, part) for part in parts])
 
 
 def done(config: FitConfig, part: Part) -> bool:

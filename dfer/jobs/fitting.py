@@ -5,7 +5,7 @@ Letters: B pairs of this rank, N pairs, C colours, H height, W width, S student 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from dfer.data.plan import Plan
 from dfer.data.sampling import clip_rng
 from dfer.data.splits import hold_out
 from dfer.distributed import World, gather_rows, on_first, sum_over_ranks
-from dfer.errors import UsageError, message
+from dfer.errors import CheckpointError, DferError, UsageError, message
 from dfer.inference import enough_gpu_memory
 from dfer.interruption import Stop
 from dfer.jobs.fit import HEAD, RESULT, FitConfig, read_fit
@@ -31,17 +31,21 @@ from dfer.jobs.pair_data import (
     Source,
     check_descriptions,
     check_tower,
+    differences,
     find_pairs,
     key_of,
     open_source,
     stored_home,
 )
+from dfer.jobs.pairs import PairsConfig
+from dfer.jobs.parts import absolute_path
 from dfer.models.head_file import write_head
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
 from dfer.recognition import PADDING, BadClip, Batch, ClipBatch, FeatureBatch
 from dfer.run import folder
+from dfer.run.checkpoint_files import MAX_JSON_BYTES, STATE
 from dfer.run.checkpoints import Checkpoints
-from dfer.run.layout import note_progress
+from dfer.run.layout import CHECKPOINTS, committed, note_progress
 from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.build import build_engine
@@ -52,12 +56,63 @@ H = TypeVar("H", bound=ProjectionHead)
 MEASURED = 2048
 """Most pairs on which the retrieval accuracy is measured if none are held out."""
 KEY = "pairs"
-"""Entry of a checkpoint's state: what the pairs depend on."""
+"""Entry of a checkpoint's state: what the pairs depend on, which is compared when a fit goes on."""
 
 
-def check_pairs(config: FitConfig) -> None:
-    """Raise DataError, CheckpointError, UsageError for pairs that a fit cannot use; reads no features."""
-    source = open_source(config.pairs)
+def check_parts(parts: Sequence[FitConfig]) -> None:
+    """Detect what would stop fits; reads no features. The pictures of parts with the same pairs are listed once.
+
+    Raises:
+        DataError, CheckpointError, UsageError: pairs that cannot be used, or others than a part was begun with.
+    """
+    known: dict[PairsConfig, Source] = {}
+    for config in parts:
+        home = Folder(config.run, what="run")
+        begun, result = _begun(home), read_fit(home)
+        done = result is not None and result["epochs"] >= config.epochs
+        try:
+            source = known.setdefault(config.pairs, known.get(config.pairs) or open_source(config.pairs))
+        except DferError:
+            if done and _made_there(result, config):  # a result stands without its pictures
+                continue
+            raise
+        if begun is not None:
+            _refuse_other_pairs(home, begun, key_of(config.pairs, source))
+        if not done:
+            _check_pairs(config, source)
+
+
+def _begun(home: Folder) -> Any:
+    """Return what the pairs of a fit depended on, by its result or its newest checkpoint; None if there is neither."""
+    result, names = read_fit(home), committed(home)
+    if result is not None or not names:
+        return result and result.get("key")
+    text = (home / CHECKPOINTS / str(names[0])).read(STATE, most=MAX_JSON_BYTES)
+    try:
+        return json.loads(text or b"{}").get(KEY)
+    except (ValueError, AttributeError, RecursionError):
+        return None  # damaged; resuming takes an older one and compares that
+
+
+def _made_there(result: Mapping[str, Any] | None, config: FitConfig) -> bool:
+    """Whether a result is of the pictures in this place."""
+    then = ((result or {}).get("settings") or {}).get("pairs") or {}
+    return absolute_path(then.get("shards") or then.get("pictures") or "") == absolute_path(config.pairs.source)
+
+
+def _refuse_other_pairs(where: object, theirs: Any, ours: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless both keys of pairs are equal, saying in what they differ."""
+    plain = json.loads(json.dumps(ours))
+    if not isinstance(theirs, Mapping) or not (different := differences(theirs, plain)):
+        return
+    expected = "; ".join(f"{name}: {then}" for name, (then, _) in different.items())
+    got = "; ".join(f"{name}: {now}" for name, (_, now) in different.items())
+    do = "Set `pairs` as it was (pictures may have moved, not changed), or start a new fit with run=FOLDER."
+    raise CheckpointError(message(where, expected=f"the pairs it was begun with, {expected}", got=got, do=do))
+
+
+def _check_pairs(config: FitConfig, source: Source) -> None:
+    """Raise DataError, CheckpointError, UsageError for pairs that a fit cannot use."""
     if config.on == "features":
         stored_home(config.pairs, source)
     else:
@@ -229,17 +284,21 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
     """Fit a head, or resume; returns its result as plain values. COLLECTIVE.
 
     Raises:
-        StoppedError: on all ranks; everything is saved. CheckpointError: the folder holds another fit. DataError.
+        StoppedError: on all ranks; everything is saved. CheckpointError: the folder holds another fit, or one of other
+            pairs. DataError.
     """
     home = Folder(config.run, what="run")
     before = on_first(lambda: read_fit(home), world)
     on_first(lambda: folder.check(home, config), world)
     if before is not None and before["epochs"] >= config.epochs:
+        on_first(lambda: check_parts([config]), world)
         on_first(lambda: note_progress(home, step=before["steps"], complete=True), world)
         return before
     found = _prepared(config, world)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
     latest = checkpoints.latest()
+    if latest is not None:
+        _refuse_other_pairs(home, latest.state.get(KEY), found.key)
     with closing(_engine(config, found.learner, world)) as engine:
         loop.check_layout(engine, latest)
         on_first(lambda: folder.write(home, config, world, notes=[found.origin]), world)

@@ -1,0 +1,134 @@
+"""A fit of a projection head: number formats, other pairs than it was begun with, what is measured, its table."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dfer.data.features import write_manifest, write_shard
+from dfer.distributed import World, process_group
+from dfer.errors import CheckpointError
+from dfer.interruption import Stop
+from dfer.jobs import fit as job
+from dfer.jobs.fit import FitConfig
+from dfer.jobs.fitting import fit
+from dfer.jobs.pair_data import DTYPES, home_of, key_of, open_source
+from dfer.jobs.pairs import PairsConfig
+from dfer.models.config_towers import TowersConfig
+from dfer.models.projection import STUDENT, TEACHER
+from dfer.teacher.config import WordsTeacherConfig
+
+PAIRS, SIDE = 40, 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[World]:
+    with process_group(World()):
+        yield World()
+
+
+def pictures(folder: Path, seed: int = 1) -> Path:
+    """A folder of described pictures; the sizes of the files depend on the seed."""
+    draw = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    lines = ["file,text"]
+    for number in range(PAIRS):
+        assert cv2.imwrite(f"{folder}/{number:03d}.png", draw.integers(0, 256, (20 + seed, 24, 3), dtype=np.uint8))
+        lines.append(f"{number:03d}.png,brow {'raised lip' if number % 3 else 'jaw'} {number}")
+    (folder / "descriptions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def config(tmp_path: Path, **changes: Any) -> FitConfig:
+    own = {
+        "pictures": f"{tmp_path}/pictures",
+        "features": f"{tmp_path}/features",
+        "size": SIDE,
+        "workers": 0,
+        "towers": TowersConfig(arch="tiny-conv-64"),
+        "teacher": WordsTeacherConfig(dim=8),
+    }
+    pairs = PairsConfig(**{**own, **changes.pop("pairs", {})})
+    return FitConfig(**{"run": f"{tmp_path}/run/fit", "pairs": pairs, "batch": 20, "epochs": 1, **changes})
+
+
+def store(config: PairsConfig, rows: int = PAIRS, seed: int = 1) -> None:
+    """Store pairs of random features under the key of the configuration."""
+    draw = torch.Generator().manual_seed(seed)
+    student = torch.randn(rows, 6, generator=draw)
+    teacher = student @ torch.randn(6, 8, generator=draw)
+    key = key_of(config, open_source(config))
+    features = {STUDENT: student.to(DTYPES[config.stored]), TEACHER: teacher.to(DTYPES[config.stored])}
+    home = home_of(config, key)
+    shard = write_shard(home, 0, features, keys=[f"{row:03d}.png" for row in range(rows)])
+    write_manifest(home, key, [shard])
+
+
+def head_of(asked: FitConfig) -> torch.Tensor:
+    found: torch.Tensor = torch.load(f"{asked.run}/head/ExpCLIP_head.pth", weights_only=True)["mlp.weight"]
+    return found
+
+
+# --- number formats
+
+
+@pytest.mark.parametrize("on", ["features", "pictures"])
+@pytest.mark.parametrize("stored", DTYPES)
+def test_every_stored_number_format_is_fitted(stored: str, on: Any, tmp_path: Path, alone: World) -> None:
+    pictures(tmp_path / "pictures")
+    asked = config(tmp_path, on=on, pairs={"stored": stored})
+    if on == "features":
+        store(asked.pairs)
+    found = fit(asked, alone, Stop())
+    head = head_of(asked)
+    assert found["steps"] == 2 and head.dtype == torch.float32 and head.isfinite().all()
+    if on == "features" and stored != "as_computed":
+        full = replace(asked, run=f"{tmp_path}/full", pairs=replace(asked.pairs, stored="as_computed"))
+        store(full.pairs)
+        fit(full, alone, Stop())
+        assert torch.allclose(head_of(full), head, atol=1e-3) and not torch.equal(head_of(full), head)
+
+
+# --- other pairs
+
+
+def test_a_fit_of_other_pairs_is_refused_and_a_moved_folder_is_not(tmp_path: Path, alone: World) -> None:
+    pictures(tmp_path / "pictures")
+    pictures(tmp_path / "other", seed=2)
+    asked = config(tmp_path)
+    other = replace(asked, pairs=replace(asked.pairs, pictures=f"{tmp_path}/other"))
+    store(asked.pairs)
+    store(other.pairs, seed=2)
+    first = fit(asked, alone, Stop())
+    said = r"expected the pairs it was begun with, source_sha256: [0-9a-f]{64}, got source_sha256: [0-9a-f]{64}\. Set `p"
+    whole, part = replace(other, run=f"{tmp_path}/run"), job.Part(name="fit", run=other.run)
+    for longer in (0, 1):  # a finished fit, and one that would go on from its checkpoint
+        with pytest.raises(CheckpointError, match=said):
+            fit(replace(other, epochs=1 + longer), alone, Stop())
+        with pytest.raises(CheckpointError, match=said):
+            job.check(replace(whole, epochs=1 + longer), [part], [1])
+    (tmp_path / "run" / "fit" / "results" / "fit.json").unlink()  # killed before its result
+    with pytest.raises(CheckpointError, match=said):
+        job.check(whole, [part], [1])
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    moved = replace(asked, pairs=replace(asked.pairs, pictures=f"{tmp_path}/moved"))
+    again = fit(moved, alone, Stop())
+    assert again["loss"] == first["loss"] and fit(replace(moved, epochs=2), alone, Stop())["steps"] == 4
+
+
+def test_a_finished_fit_stands_without_its_pictures(tmp_path: Path, alone: World) -> None:
+    pictures(tmp_path / "pictures")
+    asked = config(tmp_path)
+    store(asked.pairs)
+    first = fit(asked, alone, Stop())
+    (tmp_path / "pictures").rename(tmp_path / "gone")
+    whole, part = replace(asked, run=f"{tmp_path}/run"), job.Part(name="fit", run=asked.run)
+    job.check(whole, [part], [1])
+    assert fit(asked, alone, Stop()) == first
+    with pytest.raises(Exception, match="expected a folder with"):
+        job.check(replace(whole, epochs=2), [part], [1])
