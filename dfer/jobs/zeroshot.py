@@ -51,11 +51,12 @@ def parts(config: ZeroshotConfig) -> list[Part]:
 
 
 def check(config: ZeroshotConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
-    """Detect, before any process starts, what would stop these parts.
+    """Detect, before any process starts, what would stop these parts: opens every data set that has no result yet.
 
     Raises:
-        DataError: no data set is there. UsageError: the folder is the run of something else.
-        CheckpointError: a head is missing, or not made for its tower. ConfigProblem: a file of texts cannot be read.
+        DataError: no data set is there, or one that is there cannot be tested. UsageError: the folder is the run of
+            something else. CheckpointError: a head is missing, or not made for its tower; weights are missing, and
+            features made with them too. ConfigProblem: a file of texts cannot be read, or lacks a class. StorageError.
     """
     if not parts:
         got = "; ".join(f"{name}: {absence(each)}" for name, each in config.sets.items())
@@ -67,6 +68,26 @@ def check(config: ZeroshotConfig, parts: Sequence[Part], worlds: Sequence[int]) 
         raise UsageError(message(home, expected=expected, got="the run of a single training", do=do))
     _check_texts(config)
     _check_heads(config)
+    _check_sets(config, [part.name for part in parts if not done(config, part)])
+
+
+def _check_sets(config: ZeroshotConfig, names: Sequence[str]) -> None:
+    """Raise the error of the first data set that cannot be evaluated, by its clips, the texts or the towers."""
+    if not names:
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dfer.jobs.zeroshot_features import check_towers
+    from dfer.jobs.zeroshot_sets import open_set
+    from dfer.models.texts import class_prompts
+
+    with ThreadPoolExecutor(len(names)) as pool:  # stores answer at the same time
+        opened = list(pool.map(lambda name: open_set(config, name), names))
+    for data in opened:
+        for kind in config.texts:
+            class_prompts(data.emotions, kind)
+    for model in config.models:
+        check_towers(config, model, opened)
 
 
 def _check_texts(config: ZeroshotConfig) -> None:

@@ -35,8 +35,10 @@ class ProjectionHead(Learner):
         self.mlp = nn.Linear(student, teacher, bias=False)
 
     def forward(self, batch: FeatureBatch) -> dict[str, Tensor]:
-        """Compute unit vectors of this rank's pairs, and gather those and the indexes of all pairs. COLLECTIVE. Features
-        may be of any number format; the head and the vectors are fp32."""
+        """Compute unit vectors of this rank's pairs, and gather those and the indexes of all pairs. COLLECTIVE.
+
+        Features may have any number format; the vectors are fp32.
+        """
         student = F.normalize(self.mlp(batch.features[STUDENT].float()).float(), dim=-1)
         teacher = batch.features[TEACHER].float()
         teacher = teacher if self.unit_teacher else F.normalize(teacher, dim=-1)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from dfer.__main__ import main
+from dfer.config import to_yaml
 from dfer.data.features import write_manifest, write_shard
 from dfer.distributed import World, process_group
-from dfer.errors import CheckpointError
+from dfer.errors import CheckpointError, NonFiniteLossError
 from dfer.interruption import Stop
 from dfer.jobs import fit as job
 from dfer.jobs.fit import FitConfig
@@ -105,7 +107,7 @@ def test_a_fit_of_other_pairs_is_refused_and_a_moved_folder_is_not(tmp_path: Pat
     store(asked.pairs)
     store(other.pairs, seed=2)
     first = fit(asked, alone, Stop())
-    said = r"expected the pairs it was begun with, source_sha256: [0-9a-f]{64}, got source_sha256: [0-9a-f]{64}\. Set `p"
+    said = r"the pairs it was begun with, source_sha256: [0-9a-f]{64}, got source_sha256: [0-9a-f]{64}\. Set `pairs`"
     whole, part = replace(other, run=f"{tmp_path}/run"), job.Part(name="fit", run=other.run)
     for longer in (0, 1):  # a finished fit, and one that would go on from its checkpoint
         with pytest.raises(CheckpointError, match=said):
@@ -132,3 +134,19 @@ def test_a_finished_fit_stands_without_its_pictures(tmp_path: Path, alone: World
     assert fit(asked, alone, Stop()) == first
     with pytest.raises(Exception, match="expected a folder with"):
         job.check(replace(whole, epochs=2), [part], [1])
+
+
+# --- a sweep
+
+
+def test_a_part_that_fails_does_not_cost_the_table_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "pictures")
+    asked = config(tmp_path, run=f"{tmp_path}/run", sweep=job.SweepConfig(lr=(1e38, 0.001)))
+    store(asked.pairs)
+    (tmp_path / "fit.yaml").write_text(to_yaml(asked))
+    assert main(["fit", f"{tmp_path}/fit.yaml"]) == NonFiniteLossError.exit_code
+    out, err = capsys.readouterr()
+    assert "lr_1e+38: failed, " in err.replace("lr_1e38", "lr_1e+38") and "lr_0.001: loss " in out
+    assert "1 of 2 parts; the same command fits the others" in out and err.rstrip().splitlines()[-1].startswith("error")

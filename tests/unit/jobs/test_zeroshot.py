@@ -34,7 +34,7 @@ from dfer.jobs.zeroshot_sets import open_set
 from dfer.models.config import ZeroShotConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.models.towers import Towers as BothTowers
-from dfer.report import exp_clip
+from dfer.report import exp_clip, zeroshot_page
 from dfer.report.zeroshot import RESULT, SetResult, read_result
 from dfer.storage import Folder
 from dfer.training.config import EngineConfig, SgdConfig
@@ -454,3 +454,57 @@ def test_paths_become_absolute_and_the_job_is_found(
     out = capsys.readouterr().out
     assert out.startswith("raf_db: 2 models x 1 prompt kinds on 14 clips\n") and "dfew: there, but not evaluated" in out
     assert Part(name="raf_db", run=f"{tmp_path}/run/raf_db") in job.parts(config(home, tmp_path))
+
+
+# --- before any work, and parts that fail
+
+
+def unusable(home: Path, tmp_path: Path, what: str) -> tuple[dict[str, Any], type[Exception], str]:
+    """Changes that make a second data set unusable beside a good one; the error and what it says."""
+    draw, bad = np.random.default_rng(1), tmp_path / "bad"
+    bad.mkdir()
+    good = {"shards": f"{home}/clips", "classes": "basic7"}
+    if what == "numbered":
+        (bad / "1").mkdir()
+        (bad / "1" / "a.jpg").write_bytes(noise(draw))
+        own = {"pictures": str(bad), "classes": ["surprise", "fear"]}
+        return {"sets": {"dfew": good, "raf_db": own}}, DataError, "sets.raf_db: .*expected folders named as classes"
+    if what == "split":
+        write_shards(bad, {"all": [[Clip(key="a", frames=[noise(draw)])]]})
+        return {"sets": {"dfew": good, "affectnet7": {"shards": str(bad)}}}, DataError, "sets.affectnet7: test clips: "
+    if what == "texts":
+        (tmp_path / "seven.yaml").write_text("".join(f"{name}: {name}\n" for name in exp_clip_classes()))
+        sets = {"dfew": good, "affectnet8": {"shards": f"{home}/stills", "classes": "affectnet8"}}
+        return {"sets": sets, "texts": [f"{tmp_path}/seven.yaml"]}, ConfigProblem, "seven.yaml: .* none for contempt"
+    towers = {"arch": ARCH, "pretrained": f"{tmp_path}/gone.safetensors"}
+    return {"models": {"clip": {"towers": towers}}}, CheckpointError, "models.clip.towers.pretrained=.*, got neither"
+
+
+@pytest.mark.parametrize("what", ["numbered", "split", "texts", "weights"])
+def test_a_set_that_cannot_be_used_is_told_before_the_others_are_computed(
+    what: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, kind, says = unusable(home, tmp_path, what)
+    asked = config(home, tmp_path, **changes)
+    with pytest.raises(kind, match=says):
+        job.check(asked, job.parts(asked), [1])
+    (tmp_path / "suite.yaml").write_text(to_yaml(asked))
+    assert main(["zeroshot", f"{tmp_path}/suite.yaml", "--dry-run"]) == getattr(kind, "exit_code", 2)
+    assert "to do" not in capsys.readouterr().out and not (tmp_path / "features").exists()
+
+
+def test_a_set_that_fails_does_not_cost_the_table_of_the_others(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeroshot_page, "page", lambda suite: "")  # its pictures take seconds
+    shutil.copytree(home / "pictures", tmp_path / "damaged")
+    (tmp_path / "damaged" / "Fear" / "0.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    sets = {"damaged": tmp_path / "damaged", "raf_db": home / "pictures"}
+    own = {name: {"pictures": str(place), "classes": "basic7"} for name, place in sets.items()}
+    asked = config(home, tmp_path, sets=own, texts=["class_names"], models={"clip": {"towers": {"arch": ARCH}}})
+    (tmp_path / "suite.yaml").write_text(to_yaml(asked))
+    assert main(["zeroshot", f"{tmp_path}/suite.yaml"]) == DataError.exit_code
+    out, err = capsys.readouterr()
+    assert "damaged: failed, " in err and err.rstrip().splitlines()[-1].startswith("error: ") and "Fear/0.jpg" in err
+    assert out.startswith("raf_db: 1 models x 1 prompt kinds on 14 clips\n")
+    assert "damaged: there, but not evaluated" in out and (tmp_path / "run" / "report" / "report.md").is_file()
