@@ -87,7 +87,7 @@ class FitConfig:
     epoch: for augmented pictures, or a teacher with dropout. flip: probability of mirroring a picture, on pictures.
     pairs: what is fitted. batch: pairs of a step over all ranks, each of which has the others as negatives. eval_every:
     epochs between two measurements of the retrieval accuracy, none = only at the end; val_share: share of the pairs
-    that are held out for it, 0 = measured on the first pairs of the training. sweep: values to try.
+    that are held out for it, 0 = measured on a random sample of the fitted ones. sweep: values to try.
     """
 
     job: Literal["fit"] = key("fit", resume="free")
@@ -227,7 +227,9 @@ def run(config: FitConfig, part: Part, world: "World | None", stop: "Stop") -> s
 
 def line_of(found: dict[str, Any]) -> str:
     """Say how well a head fits."""
-    return f"loss {found['loss']:.4f}, picture -> teacher {found['accuracy']:.2%} of {found['of']}"
+    text = f"loss {found['loss']:.4f}, picture -> teacher {found['accuracy']:.2%} of {found['of']}"
+    trained = found.get("train_accuracy")
+    return text if trained is None else f"{text}; {trained:.2%} in the steps of the last epoch"
 
 
 def conclude(config: FitConfig) -> str:

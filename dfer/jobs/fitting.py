@@ -20,12 +20,12 @@ from dfer.config import ConfigProblem, to_plain
 from dfer.data.features import FeatureLoader, FeatureSet
 from dfer.data.plan import Plan
 from dfer.data.sampling import clip_rng
-from dfer.data.splits import hold_out
-from dfer.distributed import World, gather_rows, on_first, sum_over_ranks
-from dfer.errors import CheckpointError, DferError, UsageError, message
+from dfer.distributed import World, gather_rows, on_first
+from dfer.errors import CheckpointError, DferError, message
 from dfer.inference import enough_gpu_memory
 from dfer.interruption import Stop
-from dfer.jobs.fit import HEAD, RESULT, FitConfig, read_fit
+from dfer.jobs.fit import HEAD, RESULT, FitConfig, line_of, read_fit
+from dfer.jobs.fit_measures import TRAINED, FitLog, counted, measured, measured_on, split, train_accuracy
 from dfer.jobs.pair_data import (
     Pairs,
     Source,
@@ -50,11 +50,10 @@ from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.build import build_engine
 from dfer.training.engine import Engine
-from dfer.training.log import RunLog
 
 H = TypeVar("H", bound=ProjectionHead)
-MEASURED = 2048
-"""Most pairs on which the retrieval accuracy is measured if none are held out."""
+ROWS = 2048
+"""Rows of features that are scaled at once."""
 KEY = "pairs"
 """Entry of a checkpoint's state: what the pairs depend on, which is compared when a fit goes on."""
 
@@ -118,23 +117,7 @@ def _check_pairs(config: FitConfig, source: Source) -> None:
     else:
         check_tower(config.pairs)
         check_descriptions(config.pairs, source)
-    _split(config, source.keys)
-
-
-def _split(config: FitConfig, keys: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Divide the pairs into those that are fitted and those on which accuracy is measured, as positions.
-
-    Raises:
-        UsageError: fewer pairs than a batch.
-    """
-    kept, held = [*range(len(keys))], [*range(min(MEASURED, len(keys)))]
-    if config.val_share:
-        own, other = hold_out(keys, [None] * len(keys), share=config.val_share, seed=config.seed)
-        kept, held = [int(at) for at in own], [int(at) for at in other]
-    if len(kept) < config.batch:
-        do = "Set a smaller batch, or add pictures."
-        raise UsageError(message("batch", expected=f"at most the {len(kept)} pairs", got=str(config.batch), do=do))
-    return kept, held
+    split(config, source.keys)
 
 
 class _PictureHead(ProjectionHead):
@@ -198,7 +181,7 @@ def _prepared(config: FitConfig, world: World) -> _Fit:
 
 def _from_features(config: FitConfig, world: World) -> _Fit:
     pairs = _unit(find_pairs(config.pairs))
-    kept, held = _split(config, pairs.keys)
+    kept, held = split(config, pairs.keys)
     fitted = pairs if len(kept) == len(pairs) else _rows(pairs, kept)
     learner = _head(ProjectionHead, config, pairs.dims)
     learner.unit_teacher = True
@@ -216,15 +199,15 @@ def _unit(pairs: FeatureSet) -> FeatureSet:
     """Scale the teacher's features to unit vectors, once instead of in every step; in place where they are fp32."""
     features = dict(pairs.features)
     rows = features[TEACHER] = features[TEACHER].float()
-    for at in range(0, len(rows), MEASURED):
-        rows[at : at + MEASURED] = F.normalize(rows[at : at + MEASURED], dim=-1)
+    for at in range(0, len(rows), ROWS):
+        rows[at : at + ROWS] = F.normalize(rows[at : at + ROWS], dim=-1)
     return replace(pairs, features=features)
 
 
 def _from_pictures(config: FitConfig, world: World) -> _Fit:
     source = open_source(config.pairs)
     check_descriptions(config.pairs, source)
-    kept, held = _split(config, source.keys)
+    kept, held = split(config, source.keys)
     pairs = Pairs(config.pairs, world.device)
     size = config.pairs.batch
     cut = [held[at : at + size] for at in range(0, len(held), size)]
@@ -304,9 +287,12 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
         on_first(lambda: folder.write(home, config, world, notes=[found.origin]), world)
         on_first(lambda: note_progress(home, step=0, complete=False), world)
         start, best = loop.resume(engine, checkpoints.start(latest), steps_per_epoch=found.loader.steps_per_epoch)
+        state = {KEY: found.key, TRAINED: counted(latest.state) if latest is not None else None}
         steps, began = found.loader.steps_per_epoch * config.epochs, time.monotonic()
-        log = RunLog(
+        log = FitLog(
             home,
+            learner=found.learner,
+            state=state,
             world=world,
             total_steps=steps,
             start_step=start.global_step,
@@ -325,7 +311,7 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
                 evaluation=_evaluation(config, found, engine, world),
                 start=start,
                 best=best,
-                extra_state={KEY: found.key},
+                extra_state=state,
                 stop=stop,
             )
         scores = measured(engine.weights().get("mlp.weight"), found.held, config, world)
@@ -334,7 +320,8 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
             "steps": summary.step,
             "loss": scores["loss"],
             "accuracy": scores["accuracy"],
-            "of": _measured_on(config, found),
+            "train_accuracy": train_accuracy(state),
+            "of": measured_on(config, len(found.held)),
             "seconds": round(time.monotonic() - began, 2),
             "pairs": len(found.held) if config.val_share else None,
             "settings": to_plain(config),
@@ -343,10 +330,6 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
         weight = engine.weights().get("mlp.weight")
         on_first(lambda: _write(home, config, found, weight, result), world)
     return result
-
-
-def _measured_on(config: FitConfig, found: _Fit) -> str:
-    return f"{len(found.held):,} {'held-out' if config.val_share else 'fitted'} pairs, {config.batch} at a time"
 
 
 def _engine(config: FitConfig, learner: ProjectionHead, world: World) -> Engine:
@@ -373,28 +356,6 @@ def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) ->
     return loop.Evaluation(run=run, every_epochs=config.eval_every, metric="accuracy", split=split)
 
 
-@torch.no_grad()
-def measured(weight: Tensor | None, pairs: FeatureSet, config: FitConfig, world: World) -> dict[str, float]:
-    """Measure loss and retrieval accuracy, picture -> teacher, among the pairs of each batch in order. COLLECTIVE.
-
-    weight: [D S], on the first rank.
-    """
-    sums = torch.zeros(3, device=world.device, dtype=torch.float64)
-    if world.is_first:
-        assert weight is not None, "the first rank has the weights"
-        head = weight.to(world.device).float()
-        for at in range(0, len(pairs), config.batch):
-            rows = {name: value[at : at + config.batch].to(world.device) for name, value in pairs.features.items()}
-            ours = F.normalize(rows[STUDENT].float() @ head.T, dim=-1)
-            logits = ours @ F.normalize(rows[TEACHER].float(), dim=-1).T / config.head.temperature
-            target = torch.arange(len(logits), device=logits.device)
-            loss = 0.5 * sum(F.cross_entropy(each, target, reduction="sum") for each in (logits, logits.T))
-            hits = (logits.argmax(dim=1) == target).sum()
-            sums += torch.stack([torch.as_tensor(loss), hits, torch.tensor(len(logits), device=hits.device)]).double()
-    loss, hits, count = sum_over_ranks(sums).tolist()
-    return {"loss": loss / count, "accuracy": hits / count}
-
-
 def _write(home: Folder, config: FitConfig, found: _Fit, weight: Tensor | None, result: dict[str, Any]) -> None:
     """Write the head, then the result, which marks the part as done."""
     assert weight is not None, "the first rank has the weights"
@@ -413,5 +374,5 @@ def _facts(config: FitConfig, found: _Fit, result: dict[str, Any]) -> dict[str, 
         "Pictures": f"{config.pairs.source}, sha256 {found.key['source_sha256']}, without labels",
         "Fit": f"{result['steps']} steps of {config.batch} pairs, {config.epochs} epochs, temperature "
         f"{config.head.temperature}, seed {config.seed}, on {config.on}",
-        "Result": f"loss {result['loss']:.4f}, picture -> teacher {result['accuracy']:.2%} of {result['of']}",
+        "Result": line_of(result),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from dfer.storage import Folder
 
-COLUMNS = ("part", "epochs", "batch", "temperature", "lr", "steps", "loss", "accuracy", "seconds")
+COLUMNS = ("part", "epochs", "batch", "temperature", "lr", "steps", "loss", "accuracy", "train accuracy", "seconds")
 
 
 def write_fits(home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int) -> str:
@@ -16,7 +16,11 @@ def write_fits(home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int) 
     widths = [max(len(line[at]) for line in [COLUMNS, *cells]) for at in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [COLUMNS, *cells]]
     measured = {str(rows[name]["of"]) for name in rows}
-    notes = [f"accuracy: picture -> teacher, of {'; '.join(sorted(measured))}"]
+    notes = [
+        f"accuracy: picture -> teacher, of {'; '.join(sorted(measured))}",
+        "train accuracy: the same among the pairs of a batch, which is easier in a smaller one, mean over the steps of "
+        "the last epoch",
+    ]
     if len(rows) < of:
         notes.append(f"{len(rows)} of {of} parts; the same command fits the others")
     text = "\n".join([*lines, *notes])
@@ -31,5 +35,10 @@ def _cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
     settings = found["settings"]
     rates = [group["lr"] for group in settings["optim"]["groups"].values()]
     values = (found["epochs"], settings["batch"], settings["head"]["temperature"], rates[0], found["steps"])
-    score = (f"{found['loss']:.4f}", f"{100 * found['accuracy']:.2f} %", f"{found['seconds']:.1f}")
+    trained = found.get("train_accuracy")
+    score = (f"{found['loss']:.4f}", _percent(found["accuracy"]), _percent(trained), f"{found['seconds']:.1f}")
     return (name, *(f"{value:g}" for value in values), *score)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"

@@ -1,5 +1,6 @@
 """A fit of a projection head: number formats, other pairs than it was begun with, what is measured, its table."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,20 @@ import torch
 
 from dfer.__main__ import main
 from dfer.config import to_yaml
-from dfer.data.features import write_manifest, write_shard
+from dfer.data.features import FeatureSet, write_manifest, write_shard
 from dfer.distributed import World, process_group
-from dfer.errors import CheckpointError, NonFiniteLossError
+from dfer.errors import CheckpointError, NonFiniteLossError, UsageError
 from dfer.interruption import Stop
 from dfer.jobs import fit as job
 from dfer.jobs.fit import FitConfig
+from dfer.jobs.fit_measures import measured, measured_on, split
 from dfer.jobs.fitting import fit
 from dfer.jobs.pair_data import DTYPES, home_of, key_of, open_source
 from dfer.jobs.pairs import PairsConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.models.projection import STUDENT, TEACHER
 from dfer.teacher.config import WordsTeacherConfig
+from dfer.training.config import GroupConfig, SgdConfig
 
 PAIRS, SIDE = 40, 64
 
@@ -150,3 +153,51 @@ def test_a_part_that_fails_does_not_cost_the_table_of_the_others(
     out, err = capsys.readouterr()
     assert "lr_1e+38: failed, " in err.replace("lr_1e38", "lr_1e+38") and "lr_0.001: loss " in out
     assert "1 of 2 parts; the same command fits the others" in out and err.rstrip().splitlines()[-1].startswith("error")
+
+
+# --- what is measured
+
+
+def test_what_is_measured_depends_on_neither_batch_nor_order_of_names(tmp_path: Path) -> None:
+    keys = [f"{at:05d}" for at in range(3000)]
+    asked = config(tmp_path, batch=64)
+    kept, held = split(asked, keys)
+    assert kept == [*range(3000)] and len({*held}) == 2048 and held != sorted(held)
+    assert min(sum(at // 1000 == third for at in held[:512]) for third in range(3)) > 100, "every gallery is a sample"
+    assert split(replace(asked, batch=512), keys)[1] == held and split(replace(asked, seed=2), keys)[1] != held
+    kept, held = split(replace(asked, val_share=0.3), keys)
+    assert len(held) == 512 and not {*kept} & {*held}, "the last, smaller gallery of some 900 is left out"
+    assert len(kept) == pytest.approx(2100, abs=16) and held != sorted(held)
+    assert len(split(asked, keys[:100])[1]) == 100, "one gallery, though smaller, is not left out"
+    with pytest.raises(UsageError, match=r"batch: expected at most the 50 pairs, got 64"):
+        split(asked, keys[:50])
+
+
+def test_accuracy_is_sought_among_512_pairs_whatever_the_batch(tmp_path: Path, alone: World) -> None:
+    weight, rows = torch.eye(1024), torch.eye(1024)
+    second = torch.cat([rows[:512], rows[512:].roll(1, 0)])
+    pairs = FeatureSet(features={STUDENT: rows, TEACHER: second}, keys=[f"{at}" for at in range(1024)])
+    found = [measured(weight, pairs, config(tmp_path, batch=batch), alone) for batch in (8, 512)]
+    assert found[0] == found[1] and found[0]["accuracy"] == 0.5
+    assert measured_on(config(tmp_path, val_share=0.1), 1024) == "1,024 held-out pairs, 512 at a time"
+    assert measured_on(config(tmp_path), 40) == "40 fitted pairs, 40 at a time"
+
+
+def test_every_step_records_its_own_accuracy_and_the_table_the_last_epochs(tmp_path: Path, alone: World) -> None:
+    pictures(tmp_path / "pictures")
+    optim = SgdConfig(groups={"head": GroupConfig(lr=0.05)})
+    asked = config(tmp_path, batch=PAIRS, epochs=3, optim=optim)
+    store(asked.pairs)
+    found = fit(asked, alone, Stop())
+    records = [json.loads(line) for line in Path(asked.run, "metrics.jsonl").read_text().splitlines()]
+    steps = [record["accuracy"] for record in records if record["kind"] == "train"]
+    evals = [record["accuracy"] for record in records if record["kind"] == "eval"]
+    assert steps[1:] == evals[:2] and len(steps) == 3, "all pairs are one step: a step sees what was measured before it"
+    assert found["train_accuracy"] == steps[2] and len({*steps}) > 1
+    table = job.conclude(replace(asked, run=f"{tmp_path}/run"))
+    assert "train accuracy" in table and f"{100 * steps[2]:.2f} %" in table and "40 fitted pairs, 40 at a time" in table
+    assert f"{steps[2]:.2%} in the steps of the last epoch" in Path(asked.run, "head", "README.md").read_text()
+    half = fit(replace(asked, run=f"{tmp_path}/half", batch=PAIRS // 2), alone, Stop())
+    lines = Path(tmp_path, "half", "metrics.jsonl").read_text().splitlines()
+    last = [each["accuracy"] for each in map(json.loads, lines) if each["kind"] == "train"][-2:]
+    assert half["train_accuracy"] == pytest.approx(sum(last) / 2)
