@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from dfer import config_files
 from dfer.errors import CheckpointError, DataError, UsageError, message
 from dfer.jobs.parts import Part
-from dfer.jobs.zeroshot_config import ZeroshotConfig, absence, asked, made_absolute
-from dfer.report.zeroshot import SetResult, read_result, suite_of
+from dfer.jobs.zeroshot_config import ZeroshotConfig, absence, made_absolute
+from dfer.jobs.zeroshot_stands import standing_result
+from dfer.report.zeroshot import suite_of
 from dfer.run.layout import CONFIG
 from dfer.storage import Folder
 
@@ -117,14 +118,12 @@ def _check_heads(config: ZeroshotConfig) -> None:
 
 
 def done(config: ZeroshotConfig, part: Part) -> bool:
-    """Whether a data set has a result of this configuration. Raises CheckpointError, StorageError."""
-    return _result(config, part.name, part.run) is not None
+    """Whether a data set has a result of this configuration, of its clips and the weights as they are now.
 
-
-def _result(config: ZeroshotConfig, name: str, run: str) -> SetResult | None:
-    """Return the result of a data set, if it is one of this configuration."""
-    found = read_result(Folder(run, what="run"))
-    return found if found is not None and found.asked == asked(config, name) else None
+    Raises:
+        CheckpointError: the result is damaged. StorageError.
+    """
+    return standing_result(config, part.name, part.run) is not None
 
 
 def run(config: ZeroshotConfig, part: Part, world: "World | None", stop: "Stop") -> str:
@@ -148,7 +147,7 @@ def conclude(config: ZeroshotConfig) -> str:
 
     home = config.run.rstrip("/")
     absent = {name: why for name, each in config.sets.items() if (why := absence(each))}
-    found = {name: _result(config, name, f"{home}/{name}") for name in config.sets if name not in absent}
+    found = {name: standing_result(config, name, f"{home}/{name}") for name in config.sets if name not in absent}
     results = [result for result in found.values() if result is not None]
     if not results:
         do = "Run the suite: dfer zeroshot CONFIG."

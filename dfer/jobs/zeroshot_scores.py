@@ -20,6 +20,7 @@ from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.results import predictions_csv
 from dfer.interruption import Stop
 from dfer.jobs.facts import now
+from dfer.jobs.features import SHA256
 from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel, asked, label_of
 from dfer.jobs.zeroshot_features import CLIPS, Texts, Towers, clip_features
 from dfer.jobs.zeroshot_sets import Ids, SetData, open_set
@@ -68,8 +69,12 @@ def _on_first(
 ) -> SetResult:
     """Answer with the features, on the first rank, unless the result stands. took: seconds for the features."""
     want, there = asked(config, name), read_result(home)
-    names = [name_of(found.key) for found in features.values()]
-    if there and (there.asked, there.sha256, [model.features for model in there.models]) == (want, data.sha256, names):
+    made_of = [(name_of(found.key), _files_of(found)) for found in features.values()]
+    if there and (there.asked, there.sha256, [(one.features, one.files) for one in there.models]) == (
+        want,
+        data.sha256,
+        made_of,
+    ):
         return there
     found = _answers(config, home, data, towers, features)
     own_set = config.sets[name]
@@ -209,7 +214,14 @@ def _facts(name: str, own: ZeroshotModel, towers: Towers, features: FeatureSet) 
         temperature=own.temperature,
         size=towers.size,
         features=name_of(features.key),
+        files=_files_of(features),
     )
+
+
+def _files_of(features: FeatureSet) -> dict[str, str]:
+    """SHA-256 of the files of the towers that made features, by key of the towers."""
+    of_key = {"arch": features.key["arch"], "pretrained": features.key["weights"]}
+    return {key: found[SHA256] for key, found in of_key.items() if isinstance(found, Mapping)}
 
 
 def released_tower(model: ZeroshotModel) -> str:

@@ -493,6 +493,7 @@ def test_a_set_that_cannot_be_used_is_told_before_the_others_are_computed(
     assert "to do" not in capsys.readouterr().out and not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow("a command that evaluates two sets")
 def test_a_set_that_fails_does_not_cost_the_table_of_the_others(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,3 +509,34 @@ def test_a_set_that_fails_does_not_cost_the_table_of_the_others(
     assert "damaged: failed, " in err and err.rstrip().splitlines()[-1].startswith("error: ") and "Fear/0.jpg" in err
     assert out.startswith("raf_db: 1 models x 1 prompt kinds on 14 clips\n")
     assert "damaged: there, but not evaluated" in out and (tmp_path / "run" / "report" / "report.md").is_file()
+
+
+@pytest.mark.slow("two evaluations")
+def test_a_result_of_other_clips_or_weights_does_not_stand(home: Path, tmp_path: Path, alone: World) -> None:
+    shutil.copytree(home / "pictures", tmp_path / "faces")
+    weights = Path(shutil.copy(home / "clip.safetensors", tmp_path / "clip.safetensors"))
+    changes: dict[str, Any] = {
+        "sets": {"raf_db": {"pictures": f"{tmp_path}/faces", "classes": "basic7"}},
+        "texts": ["class_names"],
+        "models": {"clip": {"towers": {"arch": ARCH, "pretrained": str(weights)}}},
+    }
+    asked = config(home, tmp_path, **changes)
+    part = job.parts(asked)[0]
+    run_parts(asked, alone)
+    assert job.done(asked, part)
+    (tmp_path / "faces" / "Fear" / "more.jpg").write_bytes((home / "pictures" / "Fear" / "0.jpg").read_bytes())
+    assert not job.done(asked, part)
+    with pytest.raises(CheckpointError, match="expected the result of a data set, got none"):
+        job.conclude(asked)
+    run_parts(asked, alone)
+    assert job.done(asked, part) and result_of(asked, "raf_db").clips == 15
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-4] + b"\0\0\1\0")
+    assert not job.done(asked, part)
+    weights.unlink()
+    assert job.done(asked, part), "with the weights gone, the result stands as the features do"
+    weights.write_bytes(kept)
+    assert job.done(asked, part)
+    shutil.rmtree(tmp_path / "faces")
+    (tmp_path / "faces").mkdir()
+    assert not job.done(asked, part), "a source that cannot be read has no result, and is no error here"
