@@ -157,9 +157,14 @@ def combinations(config: FitConfig) -> dict[str, dict[str, Any]]:
     used = {name: values for name, values in lists.items() if values}
     found = {}
     for chosen in itertools.product(*(enumerate(values, start=1) for values in used.values())):
-        words = [f"{name}_{n if name == 'instruction' else f'{v:g}'}" for name, (n, v) in zip(used, chosen)]
+        words = [f"{name}_{n if name == 'instruction' else _named(v)}" for name, (n, v) in zip(used, chosen)]
         found["_".join(words) or "fit"] = {name: value for name, (_, value) in zip(used, chosen)}
     return found
+
+
+def _named(value: float) -> str:
+    """Write a number with all its digits, so that no two have one name: 0.01, 0.010000001, 512, 1e22."""
+    return repr(value).removesuffix(".0").replace("+", "")
 
 
 def parts(config: FitConfig) -> list[Part]:
@@ -240,4 +245,5 @@ def conclude(config: FitConfig) -> str:
     if not rows:
         do = "The same command fits them."
         raise CheckpointError(message(config.run, expected="a fitted head", got="none", do=do))
-    return write_fits(Folder(config.run, what="run"), rows, of=len(parts(config)))
+    texts = config.sweep.instruction
+    return write_fits(Folder(config.run, what="run"), rows, of=len(parts(config)), instructions=texts)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,7 +40,7 @@ from dfer.jobs.pair_data import (
 )
 from dfer.jobs.pairs import PairsConfig
 from dfer.jobs.parts import absolute_path
-from dfer.models.head_file import write_head
+from dfer.models.head_file import MadeFor, settings_sha256, write_head
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
 from dfer.recognition import PADDING, BadClip, Batch, ClipBatch, FeatureBatch
 from dfer.run import folder
@@ -96,7 +97,7 @@ def _begun(home: Folder) -> Any:
 def _made_there(result: Mapping[str, Any] | None, config: FitConfig) -> bool:
     """Whether a result is of the pictures in this place."""
     then = ((result or {}).get("settings") or {}).get("pairs") or {}
-    return absolute_path(then.get("shards") or then.get("pictures") or "") == absolute_path(config.pairs.source)
+    return bool(absolute_path(then.get("shards") or then.get("pictures") or "") == absolute_path(config.pairs.source))
 
 
 def _refuse_other_pairs(where: object, theirs: Any, ours: Mapping[str, Any]) -> None:
@@ -314,22 +315,28 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
                 extra_state=state,
                 stop=stop,
             )
-        scores = measured(engine.weights().get("mlp.weight"), found.held, config, world)
-        result = {
-            "epochs": summary.epochs,
-            "steps": summary.step,
-            "loss": scores["loss"],
-            "accuracy": scores["accuracy"],
-            "train_accuracy": train_accuracy(state),
-            "of": measured_on(config, len(found.held)),
-            "seconds": round(time.monotonic() - began, 2),
-            "pairs": len(found.held) if config.val_share else None,
-            "settings": to_plain(config),
-            "key": found.key,
-        }
         weight = engine.weights().get("mlp.weight")
-        on_first(lambda: _write(home, config, found, weight, result), world)
+        scores = measured(weight, found.held, config, world)
+    result = _result(config, found, summary, scores, train_accuracy(state), began)
+    on_first(lambda: _write(home, config, found, weight, result), world)
     return result
+
+
+def _result(
+    config: FitConfig, found: _Fit, summary: loop.Summary, scores: dict[str, float], trained: float | None, began: float
+) -> dict[str, Any]:
+    """Collect a fit's result. trained: accuracy in the steps of the last epoch. began: monotonic time of the start."""
+    return {
+        "epochs": summary.epochs,
+        "steps": summary.step,
+        **scores,
+        "train_accuracy": trained,
+        "of": measured_on(config, len(found.held)),
+        "seconds": round(time.monotonic() - began, 2),
+        "pairs": len(found.held) if config.val_share else None,
+        "settings": to_plain(config),
+        "key": found.key,
+    }
 
 
 def _engine(config: FitConfig, learner: ProjectionHead, world: World) -> Engine:
@@ -359,9 +366,15 @@ def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) ->
 def _write(home: Folder, config: FitConfig, found: _Fit, weight: Tensor | None, result: dict[str, Any]) -> None:
     """Write the head, then the result, which marks the part as done."""
     assert weight is not None, "the first rank has the weights"
-    write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result))
+    write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result), clip=_made_for(config, found))
     home.write(RESULT, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
     note_progress(home, step=result["steps"], complete=True)
+
+
+def _made_for(config: FitConfig, found: _Fit) -> MadeFor:
+    towers = config.pairs.towers
+    arch = Path(towers.arch).name if towers.arch.endswith(".json") else towers.arch
+    return MadeFor(arch=arch, settings=settings_sha256(towers), weights=found.key["clip"]["weights"])
 
 
 def _facts(config: FitConfig, found: _Fit, result: dict[str, Any]) -> dict[str, str]:

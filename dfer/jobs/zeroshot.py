@@ -56,7 +56,7 @@ def check(config: ZeroshotConfig, parts: Sequence[Part], worlds: Sequence[int]) 
 
     Raises:
         DataError: no data set is there, or one that is there cannot be tested. UsageError: the folder is the run of
-            something else. CheckpointError: a head is missing, or not made for its tower; weights are missing, and
+            something else. CheckpointError: a head is missing, or made for other towers; weights are missing, and
             features made with them too. ConfigProblem: a file of texts cannot be read, or lacks a class. StorageError.
     """
     if not parts:
@@ -100,7 +100,7 @@ def _check_texts(config: ZeroshotConfig) -> None:
 
 
 def _check_heads(config: ZeroshotConfig) -> None:
-    """Raise CheckpointError unless every head is there and as wide as its tower's features."""
+    """Raise CheckpointError unless every head is there, as wide as its tower's features, and not of another CLIP."""
     with_heads = {name: model for name, model in config.models.items() if model.head is not None}
     for name, model in with_heads.items():
         path = Path(str(model.head))
@@ -114,7 +114,7 @@ def _check_heads(config: ZeroshotConfig) -> None:
 
     for name, model in with_heads.items():
         dim = clip_settings(model.towers)["embed_dim"]
-        read_head(Path(str(model.head)), dim=dim, model=f"models.{name}", arch=model.towers.arch)
+        read_head(Path(str(model.head)), dim=dim, model=f"models.{name}", towers=model.towers)
 
 
 def done(config: ZeroshotConfig, part: Part) -> bool:

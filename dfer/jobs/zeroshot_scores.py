@@ -25,16 +25,13 @@ from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel, asked, labe
 from dfer.jobs.zeroshot_features import CLIPS, Texts, Towers, clip_features
 from dfer.jobs.zeroshot_sets import Ids, SetData, open_set
 from dfer.models.frozen import normalisation_words
+from dfer.models.head_file import ARCHS, OPENAI_FILES, other_weights, released_head
 from dfer.models.texts import class_prompts
 from dfer.models.zero_shot import class_logits, projected, read_head
-from dfer.report import exp_clip
 from dfer.report.zeroshot import Answer, Gain, ModelFacts, SetResult, Together, read_result, write_result
 from dfer.run.layout import note_progress
 from dfer.storage import Folder
 from dfer.store.format import data_name
-
-OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
-"""Names of OpenAI's files of the CLIPs in `exp_clip.ARCHS`."""
 
 
 def evaluate_set(config: ZeroshotConfig, name: str, run: str, world: World, stop: Stop) -> SetResult:
@@ -134,7 +131,7 @@ def _answers(
     seconds: dict[str, float] = {}
     for model, own in config.models.items():
         dim = towers[model].embed_dim
-        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", arch=own.towers.arch) if own.head else None
+        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", towers=own.towers) if own.head else None
         clips, right = features[model].select(data.keys).features[CLIPS], torch.zeros(len(data.keys), dtype=torch.int64)
         for kind in config.texts:
             began = time.monotonic()
@@ -143,7 +140,7 @@ def _answers(
             right += hits[model, kind]
             answers.append(Answer(model=model, kind=label_of(kind), confusion=_by_fold(found, data)))
             text = predictions_csv(found, keys=data.keys, classes=data.emotions.names)
-            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode())
+            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode("utf-8", "surrogateescape"))
             seconds[f"{model}, {label_of(kind)}"] = round(time.monotonic() - began, 3)
         counts = {str(fold): _by_value(right, data, rows, len(config.texts) + 1) for fold, rows in data.folds.items()}
         together.append(Together(model=model, right=counts))
@@ -215,6 +212,7 @@ def _facts(name: str, own: ZeroshotModel, towers: Towers, features: FeatureSet) 
         size=towers.size,
         features=name_of(features.key),
         files=_files_of(features),
+        head_note=other_weights(head, features.key["weights"]) if head else "",
     )
 
 
@@ -230,10 +228,4 @@ def released_tower(model: ZeroshotModel) -> str:
     weights = "" if towers.pretrained is None else Path(towers.pretrained).name
     if weights not in ("openai", *OPENAI_FILES) or model.clip_normalisation or towers.image_size not in (None, 224):
         return ""
-    return next((name for name, arch in exp_clip.ARCHS.items() if arch == towers.arch), "")
-
-
-def released_head(path: Path) -> str:
-    """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes; empty for any other."""
-    data = path.read_bytes()
-    return exp_clip.HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest(), "")
+    return next((name for name, arch in ARCHS.items() if arch == towers.arch), "")

@@ -1,16 +1,22 @@
 """The table of fitted heads, as text, Markdown and JSON, with a plot of what each reached."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfer.report.tables import md_text
 from dfer.storage import Folder
 
 COLUMNS = ("part", "epochs", "batch", "temperature", "lr", "steps", "loss", "accuracy", "train accuracy", "seconds")
 
 
-def write_fits(home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int) -> str:
-    """Write `report/fits.md` and `report/fits.json`; returns the table. rows: results by part. of: number of parts."""
+def write_fits(
+    home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int, instructions: Sequence[str] = ()
+) -> str:
+    """Write `report/fits.md` and `report/fits.json`; returns the table.
+
+    rows: results by part. of: number of parts. instructions: those of a sweep; parts have their numbers from 1.
+    """
     best = sorted(rows, key=lambda name: -float(rows[name]["accuracy"]))
     cells = [_cells(name, rows[name]) for name in best]
     widths = [max(len(line[at]) for line in [COLUMNS, *cells]) for at in range(len(COLUMNS))]
@@ -23,10 +29,13 @@ def write_fits(home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int) 
     ]
     if len(rows) < of:
         notes.append(f"{len(rows)} of {of} parts; the same command fits the others")
-    text = "\n".join([*lines, *notes])
+    told = [f"instruction_{number}: {said}" for number, said in enumerate(instructions, start=1)]
+    text = "\n".join([*lines, *notes, *told])
     table = "\n".join(f"| {' | '.join(line)} |" for line in [COLUMNS, ("---",) * len(COLUMNS), *cells])
     report = home / "report"
-    report.write("fits.md", f"# Fitted heads\n\n{table}\n\n{'. '.join(notes)}.\n".encode())
+    listed = "".join(f"- {md_text(line)}\n" for line in told)
+    page = f"# Fitted heads\n\n{table}\n\n{'. '.join(notes)}.\n" + (f"\n{listed}" if listed else "")
+    report.write("fits.md", page.encode("utf-8", "backslashreplace"))
     report.write("fits.json", (json.dumps({name: rows[name] for name in best}, indent=1) + "\n").encode())
     return text
 

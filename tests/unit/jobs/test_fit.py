@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfer.__main__ import main
-from dfer.config import to_yaml
+from dfer.config import ConfigProblem, to_yaml
 from dfer.data.features import FeatureSet, write_manifest, write_shard
 from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, NonFiniteLossError, UsageError
@@ -24,7 +24,10 @@ from dfer.jobs.fitting import fit
 from dfer.jobs.pair_data import DTYPES, home_of, key_of, open_source
 from dfer.jobs.pairs import PairsConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.models.head_file import made_for
 from dfer.models.projection import STUDENT, TEACHER
+from dfer.report.fits import write_fits
+from dfer.storage import Folder
 from dfer.teacher.config import WordsTeacherConfig
 from dfer.training.config import GroupConfig, SgdConfig
 
@@ -151,7 +154,7 @@ def test_a_part_that_fails_does_not_cost_the_table_of_the_others(
     (tmp_path / "fit.yaml").write_text(to_yaml(asked))
     assert main(["fit", f"{tmp_path}/fit.yaml"]) == NonFiniteLossError.exit_code
     out, err = capsys.readouterr()
-    assert "lr_1e+38: failed, " in err.replace("lr_1e38", "lr_1e+38") and "lr_0.001: loss " in out
+    assert "lr_1e38: failed, " in err and "lr_0.001: loss " in out
     assert "1 of 2 parts; the same command fits the others" in out and err.rstrip().splitlines()[-1].startswith("error")
 
 
@@ -193,6 +196,8 @@ def test_every_step_records_its_own_accuracy_and_the_table_the_last_epochs(tmp_p
     steps = [record["accuracy"] for record in records if record["kind"] == "train"]
     evals = [record["accuracy"] for record in records if record["kind"] == "eval"]
     assert steps[1:] == evals[:2] and len(steps) == 3, "all pairs are one step: a step sees what was measured before it"
+    made = made_for(Path(asked.run, "head", "head.safetensors"))
+    assert made and (made.arch, made.weights) == ("tiny-conv-64", "random, seed 1")
     assert found["train_accuracy"] == steps[2] and len({*steps}) > 1
     table = job.conclude(replace(asked, run=f"{tmp_path}/run"))
     assert "train accuracy" in table and f"{100 * steps[2]:.2f} %" in table and "40 fitted pairs, 40 at a time" in table
@@ -201,3 +206,25 @@ def test_every_step_records_its_own_accuracy_and_the_table_the_last_epochs(tmp_p
     lines = Path(tmp_path, "half", "metrics.jsonl").read_text().splitlines()
     last = [each["accuracy"] for each in map(json.loads, lines) if each["kind"] == "train"][-2:]
     assert half["train_accuracy"] == pytest.approx(sum(last) / 2)
+
+
+def test_parts_are_named_after_all_digits_and_equal_values_are_refused(tmp_path: Path) -> None:
+    sweep = job.SweepConfig(temperature=(0.01, 0.010000001), batch=(512,), lr=(1.0, 1e-05, 1e22))
+    names = [part.name for part in job.parts(config(tmp_path, sweep=sweep))]
+    assert len({*names}) == 6 and names[0] == "temperature_0.01_batch_512_lr_1"
+    assert "temperature_0.010000001_batch_512_lr_1e-05" in names and names[2].endswith("lr_1e22")
+    for values in ((0.01, 0.010), (1, 1.0)):
+        with pytest.raises(ConfigProblem, match=r"lr: expected each value once, got .*\. Correct it in sweep"):
+            job.SweepConfig(lr=values)
+
+
+def test_instructions_are_listed_under_the_table(tmp_path: Path) -> None:
+    settings = {"batch": 20, "head": {"temperature": 0.01}, "optim": {"groups": {"head": {"lr": 0.001}}}}
+    row = {"epochs": 1, "steps": 2, "loss": 1.0, "accuracy": 0.5, "of": "20 fitted pairs", "seconds": 1.0}
+    rows = {f"instruction_{number}": {**row, "settings": settings} for number in (1, 2)}
+    said = ("Describe the *face*.", "Which emotion?")
+    text = write_fits(Folder(tmp_path), rows, of=2, instructions=said)
+    assert text.endswith("instruction_1: Describe the *face*.\ninstruction_2: Which emotion?")
+    assert "–" in text, "a result of an older fit has no train accuracy"
+    page = (tmp_path / "report" / "fits.md").read_text()
+    assert "- instruction" in page and "Which emotion?" in page

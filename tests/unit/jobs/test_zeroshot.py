@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,12 +30,14 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.parts import Part, load_job, parts_in
 from dfer.jobs.zeroshot_config import ZeroshotConfig
 from dfer.jobs.zeroshot_features import Towers, clip_features
-from dfer.jobs.zeroshot_scores import released_head, released_tower
+from dfer.jobs.zeroshot_scores import released_tower
 from dfer.jobs.zeroshot_sets import open_set
+from dfer.models import head_file
 from dfer.models.config import ZeroShotConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.models.head_file import released_head
 from dfer.models.towers import Towers as BothTowers
-from dfer.report import exp_clip, zeroshot_page
+from dfer.report import zeroshot_page
 from dfer.report.zeroshot import RESULT, SetResult, read_result
 from dfer.storage import Folder
 from dfer.training.config import EngineConfig, SgdConfig
@@ -412,7 +415,7 @@ def test_damaged_results_are_told(home: Path, tmp_path: Path, alone: World) -> N
 def test_released_heads_and_towers_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.pth").write_bytes(b"hello\n")  # git hash-object gives ce01362... for these six bytes
     assert released_head(tmp_path / "a.pth") == ""
-    monkeypatch.setattr(exp_clip, "HEADS", {"ce013625030ba8dba906f756967f9e9ca394464a": "B16"})
+    monkeypatch.setattr(head_file, "HEADS", {"ce013625030ba8dba906f756967f9e9ca394464a": "B16"})
     assert released_head(tmp_path / "a.pth") == "B16"
     asked = from_plain(ZeroshotConfig, {"run": "r", "features": "f", "sets": {"a": {}}, "models": MODELS})
     found = {name: released_tower(model) for name, model in asked.models.items()}
@@ -540,3 +543,15 @@ def test_a_result_of_other_clips_or_weights_does_not_stand(home: Path, tmp_path:
     shutil.rmtree(tmp_path / "faces")
     (tmp_path / "faces").mkdir()
     assert not job.done(asked, part), "a source that cannot be read has no result, and is no error here"
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_answered(home: Path, tmp_path: Path, alone: World) -> None:
+    shutil.copytree(home / "pictures" / "Fear", tmp_path / "faces" / "Fear")
+    odd = os.fsencode(tmp_path / "faces" / "Fear") + b"/\xff.jpg"
+    Path(os.fsdecode(odd)).write_bytes((home / "pictures" / "Happy" / "0.jpg").read_bytes())
+    models = {"clip": {"towers": {"arch": ARCH}}}
+    sets = {"raf_db": {"pictures": f"{tmp_path}/faces", "classes": ["fear"]}}
+    asked = config(home, tmp_path, texts=["class_names"], models=models, sets=sets)
+    run_parts(asked, alone)
+    table = tmp_path / "run" / "raf_db" / "results" / "clip-class_names_predictions.csv"
+    assert b"Fear/\xff.jpg" in table.read_bytes() and job.done(asked, job.parts(asked)[0])
