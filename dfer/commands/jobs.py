@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dfer.cli import add_command, add_configs, names
 from dfer.config import ConfigProblem
-from dfer.errors import message
+from dfer.errors import DferError, FencedError, StoppedError, message
 from dfer.interruption import Stop
 from dfer.surroundings import refuse_copies
 
@@ -66,14 +68,41 @@ def _run(args: argparse.Namespace, verb: str) -> None:
 
 
 def _run_parts(module: "JobModule", config: Any, parts: Any, world: Any) -> None:
+    """Run parts one after another, then conclude. A part that fails does not cost the table of the others; of several
+    processes, which may have failed in different places, none goes on with the next part.
+
+    Raises:
+        DferError: that of the first part that failed, after the conclusion.
+    """
     from dfer.distributed import barrier, process_group
 
-    stop = Stop()
+    stop, failed = Stop(), list[DferError]()
     with process_group(world), stop.on_signals():
         for part in parts:
-            line = module.run(config, part, world if module.grouped else None, stop)
-            barrier()
+            try:
+                line = module.run(config, part, world if module.grouped else None, stop)
+                barrier()
+            except (StoppedError, FencedError):
+                raise
+            except DferError as error:
+                failed.append(error)
+                print(f"{part.name}: failed, {error}", file=sys.stderr, flush=True)
+                if world.size > 1:
+                    break
+                continue
             if world.is_first:
                 print(line, flush=True)
         if world.is_first:
-            print(module.conclude(config))
+            _conclude(module, config, failed)
+    if failed:
+        raise failed[0]
+
+
+def _conclude(module: "JobModule", config: Any, failed: Sequence[DferError]) -> None:
+    """Print the conclusion. Raises DferError if there is none and no part has failed."""
+    try:
+        print(module.conclude(config), flush=True)
+    except DferError as error:
+        if not failed:
+            raise
+        print(f"no conclusion: {error}", file=sys.stderr, flush=True)

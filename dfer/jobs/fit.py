@@ -24,7 +24,7 @@ from dfer.jobs.parts import Part, absolute_places
 from dfer.models.config import ProjectionConfig
 from dfer.run import folder
 from dfer.run.config import CheckpointConfig
-from dfer.run.layout import CONFIG, committed
+from dfer.run.layout import CONFIG
 from dfer.storage import Folder
 from dfer.teacher.config import is_noisy
 from dfer.training.config import (
@@ -88,7 +88,7 @@ class FitConfig:
     epoch: for augmented pictures, or a teacher with dropout. flip: probability of mirroring a picture, on pictures.
     pairs: what is fitted. batch: pairs of a step over all ranks, each of which has the others as negatives. eval_every:
     epochs between two measurements of the retrieval accuracy, none = only at the end; val_share: share of the pairs
-    that are held out for it, 0 = measured on the first pairs of the training. sweep: values to try.
+    that are held out for it, 0 = measured on a random sample of the fitted ones. sweep: values to try.
     """
 
     job: Literal["fit"] = key("fit", resume="free")
@@ -158,9 +158,14 @@ def combinations(config: FitConfig) -> dict[str, dict[str, Any]]:
     used = {name: values for name, values in lists.items() if values}
     found = {}
     for chosen in itertools.product(*(enumerate(values, start=1) for values in used.values())):
-        words = [f"{name}_{n if name == 'instruction' else f'{v:g}'}" for name, (n, v) in zip(used, chosen)]
+        words = [f"{name}_{n if name == 'instruction' else _named(v)}" for name, (n, v) in zip(used, chosen)]
         found["_".join(words) or "fit"] = {name: value for name, (_, value) in zip(used, chosen)}
     return found
+
+
+def _named(value: float) -> str:
+    """Write a number with all its digits, so that no two have one name: 0.01, 0.010000001, 512, 1e22."""
+    return repr(value).removesuffix(".0").replace("+", "")
 
 
 def parts(config: FitConfig) -> list[Part]:
@@ -181,9 +186,9 @@ def check(config: FitConfig, parts: Sequence[Part], worlds: Sequence[int]) -> No
     Raises:
         UsageError: a batch is not divisible by the processes, or larger than the pairs. DataError: there are no pairs
             of this CLIP, teacher, revision and instruction. CheckpointError: a part was begun with another
-            configuration, or files are missing. StorageError.
+            configuration or other pairs, or files are missing. StorageError.
     """
-    from dfer.jobs.fitting import check_pairs
+    from dfer.jobs.fitting import check_parts
 
     for part in parts:
         own, home = config_of_part(config, part), Folder(part.run, what="run")
@@ -193,8 +198,7 @@ def check(config: FitConfig, parts: Sequence[Part], worlds: Sequence[int]) -> No
                 raise UsageError(message("batch", expected=f"a multiple of {size} ranks", got=str(own.batch), do=do))
         if home.exists(CONFIG):
             folder.check(home, own)
-        if not committed(home):
-            check_pairs(own)
+    check_parts([config_of_part(config, part) for part in parts])
 
 
 def done(config: FitConfig, part: Part) -> bool:
@@ -229,7 +233,9 @@ def run(config: FitConfig, part: Part, world: "World | None", stop: "Stop") -> s
 
 def line_of(found: dict[str, Any]) -> str:
     """Say how well a head fits."""
-    return f"loss {found['loss']:.4f}, picture -> teacher {found['accuracy']:.2%} of {found['of']}"
+    text = f"loss {found['loss']:.4f}, picture -> teacher {found['accuracy']:.2%} of {found['of']}"
+    trained = found.get("train_accuracy")
+    return text if trained is None else f"{text}; {trained:.2%} in the steps of the last epoch"
 
 
 def conclude(config: FitConfig) -> str:
@@ -240,4 +246,5 @@ def conclude(config: FitConfig) -> str:
     if not rows:
         do = "The same command fits them."
         raise CheckpointError(message(config.run, expected="a fitted head", got="none", do=do))
-    return write_fits(Folder(config.run, what="run"), rows, of=len(parts(config)))
+    texts = config.sweep.instruction
+    return write_fits(Folder(config.run, what="run"), rows, of=len(parts(config)), instructions=texts)

@@ -5,10 +5,11 @@ Letters: B pairs of this rank, N pairs, C colours, H height, W width, S student 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,66 +21,104 @@ from dfer.config import ConfigProblem, to_plain
 from dfer.data.features import FeatureLoader, FeatureSet
 from dfer.data.plan import Plan
 from dfer.data.sampling import clip_rng
-from dfer.data.splits import hold_out
-from dfer.distributed import World, gather_rows, on_first, sum_over_ranks
-from dfer.errors import UsageError, message
+from dfer.distributed import World, gather_rows, on_first
+from dfer.errors import CheckpointError, DferError, message
 from dfer.inference import enough_gpu_memory
 from dfer.interruption import Stop
-from dfer.jobs.fit import HEAD, RESULT, FitConfig, read_fit
+from dfer.jobs.fit import HEAD, RESULT, FitConfig, line_of, read_fit
+from dfer.jobs.fit_measures import TRAINED, FitLog, counted, measured, measured_on, split, train_accuracy
 from dfer.jobs.pair_data import (
     Pairs,
     Source,
     check_descriptions,
     check_tower,
+    differences,
     find_pairs,
     key_of,
     open_source,
     stored_home,
 )
-from dfer.models.head_file import write_head
+from dfer.jobs.pairs import PairsConfig
+from dfer.jobs.parts import absolute_path
+from dfer.models.head_file import MadeFor, settings_sha256, write_head
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
 from dfer.recognition import PADDING, BadClip, Batch, ClipBatch, FeatureBatch
 from dfer.run import folder
+from dfer.run.checkpoint_files import MAX_JSON_BYTES, STATE
 from dfer.run.checkpoints import Checkpoints
-from dfer.run.layout import note_progress
+from dfer.run.layout import CHECKPOINTS, committed, note_progress
 from dfer.storage import Folder
 from dfer.training import loop
 from dfer.training.build import build_engine
 from dfer.training.engine import Engine
-from dfer.training.log import RunLog
 
 H = TypeVar("H", bound=ProjectionHead)
-MEASURED = 2048
-"""Most pairs on which the retrieval accuracy is measured if none are held out."""
+ROWS = 2048
+"""Rows of features that are scaled at once."""
 KEY = "pairs"
-"""Entry of a checkpoint's state: what the pairs depend on."""
+"""Entry of a checkpoint's state: what the pairs depend on, which is compared when a fit goes on."""
 
 
-def check_pairs(config: FitConfig) -> None:
-    """Raise DataError, CheckpointError, UsageError for pairs that a fit cannot use; reads no features."""
-    source = open_source(config.pairs)
+def check_parts(parts: Sequence[FitConfig]) -> None:
+    """Detect what would stop fits; reads no features. The pictures of parts with the same pairs are listed once.
+
+    Raises:
+        DataError, CheckpointError, UsageError: pairs that cannot be used, or others than a part was begun with.
+    """
+    known: dict[PairsConfig, Source] = {}
+    for config in parts:
+        home = Folder(config.run, what="run")
+        begun, result = _begun(home), read_fit(home)
+        done = result is not None and result["epochs"] >= config.epochs
+        try:
+            source = known.setdefault(config.pairs, known.get(config.pairs) or open_source(config.pairs))
+        except DferError:
+            if done and _made_there(result, config):  # a result stands without its pictures
+                continue
+            raise
+        if begun is not None:
+            _refuse_other_pairs(home, begun, key_of(config.pairs, source))
+        if not done:
+            _check_pairs(config, source)
+
+
+def _begun(home: Folder) -> Any:
+    """Return what the pairs of a fit depended on, by its result or its newest checkpoint; None if there is neither."""
+    result, names = read_fit(home), committed(home)
+    if result is not None or not names:
+        return result and result.get("key")
+    text = (home / CHECKPOINTS / str(names[0])).read(STATE, most=MAX_JSON_BYTES)
+    try:
+        return json.loads(text or b"{}").get(KEY)
+    except (ValueError, AttributeError, RecursionError):
+        return None  # damaged; resuming takes an older one and compares that
+
+
+def _made_there(result: Mapping[str, Any] | None, config: FitConfig) -> bool:
+    """Whether a result is of the pictures in this place."""
+    then = ((result or {}).get("settings") or {}).get("pairs") or {}
+    return bool(absolute_path(then.get("shards") or then.get("pictures") or "") == absolute_path(config.pairs.source))
+
+
+def _refuse_other_pairs(where: object, theirs: Any, ours: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless both keys of pairs are equal, saying in what they differ."""
+    plain = json.loads(json.dumps(ours))
+    if not isinstance(theirs, Mapping) or not (different := differences(theirs, plain)):
+        return
+    expected = "; ".join(f"{name}: {then}" for name, (then, _) in different.items())
+    got = "; ".join(f"{name}: {now}" for name, (_, now) in different.items())
+    do = "Set `pairs` as it was (pictures may have moved, not changed), or start a new fit with run=FOLDER."
+    raise CheckpointError(message(where, expected=f"the pairs it was begun with, {expected}", got=got, do=do))
+
+
+def _check_pairs(config: FitConfig, source: Source) -> None:
+    """Raise DataError, CheckpointError, UsageError for pairs that a fit cannot use."""
     if config.on == "features":
         stored_home(config.pairs, source)
     else:
         check_tower(config.pairs)
         check_descriptions(config.pairs, source)
-    _split(config, source.keys)
-
-
-def _split(config: FitConfig, keys: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Divide the pairs into those that are fitted and those on which accuracy is measured, as positions.
-
-    Raises:
-        UsageError: fewer pairs than a batch.
-    """
-    kept, held = [*range(len(keys))], [*range(min(MEASURED, len(keys)))]
-    if config.val_share:
-        own, other = hold_out(keys, [None] * len(keys), share=config.val_share, seed=config.seed)
-        kept, held = [int(at) for at in own], [int(at) for at in other]
-    if len(kept) < config.batch:
-        do = "Set a smaller batch, or add pictures."
-        raise UsageError(message("batch", expected=f"at most the {len(kept)} pairs", got=str(config.batch), do=do))
-    return kept, held
+    split(config, source.keys)
 
 
 class _PictureHead(ProjectionHead):
@@ -143,7 +182,7 @@ def _prepared(config: FitConfig, world: World) -> _Fit:
 
 def _from_features(config: FitConfig, world: World) -> _Fit:
     pairs = _unit(find_pairs(config.pairs))
-    kept, held = _split(config, pairs.keys)
+    kept, held = split(config, pairs.keys)
     fitted = pairs if len(kept) == len(pairs) else _rows(pairs, kept)
     learner = _head(ProjectionHead, config, pairs.dims)
     learner.unit_teacher = True
@@ -161,15 +200,15 @@ def _unit(pairs: FeatureSet) -> FeatureSet:
     """Scale the teacher's features to unit vectors, once instead of in every step; in place where they are fp32."""
     features = dict(pairs.features)
     rows = features[TEACHER] = features[TEACHER].float()
-    for at in range(0, len(rows), MEASURED):
-        rows[at : at + MEASURED] = F.normalize(rows[at : at + MEASURED], dim=-1)
+    for at in range(0, len(rows), ROWS):
+        rows[at : at + ROWS] = F.normalize(rows[at : at + ROWS], dim=-1)
     return replace(pairs, features=features)
 
 
 def _from_pictures(config: FitConfig, world: World) -> _Fit:
     source = open_source(config.pairs)
     check_descriptions(config.pairs, source)
-    kept, held = _split(config, source.keys)
+    kept, held = split(config, source.keys)
     pairs = Pairs(config.pairs, world.device)
     size = config.pairs.batch
     cut = [held[at : at + size] for at in range(0, len(held), size)]
@@ -229,25 +268,32 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
     """Fit a head, or resume; returns its result as plain values. COLLECTIVE.
 
     Raises:
-        StoppedError: on all ranks; everything is saved. CheckpointError: the folder holds another fit. DataError.
+        StoppedError: on all ranks; everything is saved. CheckpointError: the folder holds another fit, or one of other
+            pairs. DataError.
     """
     home = Folder(config.run, what="run")
     before = on_first(lambda: read_fit(home), world)
     on_first(lambda: folder.check(home, config), world)
     if before is not None and before["epochs"] >= config.epochs:
+        on_first(lambda: check_parts([config]), world)
         on_first(lambda: note_progress(home, step=before["steps"], complete=True), world)
         return before
     found = _prepared(config, world)
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
     latest = checkpoints.latest()
+    if latest is not None:
+        _refuse_other_pairs(home, latest.state.get(KEY), found.key)
     with closing(_engine(config, found.learner, world)) as engine:
         loop.check_layout(engine, latest)
         on_first(lambda: folder.write(home, config, world, notes=[found.origin]), world)
         on_first(lambda: note_progress(home, step=0, complete=False), world)
         start, best = loop.resume(engine, checkpoints.start(latest), steps_per_epoch=found.loader.steps_per_epoch)
+        state = {KEY: found.key, TRAINED: counted(latest.state) if latest is not None else None}
         steps, began = found.loader.steps_per_epoch * config.epochs, time.monotonic()
-        log = RunLog(
+        log = FitLog(
             home,
+            learner=found.learner,
+            state=state,
             world=world,
             total_steps=steps,
             start_step=start.global_step,
@@ -266,28 +312,31 @@ def fit(config: FitConfig, world: World, stop: Stop) -> dict[str, Any]:
                 evaluation=_evaluation(config, found, engine, world),
                 start=start,
                 best=best,
-                extra_state={KEY: found.key},
+                extra_state=state,
                 stop=stop,
             )
-        scores = measured(engine.weights().get("mlp.weight"), found.held, config, world)
-        result = {
-            "epochs": summary.epochs,
-            "steps": summary.step,
-            "loss": scores["loss"],
-            "accuracy": scores["accuracy"],
-            "of": _measured_on(config, found),
-            "seconds": round(time.monotonic() - began, 2),
-            "pairs": len(found.held) if config.val_share else None,
-            "settings": to_plain(config),
-            "key": found.key,
-        }
         weight = engine.weights().get("mlp.weight")
-        on_first(lambda: _write(home, config, found, weight, result), world)
+        scores = measured(weight, found.held, config, world)
+    result = _result(config, found, summary, scores, train_accuracy(state), began)
+    on_first(lambda: _write(home, config, found, weight, result), world)
     return result
 
 
-def _measured_on(config: FitConfig, found: _Fit) -> str:
-    return f"{len(found.held):,} {'held-out' if config.val_share else 'fitted'} pairs, {config.batch} at a time"
+def _result(
+    config: FitConfig, found: _Fit, summary: loop.Summary, scores: dict[str, float], trained: float | None, began: float
+) -> dict[str, Any]:
+    """Collect a fit's result. trained: accuracy in the steps of the last epoch. began: monotonic time of the start."""
+    return {
+        "epochs": summary.epochs,
+        "steps": summary.step,
+        **scores,
+        "train_accuracy": trained,
+        "of": measured_on(config, len(found.held)),
+        "seconds": round(time.monotonic() - began, 2),
+        "pairs": len(found.held) if config.val_share else None,
+        "settings": to_plain(config),
+        "key": found.key,
+    }
 
 
 def _engine(config: FitConfig, learner: ProjectionHead, world: World) -> Engine:
@@ -314,34 +363,18 @@ def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) ->
     return loop.Evaluation(run=run, every_epochs=config.eval_every, metric="accuracy", split=split)
 
 
-@torch.no_grad()
-def measured(weight: Tensor | None, pairs: FeatureSet, config: FitConfig, world: World) -> dict[str, float]:
-    """Measure loss and retrieval accuracy, picture -> teacher, among the pairs of each batch in order. COLLECTIVE.
-
-    weight: [D S], on the first rank.
-    """
-    sums = torch.zeros(3, device=world.device, dtype=torch.float64)
-    if world.is_first:
-        assert weight is not None, "the first rank has the weights"
-        head = weight.to(world.device).float()
-        for at in range(0, len(pairs), config.batch):
-            rows = {name: value[at : at + config.batch].to(world.device) for name, value in pairs.features.items()}
-            ours = F.normalize(rows[STUDENT].float() @ head.T, dim=-1)
-            logits = ours @ F.normalize(rows[TEACHER].float(), dim=-1).T / config.head.temperature
-            target = torch.arange(len(logits), device=logits.device)
-            loss = 0.5 * sum(F.cross_entropy(each, target, reduction="sum") for each in (logits, logits.T))
-            hits = (logits.argmax(dim=1) == target).sum()
-            sums += torch.stack([torch.as_tensor(loss), hits, torch.tensor(len(logits), device=hits.device)]).double()
-    loss, hits, count = sum_over_ranks(sums).tolist()
-    return {"loss": loss / count, "accuracy": hits / count}
-
-
 def _write(home: Folder, config: FitConfig, found: _Fit, weight: Tensor | None, result: dict[str, Any]) -> None:
     """Write the head, then the result, which marks the part as done."""
     assert weight is not None, "the first rank has the weights"
-    write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result))
+    write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result), clip=_made_for(config, found))
     home.write(RESULT, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
     note_progress(home, step=result["steps"], complete=True)
+
+
+def _made_for(config: FitConfig, found: _Fit) -> MadeFor:
+    towers = config.pairs.towers
+    arch = Path(towers.arch).name if towers.arch.endswith(".json") else towers.arch
+    return MadeFor(arch=arch, settings=settings_sha256(towers), weights=found.key["clip"]["weights"])
 
 
 def _facts(config: FitConfig, found: _Fit, result: dict[str, Any]) -> dict[str, str]:
@@ -354,5 +387,5 @@ def _facts(config: FitConfig, found: _Fit, result: dict[str, Any]) -> dict[str, 
         "Pictures": f"{config.pairs.source}, sha256 {found.key['source_sha256']}, without labels",
         "Fit": f"{result['steps']} steps of {config.batch} pairs, {config.epochs} epochs, temperature "
         f"{config.head.temperature}, seed {config.seed}, on {config.on}",
-        "Result": f"loss {result['loss']:.4f}, picture -> teacher {result['accuracy']:.2%} of {result['of']}",
+        "Result": line_of(result),
     }

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from dfer import config_files
 from dfer.errors import CheckpointError, DataError, UsageError, message
 from dfer.jobs.parts import Part
-from dfer.jobs.zeroshot_config import ZeroshotConfig, absence, asked, made_absolute
-from dfer.report.zeroshot import SetResult, read_result, suite_of
+from dfer.jobs.zeroshot_config import ZeroshotConfig, absence, made_absolute
+from dfer.jobs.zeroshot_stands import standing_result
+from dfer.report.zeroshot import suite_of
 from dfer.run.layout import CONFIG
 from dfer.storage import Folder
 
@@ -52,11 +53,12 @@ def parts(config: ZeroshotConfig) -> list[Part]:
 
 
 def check(config: ZeroshotConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
-    """Detect, before any process starts, what would stop these parts.
+    """Detect, before any process starts, what would stop these parts: opens every data set that has no result yet.
 
     Raises:
-        DataError: no data set is there. UsageError: the folder is the run of something else.
-        CheckpointError: a head is missing, or not made for its tower. ConfigProblem: a file of texts cannot be read.
+        DataError: no data set is there, or one that is there cannot be tested. UsageError: the folder is the run of
+            something else. CheckpointError: a head is missing, or made for other towers; weights are missing, and
+            features made with them too. ConfigProblem: a file of texts cannot be read, or lacks a class. StorageError.
     """
     if not parts:
         got = "; ".join(f"{name}: {absence(each)}" for name, each in config.sets.items())
@@ -68,6 +70,26 @@ def check(config: ZeroshotConfig, parts: Sequence[Part], worlds: Sequence[int]) 
         raise UsageError(message(home, expected=expected, got="the run of a single training", do=do))
     _check_texts(config)
     _check_heads(config)
+    _check_sets(config, [part.name for part in parts if not done(config, part)])
+
+
+def _check_sets(config: ZeroshotConfig, names: Sequence[str]) -> None:
+    """Raise the error of the first data set that cannot be evaluated, by its clips, the texts or the towers."""
+    if not names:
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dfer.jobs.zeroshot_features import check_towers
+    from dfer.jobs.zeroshot_sets import open_set
+    from dfer.models.texts import class_prompts
+
+    with ThreadPoolExecutor(len(names)) as pool:  # stores answer at the same time
+        opened = list(pool.map(lambda name: open_set(config, name), names))
+    for data in opened:
+        for kind in config.texts:
+            class_prompts(data.emotions, kind)
+    for model in config.models:
+        check_towers(config, model, opened)
 
 
 def _check_texts(config: ZeroshotConfig) -> None:
@@ -79,7 +101,7 @@ def _check_texts(config: ZeroshotConfig) -> None:
 
 
 def _check_heads(config: ZeroshotConfig) -> None:
-    """Raise CheckpointError unless every head is there and as wide as its tower's features."""
+    """Raise CheckpointError unless every head is there, as wide as its tower's features, and not of another CLIP."""
     with_heads = {name: model for name, model in config.models.items() if model.head is not None}
     for name, model in with_heads.items():
         path = Path(str(model.head))
@@ -93,18 +115,16 @@ def _check_heads(config: ZeroshotConfig) -> None:
 
     for name, model in with_heads.items():
         dim = clip_settings(model.towers)["embed_dim"]
-        read_head(Path(str(model.head)), dim=dim, model=f"models.{name}", arch=model.towers.arch)
+        read_head(Path(str(model.head)), dim=dim, model=f"models.{name}", towers=model.towers)
 
 
 def done(config: ZeroshotConfig, part: Part) -> bool:
-    """Whether a data set has a result of this configuration. Raises CheckpointError, StorageError."""
-    return _result(config, part.name, part.run) is not None
+    """Whether a data set has a result of this configuration, of its clips and the weights as they are now.
 
-
-def _result(config: ZeroshotConfig, name: str, run: str) -> SetResult | None:
-    """Return the result of a data set, if it is one of this configuration."""
-    found = read_result(Folder(run, what="run"))
-    return found if found is not None and found.asked == asked(config, name) else None
+    Raises:
+        CheckpointError: the result is damaged. StorageError.
+    """
+    return standing_result(config, part.name, part.run) is not None
 
 
 def run(config: ZeroshotConfig, part: Part, world: "World | None", stop: "Stop") -> str:
@@ -128,7 +148,7 @@ def conclude(config: ZeroshotConfig) -> str:
 
     home = config.run.rstrip("/")
     absent = {name: why for name, each in config.sets.items() if (why := absence(each))}
-    found = {name: _result(config, name, f"{home}/{name}") for name in config.sets if name not in absent}
+    found = {name: standing_result(config, name, f"{home}/{name}") for name in config.sets if name not in absent}
     results = [result for result in found.values() if result is not None]
     if not results:
         do = "Run the suite: dfer zeroshot CONFIG."

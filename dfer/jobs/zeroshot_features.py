@@ -6,7 +6,7 @@ T frames, P texts of all classes, D embedding.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,8 @@ class Towers:
             "precision": self.config.precision,
         }
 
-    @cached_property
-    def built(self) -> FrozenTowers:
-        """Both towers on the device. Raises CheckpointError if a file is missing or does not fit."""
+    def refuse_missing_files(self) -> None:
+        """Raise CheckpointError if a file of these towers is missing."""
         towers = self.model.towers
         paths = {"arch": towers.arch if towers.arch.endswith(".json") else None, "pretrained": towers.pretrained}
         for key, path in paths.items():
@@ -76,9 +75,14 @@ class Towers:
                 where, do = f"{self.where}.towers.{key}={path}", "Put it back, or correct the path."
                 expected = f"this file, or features made with it in {self.config.features}"
                 raise CheckpointError(message(where, expected=expected, got="neither", do=do))
-        refuse_trained_towers(towers, model=self.where)
+
+    @cached_property
+    def built(self) -> FrozenTowers:
+        """Both towers on the device. Raises CheckpointError if a file is missing or does not fit."""
+        self.refuse_missing_files()
+        refuse_trained_towers(self.model.towers, model=self.where)
         set_tf32(False)
-        return frozen_towers(towers, seed=self.config.seed).to(self.world.device)
+        return frozen_towers(self.model.towers, seed=self.config.seed).to(self.world.device)
 
     def find(self, key: Mapping[str, Any]) -> Folder | None:
         """Find stored features; None if there are none."""
@@ -88,6 +92,20 @@ class Towers:
     def root(self) -> Folder:
         """The folder below which features are stored."""
         return Folder(self.config.features, what="features")
+
+
+def check_towers(config: ZeroshotConfig, name: str, sets: Sequence[SetData]) -> None:
+    """Raise CheckpointError if a tower cannot be built, and features of some of these data sets are not stored; builds
+    none. name: of the model in the configuration."""
+    towers = Towers(config, name, World())
+    try:
+        towers.refuse_missing_files()
+        refuse_trained_towers(towers.model.towers, model=towers.where)
+    except CheckpointError:
+        keys = [_clip_key(towers, data) for data in sets]
+        keys += [_text_key(towers, class_prompts(data.emotions, kind)) for data in sets for kind in config.texts]
+        if not all(towers.find(key) for key in keys):
+            raise
 
 
 def clip_features(towers: Towers, data: SetData, stop: Stop) -> FeatureSet:
@@ -151,7 +169,7 @@ class Texts:
     @cached_property
     def features(self) -> Tensor:
         """Text features, fp32 [P D] on the CPU, not normalised: stored ones, or computed and stored."""
-        key = {**self._towers.identity, "what": "texts", "texts_sha256": sha256_of_texts(self._prompts)}
+        key = _text_key(self._towers, self._prompts)
         home = self._towers.find(key)
         if home is None:
             home = self._towers.root / name_of(key)
@@ -166,6 +184,10 @@ class Texts:
         with autocast(self._towers.config.precision, device):
             found: Tensor = self.layout.to(device)(built)
         return found.float().cpu()
+
+
+def _text_key(towers: Towers, prompts: list[list[str]]) -> dict[str, Any]:
+    return {**towers.identity, "what": "texts", "texts_sha256": sha256_of_texts(prompts)}
 
 
 def sha256_of_texts(prompts: list[list[str]]) -> str:

@@ -20,20 +20,18 @@ from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.results import predictions_csv
 from dfer.interruption import Stop
 from dfer.jobs.facts import now
+from dfer.jobs.features import SHA256
 from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel, asked, label_of
 from dfer.jobs.zeroshot_features import CLIPS, Texts, Towers, clip_features
 from dfer.jobs.zeroshot_sets import Ids, SetData, open_set
 from dfer.models.frozen import normalisation_words
+from dfer.models.head_file import ARCHS, OPENAI_FILES, other_weights, released_head
 from dfer.models.texts import class_prompts
 from dfer.models.zero_shot import class_logits, projected, read_head
-from dfer.report import exp_clip
 from dfer.report.zeroshot import Answer, Gain, ModelFacts, SetResult, Together, read_result, write_result
 from dfer.run.layout import note_progress
 from dfer.storage import Folder
 from dfer.store.format import data_name
-
-OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
-"""Names of OpenAI's files of the CLIPs in `exp_clip.ARCHS`."""
 
 
 def evaluate_set(config: ZeroshotConfig, name: str, run: str, world: World, stop: Stop) -> SetResult:
@@ -68,8 +66,12 @@ def _on_first(
 ) -> SetResult:
     """Answer with the features, on the first rank, unless the result stands. took: seconds for the features."""
     want, there = asked(config, name), read_result(home)
-    names = [name_of(found.key) for found in features.values()]
-    if there and (there.asked, there.sha256, [model.features for model in there.models]) == (want, data.sha256, names):
+    made_of = [(name_of(found.key), _files_of(found)) for found in features.values()]
+    if there and (there.asked, there.sha256, [(one.features, one.files) for one in there.models]) == (
+        want,
+        data.sha256,
+        made_of,
+    ):
         return there
     found = _answers(config, home, data, towers, features)
     own_set = config.sets[name]
@@ -129,7 +131,7 @@ def _answers(
     seconds: dict[str, float] = {}
     for model, own in config.models.items():
         dim = towers[model].embed_dim
-        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", arch=own.towers.arch) if own.head else None
+        head = read_head(Path(own.head), dim=dim, model=f"models.{model}", towers=own.towers) if own.head else None
         clips, right = features[model].select(data.keys).features[CLIPS], torch.zeros(len(data.keys), dtype=torch.int64)
         for kind in config.texts:
             began = time.monotonic()
@@ -138,7 +140,7 @@ def _answers(
             right += hits[model, kind]
             answers.append(Answer(model=model, kind=label_of(kind), confusion=_by_fold(found, data)))
             text = predictions_csv(found, keys=data.keys, classes=data.emotions.names)
-            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode())
+            home.write(f"results/{model}-{label_of(kind)}_predictions.csv", text.encode("utf-8", "surrogateescape"))
             seconds[f"{model}, {label_of(kind)}"] = round(time.monotonic() - began, 3)
         counts = {str(fold): _by_value(right, data, rows, len(config.texts) + 1) for fold, rows in data.folds.items()}
         together.append(Together(model=model, right=counts))
@@ -209,7 +211,15 @@ def _facts(name: str, own: ZeroshotModel, towers: Towers, features: FeatureSet) 
         temperature=own.temperature,
         size=towers.size,
         features=name_of(features.key),
+        files=_files_of(features),
+        head_note=other_weights(head, features.key["weights"]) if head else "",
     )
+
+
+def _files_of(features: FeatureSet) -> dict[str, str]:
+    """SHA-256 of the files of the towers that made features, by key of the towers."""
+    of_key = {"arch": features.key["arch"], "pretrained": features.key["weights"]}
+    return {key: found[SHA256] for key, found in of_key.items() if isinstance(found, Mapping)}
 
 
 def released_tower(model: ZeroshotModel) -> str:
@@ -218,10 +228,4 @@ def released_tower(model: ZeroshotModel) -> str:
     weights = "" if towers.pretrained is None else Path(towers.pretrained).name
     if weights not in ("openai", *OPENAI_FILES) or model.clip_normalisation or towers.image_size not in (None, 224):
         return ""
-    return next((name for name, arch in exp_clip.ARCHS.items() if arch == towers.arch), "")
-
-
-def released_head(path: Path) -> str:
-    """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes; empty for any other."""
-    data = path.read_bytes()
-    return exp_clip.HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest(), "")
+    return next((name for name, arch in ARCHS.items() if arch == towers.arch), "")

@@ -1,31 +1,148 @@
-"""The files of a fitted projection head: safetensors, the layout of Exp-CLIP's released heads, and a card."""
+"""The files of a fitted projection head: safetensors, the layout of Exp-CLIP's released heads, and a card; and of which
+CLIP a head is, by the metadata of a fitted one and by the bytes of a released one."""
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
+from dfer.errors import CheckpointError, message
 from dfer.models.card import LICENCE
-from dfer.models.saving import write_tensors
+from dfer.models.config_towers import TowersConfig
+from dfer.models.files import is_tag
+from dfer.models.foreign.weights import MAX_HEADER_BYTES
+from dfer.models.towers import clip_settings
 from dfer.storage import Folder
 
 FILE, RELEASED, CARD = "head.safetensors", "ExpCLIP_head.pth", "README.md"
 WEIGHT = "mlp.weight"
+CLIP = "clip"
+"""Key of the safetensors metadata: of which CLIP a head is. It is the only key, since the order of several may vary."""
+HEADS = {
+    "c7d28eb6c9665e709d9d6a422864a9d5713432f3": "B32",
+    "6f2b877fec83699e17283a511002376d117ce45f": "B16",
+    "febcf3447362f5b3654de12f89b2185414d62ec8": "L14",
+}
+"""Exp-CLIP's released heads by git's hash of the file, as the tree of the release has it."""
+ARCHS = {"B32": "ViT-B-32-quickgelu", "B16": "ViT-B-16-quickgelu", "L14": "ViT-L-14-quickgelu"}
+"""The CLIP that belongs to each released head, with OpenAI's weights."""
+OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
+"""Names of OpenAI's files of these CLIPs."""
+OPENAI = "tag openai"
 
 
-def write_head(home: Folder, weight: Tensor, *, facts: Mapping[str, str]) -> None:
-    """Write a head, fp32 [D S], in all its forms. facts: what the card says, by heading. Raises StorageError."""
+def write_head(home: Folder, weight: Tensor, *, facts: Mapping[str, str], clip: "MadeFor | None" = None) -> None:
+    """Write a head, fp32 [D S], in all its forms. facts: what the card says, by heading. clip: of which CLIP it is.
+    Raises StorageError."""
     import tempfile
-    from pathlib import Path
 
     tensors = {WEIGHT: weight.contiguous()}
+    home.write(FILE, save(tensors, metadata=None if clip is None else {CLIP: clip.to_json()}))
     with tempfile.TemporaryDirectory(prefix="dfer-") as staged:
-        write_tensors(tensors, Path(staged) / FILE)
         torch.save(tensors, Path(staged) / RELEASED)
-        for name in (FILE, RELEASED):
-            home.write(name, (Path(staged) / name).read_bytes())
-    home.write(CARD, _card(weight, facts).encode())
+        home.write(RELEASED, (Path(staged) / RELEASED).read_bytes())
+    home.write(CARD, _card(weight, facts).encode("utf-8", "backslashreplace"))
+
+
+# --- of which CLIP a head is
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFor:
+    """The CLIP on which a head was fitted. arch: its name, or that of its JSON file. settings: as `settings_sha256`
+    gives it. weights: a tag, name and SHA-256 of a file, or words."""
+
+    arch: str
+    settings: str
+    weights: Any
+
+    def to_json(self) -> str:
+        """The metadata."""
+        return json.dumps(vars(self), sort_keys=True)
+
+
+def settings_sha256(towers: TowersConfig) -> str:
+    """SHA-256 of an architecture's sizes and activation, without the size of the pictures."""
+    settings = clip_settings(towers)
+    settings["vision_cfg"].pop("image_size", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def made_for(path: Path) -> MadeFor | None:
+    """Return the CLIP of a head's file; None if it does not say."""
+    if size := released_head(path):
+        arch = ARCHS[size]
+        return MadeFor(arch=arch, settings=settings_sha256(TowersConfig(arch=arch)), weights=OPENAI)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MAX_HEADER_BYTES else b""
+    try:
+        found = json.loads(json.loads(header)["__metadata__"][CLIP])
+        return MadeFor(arch=str(found["arch"]), settings=str(found["settings"]), weights=found["weights"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def released_head(path: Path) -> str:
+    """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes; empty for any other."""
+    data = path.read_bytes()
+    return HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest(), "")
+
+
+def refuse_other_clip(path: Path, towers: TowersConfig, *, model: str) -> None:
+    """Raise CheckpointError if a head says that it is of another architecture than these towers: of equal width, it
+    would load and answer by chance. model: key of the model in the configuration, for the message."""
+    made = made_for(path)
+    if made is not None and made.arch != towers.arch and made.settings != settings_sha256(towers):
+        where, do = f"{model}.head={path}", f"Set {model}.towers to that CLIP, or give another head."
+        expected, got = f"a head of {towers.arch}", f"one that was fitted on {made.arch}"
+        raise CheckpointError(message(where, expected=expected, got=got, do=do))
+
+
+def other_weights(path: Path, ours: Any) -> str:
+    """Note that a head is of other weights than the towers'; empty if it is not, or nothing is known.
+
+    ours: as `MadeFor.weights`; None if unknown.
+    """
+    made = made_for(path)
+    if made is None or ours is None or _alike(made.weights, ours):
+        return ""
+    return f"{path.name} was fitted on {_words(made.weights)}, and these towers have {_words(ours)}"
+
+
+def weights_of(towers: TowersConfig) -> Any:
+    """Identify the weights of towers as `MadeFor.weights` does; None for random or missing ones."""
+    if towers.pretrained is None or is_tag(towers.arch, towers.pretrained):
+        return towers.pretrained and f"tag {towers.pretrained}"
+    path = Path(towers.pretrained)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _alike(theirs: Any, ours: Any) -> bool:
+    """Whether weights are, or may be, the same: by SHA-256, by tag, or by the names of OpenAI's files."""
+    files = [each for each in (theirs, ours) if isinstance(each, Mapping)]
+    if len(files) == 2:
+        sums = [each.get("sha256") for each in files]
+        return None in sums or sums[0] == sums[1]
+    if len(files) == 1:
+        return files[0].get("name") in OPENAI_FILES and OPENAI in (theirs, ours)
+    drawn = [str(each).startswith(("random", "drawn")) for each in (theirs, ours)]
+    return bool(theirs == ours or all(drawn))
+
+
+def _words(weights: Any) -> str:
+    if isinstance(weights, Mapping):
+        return f"the file {weights.get('name')} (sha256 {str(weights.get('sha256'))[:12]})"
+    return f"the weights: {weights!s:.80}"
 
 
 def _card(weight: Tensor, facts: Mapping[str, str]) -> str:

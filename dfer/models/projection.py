@@ -33,10 +33,14 @@ class ProjectionHead(Learner):
         super().__init__()
         self.config, self._gather = config, gather
         self.mlp = nn.Linear(student, teacher, bias=False)
+        self._right: Tensor | None = None
 
     def forward(self, batch: FeatureBatch) -> dict[str, Tensor]:
-        """Compute unit vectors of this rank's pairs, and gather those and the indexes of all pairs. COLLECTIVE."""
-        student = F.normalize(self.mlp(batch.features[STUDENT]).float(), dim=-1)
+        """Compute unit vectors of this rank's pairs, and gather those and the indexes of all pairs. COLLECTIVE.
+
+        Features may have any number format; the vectors are fp32.
+        """
+        student = F.normalize(self.mlp(batch.features[STUDENT].float()).float(), dim=-1)
         teacher = batch.features[TEACHER].float()
         teacher = teacher if self.unit_teacher else F.normalize(teacher, dim=-1)
         return {
@@ -54,11 +58,23 @@ class ProjectionHead(Learner):
         target = (out["all_index"][None] == batch.index[:, None]).int().argmax(dim=1)
         absent = (out["all_index"] == PADDING)[None]
         total = batch.index.new_zeros((), dtype=torch.float32)
-        for logits in self._logits(out):
-            logits = logits.masked_fill(absent, float("-inf"))
+        for number, scaled in enumerate(self._logits(out)):
+            logits = scaled.masked_fill(absent, float("-inf"))
+            if number == 0:
+                right = (logits.detach().argmax(dim=1) == target) & counts
+                self._count(torch.stack([right.sum(), counts.sum()]))
             each = F.cross_entropy(logits, target, reduction="none").masked_fill(~counts, 0.0)
             total = total + 0.5 * each.sum()
         return {"info_nce": total / counts.sum().clamp(min=1)}
+
+    def _count(self, found: Tensor) -> None:
+        self._right = found if self._right is None else self._right + found
+
+    def take_right(self) -> Tensor:
+        """Return, for the losses computed since the last call, how many of this rank's pairs had their own teacher
+        feature as the nearest, and of how many: int64 [2]."""
+        found, self._right = self._right, None
+        return found if found is not None else torch.zeros(2, dtype=torch.int64, device=self.mlp.weight.device)
 
     def _logits(self, out: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute scaled cosines [B N], student -> teacher and teacher -> student; from one product on one rank."""

@@ -13,8 +13,10 @@ from dfer.emotions import Emotions
 from dfer.errors import CheckpointError, message
 from dfer.models.class_texts import ClassTexts
 from dfer.models.config import ZeroShotConfig
+from dfer.models.config_towers import TowersConfig
 from dfer.models.foreign.weights import read_weights
 from dfer.models.frozen import FrozenTowers, check_size, normalisation_words
+from dfer.models.head_file import other_weights, refuse_other_clip, weights_of
 from dfer.models.losses import cross_entropy
 from dfer.models.towers import FEATURE
 from dfer.recognition import ClipBatch, FeatureBatch, Group, Progress, Recognition, Recognizer
@@ -30,7 +32,10 @@ class ZeroShot(Recognizer):
         super().__init__()
         self.config, self.towers = config, towers
         self.texts = ClassTexts(emotions, config.text, context_length=towers.context_length)
-        self.head = nn.Parameter(read_head(Path(config.head), dim=towers.embed_dim)) if config.head else None
+        self.head, self._note = None, ""
+        if config.head:
+            self.head = nn.Parameter(read_head(Path(config.head), dim=towers.embed_dim, towers=config.towers))
+            self._note = "" if config.start else other_weights(Path(config.head), weights_of(config.towers))
         self.requires_grad_(False)
         self._known: Tensor | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module.forget())  # type: ignore[no-untyped-call]
@@ -48,7 +53,7 @@ class ZeroShot(Recognizer):
     def origin(self) -> str | None:
         """Origin of the towers' weights, and of the head's."""
         head = f"model.head={self.config.head}" if self.config.head else None
-        return "; ".join(filter(None, (self.towers.origin, head))) or None
+        return "; ".join(filter(None, (self.towers.origin, head, self._note))) or None
 
     def forward(self, batch: ClipBatch | FeatureBatch) -> Recognition:
         """Compute logits [B K] of frames uint8 [B T C H W], or of features `frames` float [B T D]."""
@@ -94,14 +99,15 @@ def class_logits(clips: Tensor, texts: ClassTexts, known: Tensor, *, head: Tenso
     return texts.logits(projected(clips, head), known) / temperature
 
 
-def read_head(path: Path, *, dim: int, model: str = "model", arch: str = "") -> Tensor:
+def read_head(path: Path, *, dim: int, model: str = "model", towers: TowersConfig | None = None) -> Tensor:
     """Read a projection head, fp32 [H D], from a file with the one tensor `mlp.weight` [H D].
 
-    model: key of the model in the configuration, for messages. arch: name of the tower of width `dim`, likewise.
+    model: key of the model in the configuration, for messages. towers: the CLIP of width `dim` that it is used with.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds something else, or is made for another tower.
     """
+    arch = towers.arch if towers is not None else ""
     weights = read_weights(path)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(weights.items())[:3])
     expected = f"one tensor {HEAD} of (any number, {dim})" + (f", the width of {arch}" if arch else "")
@@ -111,4 +117,6 @@ def read_head(path: Path, *, dim: int, model: str = "model", arch: str = "") -> 
     if weights[HEAD].shape[1] != dim:
         do = f"Set {model}.towers.arch to the CLIP it was fitted on (512: ViT-B, 768: ViT-L-14), or give another head."
         raise CheckpointError(message(path, expected=expected, got=shapes, do=do))
+    if towers is not None:
+        refuse_other_clip(path, towers, model=model)
     return weights[HEAD].float()

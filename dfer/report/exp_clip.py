@@ -21,14 +21,6 @@ FRAMES = 16
 """Frames of a clip."""
 KINDS = ("class_names", "class_names_with_context", "face_with_expression", "ensemble_5", "ensemble_10")
 """The prompt kinds 1 to 5 of the release."""
-HEADS = {
-    "c7d28eb6c9665e709d9d6a422864a9d5713432f3": "B32",
-    "6f2b877fec83699e17283a511002376d117ce45f": "B16",
-    "febcf3447362f5b3654de12f89b2185414d62ec8": "L14",
-}
-"""The released heads by git's hash of the file, as the tree of the release has it."""
-ARCHS = {"B32": "ViT-B-32-quickgelu", "B16": "ViT-B-16-quickgelu", "L14": "ViT-L-14-quickgelu"}
-"""The CLIP that belongs to each head."""
 LOG_SOURCE = "log of the release, github zengqunzhao/Exp-CLIP @23ace53, ExpCLIP_{head}.txt"
 README_SOURCE = "README table of the release, github zengqunzhao/Exp-CLIP @23ace53"
 NO_KIND = "of no single prompt kind"

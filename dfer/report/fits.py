@@ -1,28 +1,41 @@
 """The table of fitted heads, as text, Markdown and JSON, with a plot of what each reached."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfer.report.tables import md_text
 from dfer.storage import Folder
 
-COLUMNS = ("part", "epochs", "batch", "temperature", "lr", "steps", "loss", "accuracy", "seconds")
+COLUMNS = ("part", "epochs", "batch", "temperature", "lr", "steps", "loss", "accuracy", "train accuracy", "seconds")
 
 
-def write_fits(home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int) -> str:
-    """Write `report/fits.md` and `report/fits.json`; returns the table. rows: results by part. of: number of parts."""
+def write_fits(
+    home: Folder, rows: Mapping[str, Mapping[str, Any]], *, of: int, instructions: Sequence[str] = ()
+) -> str:
+    """Write `report/fits.md` and `report/fits.json`; returns the table.
+
+    rows: results by part. of: number of parts. instructions: those of a sweep; parts have their numbers from 1.
+    """
     best = sorted(rows, key=lambda name: -float(rows[name]["accuracy"]))
     cells = [_cells(name, rows[name]) for name in best]
     widths = [max(len(line[at]) for line in [COLUMNS, *cells]) for at in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in [COLUMNS, *cells]]
     measured = {str(rows[name]["of"]) for name in rows}
-    notes = [f"accuracy: picture -> teacher, of {'; '.join(sorted(measured))}"]
+    notes = [
+        f"accuracy: picture -> teacher, of {'; '.join(sorted(measured))}",
+        "train accuracy: the same among the pairs of a batch, which is easier in a smaller one, mean over the steps of "
+        "the last epoch",
+    ]
     if len(rows) < of:
         notes.append(f"{len(rows)} of {of} parts; the same command fits the others")
-    text = "\n".join([*lines, *notes])
+    told = [f"instruction_{number}: {said}" for number, said in enumerate(instructions, start=1)]
+    text = "\n".join([*lines, *notes, *told])
     table = "\n".join(f"| {' | '.join(line)} |" for line in [COLUMNS, ("---",) * len(COLUMNS), *cells])
     report = home / "report"
-    report.write("fits.md", f"# Fitted heads\n\n{table}\n\n{'. '.join(notes)}.\n".encode())
+    listed = "".join(f"- {md_text(line)}\n" for line in told)
+    page = f"# Fitted heads\n\n{table}\n\n{'. '.join(notes)}.\n" + (f"\n{listed}" if listed else "")
+    report.write("fits.md", page.encode("utf-8", "backslashreplace"))
     report.write("fits.json", (json.dumps({name: rows[name] for name in best}, indent=1) + "\n").encode())
     return text
 
@@ -31,5 +44,10 @@ def _cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
     settings = found["settings"]
     rates = [group["lr"] for group in settings["optim"]["groups"].values()]
     values = (found["epochs"], settings["batch"], settings["head"]["temperature"], rates[0], found["steps"])
-    score = (f"{found['loss']:.4f}", f"{100 * found['accuracy']:.2f} %", f"{found['seconds']:.1f}")
+    trained = found.get("train_accuracy")
+    score = (f"{found['loss']:.4f}", _percent(found["accuracy"]), _percent(trained), f"{found['seconds']:.1f}")
     return (name, *(f"{value:g}" for value in values), *score)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"

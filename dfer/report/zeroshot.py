@@ -9,7 +9,7 @@ with them. Letters: K classes, N clips, M prompt kinds.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ class ModelFacts:
     """A model of the suite. weights: of the towers, in words. head: file name of the projection, empty for plain CLIP;
     head_sha256 its SHA-256. released: `B32`, `B16` or `L14` for a released head of Exp-CLIP on its CLIP; tower: the
     same for OpenAI's weights of that CLIP, with any head or none. size: pixels. features: name of the folder of
-    the stored features."""
+    the stored features. files: SHA-256 of the towers' files, by key (`arch`, `pretrained`). head_note: if the
+    head was fitted on other weights of this CLIP, which."""
 
     name: str
     arch: str
@@ -45,6 +46,8 @@ class ModelFacts:
     temperature: float
     size: int
     features: str
+    files: dict[str, str] = field(default_factory=dict)
+    head_note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +224,7 @@ def _table(result: SetResult) -> SetTable:
             readme[model.name] = row
     quoted = [model.name for model in result.models if model.released or (model.tower and not model.head)]
     notes = [f"Published rows are left out: {why}."] if why and quoted else []
+    notes += [f"{model.name}: {model.head_note}." for model in result.models if model.head_note]
     if result.left_out:
         notes.append(f"{result.left_out:,} test clips of other classes, or without one, are left out.")
     return SetTable(

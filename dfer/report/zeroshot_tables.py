@@ -120,7 +120,10 @@ MODEL_HEADS = ("model", "CLIP", "weights", "head", "normalisation", "size")
 def missing(suite: Suite) -> list[str]:
     """Say which data sets have no numbers, and why."""
     found = [f"{name}: absent, {why}." for name, why in suite.absent.items()]
-    return found + [f"{name}: there, but not evaluated with this configuration yet." for name in suite.waiting]
+    return found + [
+        f"{name}: there, but not evaluated with this configuration, these clips and weights yet."
+        for name in suite.waiting
+    ]
 
 
 def text(suite: Suite) -> str:

@@ -79,8 +79,9 @@ class RunLog:
             else None
         )
 
-    def train(self, report: StepReport, *, step: int, epoch: int, wait_seconds: float) -> None:
-        """Record one step. step: updates done; wait_seconds: total time waited for data since the start."""
+    def train(self, report: StepReport, *, step: int, epoch: int, wait_seconds: float, **more: float) -> None:
+        """Record one step. step: updates done; wait_seconds: total time waited for data since the start; more: further
+        numbers of the step."""
         if not self._active:
             return
         self._skipped += not report.applied
@@ -98,6 +99,7 @@ class RunLog:
                 "step": step,
                 "epoch": epoch,
                 "loss": report.loss,
+                **more,
                 "terms": report.terms,
                 "lr": report.lr,
                 "grad_norm": report.grad_norm if report.applied else None,

@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "pictures" / "ab"[number % 2] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), draw.integers(0, 256, (40, 50, 3), dtype=np.uint8))
-        lines.append(f"{path.relative_to(folder / 'pictures')},{' '.join(draw.choice(WORDS, 3))}")
+        lines.append(f"{path.relative_to(folder / 'pictures')},{' '.join(draw.choice(WORDS, 3))} {number}")
     (folder / "pictures" / "descriptions.csv").write_text("\n".join(lines) + "\n")
     config(folder / "extract.yaml", "extract", folder)
     config(folder / "fit.yaml", "fit", folder, "epochs: 3\nbatch: 24\nlog_every: 1\ncheckpoint: {every_steps: 1}\n")
@@ -101,10 +101,11 @@ def test_shards_are_read_without_their_labels(tmp_path: Path) -> None:
 
 
 def test_one_two_and_three_ranks_and_pictures_have_one_curve(home: Path, tmp_path: Path) -> None:
-    losses = {}
+    losses, right = {}, {}
     for name, ranks, words in (("one", 1, []), ("three", 3, []), ("pictures", 1, ["on=pictures"])):
         finish("fit", home / "fit.yaml", f"run={tmp_path}/{name}", *words, ranks=ranks)
         losses[name] = [record["loss"] for record in records(tmp_path / name / "fit", "train")]
+        right[name] = [record["accuracy"] for record in records(tmp_path / name / "fit", "train")]
     told = finish("local", home / "fit.yaml", "--processes", 2, f"run={tmp_path}/launched", module="launch").stdout
     assert "accuracy: picture -> teacher" in told
     losses["launched"] = [record["loss"] for record in records(tmp_path / "launched" / "fit", "train")]
@@ -112,6 +113,7 @@ def test_one_two_and_three_ranks_and_pictures_have_one_curve(home: Path, tmp_pat
     assert losses["launched"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["pictures"] == pytest.approx(losses["one"], rel=1e-5)
+    assert right["three"] == right["one"] == right["pictures"] and max(right["one"]) > 0
     assert largest_difference(tmp_path / "one" / "fit", tmp_path / "three" / "fit") < 1e-6
 
 
@@ -130,6 +132,8 @@ def test_a_killed_fit_ends_the_same(home: Path, tmp_path: Path) -> None:
     finish("fit", home / "fit.yaml", f"run={tmp_path}/killed", "epochs=20")
     ours, theirs = (tmp_path / name / "fit" / "head" / "head.safetensors" for name in ("killed", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()
+    results = [json.loads((path.parents[1] / "results" / "fit.json").read_text()) for path in (ours, theirs)]
+    assert results[0]["train_accuracy"] == results[1]["train_accuracy"], "steps before the kill are counted"
     assert [row.state for row in status(str(tmp_path / "killed"))] == ["finished"]
     curves = [[record["loss"] for record in records(tmp_path / name / "fit", "train")] for name in ("killed", "whole")]
     assert curves[0] == curves[1] and len(curves[0]) == 60

@@ -20,6 +20,7 @@ from dfer.jobs import rows
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.rows import SETS, Row
 from dfer.jobs.zeroshot_config import ZeroshotConfig
+from dfer.models import head_file
 from dfer.models.build import build
 from dfer.models.config import (
     CoCoOpConfig,
@@ -185,7 +186,7 @@ def test_exp_clip_s_heads_have_the_numbers_of_the_same_prompt_kind(method: str) 
         run = load((f"methods/{method}", f"sets/{dataset}"))
         assert isinstance(run.model, ZeroShotConfig) and run.model.text == "face_with_expression"
         assert run.model.head and run.model.head.endswith(f"ExpCLIP_{method[-3:].upper()}_model.pth")
-        assert run.model.towers.arch == exp_clip.ARCHS[method[-3:].upper()] and run.data.sampling == "exp_clip"
+        assert run.model.towers.arch == head_file.ARCHS[method[-3:].upper()] and run.data.sampling == "exp_clip"
         assert run.published is not None and (run.published.uar, run.published.war) == scores
     dfew = load(("methods/exp_clip_l14", "sets/dfew")).published
     assert dfew is not None and "README table: 40.16 / 47.09, of no single prompt kind" in dfew.note
@@ -201,7 +202,7 @@ def test_the_zero_shot_suite_has_the_paper_s_sets_kinds_and_heads(name: str) -> 
         assert (own.shards, own.classes, own.protocol) == (run.data.shards, run.data.classes, run.data.protocol)
     sizes = [model.split("_")[-1].upper() for model in found.models]
     for model, size in zip(found.models.values(), sizes, strict=True):
-        assert model.towers == TowersConfig(arch=exp_clip.ARCHS[size], pretrained="openai")
+        assert model.towers == TowersConfig(arch=head_file.ARCHS[size], pretrained="openai")
         assert model.head in (None, f"data/ExpCLIP_{size}_model.pth") and not model.clip_normalisation
     assert sum(model.head is None for model in found.models.values()) * 2 == len(found.models)
     assert f"dfer zeroshot {name}" in (ROOT / "configs" / f"{name}.yaml").read_text()

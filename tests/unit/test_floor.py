@@ -158,6 +158,7 @@ WITHOUT_TORCH = (
     "dfer.media.clip_folders",
     "dfer.jobs.zeroshot",
     "dfer.jobs.zeroshot_config",
+    "dfer.jobs.zeroshot_stands",
     "dfer.report.exp_clip",
     "dfer.report.zeroshot",
     "dfer.report.zeroshot_page",

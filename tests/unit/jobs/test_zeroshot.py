@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,12 +30,14 @@ from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.parts import Part, load_job, parts_in
 from dfer.jobs.zeroshot_config import ZeroshotConfig
 from dfer.jobs.zeroshot_features import Towers, clip_features
-from dfer.jobs.zeroshot_scores import released_head, released_tower
+from dfer.jobs.zeroshot_scores import released_tower
 from dfer.jobs.zeroshot_sets import open_set
+from dfer.models import head_file
 from dfer.models.config import ZeroShotConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.models.head_file import released_head
 from dfer.models.towers import Towers as BothTowers
-from dfer.report import exp_clip
+from dfer.report import zeroshot_page
 from dfer.report.zeroshot import RESULT, SetResult, read_result
 from dfer.storage import Folder
 from dfer.training.config import EngineConfig, SgdConfig
@@ -412,7 +415,7 @@ def test_damaged_results_are_told(home: Path, tmp_path: Path, alone: World) -> N
 def test_released_heads_and_towers_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.pth").write_bytes(b"hello\n")  # git hash-object gives ce01362... for these six bytes
     assert released_head(tmp_path / "a.pth") == ""
-    monkeypatch.setattr(exp_clip, "HEADS", {"ce013625030ba8dba906f756967f9e9ca394464a": "B16"})
+    monkeypatch.setattr(head_file, "HEADS", {"ce013625030ba8dba906f756967f9e9ca394464a": "B16"})
     assert released_head(tmp_path / "a.pth") == "B16"
     asked = from_plain(ZeroshotConfig, {"run": "r", "features": "f", "sets": {"a": {}}, "models": MODELS})
     found = {name: released_tower(model) for name, model in asked.models.items()}
@@ -454,3 +457,101 @@ def test_paths_become_absolute_and_the_job_is_found(
     out = capsys.readouterr().out
     assert out.startswith("raf_db: 2 models x 1 prompt kinds on 14 clips\n") and "dfew: there, but not evaluated" in out
     assert Part(name="raf_db", run=f"{tmp_path}/run/raf_db") in job.parts(config(home, tmp_path))
+
+
+# --- before any work, and parts that fail
+
+
+def unusable(home: Path, tmp_path: Path, what: str) -> tuple[dict[str, Any], type[Exception], str]:
+    """Changes that make a second data set unusable beside a good one; the error and what it says."""
+    draw, bad = np.random.default_rng(1), tmp_path / "bad"
+    bad.mkdir()
+    good = {"shards": f"{home}/clips", "classes": "basic7"}
+    if what == "numbered":
+        (bad / "1").mkdir()
+        (bad / "1" / "a.jpg").write_bytes(noise(draw))
+        own = {"pictures": str(bad), "classes": ["surprise", "fear"]}
+        return {"sets": {"dfew": good, "raf_db": own}}, DataError, "sets.raf_db: .*expected folders named as classes"
+    if what == "split":
+        write_shards(bad, {"all": [[Clip(key="a", frames=[noise(draw)])]]})
+        return {"sets": {"dfew": good, "affectnet7": {"shards": str(bad)}}}, DataError, "sets.affectnet7: test clips: "
+    if what == "texts":
+        (tmp_path / "seven.yaml").write_text("".join(f"{name}: {name}\n" for name in exp_clip_classes()))
+        sets = {"dfew": good, "affectnet8": {"shards": f"{home}/stills", "classes": "affectnet8"}}
+        return {"sets": sets, "texts": [f"{tmp_path}/seven.yaml"]}, ConfigProblem, "seven.yaml: .* none for contempt"
+    towers = {"arch": ARCH, "pretrained": f"{tmp_path}/gone.safetensors"}
+    return {"models": {"clip": {"towers": towers}}}, CheckpointError, "models.clip.towers.pretrained=.*, got neither"
+
+
+@pytest.mark.parametrize("what", ["numbered", "split", "texts", "weights"])
+def test_a_set_that_cannot_be_used_is_told_before_the_others_are_computed(
+    what: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, kind, says = unusable(home, tmp_path, what)
+    asked = config(home, tmp_path, **changes)
+    with pytest.raises(kind, match=says):
+        job.check(asked, job.parts(asked), [1])
+    (tmp_path / "suite.yaml").write_text(to_yaml(asked))
+    assert main(["zeroshot", f"{tmp_path}/suite.yaml", "--dry-run"]) == getattr(kind, "exit_code", 2)
+    assert "to do" not in capsys.readouterr().out and not (tmp_path / "features").exists()
+
+
+@pytest.mark.slow("a command that evaluates two sets")
+def test_a_set_that_fails_does_not_cost_the_table_of_the_others(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeroshot_page, "page", lambda suite: "")  # its pictures take seconds
+    shutil.copytree(home / "pictures", tmp_path / "damaged")
+    (tmp_path / "damaged" / "Fear" / "0.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    sets = {"damaged": tmp_path / "damaged", "raf_db": home / "pictures"}
+    own = {name: {"pictures": str(place), "classes": "basic7"} for name, place in sets.items()}
+    asked = config(home, tmp_path, sets=own, texts=["class_names"], models={"clip": {"towers": {"arch": ARCH}}})
+    (tmp_path / "suite.yaml").write_text(to_yaml(asked))
+    assert main(["zeroshot", f"{tmp_path}/suite.yaml"]) == DataError.exit_code
+    out, err = capsys.readouterr()
+    assert "damaged: failed, " in err and err.rstrip().splitlines()[-1].startswith("error: ") and "Fear/0.jpg" in err
+    assert out.startswith("raf_db: 1 models x 1 prompt kinds on 14 clips\n")
+    assert "damaged: there, but not evaluated" in out and (tmp_path / "run" / "report" / "report.md").is_file()
+
+
+@pytest.mark.slow("two evaluations")
+def test_a_result_of_other_clips_or_weights_does_not_stand(home: Path, tmp_path: Path, alone: World) -> None:
+    shutil.copytree(home / "pictures", tmp_path / "faces")
+    weights = Path(shutil.copy(home / "clip.safetensors", tmp_path / "clip.safetensors"))
+    changes: dict[str, Any] = {
+        "sets": {"raf_db": {"pictures": f"{tmp_path}/faces", "classes": "basic7"}},
+        "texts": ["class_names"],
+        "models": {"clip": {"towers": {"arch": ARCH, "pretrained": str(weights)}}},
+    }
+    asked = config(home, tmp_path, **changes)
+    part = job.parts(asked)[0]
+    run_parts(asked, alone)
+    assert job.done(asked, part)
+    (tmp_path / "faces" / "Fear" / "more.jpg").write_bytes((home / "pictures" / "Fear" / "0.jpg").read_bytes())
+    assert not job.done(asked, part)
+    with pytest.raises(CheckpointError, match="expected the result of a data set, got none"):
+        job.conclude(asked)
+    run_parts(asked, alone)
+    assert job.done(asked, part) and result_of(asked, "raf_db").clips == 15
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-4] + b"\0\0\1\0")
+    assert not job.done(asked, part)
+    weights.unlink()
+    assert job.done(asked, part), "with the weights gone, the result stands as the features do"
+    weights.write_bytes(kept)
+    assert job.done(asked, part)
+    shutil.rmtree(tmp_path / "faces")
+    (tmp_path / "faces").mkdir()
+    assert not job.done(asked, part), "a source that cannot be read has no result, and is no error here"
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_answered(home: Path, tmp_path: Path, alone: World) -> None:
+    shutil.copytree(home / "pictures" / "Fear", tmp_path / "faces" / "Fear")
+    odd = os.fsencode(tmp_path / "faces" / "Fear") + b"/\xff.jpg"
+    Path(os.fsdecode(odd)).write_bytes((home / "pictures" / "Happy" / "0.jpg").read_bytes())
+    models = {"clip": {"towers": {"arch": ARCH}}}
+    sets = {"raf_db": {"pictures": f"{tmp_path}/faces", "classes": ["fear"]}}
+    asked = config(home, tmp_path, texts=["class_names"], models=models, sets=sets)
+    run_parts(asked, alone)
+    table = tmp_path / "run" / "raf_db" / "results" / "clip-class_names_predictions.csv"
+    assert b"Fear/\xff.jpg" in table.read_bytes() and job.done(asked, job.parts(asked)[0])

@@ -1,13 +1,30 @@
 """The projection head beside the released training of Exp-CLIP (tests/reference/record_exp_clip_fit.py)."""
 
+import hashlib
+import json
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
+from dfer.errors import CheckpointError
+from dfer.models import head_file
 from dfer.models.config import ProjectionConfig
-from dfer.models.head_file import FILE, RELEASED, write_head
+from dfer.models.config_towers import TowersConfig
+from dfer.models.head_file import (
+    FILE,
+    RELEASED,
+    MadeFor,
+    made_for,
+    other_weights,
+    settings_sha256,
+    weights_of,
+    write_head,
+)
 from dfer.models.projection import STUDENT, TEACHER, ProjectionHead
 from dfer.models.zero_shot import read_head
 from dfer.recognition import FeatureBatch, Progress
@@ -66,5 +83,72 @@ def test_a_fitted_head_is_read_in_both_layouts(tmp_path: Path) -> None:
         assert torch.equal(read_head(tmp_path / name, dim=4), weight)
     released = torch.load(tmp_path / RELEASED, weights_only=True)
     assert list(released) == ["mlp.weight"] and torch.equal(released["mlp.weight"], weight)
+    assert made_for(tmp_path / FILE) is None and made_for(tmp_path / RELEASED) is None
     card = (tmp_path / "README.md").read_text()
     assert "# Projection head, 4 to 6" in card and "- CLIP: arch &lt;b> 'x'" in card
+
+
+# --- of which CLIP a head is
+
+TINY = TowersConfig(arch="tiny-conv-64")
+
+
+def head_for(folder: Path, towers: TowersConfig, weights: Any) -> Path:
+    clip = MadeFor(arch=towers.arch, settings=settings_sha256(towers), weights=weights)
+    write_head(Folder(folder), torch.eye(128), facts={}, clip=clip)
+    assert made_for(folder / FILE) == clip
+    return folder / FILE
+
+
+def test_a_head_of_another_architecture_of_equal_width_is_refused(tmp_path: Path) -> None:
+    odd = tmp_path / "mine.json"
+    shipped = resources.files("dfer.models").joinpath("configs", "tiny-conv-64.json")
+    odd.write_text(shipped.read_text())
+    head = head_for(tmp_path, TINY, "tag openai")
+    for same in (TINY, TowersConfig(arch=str(odd)), TowersConfig(arch="tiny-conv-64", pretrained="x.pt")):
+        assert len(read_head(head, dim=128, towers=same)) == 128
+    other = json.loads(shipped.read_text())
+    other["text_cfg"]["layers"] += 1
+    odd.write_text(json.dumps(other))
+    said = r"model.head=\S+head.safetensors: expected a head of \S+mine.json, got one that was fitted on tiny-conv-64"
+    with pytest.raises(CheckpointError, match=said):
+        read_head(head, dim=128, towers=TowersConfig(arch=str(odd)))
+    write_head(Folder(tmp_path / "a"), torch.eye(128), facts={}, clip=made_for(head))
+    assert (tmp_path / "a" / FILE).read_bytes() == head.read_bytes(), "the same head has the same bytes"
+
+
+def test_a_released_head_is_refused_on_another_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"mlp.weight": torch.eye(512)}, tmp_path / "released.pth")
+    data = (tmp_path / "released.pth").read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    monkeypatch.setattr(head_file, "HEADS", {git: "B16"})
+    sixteen, thirty_two = (TowersConfig(arch=f"ViT-B-{n}-quickgelu", pretrained="openai") for n in (16, 32))
+    assert len(read_head(tmp_path / "released.pth", dim=512, towers=sixteen)) == 512
+    with pytest.raises(CheckpointError, match=r"expected a head of ViT-B-32-quickgelu, got one .* ViT-B-16-quickgelu"):
+        read_head(tmp_path / "released.pth", dim=512, towers=thirty_two, model="models.b32")
+    assert other_weights(tmp_path / "released.pth", "tag openai") == ""
+    assert other_weights(tmp_path / "released.pth", {"name": "ViT-B-16.pt", "sha256": "ab"}) == ""
+    said = other_weights(tmp_path / "released.pth", {"name": "mine.pt", "sha256": "0123456789abcdef"})
+    assert said.startswith(
+        "released.pth was fitted on the weights: tag openai, and these towers have the file mine.pt ("
+    )
+
+
+def test_other_weights_are_noted(tmp_path: Path) -> None:
+    first, second = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    first.write_bytes(b"one")
+    second.write_bytes(b"two")
+    ones, twos = (weights_of(TowersConfig(arch="tiny-conv-64", pretrained=str(path))) for path in (first, second))
+    head = head_for(tmp_path, TINY, ones)
+    assert other_weights(head, ones) == "" and other_weights(head, None) == ""
+    assert "these towers have the file two.safetensors" in other_weights(head, twos)
+    assert "these towers have the weights: drawn from seed 1" in other_weights(head, "drawn from seed 1")
+    drawn = head_for(tmp_path / "drawn", TINY, "random, seed 1")
+    assert other_weights(drawn, "drawn from seed 1") == "" and "random, seed 1" in other_weights(drawn, twos)
+    assert weights_of(TINY) is None and weights_of(TowersConfig(arch="tiny-conv-64", pretrained="/none")) is None
+
+
+@pytest.mark.parametrize("metadata", [{}, {"clip": "{"}, {"clip": "[1]"}, {"clip": "{}"}])
+def test_metadata_of_others_says_nothing(metadata: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(save({"mlp.weight": torch.eye(3)}, metadata=metadata))
+    assert made_for(tmp_path / "a.safetensors") is None

@@ -7,6 +7,7 @@ import pytest
 
 from dfer.config import ConfigProblem
 from dfer.emotions import BASIC7
+from dfer.models import head_file
 from dfer.report import exp_clip
 from dfer.report.zeroshot import Answer, ModelFacts, SetResult, Together, suite_of
 from dfer.report.zeroshot_page import page
@@ -176,7 +177,7 @@ def test_every_form_names_kinds_sources_and_what_is_absent() -> None:
             "exp_clip, face_with_expression",
             "mean of 2 kinds",
             "afew: absent, there is no data/afew.",
-            "mafw: there, but not evaluated with this configuration yet.",
+            "mafw: there, but not evaluated with this configuration, these clips and weights yet.",
             "log of the release, github zengqunzhao/Exp-CLIP @23ace53, ExpCLIP_B32.txt",
         ):
             assert said in made
@@ -191,7 +192,7 @@ def test_counts_that_do_not_fit_are_refused() -> None:
 
 def test_the_logs_are_those_of_three_heads_five_kinds_and_eight_sets() -> None:
     found = [
-        exp_clip.log_row(h, kind, name) for h in exp_clip.ARCHS for kind in exp_clip.KINDS for name in exp_clip.SETS
+        exp_clip.log_row(h, kind, name) for h in head_file.ARCHS for kind in exp_clip.KINDS for name in exp_clip.SETS
     ]
     assert len(found) == 120 and all(row is not None and row.uar is not None for row in found)
     assert exp_clip.log_row("B32", "own.yaml", "dfew") is exp_clip.log_row("", "class_names", "dfew") is None
