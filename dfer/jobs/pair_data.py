@@ -3,6 +3,8 @@
 Letters: B pictures, C colours, H height, W width, S student features, D teacher features.
 """
 
+import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,8 +62,17 @@ class Source:
 
     @cached_property
     def texts(self) -> list[str | None]:
-        """Description of each picture."""
+        """Description of each picture; not read, and None, for a teacher that reads none."""
+        if not isinstance(self.config.teacher, READS_TEXT):
+            return [None] * len(self)
         return self.clips.texts if self.clips is not None else described_in(_of(self.folder))
+
+    @property
+    def texts_sha256(self) -> str | None:
+        """SHA-256 of the descriptions that the teacher reads in a folder. `sha256` covers those in shards."""
+        if self.folder is None or not isinstance(self.config.teacher, READS_TEXT):
+            return None
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
     def batches(self, wanted: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Yield pictures, uint8 [B 3 H W], of each batch of positions, of which all but the last are equally large.
@@ -102,17 +113,11 @@ def open_source(config: PairsConfig) -> Source:
 def described_in(folder: PictureFolder) -> list[str | None]:
     """Read the descriptions of a folder's pictures from its `descriptions.csv`, with the columns file and text; None
     for pictures that it does not name, and for all if there is no such file. Raises DataError."""
-    import csv
-
     path = folder.root / DESCRIPTIONS
     if not path.is_file():
         return [None] * len(folder)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if {"file", "text"} - {*(rows.fieldnames or ())}:
-                raise ValueError(f"columns {', '.join(rows.fieldnames or ()) or 'none'}")
-            found = {str(row["file"]): str(row["text"]) for row in rows}
+        found = _descriptions(path)
     except (OSError, ValueError, csv.Error) as error:
         expected, do = "a CSV file with the columns file and text", "Correct or remove it."
         raise DataError(message(path, expected=expected, got=str(error)[:160], do=do)) from error
@@ -123,8 +128,30 @@ def described_in(folder: PictureFolder) -> list[str | None]:
     return [found.get(name) for name in folder.names]
 
 
+def _descriptions(path: Path) -> dict[str, str]:
+    """Read the text of each file of a table. Names of files need not be UTF-8. Raises ValueError with the line."""
+    found: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = csv.DictReader(file)
+        if {"file", "text"} - {*(rows.fieldnames or ())}:
+            raise ValueError(f"columns {', '.join(rows.fieldnames or ()) or 'none'}")
+        for row in rows:
+            name, text, at = row["file"], row["text"], f"line {rows.line_num}"
+            if name is None or text is None:
+                raise ValueError(f"a row without a text in {at}: {name}")
+            if None in row:
+                raise ValueError(f"more values than columns in {at}; a text with commas needs quotes: {name}")
+            if name in found:
+                raise ValueError(f"two rows for {name}, in lines {lines[name]} and {rows.line_num}")
+            if any("\udc80" <= letter <= "\udcff" for letter in text):
+                raise ValueError(f"a text that is not UTF-8 in {at}: {name}")
+            found[name], lines[name] = text, rows.line_num
+    return found
+
+
 def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
-    """Collect everything that stored pairs depend on, as plain values without nulls. Raises CheckpointError."""
+    """Collect everything that stored pairs depend on, as plain values. Raises CheckpointError, DataError."""
     towers = config.towers
     tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
     weights = f"random, seed {SEED}" if towers.pretrained is None else f"tag {towers.pretrained}" if tag else None
@@ -135,9 +162,10 @@ def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
         "normalisation": "clip" if config.clip_normalisation else "none",
         "precision": config.precision,
     }
-    return {
+    found: dict[str, Any] = {
         "kind": "pairs",
         "source_sha256": source.sha256,
+        "texts_sha256": source.texts_sha256,
         "partitions": ", ".join(config.partitions) or "all",
         "size": config.size,
         "batch": config.batch,
@@ -145,6 +173,7 @@ def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
         "clip": {name: value for name, value in student.items() if value is not None},
         "teacher": identity(config.teacher),
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def home_of(config: PairsConfig, key: Mapping[str, Any]) -> Folder:

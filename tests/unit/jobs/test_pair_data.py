@@ -1,0 +1,127 @@
+"""Pairs of features: what they depend on, what is refused before and while they are made."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dfer.data.pictures import PictureFolder
+from dfer.errors import DataError
+from dfer.interruption import Stop
+from dfer.jobs import extract
+from dfer.jobs.extract import ExtractConfig
+from dfer.jobs.pair_data import described_in, find_pairs, key_of, open_source
+from dfer.jobs.pairs import PairsConfig
+from dfer.models.config_towers import TowersConfig
+from dfer.teacher.config import Blip2TeacherConfig, WordsTeacherConfig
+
+SIDE = 64
+NAMES = ("00.png", "01.png", "02.png")
+
+
+def pictures(folder: Path, *lines: str, names: tuple[str, ...] = NAMES) -> Path:
+    """A folder of pictures, and its table of descriptions if it has lines."""
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(1)
+    for name in names:
+        ok, data = cv2.imencode(".png", draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+        assert ok
+        (folder / name).write_bytes(data.tobytes())
+    if lines:
+        (folder / "descriptions.csv").write_text("\n".join(("file,text", *lines)) + "\n")
+    return folder
+
+
+def job(home: Path, **changes: object) -> ExtractConfig:
+    pairs = PairsConfig(
+        pictures=str(home / "pictures"),
+        features=str(home / "features"),
+        size=SIDE,
+        batch=2,
+        workers=0,
+        towers=TowersConfig(arch="tiny-vit-64"),
+        teacher=WordsTeacherConfig(dim=8),
+    )
+    return ExtractConfig(run=str(home / "run"), pairs=replace(pairs, **changes))  # type: ignore[arg-type]
+
+
+def extracted(config: ExtractConfig) -> str:
+    """What the job says when it ends."""
+    parts = extract.parts(config)
+    extract.check(config, parts, [1])
+    for part in parts:
+        extract.run(config, part, None, Stop())
+    return extract.conclude(config)
+
+
+# --- descriptions
+
+
+def test_other_descriptions_are_other_pairs(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", *(f"{name},brow raised" for name in NAMES))
+    config = job(tmp_path)
+    extracted(config)
+    before = find_pairs(config.pairs).features["teacher"]
+    pictures(tmp_path / "pictures", *(f"{name},jaw dropped" for name in NAMES))
+    with pytest.raises(DataError, match=r"pairs with texts_sha256: [0-9a-f]{57}\.\.\., got texts_sha256"):
+        find_pairs(config.pairs)
+    extracted(replace(config, run=str(tmp_path / "again")))
+    assert not (find_pairs(config.pairs).features["teacher"] == before).all()
+
+
+def test_descriptions_are_no_part_of_what_a_teacher_of_pictures_depends_on(tmp_path: Path) -> None:
+    """Nor are they read for it."""
+    pictures(tmp_path / "pictures", "neither one nor the other")
+    config = job(tmp_path, teacher=Blip2TeacherConfig()).pairs
+    source = open_source(config)
+    assert source.texts == [None] * len(NAMES) and "texts_sha256" not in key_of(config, source)
+
+
+TABLES = {
+    "00.png,smiles\n01.png\n": r"got a row without a text in line 3: 01.png\. Correct or remove it",
+    "00.png,smiles\n01.png,a\n00.png,frowns\n": r"got two rows for 00.png, in lines 2 and 4\.",
+    "00.png,brow raised, jaw dropped\n": r"got more values than columns in line 2; a text with commas needs quotes: 00",
+    '00.png,"one\ntwo"\n01.png\n': r"a row without a text in line 4: 01.png",
+    "00.png,tr\xe8s\n": r"a text that is not UTF-8 in line 2: 00.png",
+    "03.png,smiles\n": r"expected names of pictures in this folder, got 1 others \(03.png\)",
+}
+
+
+@pytest.mark.parametrize("rows", TABLES)
+def test_a_table_that_does_not_say_one_thing_is_refused(rows: str, tmp_path: Path) -> None:
+    folder = PictureFolder.open(pictures(tmp_path / "pictures"))
+    (folder.root / "descriptions.csv").write_bytes(f"file,text\n{rows}".encode("latin-1"))
+    with pytest.raises(DataError, match=TABLES[rows]):
+        described_in(folder)
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("to", ["..", "../..", "."])
+def test_a_link_to_a_folder_around_it_is_refused(to: str, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures")
+    (folder / "a").mkdir()
+    (folder / "a" / "loop").symlink_to(to)
+    with pytest.raises(DataError, match=r"pictures/a/loop: expected links to folders that do not contain them, got"):
+        PictureFolder.open(folder)
+
+
+def test_links_to_other_folders_are_followed(tmp_path: Path) -> None:
+    pictures(tmp_path / "elsewhere")
+    pictures(tmp_path / "pictures", names=("own.png",))
+    (tmp_path / "pictures" / "joy").symlink_to("../elsewhere")
+    assert PictureFolder.open(tmp_path / "pictures").names == (*(f"joy/{name}" for name in NAMES), "own.png")
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    pictures(tmp_path / "pictures", names=("00.png", name))
+    rows = b"file,text\n\xff.png,brow raised\n00.png,jaw dropped\n"
+    (tmp_path / "pictures" / "descriptions.csv").write_bytes(rows)
+    config = job(tmp_path)
+    assert "2 pairs (student 96, teacher 8)" in extracted(config)
+    assert find_pairs(config.pairs).keys == ["00.png", name]
