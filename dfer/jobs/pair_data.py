@@ -20,8 +20,8 @@ from dfer.data.config import DataConfig
 from dfer.data.features import FeatureSet, name_of, read_manifest
 from dfer.data.picture_reader import folder_batches, shard_batches
 from dfer.data.pictures import PictureFolder
-from dfer.errors import CheckpointError, DataError, message
-from dfer.inference import autocast
+from dfer.errors import CheckpointError, DataError, UsageError, message
+from dfer.inference import autocast, set_tf32
 from dfer.jobs.features import file_id
 from dfer.jobs.fold_data import manifest_hash
 from dfer.jobs.pairs import PairsConfig
@@ -29,6 +29,7 @@ from dfer.models.build import image_tower
 from dfer.models.files import is_tag
 from dfer.models.frozen import frame_features
 from dfer.models.projection import STUDENT, TEACHER
+from dfer.models.towers import clip_settings
 from dfer.storage import Folder
 from dfer.store.shards import Store
 from dfer.teacher.build import build_teacher, refuse_bare
@@ -243,7 +244,7 @@ def student(config: PairsConfig, device: torch.device) -> tuple[Callable[[Tensor
 
 
 def check_tower(config: PairsConfig) -> None:
-    """Raise CheckpointError if files of the student are missing."""
+    """Raise CheckpointError if files of the student are missing, UsageError if it takes pictures of another size."""
     towers = config.towers
     tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
     named = [towers.arch] if towers.arch.endswith(".json") else []
@@ -252,6 +253,10 @@ def check_tower(config: PairsConfig) -> None:
         if not Path(path).is_file():
             do = "Correct pairs.towers."
             raise CheckpointError(message(path, expected="a file of CLIP", got="no file", do=do))
+    size = clip_settings(towers)["vision_cfg"]["image_size"]
+    if config.size != size:
+        expected, do = f"{size} pixels, as {towers.arch} takes", f"Set pairs.size={size}, or choose another CLIP."
+        raise UsageError(message("pairs.size", expected=expected, got=str(config.size), do=do))
 
 
 def check_descriptions(config: PairsConfig, source: Source) -> None:
@@ -260,11 +265,25 @@ def check_descriptions(config: PairsConfig, source: Source) -> None:
         refuse_bare(source.where, source.keys, source.texts)
 
 
+def refuse_not_finite(config: PairsConfig, name: str, features: Tensor, keys: Sequence[str]) -> None:
+    """Raise DataError if features [B ...], as they are stored, are not finite. name: whose they are."""
+    finite = features.isfinite().flatten(1).all(dim=1)
+    if finite.all():
+        return
+    bad = [key for key, good in zip(keys, finite.tolist(), strict=True) if not good]
+    expected = f"finite features of the {name}"
+    got = f"NaN or infinity for {len(bad)} of {len(keys)} ({', '.join(bad[:3])})"
+    do = f"Set pairs.{'teacher.' if name == TEACHER else ''}precision=bf16 or fp32"
+    do += ", or pairs.stored=bf16 or as_computed." if config.stored == "fp16" else "."
+    raise DataError(message(config.source, expected=expected, got=got, do=do))
+
+
 class Pairs:
     """Both frozen models on a device: the student and the teacher of every picture."""
 
     def __init__(self, config: PairsConfig, device: torch.device) -> None:
-        """Raises CheckpointError, UsageError."""
+        """Build both. TF32 is off, also for what else computes in this process. Raises CheckpointError, UsageError."""
+        set_tf32(False)
         self._config, self._device = config, device
         self._student, self._told = student(config, device)
         self.teacher = build_teacher(config.teacher, device)
@@ -281,11 +300,18 @@ class Pairs:
         return {name: value.to(DTYPES[self._config.stored]) for name, value in found.items()}
 
     def encoded(self, source: Source, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
-        """Yield the features of each batch of positions, on the CPU. Raises DataError, StorageError."""
+        """Yield the features of each batch of positions, on the CPU.
+
+        Raises:
+            DataError: a picture cannot be read, or features are not finite in the stored format. StorageError.
+        """
         texts = source.texts
         for batch, pictures in zip(batches, source.batches(batches), strict=True):
             said = [texts[index] or "" for index in batch]
-            yield {name: value.cpu() for name, value in self.features(pictures, said).items()}
+            found = {name: value.cpu() for name, value in self.features(pictures, said).items()}
+            for name, value in found.items():
+                refuse_not_finite(self._config, name, value, [source.keys[index] for index in batch])
+            yield found
 
     @staticmethod
     def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,16 +7,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from dfer.data.pictures import PictureFolder
-from dfer.errors import DataError
+from dfer.errors import DataError, UsageError
+from dfer.inference import set_tf32
 from dfer.interruption import Stop
 from dfer.jobs import extract
 from dfer.jobs.extract import ExtractConfig
-from dfer.jobs.pair_data import described_in, find_pairs, key_of, open_source
+from dfer.jobs.fit import FitConfig
+from dfer.jobs.fitting import check_pairs
+from dfer.jobs.pair_data import Pairs, described_in, find_pairs, key_of, open_source
 from dfer.jobs.pairs import PairsConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.teacher.config import Blip2TeacherConfig, WordsTeacherConfig
+from dfer.teacher.words import WordsTeacher
 
 SIDE = 64
 NAMES = ("00.png", "01.png", "02.png")
@@ -96,6 +101,46 @@ def test_a_table_that_does_not_say_one_thing_is_refused(rows: str, tmp_path: Pat
     (folder.root / "descriptions.csv").write_bytes(f"file,text\n{rows}".encode("latin-1"))
     with pytest.raises(DataError, match=TABLES[rows]):
         described_in(folder)
+
+
+# --- models
+
+
+OR_STORED = r", or pairs\.stored=bf16 or as_computed\."
+
+
+@pytest.mark.parametrize(("stored", "value", "end"), [("fp16", 7e4, OR_STORED), ("as_computed", float("nan"), r"\.")])
+def test_features_that_are_not_finite_are_not_stored(
+    stored: str, value: float, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "pictures", *(f"{name},{name[:2]}" for name in NAMES))
+    row = WordsTeacher._row
+    monkeypatch.setattr(WordsTeacher, "_row", lambda self, text: row(self, text) + (value if text == "01" else 0))
+    do = rf"Set pairs\.teacher\.precision=bf16 or fp32{end}$"
+    with pytest.raises(DataError, match=rf"got NaN or infinity for 1 of 1 \(01\.png\)\. {do}"):
+        extracted(job(tmp_path, stored=stored))
+    assert [path.name[:5] for path in (tmp_path / "features").rglob("*.safetensors")] == ["00000"]
+
+
+@pytest.mark.parametrize("on", ["extract", "fit"])
+def test_a_size_that_clip_does_not_take_is_told_before_it_is_built(on: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", *(f"{name},smiles" for name in NAMES))
+    pairs = job(tmp_path, size=SIDE + 4).pairs
+    with pytest.raises(
+        UsageError, match=r"pairs.size: expected 64 pixels, as tiny-vit-64 takes, got 68\. Set pairs.size"
+    ):
+        if on == "extract":
+            extracted(job(tmp_path, size=SIDE + 4))
+        else:
+            check_pairs(FitConfig(run=str(tmp_path / "fit"), pairs=pairs, on="pictures", batch=2))
+
+
+def test_both_models_compute_without_tf32(tmp_path: Path) -> None:
+    """Else features on a GPU differ from those on a CPU by far more than 1e-5."""
+    pictures(tmp_path / "pictures")
+    set_tf32(True)
+    Pairs(job(tmp_path).pairs, torch.device("cpu"))
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 # --- folders
