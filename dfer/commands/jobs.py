@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfer.cli import add_command, add_configs, names
 from dfer.config import ConfigProblem
-from dfer.errors import message
+from dfer.errors import UsageError, message
 from dfer.interruption import Stop
 from dfer.surroundings import refuse_copies
 
@@ -18,6 +18,7 @@ VERBS = {
         "features of unlabelled faces by CLIP and a teacher, stored once; continues",
         """dfer extract exp_clip/extract pairs.pictures=data/caer_s/train
 dfer extract exp_clip/extract pairs.teacher.model=models/blip2 --dry-run
+dfer extract exp_clip/extract 'sweep.instruction=["Describe the face.", "Name the emotion."]'
 dfer-launch slurm exp_clip/extract workers=8""",
     ),
     "fit": (
@@ -57,6 +58,10 @@ def _run(args: argparse.Namespace, verb: str) -> None:
     from dfer.distributed import from_environment
 
     world = from_environment()
+    if world.size > 1 and not module.grouped:
+        expected, got = f"one process, in which `dfer {verb}` runs independent parts", f"{world.size} processes"
+        do = "Leave torchrun out. For parts side by side: workers=N with dfer-launch local, slurm or ray."
+        raise UsageError(message("torchrun", expected=expected, got=got, do=do))
     module.check(config, parts, [world.size])
     if args.dry_run:
         listed = "\n".join(f"{part.name}: {'done' if module.done(config, part) else 'to do'}" for part in parts)

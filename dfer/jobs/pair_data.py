@@ -4,11 +4,13 @@ Letters: B pictures, C colours, H height, W width, S student features, D teacher
 """
 
 import csv
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from dfer.inference import autocast, set_tf32
 from dfer.jobs.features import file_id
 from dfer.jobs.fold_data import manifest_hash
 from dfer.jobs.pairs import PairsConfig
+from dfer.jobs.pieces import contrast
 from dfer.models.build import image_tower
 from dfer.models.files import is_tag
 from dfer.models.frozen import frame_features
@@ -207,8 +210,8 @@ def stored_home(config: PairsConfig, source: Source | None = None) -> Folder:
         raise DataError(message(root, expected="pairs of features", got="none", do=do))
     name, other = min(alike, key=lambda pair: len(differences(pair[1], key)))
     different = differences(other, key)
-    expected = "; ".join(f"{what}: {_short(ours)}" for what, (_, ours) in different.items())
-    got = "; ".join(f"{what}: {_short(theirs)}" for what, (theirs, _) in different.items())
+    shown = [(what, contrast(*both)) for what, both in different.items()]
+    got, expected = ("; ".join(f"{what}: {both[at]}" for what, both in shown) for at in (0, 1))
     raise DataError(message(root / name, expected=f"pairs with {expected}", got=got, do=do))
 
 
@@ -222,11 +225,6 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str 
         elif left != right:
             found[f"{prefix}{name}"] = (left, right)
     return found
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def student(config: PairsConfig, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -293,22 +291,28 @@ class Pairs:
         """Origin of both models' weights, in words."""
         return f"CLIP {self._told}; teacher {self.teacher.origin}"
 
-    def features(self, pictures: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Compute `student` [B S] and `teacher` [B D] of pictures, uint8 [B 3 H W], in the stored number format."""
+    def features(self, pictures: Tensor, texts: Sequence[str], *, student: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute `student` [B S] and `teacher` [B D] of pictures, uint8 [B 3 H W], in the stored number format.
+        student: what the student gave for them before, which is then not computed."""
         on_device = pictures.to(self._device, non_blocking=True)
-        found = {STUDENT: self._student(on_device), TEACHER: self.teacher(on_device, texts)}
+        ours = self._student(on_device) if student is None else student
+        found = {STUDENT: ours, TEACHER: self.teacher(on_device, texts)}
         return {name: value.to(DTYPES[self._config.stored]) for name, value in found.items()}
 
-    def encoded(self, source: Source, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
-        """Yield the features of each batch of positions, on the CPU.
+    def encoded(
+        self, source: Source, batches: Sequence[Sequence[int]], *, students: Iterable[Tensor | None] = repeat(None)
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the features of each batch of positions, on the CPU. students: stored features of the student for each
+        batch, None where there are none.
 
         Raises:
             DataError: a picture cannot be read, or features are not finite in the stored format. StorageError.
         """
         texts = source.texts
-        for batch, pictures in zip(batches, source.batches(batches), strict=True):
+        for (batch, known), pictures in zip(zip(batches, students), source.batches(batches), strict=True):
             said = [texts[index] or "" for index in batch]
-            found = {name: value.cpu() for name, value in self.features(pictures, said).items()}
+            made = self.features(pictures, said) if known is None else self.features(pictures, said, student=known)
+            found = {name: value.cpu() for name, value in made.items()}
             for name, value in found.items():
                 refuse_not_finite(self._config, name, value, [source.keys[index] for index in batch])
             yield found
@@ -317,3 +321,22 @@ class Pairs:
     def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Join the features of several batches."""
         return {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
+
+
+_LOADED: dict[PairsConfig, Pairs] = {}
+
+
+def loaded(config: PairsConfig, device: torch.device) -> Pairs:
+    """Return both models, those of the last call if it named the same; others are let go first, since a device may not
+    have room for two. Raises CheckpointError, UsageError."""
+    if config not in _LOADED:
+        let_go()
+        _LOADED[config] = Pairs(config, device)
+    return _LOADED[config]
+
+
+def let_go() -> None:
+    """Forget what `loaded` has kept."""
+    if _LOADED:
+        _LOADED.clear()
+        gc.collect()  # a hook of the teacher refers to the teacher

@@ -1,6 +1,7 @@
 """Pairs of features: what they depend on, what is refused before and while they are made."""
 
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,30 @@ import numpy as np
 import pytest
 import torch
 
+from dfer.config import ConfigProblem
+from dfer.data.features import write_manifest
 from dfer.data.pictures import PictureFolder
 from dfer.errors import DataError, UsageError
 from dfer.inference import set_tf32
 from dfer.interruption import Stop
-from dfer.jobs import extract
+from dfer.jobs import extract, pair_data
 from dfer.jobs.extract import ExtractConfig
 from dfer.jobs.fit import FitConfig
 from dfer.jobs.fitting import check_pairs
-from dfer.jobs.pair_data import Pairs, described_in, find_pairs, key_of, open_source
+from dfer.jobs.pair_data import (
+    Pairs,
+    described_in,
+    find_pairs,
+    home_of,
+    key_of,
+    let_go,
+    loaded,
+    open_source,
+    stored_home,
+)
 from dfer.jobs.pairs import PairsConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.teacher.build import build_teacher
 from dfer.teacher.config import Blip2TeacherConfig, WordsTeacherConfig
 from dfer.teacher.words import WordsTeacher
 
@@ -71,7 +85,7 @@ def test_other_descriptions_are_other_pairs(tmp_path: Path) -> None:
     extracted(config)
     before = find_pairs(config.pairs).features["teacher"]
     pictures(tmp_path / "pictures", *(f"{name},jaw dropped" for name in NAMES))
-    with pytest.raises(DataError, match=r"pairs with texts_sha256: [0-9a-f]{57}\.\.\., got texts_sha256"):
+    with pytest.raises(DataError, match=r"pairs with texts_sha256: [0-9a-f]{60}\.\.\., got texts_sha256"):
         find_pairs(config.pairs)
     extracted(replace(config, run=str(tmp_path / "again")))
     assert not (find_pairs(config.pairs).features["teacher"] == before).all()
@@ -83,6 +97,33 @@ def test_descriptions_are_no_part_of_what_a_teacher_of_pictures_depends_on(tmp_p
     config = job(tmp_path, teacher=Blip2TeacherConfig()).pairs
     source = open_source(config)
     assert source.texts == [None] * len(NAMES) and "texts_sha256" not in key_of(config, source)
+
+
+ASKED = "Please play the role of a facial action describer. Objectively describe the detailed facial actions of the "
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (
+            {"instruction": f"{ASKED}person in the image."},
+            {"instruction": f"{ASKED}woman in the image, and of nobody else in it."},
+            r"pairs with teacher\.instruction: \.\.\.actions of the woman in the image, and of nobody else in it\., "
+            r"got teacher\.instruction: \.\.\.actions of the person in the image\.\. Make them: dfer extract",
+        ),
+        ({"revision": "aaaa"}, {}, r"pairs with teacher\.revision: main, got teacher\.revision: aaaa\."),
+    ],
+)
+def test_pairs_of_another_teacher_are_refused_with_the_difference(
+    theirs: dict[str, str], ours: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path / "pictures")
+    stored, wanted = (job(tmp_path, teacher=Blip2TeacherConfig(**each)).pairs for each in (theirs, ours))  # type: ignore[arg-type]
+    key = key_of(stored, open_source(stored))
+    write_manifest(home_of(stored, key), key, [])
+    stored_home(stored)
+    with pytest.raises(DataError, match=told):
+        stored_home(wanted)
 
 
 TABLES = {
@@ -141,6 +182,35 @@ def test_both_models_compute_without_tf32(tmp_path: Path) -> None:
     set_tf32(True)
     Pairs(job(tmp_path).pairs, torch.device("cpu"))
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_the_parts_of_a_process_share_both_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "pictures", *(f"{name},smiles" for name in NAMES))
+    built: list[object] = []
+    monkeypatch.setattr(pair_data, "build_teacher", lambda *words: built.append(words) or build_teacher(*words))
+    config = replace(job(tmp_path), workers=3)
+    assert len(extracted(config).splitlines()) == 1 and len(built) == 1
+    first = loaded(config.pairs, torch.device("cpu"))
+    assert loaded(config.pairs, torch.device("cpu")) is first and len(built) == 2
+    left = weakref.ref(first)
+    del first
+    loaded(job(tmp_path, batch=3).pairs, torch.device("cpu"))
+    assert left() is None
+    let_go()
+
+
+SWEEPS = {
+    "blip2": (("a", "b", "a"), r"instruction: expected each value once, got a, b, a\. Correct it in sweep"),
+    "words": (("a",), r"sweep\.instruction: expected a teacher that takes instructions, got words\. Leave it out\."),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_that_means_nothing_is_refused(name: str) -> None:
+    asked = f"sweep.instruction=[{', '.join(SWEEPS[name][0])}]"
+    words = ["job=extract", "run=run", "pairs.pictures=p", "pairs.features=f", f"pairs.teacher.name={name}", asked]
+    with pytest.raises(ConfigProblem, match=SWEEPS[name][1]):
+        extract.load([], words)
 
 
 # --- folders
