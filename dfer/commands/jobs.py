@@ -59,6 +59,8 @@ def _run(args: argparse.Namespace, verb: str) -> None:
 
     world = from_environment()
     if world.size > 1 and not module.grouped:
+        if world.local_rank:
+            return  # torchrun would end the first process, which alone prints, before it has said why
         expected, got = f"one process, in which `dfer {verb}` runs independent parts", f"{world.size} processes"
         do = "Leave torchrun out. For parts side by side: workers=N with dfer-launch local, slurm or ray."
         raise UsageError(message("torchrun", expected=expected, got=got, do=do))

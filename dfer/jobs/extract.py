@@ -209,9 +209,10 @@ class _Work:
 
 def _works(config: ExtractConfig, parts: Sequence[Part]) -> "list[_Work]":
     """Open the pictures once, and plan the instructions of these parts. Raises as `_Work.of`."""
-    from dfer.jobs.pair_data import open_source
+    from dfer.jobs.pair_data import open_source, refuse_no_pictures
 
     source = open_source(config.pairs)
+    refuse_no_pictures(source)
     runs = {_own(config, part).run for part in parts}
     return [_Work.of(own, source) for own in by_instruction(config).values() if own.run in runs]
 

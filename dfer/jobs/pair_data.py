@@ -3,7 +3,6 @@
 Letters: B pictures, C colours, H height, W width, S student features, D teacher features.
 """
 
-import csv
 import gc
 import hashlib
 import json
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from dfer.data.clips import ClipSet
 from dfer.data.config import DataConfig
-from dfer.data.features import FeatureSet, name_of, read_manifest
+from dfer.data.descriptions import described_in
+from dfer.data.features import FeatureManifest, FeatureSet, name_of, read_manifest
 from dfer.data.picture_reader import folder_batches, shard_batches
 from dfer.data.pictures import PictureFolder
 from dfer.errors import CheckpointError, DataError, UsageError, message
@@ -41,20 +41,21 @@ from dfer.teacher.files import identity
 
 SEED = 1
 """Of random weights, for tests and demonstrations."""
-DESCRIPTIONS = "descriptions.csv"
 DTYPES = {"as_computed": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """N unlabelled pictures in a fixed order. where: their place. sha256: identifies them. keys, texts: of each picture
-    its name, and its description or None. clips, folder: where they are read; one of the two."""
+    its name, and its description or None. clips, folder: where they are read; one of the two. stored: the manifest of
+    the pairs that `pairs.features` names, in place of both: no pictures are at hand."""
 
     config: PairsConfig
     where: str
     sha256: str
     clips: ClipSet | None
     folder: PictureFolder | None
+    stored: FeatureManifest | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,12 +63,14 @@ class Source:
     @cached_property
     def keys(self) -> list[str]:
         """Name of each picture."""
+        if self.stored is not None:
+            return find_pairs(self.config, self).keys
         return self.clips.keys if self.clips is not None else list(_of(self.folder).names)
 
     @cached_property
     def texts(self) -> list[str | None]:
         """Description of each picture; not read, and None, for a teacher that reads none."""
-        if not isinstance(self.config.teacher, READS_TEXT):
+        if self.stored is not None or not isinstance(self.config.teacher, READS_TEXT):
             return [None] * len(self)
         return self.clips.texts if self.clips is not None else described_in(_of(self.folder))
 
@@ -99,7 +102,19 @@ def _of(folder: PictureFolder | None) -> PictureFolder:
 
 
 def open_source(config: PairsConfig) -> Source:
-    """Open the pictures. Raises DataError, StorageError, UsageError."""
+    """Open the pictures, or the stored pairs that `pairs.features` names.
+
+    Raises:
+        DataError: there are no pictures, or the stored pairs are others. StorageError. UsageError: neither is named.
+    """
+    named = read_manifest(Folder(config.features, what="pairs.features"))
+    if named is not None and named.key.get("kind") == "pairs":
+        refuse_other_set(config, named.key)
+        sha256 = str(named.key.get("source_sha256"))
+        return Source(config=config, where=config.features, sha256=sha256, clips=None, folder=None, stored=named)
+    if config.shards is None and config.pictures is None:
+        do = "Set pairs.shards=FOLDER, for example; a fit also takes the folder of one set of pairs as pairs.features."
+        raise UsageError(message("pairs", expected="shards or pictures", got="neither", do=do))
     if config.pictures is not None:
         folder = PictureFolder.open(Path(config.pictures))
         sha256 = folder.sha256
@@ -114,48 +129,10 @@ def open_source(config: PairsConfig) -> Source:
     return Source(config=config, where=config.shards, sha256=manifest_hash(store), clips=clips, folder=None)
 
 
-def described_in(folder: PictureFolder) -> list[str | None]:
-    """Read the descriptions of a folder's pictures from its `descriptions.csv`, with the columns file and text; None
-    for pictures that it does not name, and for all if there is no such file. Raises DataError."""
-    path = folder.root / DESCRIPTIONS
-    if not path.is_file():
-        return [None] * len(folder)
-    try:
-        found = _descriptions(path)
-    except (OSError, ValueError, csv.Error) as error:
-        expected, do = "a CSV file with the columns file and text", "Correct or remove it."
-        raise DataError(message(path, expected=expected, got=str(error)[:160], do=do)) from error
-    strange = sorted(found.keys() - {*folder.names})
-    if strange:
-        expected, got = "names of pictures in this folder", f"{len(strange)} others ({', '.join(strange[:3])})"
-        raise DataError(message(path, expected=expected, got=got, do="Correct the file."))
-    return [found.get(name) for name in folder.names]
-
-
-def _descriptions(path: Path) -> dict[str, str]:
-    """Read the text of each file of a table. Names of files need not be UTF-8. Raises ValueError with the line."""
-    found: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        if {"file", "text"} - {*(rows.fieldnames or ())}:
-            raise ValueError(f"columns {', '.join(rows.fieldnames or ()) or 'none'}")
-        for row in rows:
-            name, text, at = row["file"], row["text"], f"line {rows.line_num}"
-            if name is None or text is None:
-                raise ValueError(f"a row without a text in {at}: {name}")
-            if None in row:
-                raise ValueError(f"more values than columns in {at}; a text with commas needs quotes: {name}")
-            if name in found:
-                raise ValueError(f"two rows for {name}, in lines {lines[name]} and {rows.line_num}")
-            if any("\udc80" <= letter <= "\udcff" for letter in text):
-                raise ValueError(f"a text that is not UTF-8 in {at}: {name}")
-            found[name], lines[name] = text, rows.line_num
-    return found
-
-
 def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
     """Collect everything that stored pairs depend on, as plain values. Raises CheckpointError, DataError."""
+    if source.stored is not None:
+        return dict(source.stored.key)
     towers = config.towers
     tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
     weights = f"random, seed {SEED}" if towers.pretrained is None else f"tag {towers.pretrained}" if tag else None
@@ -196,9 +173,42 @@ def find_pairs(config: PairsConfig, source: Source | None = None) -> FeatureSet:
     return found
 
 
+def refuse_other_set(config: PairsConfig, key: Mapping[str, Any]) -> None:
+    """Raise DataError if the key of stored pairs says something else than the configuration, as far as that says it
+    without pictures and models. How they were computed (batch, precisions, number format) may differ."""
+    towers, teacher = config.towers, config.teacher
+    tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
+    weights = str(key["clip"].get("weights"))
+    model = str(getattr(teacher, "model", "package:"))
+    own: dict[str, Any] = {
+        "partitions": ", ".join(config.partitions) or None,
+        "size": config.size,
+        "clip": {
+            "arch": None if towers.arch.endswith(".json") else towers.arch,
+            "image_size": towers.image_size,
+            "weights": f"tag {towers.pretrained}" if tag and weights.startswith("tag ") else None,
+            "normalisation": "clip" if config.clip_normalisation else "none",
+        },
+        "teacher": {
+            "kind": teacher.name,
+            "model": None if model.startswith("package:") else Path(model).name,
+            **{name: getattr(teacher, name, None) for name in ("revision", "instruction", "dim", "seed")},
+        },
+    }
+    theirs = {**key, "teacher": {**key["teacher"], "model": Path(str(key["teacher"].get("model"))).name}}
+    different = {name: both for name, both in differences(theirs, own).items() if both[1] is not None}
+    if different:
+        do = "Correct `pairs`, or name other pairs with pairs.features."
+        raise DataError(_other_pairs(config.features, different, do=do))
+
+
 def stored_home(config: PairsConfig, source: Source | None = None) -> Folder:
     """Return the folder of the stored pairs. Raises DataError: as `find_pairs`."""
-    key = key_of(config, source or open_source(config))
+    if source is None:
+        source = open_source(config)
+    if source.stored is not None:
+        return Folder(config.features, what="pairs.features")
+    key = key_of(config, source)
     home = home_of(config, key)
     if read_manifest(home) is not None:
         return home
@@ -209,10 +219,21 @@ def stored_home(config: PairsConfig, source: Source | None = None) -> Folder:
     if not alike:
         raise DataError(message(root, expected="pairs of features", got="none", do=do))
     name, other = min(alike, key=lambda pair: len(differences(pair[1], key)))
-    different = differences(other, key)
+    raise DataError(_other_pairs(root / name, differences(other, key), do=do))
+
+
+def _other_pairs(where: object, different: Mapping[str, tuple[Any, Any]], *, do: str) -> str:
     shown = [(what, contrast(*both)) for what, both in different.items()]
     got, expected = ("; ".join(f"{what}: {both[at]}" for what, both in shown) for at in (0, 1))
-    raise DataError(message(root / name, expected=f"pairs with {expected}", got=got, do=do))
+    return message(where, expected=f"pairs with {expected}", got=got, do=do)
+
+
+def refuse_no_pictures(source: Source) -> None:
+    """Raise UsageError for stored pairs in place of pictures."""
+    if source.stored is not None:
+        expected, got = "a folder below which features are stored", "that of one set of pairs, without its pictures"
+        do = "Set pairs.features to the folder above it, or fit on features."
+        raise UsageError(message(f"pairs.features={source.where}", expected=expected, got=got, do=do))
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -258,7 +279,8 @@ def check_tower(config: PairsConfig) -> None:
 
 
 def check_descriptions(config: PairsConfig, source: Source) -> None:
-    """Raise DataError if the teacher reads descriptions and pictures have none."""
+    """Raise DataError if the teacher reads descriptions and pictures have none, UsageError if there are no pictures."""
+    refuse_no_pictures(source)
     if isinstance(config.teacher, READS_TEXT):
         refuse_bare(source.where, source.keys, source.texts)
 
@@ -291,13 +313,17 @@ class Pairs:
         """Origin of both models' weights, in words."""
         return f"CLIP {self._told}; teacher {self.teacher.origin}"
 
-    def features(self, pictures: Tensor, texts: Sequence[str], *, student: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute `student` [B S] and `teacher` [B D] of pictures, uint8 [B 3 H W], in the stored number format.
-        student: what the student gave for them before, which is then not computed."""
+    def features(self, pictures: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Compute `student` [B S] and `teacher` [B D] of pictures, uint8 [B 3 H W], in the stored number format."""
         on_device = pictures.to(self._device, non_blocking=True)
-        ours = self._student(on_device) if student is None else student
-        found = {STUDENT: ours, TEACHER: self.teacher(on_device, texts)}
-        return {name: value.to(DTYPES[self._config.stored]) for name, value in found.items()}
+        return self._as_stored({STUDENT: self._student(on_device), TEACHER: self.teacher(on_device, texts)})
+
+    def taught(self, pictures: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Compute `teacher` alone, as `features` does."""
+        return self._as_stored({TEACHER: self.teacher(pictures.to(self._device, non_blocking=True), texts)})
+
+    def _as_stored(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(DTYPES[self._config.stored]) for name, value in features.items()}
 
     def encoded(
         self, source: Source, batches: Sequence[Sequence[int]], *, students: Iterable[Tensor | None] = repeat(None)
@@ -311,7 +337,7 @@ class Pairs:
         texts = source.texts
         for (batch, known), pictures in zip(zip(batches, students), source.batches(batches), strict=True):
             said = [texts[index] or "" for index in batch]
-            made = self.features(pictures, said) if known is None else self.features(pictures, said, student=known)
+            made = self.features(pictures, said) if known is None else {STUDENT: known, **self.taught(pictures, said)}
             found = {name: value.cpu() for name, value in made.items()}
             for name, value in found.items():
                 refuse_not_finite(self._config, name, value, [source.keys[index] for index in batch])

@@ -197,12 +197,51 @@ def test_a_sweep_of_instructions_makes_the_pairs_of_each_and_a_head_of_each(
     assert "expected pairs with teacher.instruction: Count the teeth., got teacher.instruction: " in other
 
 
-@pytest.mark.slow("two processes that import torch")
-def test_torchrun_is_refused_by_a_job_of_independent_parts(home: Path, tmp_path: Path) -> None:
-    done = start("extract", home / "extract.yaml", f"run={tmp_path}/run", ranks=2)
-    assert done.returncode != 0 and "torchrun: expected one process, in which `dfer extract` runs" in done.stderr
-    assert "got 2 processes. Leave torchrun out. For parts side by side: workers=N with dfer-launch" in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_a_set_of_pairs_is_fitted_without_what_it_was_made_of(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as on another machine; a fit beside the pictures has the same head."""
+    (stored,) = (home / "features").iterdir()
+    shutil.copytree(stored, tmp_path / "copied")
+    config = (f"pairs.features={tmp_path}/copied", "epochs=1")
+    moved = (f"run={tmp_path}/moved", "pairs.pictures=null", "pairs.batch=7", *config)
+    for words in ((f"run={tmp_path}/beside", "epochs=1"), moved):
+        told = here(capsys, "fit", home / "fit.yaml", *words)
+        assert told.returncode == 0, told.stderr
+    heads = [tmp_path / name / "fit" / "head" for name in ("beside", "moved")]
+    assert len({(head / "head.safetensors").read_bytes() for head in heads}) == 1
+    key = json.loads((stored / "manifest.json").read_text())["key"]
+    card = (heads[1] / "README.md").read_text()
+    assert f"{tmp_path}/copied, sha256 {key['source_sha256']}" in card and "kind words" in card
+    refusals = {
+        ("fit", "pairs.teacher.seed=2", "pairs.size=32"): "pairs with size: 32; teacher.seed: 2, got size: 64; teacher",
+        ("fit", "pairs.towers.arch=tiny-conv-64"): "pairs with clip.arch: tiny-conv-64, got clip.arch: tiny-vit-64. ",
+        ("fit", "on=pictures"): "expected a folder below which features are stored, got that of one set of pairs",
+        ("extract",): "copied: expected a folder below which features are stored, got that of one set of pairs",
+    }
+    for (verb, *words), said in refusals.items():
+        places = (f"run={tmp_path}/refused", f"pairs.features={tmp_path}/copied", "pairs.pictures=null")
+        told = here(capsys, verb, home / f"{verb}.yaml", *places, *words)
+        assert told.returncode in (2, 3) and said in told.stderr, told.stderr
+    nothing = here(capsys, "fit", home / "fit.yaml", f"run={tmp_path}/refused", "pairs.pictures=null")
+    assert nothing.returncode == 2 and "pairs: expected shards or pictures, got neither. Set pairs." in nothing.stderr
+    both = here(capsys, "fit", home / "fit.yaml", f"run={tmp_path}/refused", "pairs.shards=s")
+    assert "expected shards or pictures, got both. Set pairs.pictures=null" in both.stderr
+
+
+def test_torchrun_is_refused_by_a_job_of_independent_parts(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its first process; the other ones end without an error, for which torchrun would end the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        told.append(here(capsys, "extract", home / "extract.yaml", f"run={tmp_path}/run"))
+    assert [done.returncode for done in told] == [2, 0] and not (tmp_path / "run").exists()
+    assert "torchrun: expected one process, in which `dfer extract` runs independent parts, got" in told[0].stderr
+    assert "got 2 processes. Leave torchrun out. For parts side by side: workers=N with dfer-launch" in told[0].stderr
 
 
 OTHERS = {

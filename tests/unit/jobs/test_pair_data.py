@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dfer.config import ConfigProblem
+from dfer.data.descriptions import described_in
 from dfer.data.features import write_manifest
 from dfer.data.pictures import PictureFolder
 from dfer.errors import DataError, UsageError
@@ -22,7 +23,6 @@ from dfer.jobs.fit import FitConfig
 from dfer.jobs.fitting import check_pairs
 from dfer.jobs.pair_data import (
     Pairs,
-    described_in,
     find_pairs,
     home_of,
     key_of,
