@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfer.cli import add_command, add_configs, names
 from dfer.config import ConfigProblem
-from dfer.errors import DferError, FencedError, StoppedError, message
+from dfer.errors import DferError, FencedError, StoppedError, UsageError, message
 from dfer.interruption import Stop
 from dfer.surroundings import refuse_copies
 
@@ -20,6 +20,7 @@ VERBS = {
         "features of unlabelled faces by CLIP and a teacher, stored once; continues",
         """dfer extract exp_clip/extract pairs.pictures=data/caer_s/train
 dfer extract exp_clip/extract pairs.teacher.model=models/blip2 --dry-run
+dfer extract exp_clip/extract 'sweep.instruction=["Describe the face.", "Name the emotion."]'
 dfer-launch slurm exp_clip/extract workers=8""",
     ),
     "fit": (
@@ -59,6 +60,12 @@ def _run(args: argparse.Namespace, verb: str) -> None:
     from dfer.distributed import from_environment
 
     world = from_environment()
+    if world.size > 1 and not module.grouped:
+        if world.local_rank:
+            return  # torchrun would end the first process, which alone prints, before it has said why
+        expected, got = f"one process, in which `dfer {verb}` runs independent parts", f"{world.size} processes"
+        do = "Leave torchrun out. For parts side by side: workers=N with dfer-launch local, slurm or ray."
+        raise UsageError(message("torchrun", expected=expected, got=got, do=do))
     module.check(config, parts, [world.size])
     if args.dry_run:
         listed = "\n".join(f"{part.name}: {'done' if module.done(config, part) else 'to do'}" for part in parts)

@@ -148,7 +148,7 @@ class FeatureSet:
         joined: dict[str, Tensor] = {}
         keys: list[str] = []
         for shard in manifest.shards:
-            tensors, names = _read_shard(folder, shard)
+            tensors, names = read_shard(folder, shard)
             for name, value in tensors.items():
                 if not keys:
                     joined[name] = value.new_empty(sum(each.rows for each in manifest.shards), *value.shape[1:])
@@ -182,7 +182,8 @@ def _fill(joined: Mapping[str, Tensor], name: str, value: Tensor, *, at: int, wh
     whole[at : at + len(value)] = value
 
 
-def _read_shard(folder: Folder, shard: FeatureShard) -> tuple[dict[str, Tensor], list[str]]:
+def read_shard(folder: Folder, shard: FeatureShard) -> tuple[dict[str, Tensor], list[str]]:
+    """Read the features of one shard by name, and its clips' keys. Raises DataError, StorageError."""
     where, data = folder.where(shard.path), folder.read(shard.path)
     if data is None:
         raise DataError(message(where, expected="the shard of the manifest", got="no such file", do=REMAKE))

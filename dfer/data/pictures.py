@@ -27,10 +27,12 @@ class PictureFolder:
 
     @classmethod
     def open(cls, root: Path) -> "PictureFolder":
-        """List the pictures. Hidden files and folders, and files that are no pictures, are ignored.
+        """List the pictures. Hidden files and folders, and files that are no pictures, are ignored; links to folders
+        are followed.
 
         Raises:
-            DataError: there is no such folder, it has no pictures, or it has some of a kind that is not read.
+            DataError: there is no such folder, it has no pictures, or it has some of a kind that is not read, or a link
+                to a folder that contains it.
         """
         expected = f"a folder with {READ_TEXT} pictures"
         if not root.is_dir():
@@ -38,6 +40,7 @@ class PictureFolder:
         found, other = {}, ""
         for folder, below, files in os.walk(root, onerror=_raise, followlinks=True):
             below[:] = sorted(name for name in below if not name.startswith("."))
+            _refuse_loops(folder, below)
             for name in files:
                 path, suffix = Path(folder) / name, os.path.splitext(name)[1].lower()  # noqa: PTH122 (many files)
                 if name.startswith(".") or suffix not in KNOWN:
@@ -86,6 +89,15 @@ class PictureFolder:
         except (OSError, ValueError) as error:
             got = str(getattr(error, "strerror", None) or error)
             raise DataError(message(path, expected=expected, got=got, do="Replace the file.")) from error
+
+
+def _refuse_loops(folder: str, below: list[str]) -> None:
+    """Raise DataError for links to a folder in which they lie, whose pictures would be listed again and again."""
+    here = Path(os.path.realpath(folder))
+    for link in (Path(folder) / name for name in below):
+        if link.is_symlink() and here.is_relative_to(to := Path(os.path.realpath(link))):
+            expected, do = "links to folders that do not contain them", "Remove the link."
+            raise DataError(message(link, expected=expected, got=f"one to {to}", do=do))
 
 
 def _raise(error: OSError) -> None:

@@ -3,11 +3,14 @@
 Letters: B pictures, C colours, H height, W width, S student features, D teacher features.
 """
 
+import gc
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,21 @@ from torch import Tensor
 
 from dfer.data.clips import ClipSet
 from dfer.data.config import DataConfig
-from dfer.data.features import FeatureSet, name_of, read_manifest
+from dfer.data.descriptions import described_in
+from dfer.data.features import FeatureManifest, FeatureSet, name_of, read_manifest
 from dfer.data.picture_reader import folder_batches, shard_batches
 from dfer.data.pictures import PictureFolder
-from dfer.errors import CheckpointError, DataError, message
-from dfer.inference import autocast
+from dfer.errors import CheckpointError, DataError, UsageError, message
+from dfer.inference import autocast, set_tf32
 from dfer.jobs.features import file_id
 from dfer.jobs.fold_data import manifest_hash
 from dfer.jobs.pairs import PairsConfig
+from dfer.jobs.pieces import contrast
 from dfer.models.build import image_tower
 from dfer.models.files import is_tag
 from dfer.models.frozen import frame_features
 from dfer.models.projection import STUDENT, TEACHER
+from dfer.models.towers import clip_settings
 from dfer.storage import Folder
 from dfer.store.shards import Store
 from dfer.teacher.build import build_teacher, refuse_bare
@@ -37,20 +43,21 @@ from dfer.teacher.ready import check_ready
 
 SEED = 1
 """Of random weights, for tests and demonstrations."""
-DESCRIPTIONS = "descriptions.csv"
 DTYPES = {"as_computed": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """N unlabelled pictures in a fixed order. where: their place. sha256: identifies them. keys, texts: of each picture
-    its name, and its description or None. clips, folder: where they are read; one of the two."""
+    its name, and its description or None. clips, folder: where they are read; one of the two. stored: the manifest of
+    the pairs that `pairs.features` names, in place of both: no pictures are at hand."""
 
     config: PairsConfig
     where: str
     sha256: str
     clips: ClipSet | None
     folder: PictureFolder | None
+    stored: FeatureManifest | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -58,12 +65,23 @@ class Source:
     @cached_property
     def keys(self) -> list[str]:
         """Name of each picture."""
+        if self.stored is not None:
+            return find_pairs(self.config, self).keys
         return self.clips.keys if self.clips is not None else list(_of(self.folder).names)
 
     @cached_property
     def texts(self) -> list[str | None]:
-        """Description of each picture."""
+        """Description of each picture; not read, and None, for a teacher that reads none."""
+        if self.stored is not None or not isinstance(self.config.teacher, READS_TEXT):
+            return [None] * len(self)
         return self.clips.texts if self.clips is not None else described_in(_of(self.folder))
+
+    @property
+    def texts_sha256(self) -> str | None:
+        """SHA-256 of the descriptions that the teacher reads in a folder. `sha256` covers those in shards."""
+        if self.folder is None or not isinstance(self.config.teacher, READS_TEXT):
+            return None
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
     def batches(self, wanted: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Yield pictures, uint8 [B 3 H W], of each batch of positions, of which all but the last are equally large.
@@ -86,7 +104,19 @@ def _of(folder: PictureFolder | None) -> PictureFolder:
 
 
 def open_source(config: PairsConfig) -> Source:
-    """Open the pictures. Raises DataError, StorageError, UsageError."""
+    """Open the pictures, or the stored pairs that `pairs.features` names.
+
+    Raises:
+        DataError: there are no pictures, or the stored pairs are others. StorageError. UsageError: neither is named.
+    """
+    named = read_manifest(Folder(config.features, what="pairs.features"))
+    if named is not None and named.key.get("kind") == "pairs":
+        refuse_other_set(config, named.key)
+        sha256 = str(named.key.get("source_sha256"))
+        return Source(config=config, where=config.features, sha256=sha256, clips=None, folder=None, stored=named)
+    if config.shards is None and config.pictures is None:
+        do = "Set pairs.shards=FOLDER, for example; a fit also takes the folder of one set of pairs as pairs.features."
+        raise UsageError(message("pairs", expected="shards or pictures", got="neither", do=do))
     if config.pictures is not None:
         folder = PictureFolder.open(Path(config.pictures))
         sha256 = folder.sha256
@@ -101,32 +131,10 @@ def open_source(config: PairsConfig) -> Source:
     return Source(config=config, where=config.shards, sha256=manifest_hash(store), clips=clips, folder=None)
 
 
-def described_in(folder: PictureFolder) -> list[str | None]:
-    """Read the descriptions of a folder's pictures from its `descriptions.csv`, with the columns file and text; None
-    for pictures that it does not name, and for all if there is no such file. Raises DataError."""
-    import csv
-
-    path = folder.root / DESCRIPTIONS
-    if not path.is_file():
-        return [None] * len(folder)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if {"file", "text"} - {*(rows.fieldnames or ())}:
-                raise ValueError(f"columns {', '.join(rows.fieldnames or ()) or 'none'}")
-            found = {str(row["file"]): str(row["text"]) for row in rows}
-    except (OSError, ValueError, csv.Error) as error:
-        expected, do = "a CSV file with the columns file and text", "Correct or remove it."
-        raise DataError(message(path, expected=expected, got=str(error)[:160], do=do)) from error
-    strange = sorted(found.keys() - {*folder.names})
-    if strange:
-        expected, got = "names of pictures in this folder", f"{len(strange)} others ({', '.join(strange[:3])})"
-        raise DataError(message(path, expected=expected, got=got, do="Correct the file."))
-    return [found.get(name) for name in folder.names]
-
-
 def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
-    """Collect everything that stored pairs depend on, as plain values without nulls. Raises CheckpointError."""
+    """Collect everything that stored pairs depend on, as plain values. Raises CheckpointError, DataError."""
+    if source.stored is not None:
+        return dict(source.stored.key)
     towers = config.towers
     tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
     weights = f"random, seed {SEED}" if towers.pretrained is None else f"tag {towers.pretrained}" if tag else None
@@ -137,9 +145,10 @@ def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
         "normalisation": "clip" if config.clip_normalisation else "none",
         "precision": config.precision,
     }
-    return {
+    found: dict[str, Any] = {
         "kind": "pairs",
         "source_sha256": source.sha256,
+        "texts_sha256": source.texts_sha256,
         "partitions": ", ".join(config.partitions) or "all",
         "size": config.size,
         "batch": config.batch,
@@ -147,6 +156,7 @@ def key_of(config: PairsConfig, source: Source) -> dict[str, Any]:
         "clip": {name: value for name, value in student.items() if value is not None},
         "teacher": identity(config.teacher),
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def home_of(config: PairsConfig, key: Mapping[str, Any]) -> Folder:
@@ -165,9 +175,42 @@ def find_pairs(config: PairsConfig, source: Source | None = None) -> FeatureSet:
     return found
 
 
+def refuse_other_set(config: PairsConfig, key: Mapping[str, Any]) -> None:
+    """Raise DataError if the key of stored pairs says something else than the configuration, as far as that says it
+    without pictures and models. How they were computed (batch, precisions, number format) may differ."""
+    towers, teacher = config.towers, config.teacher
+    tag = towers.pretrained is not None and is_tag(towers.arch, towers.pretrained)
+    weights = str(key["clip"].get("weights"))
+    model = str(getattr(teacher, "model", "package:"))
+    own: dict[str, Any] = {
+        "partitions": ", ".join(config.partitions) or None,
+        "size": config.size,
+        "clip": {
+            "arch": None if towers.arch.endswith(".json") else towers.arch,
+            "image_size": towers.image_size,
+            "weights": f"tag {towers.pretrained}" if tag and weights.startswith("tag ") else None,
+            "normalisation": "clip" if config.clip_normalisation else "none",
+        },
+        "teacher": {
+            "kind": teacher.name,
+            "model": None if model.startswith("package:") else Path(model).name,
+            **{name: getattr(teacher, name, None) for name in ("revision", "instruction", "dim", "seed")},
+        },
+    }
+    theirs = {**key, "teacher": {**key["teacher"], "model": Path(str(key["teacher"].get("model"))).name}}
+    different = {name: both for name, both in differences(theirs, own).items() if both[1] is not None}
+    if different:
+        do = "Correct `pairs`, or name other pairs with pairs.features."
+        raise DataError(_other_pairs(config.features, different, do=do))
+
+
 def stored_home(config: PairsConfig, source: Source | None = None) -> Folder:
     """Return the folder of the stored pairs. Raises DataError: as `find_pairs`."""
-    key = key_of(config, source or open_source(config))
+    if source is None:
+        source = open_source(config)
+    if source.stored is not None:
+        return Folder(config.features, what="pairs.features")
+    key = key_of(config, source)
     home = home_of(config, key)
     if read_manifest(home) is not None:
         return home
@@ -178,10 +221,21 @@ def stored_home(config: PairsConfig, source: Source | None = None) -> Folder:
     if not alike:
         raise DataError(message(root, expected="pairs of features", got="none", do=do))
     name, other = min(alike, key=lambda pair: len(differences(pair[1], key)))
-    different = differences(other, key)
-    expected = "; ".join(f"{what}: {_short(ours)}" for what, (_, ours) in different.items())
-    got = "; ".join(f"{what}: {_short(theirs)}" for what, (theirs, _) in different.items())
-    raise DataError(message(root / name, expected=f"pairs with {expected}", got=got, do=do))
+    raise DataError(_other_pairs(root / name, differences(other, key), do=do))
+
+
+def _other_pairs(where: object, different: Mapping[str, tuple[Any, Any]], *, do: str) -> str:
+    shown = [(what, contrast(*both)) for what, both in different.items()]
+    got, expected = ("; ".join(f"{what}: {both[at]}" for what, both in shown) for at in (0, 1))
+    return message(where, expected=f"pairs with {expected}", got=got, do=do)
+
+
+def refuse_no_pictures(source: Source) -> None:
+    """Raise UsageError for stored pairs in place of pictures."""
+    if source.stored is not None:
+        expected, got = "a folder below which features are stored", "that of one set of pairs, without its pictures"
+        do = "Set pairs.features to the folder above it, or fit on features."
+        raise UsageError(message(f"pairs.features={source.where}", expected=expected, got=got, do=do))
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -194,11 +248,6 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str 
         elif left != right:
             found[f"{prefix}{name}"] = (left, right)
     return found
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def student(config: PairsConfig, device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -219,7 +268,7 @@ def check_tower(config: PairsConfig) -> None:
     """Check that student and teacher can be loaded; print what the user should know, such as a download.
 
     Raises:
-        CheckpointError: files are missing. UsageError: a package is missing, or the teacher takes another size.
+        CheckpointError: files are missing. UsageError: a package is missing, or student or teacher takes another size.
     """
     for line in check_ready(config.teacher, size=config.size):
         print(line, file=sys.stderr)
@@ -231,19 +280,38 @@ def check_tower(config: PairsConfig) -> None:
         if not Path(path).is_file():
             do = "Correct pairs.towers."
             raise CheckpointError(message(path, expected="a file of CLIP", got="no file", do=do))
+    size = clip_settings(towers)["vision_cfg"]["image_size"]
+    if config.size != size:
+        expected, do = f"{size} pixels, as {towers.arch} takes", f"Set pairs.size={size}, or choose another CLIP."
+        raise UsageError(message("pairs.size", expected=expected, got=str(config.size), do=do))
 
 
 def check_descriptions(config: PairsConfig, source: Source) -> None:
-    """Raise DataError if the teacher reads descriptions and pictures have none."""
+    """Raise DataError if the teacher reads descriptions and pictures have none, UsageError if there are no pictures."""
+    refuse_no_pictures(source)
     if isinstance(config.teacher, READS_TEXT):
         refuse_bare(source.where, source.keys, source.texts)
+
+
+def refuse_not_finite(config: PairsConfig, name: str, features: Tensor, keys: Sequence[str]) -> None:
+    """Raise DataError if features [B ...], as they are stored, are not finite. name: whose they are."""
+    finite = features.isfinite().flatten(1).all(dim=1)
+    if finite.all():
+        return
+    bad = [key for key, good in zip(keys, finite.tolist(), strict=True) if not good]
+    expected = f"finite features of the {name}"
+    got = f"NaN or infinity for {len(bad)} of {len(keys)} ({', '.join(bad[:3])})"
+    do = f"Set pairs.{'teacher.' if name == TEACHER else ''}precision=bf16 or fp32"
+    do += ", or pairs.stored=bf16 or as_computed." if config.stored == "fp16" else "."
+    raise DataError(message(config.source, expected=expected, got=got, do=do))
 
 
 class Pairs:
     """Both frozen models on a device: the student and the teacher of every picture."""
 
     def __init__(self, config: PairsConfig, device: torch.device) -> None:
-        """Raises CheckpointError, UsageError."""
+        """Build both. TF32 is off, also for what else computes in this process. Raises CheckpointError, UsageError."""
+        set_tf32(False)
         self._config, self._device = config, device
         self._student, self._told = student(config, device)
         self.teacher = build_teacher(config.teacher, device)
@@ -256,17 +324,53 @@ class Pairs:
     def features(self, pictures: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         """Compute `student` [B S] and `teacher` [B D] of pictures, uint8 [B 3 H W], in the stored number format."""
         on_device = pictures.to(self._device, non_blocking=True)
-        found = {STUDENT: self._student(on_device), TEACHER: self.teacher(on_device, texts)}
-        return {name: value.to(DTYPES[self._config.stored]) for name, value in found.items()}
+        return self._as_stored({STUDENT: self._student(on_device), TEACHER: self.teacher(on_device, texts)})
 
-    def encoded(self, source: Source, batches: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
-        """Yield the features of each batch of positions, on the CPU. Raises DataError, StorageError."""
+    def taught(self, pictures: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Compute `teacher` alone, as `features` does."""
+        return self._as_stored({TEACHER: self.teacher(pictures.to(self._device, non_blocking=True), texts)})
+
+    def _as_stored(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(DTYPES[self._config.stored]) for name, value in features.items()}
+
+    def encoded(
+        self, source: Source, batches: Sequence[Sequence[int]], *, students: Iterable[Tensor | None] = repeat(None)
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the features of each batch of positions, on the CPU. students: stored features of the student for each
+        batch, None where there are none.
+
+        Raises:
+            DataError: a picture cannot be read, or features are not finite in the stored format. StorageError.
+        """
         texts = source.texts
-        for batch, pictures in zip(batches, source.batches(batches), strict=True):
+        for (batch, known), pictures in zip(zip(batches, students), source.batches(batches), strict=True):
             said = [texts[index] or "" for index in batch]
-            yield {name: value.cpu() for name, value in self.features(pictures, said).items()}
+            made = self.features(pictures, said) if known is None else {STUDENT: known, **self.taught(pictures, said)}
+            found = {name: value.cpu() for name, value in made.items()}
+            for name, value in found.items():
+                refuse_not_finite(self._config, name, value, [source.keys[index] for index in batch])
+            yield found
 
     @staticmethod
     def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Join the features of several batches."""
         return {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
+
+
+_LOADED: dict[PairsConfig, Pairs] = {}
+
+
+def loaded(config: PairsConfig, device: torch.device) -> Pairs:
+    """Return both models, those of the last call if it named the same; others are let go first, since a device may not
+    have room for two. Raises CheckpointError, UsageError."""
+    if config not in _LOADED:
+        let_go()
+        _LOADED[config] = Pairs(config, device)
+    return _LOADED[config]
+
+
+def let_go() -> None:
+    """Forget what `loaded` has kept."""
+    if _LOADED:
+        _LOADED.clear()
+        gc.collect()  # a hook of the teacher refers to the teacher

@@ -18,13 +18,15 @@ Stored = Literal["as_computed", "fp16", "bf16"]
 class PairsConfig:
     """Pictures, and the two frozen models that see them.
 
-    shards, pictures: folder or URL of shards, or a folder of pictures (also in folders below it); one of the two. Of a
-    clip, the middle frame is taken. Labels are not read. partitions: of the shards, none = all. size: pixels to which
-    pictures are resized without keeping their proportions (224: Exp-CLIP). towers: the CLIP whose image tower is the
-    student; clip_normalisation: whether its frames are normalised (Exp-CLIP: no). teacher: the teacher. batch: pictures
-    of one forward pass; a part of what the features depend on, to the last bit. precision: of the student's forward
-    pass. stored: number format of stored features. features: folder or URL below which features are stored. workers:
-    decoding processes. cache, cache_gib: as in DataConfig.
+    shards, pictures: folder or URL of shards, or a folder of pictures (also in folders below it); one of the two, or
+    neither for a fit to the stored pairs that `features` names. Of a clip, the middle frame is taken. Labels are not
+    read. partitions: of the shards, none = all. size: pixels to which pictures are resized without keeping their
+    proportions (224: Exp-CLIP). towers: the CLIP whose image tower is the student; clip_normalisation: whether its
+    frames are normalised (Exp-CLIP: no). teacher: the teacher. batch: pictures of one forward pass; a part of what the
+    features depend on, to the last bit. precision: of the student's forward pass. stored: number format of stored
+    features. features: folder or URL below which features are stored; for a fit also that of one set of pairs,
+    FOLDER/KEY, which needs neither its pictures nor its models. workers: decoding processes. cache, cache_gib: as in
+    DataConfig.
     """
 
     shards: str | None = key(None, path=True, resume="free")
@@ -43,9 +45,8 @@ class PairsConfig:
     cache_gib: float = key(CACHE_GIB, resume="free")
 
     def __post_init__(self) -> None:
-        if (self.shards is None) == (self.pictures is None):
-            got = "neither" if self.shards is None else "both"
-            raise ConfigProblem(f"pairs: expected shards or pictures, got {got}. Set pairs.shards=FOLDER, for example")
+        if self.shards is not None and self.pictures is not None:
+            raise ConfigProblem("pairs: expected shards or pictures, got both. Set pairs.pictures=null, for example")
         if self.pictures is not None and self.partitions:
             raise ConfigProblem(
                 "partitions: expected none with pictures, which have no partitions, got "
@@ -57,8 +58,8 @@ class PairsConfig:
 
     @property
     def source(self) -> str:
-        """Path or URL of the pictures."""
-        return self.shards or self.pictures or ""
+        """Path or URL of the pictures; of the stored pairs, if no pictures are named."""
+        return self.shards or self.pictures or self.features
 
     def store_cache(self) -> Cache:
         """The cache of remote shards."""

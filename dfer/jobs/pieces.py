@@ -78,8 +78,9 @@ def worker_parts(run: str, workers: int) -> list[Part]:
 
 
 def share(count: int, part: Part, *, of: int) -> range:
-    """The numbers of a part's pieces out of `count`. They are consecutive, so that few parts read the same shard."""
-    number = int(part.name.removeprefix(_WORKER))
+    """The numbers of a part's pieces out of `count`. They are consecutive, so that few parts read the same shard. part:
+    `worker_3`, or `NAME/worker_3`."""
+    number = int(part.name.rpartition(_WORKER)[2])
     return range((number - 1) * count // of, number * count // of)
 
 
@@ -134,7 +135,8 @@ def refuse_other(home: Folder, plan: Plan) -> None:
         return
     old, new = ({**found.depends, "clips": found.clips} for found in (before, plan))
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)][:4]
-    expected, got = (", ".join(f"{name} {_short(found.get(name))}" for name in names) for found in (old, new))
+    shown = [(name, contrast(old.get(name), new.get(name), most=120)) for name in names]
+    expected, got = (", ".join(f"{name} {both[at]}" for name, both in shown) for at in (0, 1))
     do = (
         f"Put it back as it was, or start anew with run=FOLDER. Without {_PLAN} the run goes on with what there is now "
         "and makes those pieces again that depend on the change."
@@ -142,9 +144,21 @@ def refuse_other(home: Folder, plan: Plan) -> None:
     raise CheckpointError(message(home, expected=f"{expected}, as it was begun with", got=got, do=do))
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 120 else f"{text[:80]}... ({digest(value)})"
+def contrast(left: Any, right: Any, *, most: int = 60) -> tuple[str, str]:
+    """Return two different plain values in words. Of those longer than `most` letters, the text around the first letter
+    in which they differ."""
+    texts = [value if isinstance(value, str) else json.dumps(value, sort_keys=True) for value in (left, right)]
+    differ = (at for at, (one, other) in enumerate(zip(*texts)) if one != other)
+    at = next(differ, min(map(len, texts)))
+    start = 0 if at < most // 2 else at - most // 4
+    first, second = (_around(text, start, most) if max(map(len, texts)) > most else text for text in texts)
+    return first, second
+
+
+def _around(text: str, start: int, most: int) -> str:
+    """Return the letters from `start`, at most `most` of them."""
+    shown = text[start : start + most]
+    return f"{'...' if start else ''}{shown}{'...' if start + most < len(text) else ''}"
 
 
 def agree(home: Folder, plan: Plan) -> None:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from launch.status import status
-from tests.integration.commands import environment, finish, largest_difference, make_shards, records, start
+from tests.integration.commands import environment, finish, here, largest_difference, make_shards, records, start
 
 pytestmark = pytest.mark.integration
 
@@ -154,6 +155,103 @@ def test_a_sweep_is_a_part_for_each_combination(home: Path, tmp_path: Path) -> N
     assert "written, 1 tensors; use it as methods/zero_shot with model.head=" in imported
 
 
+ASKED = ("describe the person", "play the role")
+"""Of words that the small model knows."""
+
+
+@pytest.mark.slow("imports transformers; three extractions by a BLIP-2 and two fits")
+def test_a_sweep_of_instructions_makes_the_pairs_of_each_and_a_head_of_each(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a small random BLIP-2; the second instruction takes the student's features from the pairs of the first."""
+    pytest.importorskip("transformers")
+    from dfer.jobs import pair_data
+    from tests.unit.teacher import models
+
+    seen: list[int] = []
+    frame_features = pair_data.frame_features
+
+    def counted(visual: Any, pictures: Any, **words: Any) -> Any:
+        seen.append(len(pictures))
+        return frame_features(visual, pictures, **words)
+
+    monkeypatch.setattr(pair_data, "frame_features", counted)
+    teacher = f"pairs.teacher={{name: blip2, model: {models.blip('blip2', tmp_path / 'blip')}, precision: fp32}}"
+    sizes = (f"pairs.size={models.SIDE}", f"pairs.towers.image_size={models.SIDE}", "pairs.batch=16", teacher)
+    sweep = f"sweep.instruction={json.dumps(ASKED)}"
+
+    def done(verb: str, name: str, *words: str, code: int = 0) -> str:
+        places = (f"run={tmp_path}/{verb}_{name}", f"pairs.features={tmp_path}/{name}")
+        told = here(capsys, verb, home / f"{verb}.yaml", *places, *sizes, *words)
+        assert told.returncode == code, told.stderr
+        return str(told.stderr if code else told.stdout)
+
+    told = done("extract", "swept", sweep, "workers=2")
+    assert sum(seen) == PICTURES and told.count(f"{PICTURES} pairs (student 96, teacher {models.WIDTH})") == 2
+    assert [line.split(":")[0] for line in told.splitlines()[:4]] == [
+        f"instruction_{number}/worker_{worker}" for number in (1, 2) for worker in (1, 2)
+    ]
+    states = [(row.part, row.state) for row in status(str(tmp_path / "extract_swept"))]
+    assert states == [(f"instruction_{number}/worker_{worker}", "finished") for number in (1, 2) for worker in (1, 2)]
+    for text in ASKED:
+        done("extract", "single", f"run={tmp_path}/{ASKED.index(text)}", f"pairs.teacher.instruction={text}")
+    assert len(snapshot(tmp_path / "swept")) > 2 and snapshot(tmp_path / "swept") == snapshot(tmp_path / "single")
+
+    told = done("fit", "swept", sweep, "epochs=1")
+    assert "instruction_1" in told and "instruction_2" in told
+    heads = [tmp_path / "fit_swept" / f"instruction_{n}" / "head" / "head.safetensors" for n in (1, 2)]
+    assert heads[0].read_bytes() != heads[1].read_bytes()
+    other = done("fit", "swept", "run=" + str(tmp_path / "other"), "pairs.teacher.instruction=Count the teeth.", code=3)
+    assert "expected pairs with teacher.instruction: Count the teeth., got teacher.instruction: " in other
+
+
+def test_a_set_of_pairs_is_fitted_without_what_it_was_made_of(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as on another machine; a fit beside the pictures has the same head."""
+    (stored,) = (home / "features").iterdir()
+    shutil.copytree(stored, tmp_path / "copied")
+    config = (f"pairs.features={tmp_path}/copied", "epochs=1")
+    moved = (f"run={tmp_path}/moved", "pairs.pictures=null", "pairs.batch=7", *config)
+    for words in ((f"run={tmp_path}/beside", "epochs=1"), moved):
+        told = here(capsys, "fit", home / "fit.yaml", *words)
+        assert told.returncode == 0, told.stderr
+    heads = [tmp_path / name / "fit" / "head" for name in ("beside", "moved")]
+    assert len({(head / "head.safetensors").read_bytes() for head in heads}) == 1
+    key = json.loads((stored / "manifest.json").read_text())["key"]
+    card = (heads[1] / "README.md").read_text()
+    assert f"{tmp_path}/copied, sha256 {key['source_sha256']}" in card and "kind words" in card
+    refusals = {
+        ("fit", "pairs.teacher.seed=2", "pairs.size=32"): "pairs with size: 32; teacher.seed: 2, got size: 64; teacher",
+        ("fit", "pairs.towers.arch=tiny-conv-64"): "pairs with clip.arch: tiny-conv-64, got clip.arch: tiny-vit-64. ",
+        ("fit", "on=pictures"): "expected a folder below which features are stored, got that of one set of pairs",
+        ("extract",): "copied: expected a folder below which features are stored, got that of one set of pairs",
+    }
+    for (verb, *words), said in refusals.items():
+        places = (f"run={tmp_path}/refused", f"pairs.features={tmp_path}/copied", "pairs.pictures=null")
+        told = here(capsys, verb, home / f"{verb}.yaml", *places, *words)
+        assert told.returncode in (2, 3) and said in told.stderr, told.stderr
+    nothing = here(capsys, "fit", home / "fit.yaml", f"run={tmp_path}/refused", "pairs.pictures=null")
+    assert nothing.returncode == 2 and "pairs: expected shards or pictures, got neither. Set pairs." in nothing.stderr
+    both = here(capsys, "fit", home / "fit.yaml", f"run={tmp_path}/refused", "pairs.shards=s")
+    assert "expected shards or pictures, got both. Set pairs.pictures=null" in both.stderr
+
+
+def test_torchrun_is_refused_by_a_job_of_independent_parts(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its first process; the other ones end without an error, for which torchrun would end the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        told.append(here(capsys, "extract", home / "extract.yaml", f"run={tmp_path}/run"))
+    assert [done.returncode for done in told] == [2, 0] and not (tmp_path / "run").exists()
+    assert "torchrun: expected one process, in which `dfer extract` runs independent parts, got" in told[0].stderr
+    assert "got 2 processes. Leave torchrun out. For parts side by side: workers=N with dfer-launch" in told[0].stderr
+
+
 OTHERS = {
     "pairs.towers.arch=tiny-conv-64": r"pairs with clip.arch: tiny-conv-64, got clip.arch: tiny-vit-64",
     "pairs.teacher.seed=2": r"pairs with teacher.seed: 2, got teacher.seed: 1",
@@ -170,8 +268,6 @@ OTHERS = {
 def test_what_does_not_fit_is_told_before_anything_is_computed(
     word: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.integration.commands import here
-
     done = here(capsys, "fit", home / "fit.yaml", f"run={tmp_path}/run", word.format(tmp_path))
     assert done.returncode in (2, 3) and OTHERS[word].format(tmp_path) in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
