@@ -20,7 +20,7 @@ from dfer.interruption import Stop
 from dfer.jobs import extract, pair_data
 from dfer.jobs.extract import ExtractConfig
 from dfer.jobs.fit import FitConfig
-from dfer.jobs.fitting import check_pairs
+from dfer.jobs.fitting import check_parts
 from dfer.jobs.pair_data import (
     Pairs,
     find_pairs,
@@ -173,7 +173,7 @@ def test_a_size_that_clip_does_not_take_is_told_before_it_is_built(on: str, tmp_
         if on == "extract":
             extracted(job(tmp_path, size=SIDE + 4))
         else:
-            check_pairs(FitConfig(run=str(tmp_path / "fit"), pairs=pairs, on="pictures", batch=2))
+            check_parts([FitConfig(run=str(tmp_path / "fit"), pairs=pairs, on="pictures", batch=2)])
 
 
 def test_both_models_compute_without_tf32(tmp_path: Path) -> None:
