@@ -152,14 +152,17 @@ def check(config: ExtractConfig, parts: Sequence[Part], worlds: Sequence[int]) -
     """
     from dfer.jobs.pair_data import check_descriptions, check_tower
 
-    for work in _works(config, parts):
+    works = _works(config, parts)
+    for work in works:
         home = Folder(work.config.run, what="run")
         refuse_other(home, work.plan)
         home.check_writable()
-        if not work.stands:
-            check_tower(config.pairs)
-            check_descriptions(config.pairs, work.source)
-            work.home.check_writable()
+    missing = [work for work in works if not work.stands]
+    for work in missing:
+        work.home.check_writable()
+    for work in missing[:1]:  # all have the same models and pictures
+        check_tower(config.pairs)
+        check_descriptions(config.pairs, work.source)
 
 
 def done(config: ExtractConfig, part: Part) -> bool:
