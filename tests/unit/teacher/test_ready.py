@@ -92,7 +92,8 @@ def test_a_name_that_is_no_folder_is_told_or_refused(
     )
     assert check_ready(config, size=224) == [line]
     towers = TowersConfig(arch="tiny-vit-64")
-    check_tower(PairsConfig(pictures=str(tmp_path), features=str(tmp_path), towers=towers, teacher=config))
+    places = {"pictures": str(tmp_path), "features": str(tmp_path)}
+    check_tower(PairsConfig(size=64, towers=towers, teacher=config, **places))
     assert capsys.readouterr().err == f"{line}\n"
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
