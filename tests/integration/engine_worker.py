@@ -224,13 +224,13 @@ def case_load(name: str, world: World, folder: Path, other: Path) -> dict[str, A
     out = {}
     for optim in (SGD, ADAMW):
         expected, _ = oracle(optim, steps=STEPS)
+        engine = build(name, world, optim=optim, seed=3)
+        step(engine, world, 7)  # what was there before must not matter, here and from one checkpoint to the next
         for source in (folder, other):
             for saved in ENGINES:
                 checkpoint = Checkpoints(Folder(source / f"{saved}_{optim.name}"), world=world).latest()
                 if checkpoint is None:
                     continue
-                engine = build(name, world, optim=optim, seed=3)
-                step(engine, world, 7)  # what was there before must not matter
                 engine.load_weights(checkpoint.weights())
                 engine.load_optimizer_state(checkpoint.optimizer())
                 for number in range(SAVED_AT, STEPS):
@@ -279,11 +279,11 @@ def case_options(name: str, world: World, folder: Path, other: Path) -> dict[str
 def case_resumed(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
     """Continue what some engines saved at the other world size with those options."""
     out = {}
+    engine = options_engine(name, world, seed=3)
+    step(engine, world, 7, end=END)  # what was there before must not matter
     for saved in SOURCES:
         checkpoint = Checkpoints(Folder(other / f"{saved}_options"), world=world).latest()
         assert checkpoint is not None
-        engine = options_engine(name, world, seed=3)
-        step(engine, world, 7, end=END)  # what was there before must not matter
         engine.load_weights(checkpoint.weights())
         engine.load_optimizer_state(checkpoint.optimizer())
         evaluated = checkpoint.evaluated()
