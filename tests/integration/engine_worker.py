@@ -1,7 +1,8 @@
 """One rank of tests/integration/test_engines.py: runs every case in one process group and writes what it measured.
 
 Usage, in every rank: engine_worker.py OWN_FOLDER OTHER_FOLDER CASES EXTENSIONS. Checkpoints go to OWN_FOLDER; those of
-another world size are read from OTHER_FOLDER when it holds any; what torch compiles, to EXTENSIONS. The oracle is plain torch on the whole batch in one process.
+another world size are read from OTHER_FOLDER when it holds any; what torch compiles, to EXTENSIONS. The oracle is plain
+torch on the whole batch in one process.
 """
 
 import gc
