@@ -83,13 +83,13 @@ _ports = itertools.cycle(range(10_000, 10_500))
 
 
 def free_port() -> int:
-    """A free port out of 500 that only this test process uses."""
+    """A port, free on all addresses of this machine, out of 500 that only this test process uses."""
     own = 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for port in itertools.islice(_ports, 500):
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind(("127.0.0.1", own + port))
+                listener.bind(("", own + port))
             except OSError:
                 continue
             return own + port

@@ -1,14 +1,17 @@
 """One rank of tests/integration/test_engines.py: runs every case in one process group and writes what it measured.
 
-Usage: torchrun engine_worker.py OWN_FOLDER OTHER_FOLDER CASES. Checkpoints go to OWN_FOLDER; those of another world
-size are read from OTHER_FOLDER when it holds any. The oracle is plain torch on the whole batch in one process.
+Usage, in every rank: engine_worker.py OWN_FOLDER OTHER_FOLDER CASES EXTENSIONS. Checkpoints go to OWN_FOLDER; those of
+another world size are read from OTHER_FOLDER when it holds any; what torch compiles, to EXTENSIONS. The oracle is plain
+torch on the whole batch in one process.
 """
 
 import gc
 import json
+import os
 import sys
 import tempfile
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,13 +225,13 @@ def case_load(name: str, world: World, folder: Path, other: Path) -> dict[str, A
     out = {}
     for optim in (SGD, ADAMW):
         expected, _ = oracle(optim, steps=STEPS)
+        engine = build(name, world, optim=optim, seed=3)
+        step(engine, world, 7)  # what was there before must not matter, here and from one checkpoint to the next
         for source in (folder, other):
             for saved in ENGINES:
                 checkpoint = Checkpoints(Folder(source / f"{saved}_{optim.name}"), world=world).latest()
                 if checkpoint is None:
                     continue
-                engine = build(name, world, optim=optim, seed=3)
-                step(engine, world, 7)  # what was there before must not matter
                 engine.load_weights(checkpoint.weights())
                 engine.load_optimizer_state(checkpoint.optimizer())
                 for number in range(SAVED_AT, STEPS):
@@ -277,11 +280,11 @@ def case_options(name: str, world: World, folder: Path, other: Path) -> dict[str
 def case_resumed(name: str, world: World, folder: Path, other: Path) -> dict[str, Any]:
     """Continue what some engines saved at the other world size with those options."""
     out = {}
+    engine = options_engine(name, world, seed=3)
+    step(engine, world, 7, end=END)  # what was there before must not matter
     for saved in SOURCES:
         checkpoint = Checkpoints(Folder(other / f"{saved}_options"), world=world).latest()
         assert checkpoint is not None
-        engine = options_engine(name, world, seed=3)
-        step(engine, world, 7, end=END)  # what was there before must not matter
         engine.load_weights(checkpoint.weights())
         engine.load_optimizer_state(checkpoint.optimizer())
         evaluated = checkpoint.evaluated()
@@ -449,7 +452,7 @@ def stop_on_broken_clip(world: World) -> int:
         except DferError as caught:
             if world.is_first:
                 print(f"error: {caught}", file=sys.stderr, flush=True)
-            barrier()  # torchrun kills the first rank when another one is faster out
+            barrier()  # a launcher kills the first rank when another one is faster out
             return caught.exit_code
     return 0
 
@@ -459,7 +462,10 @@ if __name__ == "__main__":
     if sys.argv[1] == "broken":
         sys.exit(stop_on_broken_clip(from_environment()))
     own, others = Path(sys.argv[1]), Path(sys.argv[2])
+    os.environ["TORCH_EXTENSIONS_DIR"] = sys.argv[4]
     this = from_environment()
+    if this.size == 1:
+        warnings.simplefilter("error")
     with process_group(this, timeout_s=120):
         results = dict(run(this, own, others, sys.argv[3].split(",")))
     if this.is_first:

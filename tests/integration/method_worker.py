@@ -100,7 +100,8 @@ def cases(method_name: str, engines: list[str], world: World, own: Path, other: 
         assert found is not None
         yield f"{method_name} {name} resumed", resume(method, name, world, found)
         low = engine_for(method, name, world, "bf16")
-        yield f"{method_name} {name} bf16", {"loss": torch.tensor(train(low, method, world, range(STEPS)))}
+        first_and_last = range(0, STEPS, STEPS - 1)
+        yield f"{method_name} {name} bf16", {"loss": torch.tensor(train(low, method, world, first_and_last))}
 
 
 def run(world: World, own: Path, other: Path, names: list[str], engines: list[str]) -> dict[str, Any]:

@@ -6,41 +6,27 @@ A worker process per world size runs all cases (tests/integration/engine_worker.
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
+from tests.integration.commands import environment
+from tests.integration.ranks import finish_ranks, start_ranks
+
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 CASES = re.findall(r"^def case_(\w+)", WORKER.read_text(), re.MULTILINE)
+NO_COMPILER = str(Path(sys.executable).parent)
+"""A PATH with Python alone."""
 READ = ["load", "resumed"]
 """Cases that read what the other world size saved."""
 # Weights move by about 0.1 in the steps taken: this is rounding, not training.
 TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5}
-
-
-def _start(arguments: list[str], *, ranks: int, **environment: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    # Deprecations are the libraries' own; everything our code can cause is an error.
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        *(["-W", "ignore"] if launcher else []),
-        *launcher,
-        str(WORKER),
-        *arguments,
-    ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        env.pop(name, None)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +38,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     before = [case for case in CASES if case not in READ]
     for ranks, other, cases in ((1, 2, before), (2, 1, CASES), (1, 2, READ)):
         # No compiler is in reach: DeepSpeed must not need one.
-        path = str(Path(sys.executable).parent) if ranks == 1 else os.environ["PATH"]
-        done = _start(
-            [str(folders[ranks]), str(folders[other]), ",".join(cases)],
-            ranks=ranks,
-            PATH=path,
-            TORCH_EXTENSIONS_DIR=str(extensions),
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert done.stdout == ""
+        path = NO_COMPILER if ranks == 1 else os.environ["PATH"]
+        words = (WORKER, folders[ranks], folders[other], ",".join(cases), extensions)
+        for told in finish_ranks(words, ranks=ranks, PATH=path):
+            assert told.stdout == ""
         found[ranks] |= json.loads((folders[ranks] / "results.json").read_text())
     assert not list(extensions.iterdir())
     return found
@@ -236,9 +217,16 @@ def test_all_ranks_agree_on_a_checkpoint(results: dict[int, dict[str, Any]]) -> 
 
 
 def test_every_rank_ends_with_the_exit_code_of_the_error() -> None:
-    done = _start(["broken"], ranks=2)
-    assert done.stderr.count("expected a finite loss, got spread=inf") == 1
-    # torchrun reports the codes of its workers; it kills what is left when the first one is gone.
-    assert "exitcode  : 4" in done.stderr
-    assert "SIGABRT" not in done.stderr
-    assert _start(["broken"], ranks=1).returncode == 4
+    processes = start_ranks((WORKER, "broken"), ranks=2)
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [4, 4], errors
+    assert "".join(errors).count("expected a finite loss, got spread=inf") == 1
+    assert "expected a finite loss, got spread=inf" in errors[0]
+
+
+def test_a_new_program_needs_no_compiler_and_causes_no_warning() -> None:
+    """From its first import on: the other ranks of this file are forked from a process that has imported it all."""
+    words = [sys.executable, "-W", "error", WORKER, "broken"]
+    done = warm.run(words, env=environment(PATH=NO_COMPILER), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 4 and done.stdout == "", done.stderr
+    assert "expected a finite loss, got spread=inf" in done.stderr

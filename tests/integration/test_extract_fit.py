@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from launch.status import status
+from tests import warm
 from tests.integration.commands import environment, finish, here, largest_difference, make_shards, records, start
+from tests.integration.ranks import finish_ranks
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +70,7 @@ def test_parts_killed_at_random_make_the_bytes_of_an_undisturbed_run(home: Path,
     for workers in (3, 2):
         words = [f"run={tmp_path}/run_{workers}", f"pairs.features={tmp_path}/features", f"workers={workers}"]
         command = [sys.executable, "-m", "launch", "local", str(home / "extract.yaml"), "--parallel", "2", *words]
-        with subprocess.Popen(command, env=environment(), start_new_session=True, stderr=-3, stdout=-3) as process:
+        with warm.Popen(command, env=environment(), start_new_session=True, stderr=-3, stdout=-3) as process:
             deadline = time.monotonic() + 120
             wanted = draw.randint(1, 4) + len(list(tmp_path.glob("features/*/0*")))
             while len(list(tmp_path.glob("features/*/0*"))) < wanted and process.poll() is None:
@@ -104,7 +106,7 @@ def test_shards_are_read_without_their_labels(tmp_path: Path) -> None:
 def test_one_two_and_three_ranks_and_pictures_have_one_curve(home: Path, tmp_path: Path) -> None:
     losses, right = {}, {}
     for name, ranks, words in (("one", 1, []), ("three", 3, []), ("pictures", 1, ["on=pictures"])):
-        finish("fit", home / "fit.yaml", f"run={tmp_path}/{name}", *words, ranks=ranks)
+        finish_ranks(("-m", "dfer", "fit", home / "fit.yaml", f"run={tmp_path}/{name}", *words), ranks=ranks)
         losses[name] = [record["loss"] for record in records(tmp_path / name / "fit", "train")]
         right[name] = [record["accuracy"] for record in records(tmp_path / name / "fit", "train")]
     told = finish("local", home / "fit.yaml", "--processes", 2, f"run={tmp_path}/launched", module="launch").stdout
@@ -122,7 +124,7 @@ def test_a_killed_fit_ends_the_same(home: Path, tmp_path: Path) -> None:
     finish("fit", home / "fit.yaml", f"run={tmp_path}/whole", "epochs=20")
     command = [sys.executable, "-m", "dfer", "fit", str(home / "fit.yaml"), f"run={tmp_path}/killed", "epochs=20"]
     log = tmp_path / "killed" / "fit" / "metrics.jsonl"
-    with subprocess.Popen(command, env=environment(), stdout=-3, stderr=-3) as process:
+    with warm.Popen(command, env=environment(), stdout=-3, stderr=-3) as process:
         deadline = time.monotonic() + 120
         while not log.exists() or len(log.read_text().splitlines()) < 12:
             assert time.monotonic() < deadline and process.poll() is None

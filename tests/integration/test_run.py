@@ -31,6 +31,7 @@ from tests.integration.commands import (
     result,
     start,
 )
+from tests.integration.ranks import finish_ranks
 
 pytestmark = pytest.mark.integration
 
@@ -203,8 +204,10 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("engine", [("engine.name=ddp",), ("engine.zero=2",)], ids=" ".join)
 def test_two_processes_train_as_one(tiny: Path, tmp_path: Path, alone: Path, engine: tuple[str, ...]) -> None:
     run = tmp_path / "run"
-    done = finish("train", tiny, f"run={run}", *SGD, *engine, "checkpoint.keep_last=99", ranks=2)
-    assert done.stdout.count("WAR") == 1
+    words = ("train", tiny, f"run={run}", *SGD, *engine, "checkpoint.keep_last=99")
+    by_torchrun = engine == ("engine.zero=2",)
+    done = [finish(*words, ranks=2)] if by_torchrun else finish_ranks(("-m", "dfer", *words), ranks=2)
+    assert "".join(told.stdout for told in done).count("WAR") == 1
     ours, theirs = result(run), result(alone)
     assert ours["clips"] == theirs["clips"] == sum(map(sum, ours["confusion"])) == 7
     assert ours["count"] == theirs["count"]
@@ -213,7 +216,7 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path, alone: Path, eng
     assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert largest_difference(run, alone) < 1e-5
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
-    if engine == ("engine.zero=2",):
+    if by_torchrun:
         _continue_alone(tiny, run, alone)
 
 

@@ -12,6 +12,7 @@ import yaml
 from shards.__main__ import main as builder
 from shards.synthetic import synth
 from tests.integration.commands import Capture, finish, here, refused, result
+from tests.integration.ranks import finish_ranks
 
 pytestmark = pytest.mark.integration
 
@@ -62,7 +63,7 @@ def counts(run: Path, name: str) -> dict[tuple[str, str], Any]:
 @pytest.mark.slow("two ranks, a launcher with two parts, an evaluation")
 def test_ranks_and_parts_give_one_table_and_evaluate_the_same(suite: Path, tmp_path: Path, dfew: Path) -> None:
     home = suite.parent
-    said = finish("zeroshot", suite, "--only", "dfew,raf_db", ranks=2)
+    said, _ = finish_ranks(("-m", "dfer", "zeroshot", suite, "--only", "dfew,raf_db"), ranks=2)
     assert "mafw: absent, there is no " in said.stdout and "pictures: there, but not evaluated" in said.stdout
     assert "8 frames a clip; a clip of at most 8 frames shows its first one 8 times" in said.stdout
     there = {path: path.stat().st_mtime_ns for path in (home / "features").rglob("*.safetensors")}
