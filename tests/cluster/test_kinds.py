@@ -19,7 +19,7 @@ run: run
 epochs: 2
 batch: 8
 eval_batch: 4
-data: {shards: SHARDS, frames: 4, size: 64, workers: 0}
+data: {shards: SHARDS, frames: 4, size: SIZE, workers: 0}
 engine: {name: ddp}
 checkpoint: {every_epochs: 1, keep_last: 1}
 """
@@ -48,6 +48,7 @@ model: {name: cnn, net: resnet18, width: 4}
 optim: {name: sgd, groups: {network: {lr: 0.01}}}
 """,
 }
+SIZES = {"batch_statistics": 44}
 every = pytest.mark.parametrize("kind", KINDS)
 ALIKE = 1e-4
 """Rounding: the sums over ranks are made in the order of their arrival."""
@@ -55,7 +56,8 @@ ALIKE = 1e-4
 
 def config_of(kind: str, shards: object, folder: Path) -> Path:
     path = folder / f"{kind}.yaml"
-    path.write_text(HEAD.replace("SHARDS", str(shards)) + KINDS[kind])
+    head = HEAD.replace("SHARDS", str(shards)).replace("SIZE", str(SIZES.get(kind, 64)))
+    path.write_text(head + KINDS[kind])
     return path
 
 
