@@ -108,5 +108,5 @@ def test_it_names_no_file_and_reads_no_features() -> None:
     assert files(CnnConfig(start="runs/a")) == {"start": "runs/a"}
     with pytest.raises(ConfigProblem, match=r"expected a method with a frozen image tower.* got model\.name=cnn"):
         still = type(DataConfig(shards="s").augment)(crop=False, flip=0.0)
-        data = DataConfig(shards="s", features="f", train_frames="middle", augment=still)
+        data = DataConfig(shards="s", size=44, features="f", train_frames="middle", augment=still)
         config(Path("run"), Path("s"), epochs=1, data=data)
