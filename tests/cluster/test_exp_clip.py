@@ -89,6 +89,7 @@ def assert_alike(home: Path, folder: Path) -> None:
     assert len(curves[0]) == 20 and curves[1] == pytest.approx(curves[0], rel=1e-5)
 
 
+@pytest.mark.slow("three jobs, one after another, each of which starts processes that import torch")
 def test_the_jobs_through_slurm(slurm: SlurmBed, s3: S3, tiny: Path, home: Path, tmp_path: Path) -> None:
     env = {**slurm.env(), **s3.environment}
     words = ("--cluster", ROOT / "configs" / "clusters" / "slurm_cpu.yaml", "cluster.hours=0.2")
@@ -106,6 +107,7 @@ def test_the_jobs_through_slurm(slurm: SlurmBed, s3: S3, tiny: Path, home: Path,
     assert "nowhere: absent" in (tmp_path / "zeroshot" / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow("three jobs, one after another, each of which starts processes that import torch")
 def test_the_jobs_through_ray(ray: RayBed, s3: S3, tiny: Path, home: Path, tmp_path: Path) -> None:
     one = ("cluster.gpu=false", "cluster.cpus_per_worker=1")
     submit_job(ray, "extract", extract(home, tmp_path, workers=3), *one)

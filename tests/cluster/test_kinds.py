@@ -80,6 +80,7 @@ def assert_alike(run: Run, local: Path, kind: str) -> None:
     assert commands.largest_difference(ours, local) <= ALIKE
 
 
+@pytest.mark.slow("a submission, two hosts that import torch, an evaluation, and the same run on this machine")
 @every
 def test_a_kind_through_slurm(kind: str, slurm: SlurmBed, s3: S3, tiny: Path, shards: Path, tmp_path: Path) -> None:
     run = in_bucket(s3, tmp_path, slurm.env(), f"cluster.folder={tmp_path / 'scripts'}")
@@ -91,6 +92,7 @@ def test_a_kind_through_slurm(kind: str, slurm: SlurmBed, s3: S3, tiny: Path, sh
     assert_alike(run, local_run(kind, shards, tmp_path), kind)
 
 
+@pytest.mark.slow("a submission, two hosts that import torch, an evaluation, and the same run on this machine")
 @every
 def test_a_kind_through_ray(kind: str, ray: RayBed, s3: S3, tiny: Path, shards: Path, tmp_path: Path) -> None:
     run = in_bucket(s3, tmp_path, ray.env())
