@@ -42,12 +42,12 @@ def _compare(args: argparse.Namespace) -> None:
     found = compare([*runs, *there], RunConfig, pending=pending)
     print(text(found))
     if args.markdown:
-        args.markdown.write_text(markdown(found), encoding="utf-8")
+        args.markdown.write_text(markdown(found), encoding="utf-8", errors="backslashreplace")
     if args.html:
         from dfer.report.compare_page import compare_page  # not at the top: matplotlib takes 0.5 s
 
         out = Folder(args.html, what="--html")
-        out.write("index.html", compare_page(found).encode())
+        out.write_text("index.html", compare_page(found))
         print(f"\nPage: {out.where('index.html')}")
 
 

@@ -29,7 +29,7 @@ def _errors(args: argparse.Namespace) -> None:
     found = worst(home, most=args.most, shards=args.shards)
     print(error_lines(found))
     try:
-        out.write("errors.html", error_page(found).encode())
+        out.write_text("errors.html", error_page(found))
     except DeniedError as error:
         raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer errors {home}')}") from error
     print(f"\nPage: {out.where('errors.html')}")

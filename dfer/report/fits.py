@@ -35,7 +35,7 @@ def write_fits(
     report = home / "report"
     listed = "".join(f"- {md_text(line)}\n" for line in told)
     page = f"# Fitted heads\n\n{table}\n\n{'. '.join(notes)}.\n" + (f"\n{listed}" if listed else "")
-    report.write("fits.md", page.encode("utf-8", "backslashreplace"))
+    report.write_text("fits.md", page)
     report.write("fits.json", (json.dumps({name: rows[name] for name in best}, indent=1) + "\n").encode())
     return text
 

@@ -39,14 +39,10 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
     with _telling_where_else(run_folder):
         folder.check_writable()
     report = summarise(run_folder, kind)
-    texts = {
-        "report.md": markdown(report),
-        "report.json": json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n",
-        "index.html": page(report),
-    }
+    written = texts(report) | {"index.html": page(report)}
     with _telling_where_else(run_folder):
-        for name, text in texts.items():
-            folder.write(name, text.encode())
+        for name, text in written.items():
+            folder.write_text(name, text)
     local = (folder / "index.html").local
     html = folder.where("index.html")
     return WrittenReport(
@@ -55,6 +51,14 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
         html=html,
         text=f"{text_table(report)}\n\nReport: {local.resolve() if local else html}",
     )
+
+
+def texts(report: Report) -> dict[str, str]:
+    """Make the report's files without plots, by name."""
+    return {
+        "report.md": markdown(report),
+        "report.json": json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n",
+    }
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def write_suite(suite: Suite, folder: Folder) -> str:
         "index.html": page(suite),
     }
     for name, text in texts.items():
-        folder.write(name, text.encode("utf-8", "backslashreplace"))
+        folder.write_text(name, text)
     local = (folder / "index.html").local
     return f"{tables.text(suite)}\n\nReport: {local.resolve() if local else folder.where('index.html')}"
 

@@ -157,7 +157,11 @@ class Engine(ABC):
         device = self.world.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             text = f"{self._seed}/{step}/{self.world.rank}/{number}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` formats the stack where no GPU is in use
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
 
     def weights(self) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from dfer.report.compare_page import compare_page
 from dfer.report.compare_tables import markdown as compare_markdown
 from dfer.report.compare_tables import text as compare_text
 from dfer.report.crossval import summarise
-from dfer.report.tables import markdown, plain, text_table
-from dfer.report.write import write_report
+from dfer.report.tables import markdown, text_table
+from dfer.report.write import texts, write_report
 from dfer.run import folder
 from dfer.run.journal import kept_lines
 from dfer.storage import Folder
@@ -141,7 +141,8 @@ def _summary(at: Path) -> None:
     report = summarise(Folder(at / "run"), RunConfig)
     text_table(report)
     assert SCRIPT not in markdown(report), "a script in the Markdown"
-    json.dumps(plain(report), indent=1, ensure_ascii=False).encode()
+    for name, text in texts(report).items():
+        Folder(at / "told").write_text(name, text)
 
 
 def _compare(at: Path) -> None:
