@@ -50,10 +50,10 @@ def bench_resume(
 def _to_next_step(words: Sequence[str], run: Path, *, until: int) -> float:
     """Start a run, wait until the step is recorded and its checkpoint committed, kill it. Returns the seconds until the
     record."""
-    began = time.perf_counter()
+    began, since = time.perf_counter(), time.time()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        _wait(process, lambda: _recorded(run) >= until)
+        _wait(process, lambda: _recorded(run, since) >= until)
         seconds = time.perf_counter() - began
         _wait(process, lambda: _newest(run) >= until)
     finally:
@@ -72,14 +72,16 @@ def _wait(process: "subprocess.Popen[bytes]", holds: Callable[[], bool]) -> None
         time.sleep(0.005)
 
 
-def _recorded(run: Path) -> int:
-    """Return the last step in metrics.jsonl."""
+def _recorded(run: Path, since: float) -> int:
+    """Return the last step in metrics.jsonl that was recorded after `since`, in seconds since 1970.
+
+    A killed process may have recorded steps behind its last checkpoint."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return 0
     whole = [json.loads(line) for line in lines if line.endswith("}")]
-    return max((record["step"] for record in whole if record["kind"] == "train"), default=0)
+    return max((record["step"] for record in whole if record["kind"] == "train" and record["time"] >= since), default=0)
 
 
 def _newest(run: Path) -> int:
