@@ -43,7 +43,7 @@ from dfer.jobs.fold_data import (
     refuse_little_memory,
     refuse_other_shards,
 )
-from dfer.jobs.initial import Initial, classes_of, initial_model, refuse_drawn
+from dfer.jobs.initial import Initial, classes_of, has_classes_of_saved, initial_model, refuse_drawn
 from dfer.jobs.other import Other, is_elsewhere, is_elsewhere_untrained, other_of, other_of_untrained, own_config
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
@@ -142,16 +142,17 @@ def _untrained_clips(
     config: RunConfig, home: Folder, world: World, first: FoldResult | None, *, shuffle_frames: bool
 ) -> tuple[Other | None, FoldData]:
     """Open the clips to test, and say how they differ from those of the first result, if there is one."""
+    partial = on_first(lambda: has_classes_of_saved(config), world)
     if first is None:
         on_first(lambda: folder.check(home, config), world)
-        return None, open_fold(config)
+        return None, open_fold(config, partial=partial)
     own, changes = on_first(lambda: own_config(config, home), world)
     on_first(lambda: folder.check(home, own), world)
     elsewhere = is_elsewhere_untrained(config, first)
     if {*changes} == {"fold"} and not elsewhere:
         on_first(lambda: folder.check(home, config), world)  # raises: every fold of a protocol has a run of its own
     if not (elsewhere or changes or shuffle_frames):
-        return None, open_fold(config)
+        return None, open_fold(config, partial=partial)
     clips = open_other(config, emotions_of(first.classes))
     return other_of_untrained(own, clips, first, elsewhere=elsewhere, changes=changes, shuffled=shuffle_frames), clips
 

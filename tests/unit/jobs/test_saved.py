@@ -18,23 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from dfer.__main__ import main
+from dfer.config_files import names
 from dfer.data.config import DataConfig
 from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
-from dfer.errors import CheckpointError, DferError
+from dfer.errors import CheckpointError
 from dfer.evaluation.results import read_result
-from dfer.jobs.config import RunConfig
+from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.export import export
 from dfer.jobs.importing import import_model
+from dfer.jobs.initial import Initial, refuse_drawn
 from dfer.jobs.predict import predict
-from dfer.jobs.saved import run_of
+from dfer.jobs.saved import input_of, recipe_of, run_of
 from dfer.jobs.train import train
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, LinearProbeConfig
+from dfer.models.config import DferClipConfig, LinearProbeConfig, ZeroShotConfig
 from dfer.models.config_towers import TemporalConfig, TowersConfig
-from dfer.models.saved import SavedModel, open_saved
+from dfer.models.saved import Origin, SavedConfig, SavedModel, open_saved
 from dfer.models.towers import Towers
 from dfer.recognition import ClipBatch
 from dfer.storage import Folder
@@ -43,6 +45,7 @@ from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
 Capture = pytest.CaptureFixture[str]
 RATES = {"image": 0.01, "temporal": 0.01, "prompts": 0.01}
+METHODS = sorted(name.partition("/")[2] for name in names() if name.startswith("methods/"))
 FOLDS = {f"fold_{k}": [[Clip(key=f"{k}{i}", label=i, frames=[jpeg(36 * i + k)] * 3) for i in range(7)]] for k in (1, 2)}
 
 
@@ -201,19 +204,55 @@ def test_a_method_of_a_file_is_refused_too(exported: Path) -> None:
     assert run_of(opened(exported), ["sets/dfew"]).data.shards == "data/dfew"
 
 
-def test_classes_that_the_shards_lack_or_that_differ_are_refused(tmp_path: Path, exported: Path, alone: World) -> None:
+def test_it_answers_its_own_classes_on_other_data(tmp_path: Path, exported: Path, alone: World) -> None:
+    """The set's list is not taken, clips of other classes are left out, and the shards may lack some of the model's."""
+    write_shards(tmp_path / "other", FOLDS, classes=(*BASIC7[:6], "contempt"))
+    overrides = [f"run={tmp_path}/again", "data.workers=0", f"data.shards={tmp_path}/other", "data.frames=2"]
+    config = run_of(opened(exported), ["sets/mafw"], overrides)
+    for _ in range(2):  # the second time there is a result
+        found = evaluate_run(config, alone, trained=False)
+        assert (found.classes, found.count) == (BASIC7, (1, 1, 1, 1, 1, 1, 0))
+
+
+def test_classes_that_it_was_not_trained_on_are_refused(tmp_path: Path, exported: Path, alone: World) -> None:
     overrides = [f"run={tmp_path}/again", "data.workers=0"]
     write_shards(tmp_path / "other", FOLDS, classes=(*BASIC7[:6], "contempt"))
-    config = run_of(opened(exported), overrides=[*overrides, f"data.shards={tmp_path}/other"])
-    with pytest.raises(DferError, match=r"expected the 7 classes happiness, sadness, .*, got "):
-        evaluate_run(config, alone, trained=False)
     six = [f"data.classes=[{', '.join(BASIC7[:5])}, contempt]", f"data.shards={tmp_path}/other"]
     config = run_of(opened(exported), overrides=[*overrides, *six])
     with pytest.raises(CheckpointError) as caught:
         evaluate_run(config, alone, trained=False)
     said = str(caught.value)
     assert "expected all weights of the model that is evaluated, got none for prompts.contexts of contempt." in said
+    model = build(clip_method(), label_set("basic7"), num_frames=2, seed=0)
+    shared = Initial(model=model, fresh_classes=("contempt",))
+    with pytest.raises(CheckpointError, match="a model that was trained on all classes, got none for contempt"):
+        refuse_drawn(config, shared)  # of a method without weights of its classes
+    refuse_drawn(replace(config, model=ZeroShotConfig()), shared)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_evaluated_on_every_set(name: str) -> None:
+    """A set's values that belong to another input recipe than the model's do not count."""
+    config = load_run([f"methods/{name}", "sets/dfew"])
+    emotions = label_set("affectnet8")
+    saved = SavedModel(
+        folder=Folder("models/x"),
+        config=SavedConfig(
+            model=config.model,
+            classes=emotions.names,
+            normalisation="",
+            data=input_of(config, emotions.names),
+            recipe=recipe_of(config),
+            sha256="",
+            bytes=0,
+            origin=Origin(made_by="import", source="", source_sha256=""),
+        ),
+    )
+    for each in ("dfew", "ferv39k", "affectnet7", "mafw"):
+        found = run_of(saved, [f"sets/{each}"], [f"data.frames={config.data.frames}"])
+        assert found.data.augment.name == config.data.augment.name
+        assert found.data.classes == emotions.names
 
 
 def test_a_training_starts_from_it_but_not_on_its_test_clips(
