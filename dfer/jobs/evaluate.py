@@ -45,6 +45,7 @@ from dfer.jobs.fold_data import (
 )
 from dfer.jobs.initial import Initial, classes_of, has_classes_of_saved, initial_model, refuse_drawn
 from dfer.jobs.other import Other, is_elsewhere, is_elsewhere_untrained, other_of, other_of_untrained, own_config
+from dfer.jobs.seen import remark_of
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
@@ -58,9 +59,12 @@ Forward = Callable[[Batch], Recognition]
 def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None) -> Initial:
     """Build the model with its initial weights, or one that `resumed` will be loaded into. COLLECTIVE.
 
-    The first rank prints where the weights come from.
+    The first rank prints where the weights come from, and whether they may have seen the test clips.
     """
     initial = initial_model(config, clips, world, resumed=resumed)
+    if initial.sets:
+        remark = remark_of(clips.store, initial.sets, protocol=config.data.protocol, fold=config.fold)
+        initial = replace(initial, remark=remark)
     initial.tell(world)
     return initial
 
@@ -342,6 +346,7 @@ def _result(
         generated=clips.store.manifest.generated,
         excluded=len(clips.store.manifest.excluded),
         start=initial.start,
+        remark=initial.remark,
         variants=found.variants,
         rank_mean=_rank_mean(config, found, len(clips.emotions)),
         last=last,

@@ -42,7 +42,7 @@ class Initial:
     is no other run. selection: the other run's selection rule, None if there is none. sets: what the other run, and
     those that it began from, were trained on; of a checkpoint, also what this run was. notes: lines about the weights
     to print; None if a checkpoint is loaded next, because the run's first start has printed them. drawn, fresh_classes:
-    as in `Taken`."""
+    as in `Taken`. remark: as in FoldResult."""
 
     model: Recognizer
     start: str = ""
@@ -51,11 +51,14 @@ class Initial:
     notes: tuple[str, ...] | None = None
     drawn: tuple[str, ...] = ()
     fresh_classes: tuple[str, ...] = ()
+    remark: str = ""
 
     def tell(self, world: World) -> None:
-        """Print the notes, on the first rank."""
+        """Print the notes and the remark, on the first rank."""
         for note in (self.notes or ()) if world.is_first else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
+        if self.remark and world.is_first:
+            print(f"warning: {self.remark}", file=sys.stderr, flush=True)
 
 
 def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None = None) -> Initial:

@@ -48,7 +48,7 @@ def run_of(saved: SavedModel, files: Sequence[str] = (), overrides: Sequence[str
     config = config_files.load(files, RunConfig, overrides, below=(str(saved), _stored(saved)), keep=["data.classes"])
     refuse_other_model(saved, config)
     words = {"context_words": None} if hasattr(config.model, "context_words") else {}  # their embeddings are in it
-    return replace(config, model=changed(config.model, {"start": saved.folder.url, **words}))
+    return replace(config, model=changed(config.model, {**words, "start": saved.folder.url}))
 
 
 def _stored(saved: SavedModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from dfer.__main__ import main
@@ -41,6 +42,7 @@ from dfer.models.towers import Towers
 from dfer.recognition import ClipBatch
 from dfer.storage import Folder
 from dfer.training.config import GroupConfig, SgdConfig
+from dfer.yaml_text import parse
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
 Capture = pytest.CaptureFixture[str]
@@ -177,6 +179,19 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "out"
 
 
+def test_an_unfinished_training_is_exported_as_one(tmp_path: Path, original: Path, data: DataConfig) -> None:
+    """Not evaluated either: the data set is read from the checkpoint."""
+    shutil.copytree(original.parent / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "results")
+    origin = export(run_config(tmp_path / "run", data, epochs=5), Folder(tmp_path / "out")).config.origin
+    assert (origin.dataset, origin.epoch, origin.epochs, origin.complete) == ("test", 2, 5, False)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| selection | the newest checkpoint; incomplete: epoch 2 of 5 |" in text
+    assert "| trained on | test, fold 1 of published |" in text
+    whole = opened(original).config.origin
+    assert (whole.epochs, whole.complete) == (2, True)
+
+
 @pytest.fixture
 def exported(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "out")
@@ -229,6 +244,23 @@ def test_classes_that_it_was_not_trained_on_are_refused(tmp_path: Path, exported
         refuse_drawn(config, shared)  # of a method without weights of its classes
     refuse_drawn(replace(config, model=ZeroShotConfig()), shared)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.slow("an evaluation and a report through the command line")
+def test_an_unknown_fold_of_the_same_data_is_told_everywhere(
+    tmp_path: Path, data: DataConfig, exported: Path, capsys: Capture
+) -> None:
+    plain = parse((exported / "config.yaml").read_bytes())
+    plain["origin"] |= {"fold": None, "sets": [], "manifest_sha256": ""}
+    (exported / "config.yaml").write_text(yaml.safe_dump(plain))
+    run = tmp_path / "again"
+    words = ["evaluate", str(exported), f"data.shards={data.shards}", f"run={run}", "data.workers=0"]
+    assert main(words) == 0
+    said = "test clips may have been trained on: the weights were trained on test, fold unknown"
+    assert f"warning: {said}\n" in capsys.readouterr().err
+    assert read_result(Folder(run)).remark == said
+    assert main(["report", str(run)]) == 0
+    assert said in (run / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -441,7 +473,7 @@ def test_a_dry_run_lists_every_name_and_writes_nothing(tmp_path: Path, capsys: C
     said = capsys.readouterr().out.splitlines()
     assert said == [
         f"{out}: written, {len(theirs.state_dict())} tensors; use it as dfer evaluate {out} sets/dfew, dfer predict, "
-        f"or model.start={out}"
+        f"or model.start={out}. Give --fold if you know it: without it nothing tells whether test clips were trained on"
     ]
 
 
