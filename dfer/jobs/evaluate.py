@@ -7,7 +7,7 @@ from dataclasses import replace
 from dfer.data.clips import ClipSet
 from dfer.distributed import World, highest, on_first
 from dfer.emotions import emotions_of
-from dfer.errors import DeniedError, UsageError, message
+from dfer.errors import DeniedError, UsageError, message, without_secrets
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.results import (
     ELSEWHERE,
@@ -49,7 +49,7 @@ from dfer.jobs.seen import remark_of
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
-from dfer.run.layout import CONFIG, RESULTS, finished, is_evaluated, is_trained
+from dfer.run.layout import CONFIG, OWNER, RESULTS, finished, is_evaluated, is_trained
 from dfer.storage import Folder
 from dfer.training import loop
 
@@ -209,14 +209,26 @@ def last_of(found: Evaluation, newest: Checkpoint) -> LastResult:
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
-    """Raise UsageError if `out` is a run folder, DeniedError if the results cannot be written."""
+    """Raise UsageError if `out` is a run folder or has results of another run, DeniedError if the results cannot be
+    written."""
     if out and out.exists(CONFIG):
         do = "Choose another one with --out FOLDER."
         raise UsageError(message(out, expected="a folder that is no run's", got="a run folder", do=do))
+    if out and any(name.endswith(".json") for name in (out / RESULTS).names()):
+        owner, do = out.text(OWNER) or "a run that is not recorded", "Choose another one with --out FOLDER."
+        if owner != _address(home):
+            expected, got = f"a folder without results, or with those of {home}", f"results of {owner}"
+            raise UsageError(message(out, expected=expected, got=got, do=do))
     try:
         ((out or home) / RESULTS).check_writable()
     except DeniedError as error:
         raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer evaluate {home}')}") from error
+
+
+def _address(home: Folder) -> str:
+    """The address of a run from anywhere on this machine, without credentials."""
+    found = str(home.local.resolve()) if home.local is not None else without_secrets(home.url)
+    return found.encode("utf-8", "backslashreplace").decode()  # as a file keeps it
 
 
 def score(
@@ -286,6 +298,8 @@ def report_test(
             checkpoints.may_write()
         if other:
             print(f"note: a second result of these weights, in {home.where(name)}", file=sys.stderr, flush=True)
+        if out:
+            out.write_text(OWNER, _address(Folder(config.run)))
         save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names, beside=name)
         save_result(result, home, name=name)
 

@@ -179,6 +179,26 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "out"
 
 
+def test_a_snapshot_of_the_hub_is_a_saved_model(tmp_path: Path, original: Path, data: DataConfig, alone: World) -> None:
+    """Its files are links into a folder of blobs, as `snapshot_download` leaves them; the hub reads the card."""
+    hub = tmp_path / "models--me--faces"
+    (hub / "snapshots" / "0123abc").mkdir(parents=True)
+    (hub / "blobs").mkdir()
+    for number, path in enumerate(sorted(original.iterdir())):
+        shutil.copy(path, hub / "blobs" / f"{number:040x}")
+        (hub / "snapshots" / "0123abc" / path.name).symlink_to(f"../../blobs/{number:040x}")
+    saved = opened(hub / "snapshots" / "0123abc")
+    config = run_of(saved, overrides=[f"data.shards={data.shards}", f"run={tmp_path}/again", "data.workers=0"])
+    assert saved.config.score is not None
+    assert evaluate_run(config, alone, trained=False).war == saved.config.score.war
+    cards = pytest.importorskip("huggingface_hub", reason="the hub's client comes with transformers")
+    found = cards.ModelCard.load(original / "README.md").data
+    assert (found.library_name, found.pipeline_tag, found.license) == ("dfer", "video-classification", "other")
+    (war, uar) = found.eval_results
+    assert (war.metric_value, war.dataset_split) == (round(saved.config.score.war, 6), "fold 1 of published")
+    assert uar.metric_type == "recall"
+
+
 def test_an_unfinished_training_is_exported_as_one(tmp_path: Path, original: Path, data: DataConfig) -> None:
     """Not evaluated either: the data set is read from the checkpoint."""
     shutil.copytree(original.parent / "run", tmp_path / "run")
