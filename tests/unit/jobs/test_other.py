@@ -220,9 +220,7 @@ def test_a_folder_with_results_of_another_run_is_not_overwritten(
     for _ in range(2):  # the same run may be evaluated again
         evaluate_run(trained, alone, trained=True, out=out)
     own = out.read("results/test.json")
-    with pytest.raises(
-        UsageError, match=r"out: .* without results, .*twin, got results of .*run\. Choose"
-    ):
+    with pytest.raises(UsageError, match=r"out: .* without results, .*twin, got results of .*run\. Choose"):
         evaluate_run(replace(trained, run=str(twin)), alone, trained=True, out=out)
     assert out.read("results/test.json") == own
     out.remove("results/run.txt")
