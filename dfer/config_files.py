@@ -41,11 +41,12 @@ def load(
     *,
     defaults: Mapping[str, Any] | None = None,
     below: tuple[str, Mapping[str, Any]] = ("", {}),
+    keep: Sequence[str] = (),
 ) -> T:
     """Join YAML files, apply `a.b=c` overrides, build `kind`. `~` in paths becomes the home folder.
 
     files: paths or names. defaults: values of keys that no file gives. below: the name and the values of a base that
-    all files lie over, such as a saved model.
+    all files lie over, such as a saved model. keep: its keys, with points, that no file overrules.
 
     Raises:
         ConfigProblem: no such file; different values for one key; unknown key, wrong type, missing value. All problems
@@ -53,7 +54,8 @@ def load(
     """
     base, values = below
     where = " + ".join(filter(None, (base, *map(str, files))))
-    plain = overridden(merged(values, {**(defaults or {}), **read(files, kind)}, kind), kind, overrides)
+    above = _of_names_below(values, _without({**(defaults or {}), **read(files, kind)}, keep), kind)
+    plain = overridden(merged(values, above, kind), kind, overrides)
     if found := [_told(key, conflict) for key, conflict in _conflicts(plain)]:
         raise ConfigProblem(f"{where}: {'; '.join(found[:MAX_PROBLEMS])}")
     return built(plain, kind, where=where)
@@ -174,6 +176,32 @@ def _of_one_name(values: Mapping[str, Any], kind: Any) -> Mapping[str, Any]:
     default = name_in(kind, {})
     others = any(value.get("name", default) != default for value in values.values())
     return {file: value for file, value in values.items() if "name" in value} if default and others else values
+
+
+def _of_names_below(below: Mapping[str, Any], above: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Leave out of `above` the mappings without a name that belong to another one than `below` chooses."""
+    types = hints(kind) if isinstance(kind, type) and is_dataclass(kind) else {}
+    out = {}
+    for key, value in above.items():
+        old, hint = below.get(key), types.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            if "above" not in _of_one_name({"below": old, "above": value}, hint):
+                continue
+            value = _of_names_below(old, value, hint)
+        out[key] = value
+    return out
+
+
+def _without(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Leave out keys, named with points."""
+    out = dict(values)
+    for name in names:
+        key, _, rest = name.partition(".")
+        if rest and isinstance(out.get(key), Mapping):
+            out[key] = _without(out[key], [rest])
+        elif not rest:
+            out.pop(key, None)
+    return out
 
 
 def _by_file(file: str, value: Any) -> list[tuple[str, Any]]:

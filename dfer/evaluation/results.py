@@ -157,7 +157,8 @@ class FoldResult:
     last: the last checkpoint, if the rule may choose another one. trained: the data of the training, if the test clips
     are of other data; train_partitions are of that. joined: further data sets whose training clips were added. split:
     name of the shards' protocol that defines the folds, empty in results from before this field. overlap: of training
-    and test in all folds of it, None where the shards do not say.
+    and test in all folds of it, None where the shards do not say. remark: that the weights may have been trained on
+    test clips, empty if that is not suspected.
     """
 
     version: Literal[1] = 1
@@ -198,6 +199,7 @@ class FoldResult:
     joined: tuple[str, ...] = ()
     split: str = ""
     overlap: Overlap | None = None
+    remark: str = ""
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem() or self._rank_problem()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dfer.data.clips import ClipSet
 from dfer.distributed import World, highest, on_first
 from dfer.emotions import emotions_of
-from dfer.errors import DeniedError, UsageError, message
+from dfer.errors import DeniedError, UsageError, message, without_secrets
 from dfer.evaluation.evaluator import Evaluation, evaluate
 from dfer.evaluation.results import (
     ELSEWHERE,
@@ -43,12 +43,13 @@ from dfer.jobs.fold_data import (
     refuse_little_memory,
     refuse_other_shards,
 )
-from dfer.jobs.initial import Initial, classes_of, initial_model, refuse_drawn
+from dfer.jobs.initial import Initial, classes_of, has_classes_of_saved, initial_model, refuse_drawn
 from dfer.jobs.other import Other, is_elsewhere, is_elsewhere_untrained, other_of, other_of_untrained, own_config
+from dfer.jobs.seen import remark_of
 from dfer.recognition import Batch, Recognition
 from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
-from dfer.run.layout import CONFIG, RESULTS, finished, is_evaluated, is_trained
+from dfer.run.layout import CONFIG, OWNER, RESULTS, finished, is_evaluated, is_trained
 from dfer.storage import Folder
 from dfer.training import loop
 
@@ -58,9 +59,12 @@ Forward = Callable[[Batch], Recognition]
 def initial_of(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None) -> Initial:
     """Build the model with its initial weights, or one that `resumed` will be loaded into. COLLECTIVE.
 
-    The first rank prints where the weights come from.
+    The first rank prints where the weights come from, and whether they may have seen the test clips.
     """
     initial = initial_model(config, clips, world, resumed=resumed)
+    if initial.sets:
+        remark = remark_of(clips.store, initial.sets, protocol=config.data.protocol, fold=config.fold)
+        initial = replace(initial, remark=remark)
     initial.tell(world)
     return initial
 
@@ -142,16 +146,17 @@ def _untrained_clips(
     config: RunConfig, home: Folder, world: World, first: FoldResult | None, *, shuffle_frames: bool
 ) -> tuple[Other | None, FoldData]:
     """Open the clips to test, and say how they differ from those of the first result, if there is one."""
+    partial = on_first(lambda: has_classes_of_saved(config), world)
     if first is None:
         on_first(lambda: folder.check(home, config), world)
-        return None, open_fold(config)
+        return None, open_fold(config, partial=partial)
     own, changes = on_first(lambda: own_config(config, home), world)
     on_first(lambda: folder.check(home, own), world)
     elsewhere = is_elsewhere_untrained(config, first)
     if {*changes} == {"fold"} and not elsewhere:
         on_first(lambda: folder.check(home, config), world)  # raises: every fold of a protocol has a run of its own
     if not (elsewhere or changes or shuffle_frames):
-        return None, open_fold(config)
+        return None, open_fold(config, partial=partial)
     clips = open_other(config, emotions_of(first.classes))
     return other_of_untrained(own, clips, first, elsewhere=elsewhere, changes=changes, shuffled=shuffle_frames), clips
 
@@ -204,14 +209,26 @@ def last_of(found: Evaluation, newest: Checkpoint) -> LastResult:
 
 
 def _check_target(home: Folder, out: Folder | None) -> None:
-    """Raise UsageError if `out` is a run folder, DeniedError if the results cannot be written."""
+    """Raise UsageError if `out` is a run folder or has results of another run, DeniedError if the results cannot be
+    written."""
     if out and out.exists(CONFIG):
         do = "Choose another one with --out FOLDER."
         raise UsageError(message(out, expected="a folder that is no run's", got="a run folder", do=do))
+    if out and any(name.endswith(".json") for name in (out / RESULTS).names()):
+        owner, do = out.text(OWNER) or "a run that is not recorded", "Choose another one with --out FOLDER."
+        if owner != _address(home):
+            expected, got = f"a folder without results, or with those of {home}", f"results of {owner}"
+            raise UsageError(message(out, expected=expected, got=got, do=do))
     try:
         ((out or home) / RESULTS).check_writable()
     except DeniedError as error:
         raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer evaluate {home}')}") from error
+
+
+def _address(home: Folder) -> str:
+    """The address of a run from anywhere on this machine, without credentials."""
+    found = str(home.local.resolve()) if home.local is not None else without_secrets(home.url)
+    return found.encode("utf-8", "backslashreplace").decode()  # as a file keeps it
 
 
 def score(
@@ -281,6 +298,8 @@ def report_test(
             checkpoints.may_write()
         if other:
             print(f"note: a second result of these weights, in {home.where(name)}", file=sys.stderr, flush=True)
+        if out:
+            out.write_text(OWNER, _address(Folder(config.run)))
         save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names, beside=name)
         save_result(result, home, name=name)
 
@@ -341,6 +360,7 @@ def _result(
         generated=clips.store.manifest.generated,
         excluded=len(clips.store.manifest.excluded),
         start=initial.start,
+        remark=initial.remark,
         variants=found.variants,
         rank_mean=_rank_mean(config, found, len(clips.emotions)),
         last=last,

@@ -12,7 +12,7 @@ from dfer.evaluation.results import FoldResult, read_result
 from dfer.evaluation.scores import Scores
 from dfer.evaluation.statistics import intervals, strata_of_counts
 from dfer.jobs.config import RunConfig
-from dfer.jobs.facts import protocol_of, refuse_other_texts, selected_checkpoint, source_of, texts_of
+from dfer.jobs.facts import Training, protocol_of, refuse_other_texts, selected_checkpoint, source_of, texts_of
 from dfer.jobs.initial import classes_of, untrained_model
 from dfer.jobs.predict import whole_model
 from dfer.jobs.saved import input_of, recipe_of
@@ -80,7 +80,7 @@ def _trained(config: RunConfig, choice: Choice) -> _Model:
     source_sha256 = sha256_of(chosen.files / WEIGHTS)
     model = whole_model(config, emotions, chosen)
     result, score = _evaluated(config, chosen.step)
-    origin = _origin(config, chosen, result, source_sha256, choice)
+    origin = _origin(config, chosen, result, source_sha256, choice, _training(config, chosen, choice))
     return _Model(emotions=emotions, model=model, origin=origin, score=score)
 
 
@@ -179,6 +179,18 @@ def _chosen(config: RunConfig, choice: Choice) -> Checkpoint:
     return found
 
 
+def _training(config: RunConfig, chosen: Checkpoint, choice: Choice) -> Training:
+    """Read how far the training had come, from its newest checkpoint."""
+    if choice == "last" or (choice == "selected" and config.select == "last"):
+        return Training.at(chosen, config)
+    newest = Checkpoints(Folder(config.run, what="RUN"), world=World()).latest()
+    try:
+        return Training.at(newest or chosen, config)
+    finally:
+        if newest:
+            newest.close()
+
+
 def _evaluated(config: RunConfig, step: int) -> tuple[FoldResult | None, Score | None]:
     """The result in which the checkpoint of a step was evaluated, and its score; None if there is none. A result has
     the last checkpoint beside the one that the rule chose."""
@@ -209,20 +221,25 @@ def _name(config: RunConfig) -> str:
     return "/".join(Path(config.run).parts[-2:])
 
 
-def _origin(config: RunConfig, chosen: Checkpoint, result: FoldResult | None, sha256: str, choice: Choice) -> Origin:
+def _origin(
+    config: RunConfig, chosen: Checkpoint, result: FoldResult | None, sha256: str, choice: Choice, training: Training
+) -> Origin:
     position = chosen.state.get("training")
     epoch = position.get("epoch") if isinstance(position, dict) else None
+    sets = sets_in(chosen.state, chosen.folder, protocol=config.data.protocol, fold=config.fold)
     return Origin(
         made_by="export",
         source=_name(config),
         source_sha256=sha256,
-        dataset=result.dataset if result else "",
-        generated=result.generated if result else "",
+        dataset=result.dataset if result else sets[0].dataset if sets else "",
+        generated=result.generated if result else sets[0].generated if sets else "",
         protocol=config.data.protocol,
         fold=config.fold,
         manifest_sha256=str(chosen.state.get("manifest_sha256") or ""),
-        sets=sets_in(chosen.state, chosen.folder, protocol=config.data.protocol, fold=config.fold),
+        sets=sets,
         selection="last" if choice == "last" else config.select,
         step=chosen.step,
         epoch=epoch if isinstance(epoch, int) else None,
+        epochs=training.epochs,
+        complete=training.complete,
     )

@@ -44,12 +44,13 @@ class FoldData:
     features: FeatureSet | None = None
 
 
-def open_fold(config: RunConfig) -> FoldData:
-    """Open the shards and form the fold. Raises DataError, UsageError if they do not match the configuration."""
+def open_fold(config: RunConfig, *, partial: bool = False) -> FoldData:
+    """Open the shards and form the fold. partial: the shards may lack some of the classes that `data.classes` lists.
+    Raises DataError, UsageError if they do not match the configuration."""
     store, protocol = config.data.store(), config.data.protocol
     emotions = emotions_for(config.data.classes, store.manifest)
     fold = fold_of(store.manifest, protocol, config.fold)
-    clips = fold_clips(store, fold, emotions=emotions)
+    clips = fold_clips(store, fold, emotions=emotions, partial=partial)
     refuse_overlap(fold, {name: part.keys for name, part in clips.items()})
     train, select, validation = clips["train"], None, ""
     if config.select == "best_on_test":

@@ -14,7 +14,7 @@ from dfer.errors import CheckpointError, message
 from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.export import saved_config
 from dfer.models.build import build
-from dfer.models.card import LICENCE, card
+from dfer.models.card import LICENCE, card, fold_words
 from dfer.models.foreign.fill import check_fold, check_method, fill_foreign, start_of
 from dfer.models.foreign.towers import as_open_clip, open_clip_config
 from dfer.models.foreign.weights import Weights, check_file, read_weights, refuse_not_finite
@@ -88,7 +88,13 @@ def import_model(
         found = replace(found, words={**found.words, "start": start}) if start else found
         new = save(out, found, model.state_dict(), card=card, own=prepared(config.model)[1])[1]
     use = f"model.start={out or 'OUT'}"
-    use = use if start else f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}, dfer predict, or {use}"
+    use = (
+        use
+        if start
+        else f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}{fold_words(origin)}, dfer predict, or {use}"
+    )
+    if fold is None and not start:
+        use += ". Give --fold if you know it: without it nothing tells whether test clips were trained on"
     notes = (f"to begin a training with: {start}",) if start else ()
     return Taken(weights=model.state_dict(), left_out=left_out, notes=notes, use=use, new=new)
 

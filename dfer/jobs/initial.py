@@ -20,6 +20,7 @@ from dfer.jobs.seen import recorded_sets, seen, sets_in, sets_of_saved
 from dfer.models.build import build
 from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.config_towers import TowersConfig
+from dfer.models.files import trains_nothing
 from dfer.models.saved import SavedModel, TrainedSet, open_saved, state_of
 from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
@@ -40,7 +41,8 @@ class Initial:
     """A model with its initial weights. start: run, step, selection and hash of the other run's weights, empty if there
     is no other run. selection: the other run's selection rule, None if there is none. sets: what the other run, and
     those that it began from, were trained on; of a checkpoint, also what this run was. notes: lines about the weights
-    to print; None if a checkpoint is loaded next, because the run's first start has printed them."""
+    to print; None if a checkpoint is loaded next, because the run's first start has printed them. drawn, fresh_classes:
+    as in `Taken`. remark: as in FoldResult."""
 
     model: Recognizer
     start: str = ""
@@ -48,11 +50,15 @@ class Initial:
     sets: tuple[TrainedSet, ...] = ()
     notes: tuple[str, ...] | None = None
     drawn: tuple[str, ...] = ()
+    fresh_classes: tuple[str, ...] = ()
+    remark: str = ""
 
     def tell(self, world: World) -> None:
-        """Print the notes, on the first rank."""
+        """Print the notes and the remark, on the first rank."""
         for note in (self.notes or ()) if world.is_first else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
+        if self.remark and world.is_first:
+            print(f"warning: {self.remark}", file=sys.stderr, flush=True)
 
 
 def initial_model(config: RunConfig, clips: FoldData, world: World, *, resumed: Checkpoint | None = None) -> Initial:
@@ -160,15 +166,38 @@ def _initial(
     model: Recognizer, taken: Taken, start: str, selection: Selection | None, sets: tuple[TrainedSet, ...]
 ) -> Initial:
     notes = (f"begins from {start}", *(f"model.start: {line}" for line in taken.lines()))
-    return Initial(model=model, start=start, selection=selection, sets=sets, notes=notes, drawn=taken.drawn)
+    return Initial(
+        model=model,
+        start=start,
+        selection=selection,
+        sets=sets,
+        notes=notes,
+        drawn=taken.drawn,
+        fresh_classes=taken.fresh_classes,
+    )
+
+
+def has_classes_of_saved(config: RunConfig) -> bool:
+    """Whether `model.start` is a saved model whose classes are the run's: its answers stay the same ones on shards that
+    lack some of them."""
+    classes = config.data.classes
+    if config.model.start is None or classes is None or isinstance(classes, str):
+        return False
+    saved = open_saved(str(config.model.start), what="model.start")
+    return saved is not None and saved.config.classes == tuple(classes)
 
 
 def refuse_drawn(config: RunConfig, initial: Initial) -> None:
-    """Raise CheckpointError if weights that are evaluated without training are partly random."""
+    """Raise CheckpointError if weights that are evaluated without training are partly random, or if a method that is
+    trained, also one without weights of its classes, was not trained on some of the classes."""
+    where = f"model.start={config.model.start}"
     if initial.drawn:
-        where = f"model.start={config.model.start}"
         expected, got = "all weights of the model that is evaluated", f"none for {', '.join(initial.drawn[:4])}"
         do = "Evaluate it with the model, the frames and the classes that it was trained with, or train."
+        raise CheckpointError(message(where, expected=expected, got=got, do=do))
+    if initial.fresh_classes and not trains_nothing(config.model):
+        expected, got = "a model that was trained on all classes", f"none for {', '.join(initial.fresh_classes[:4])}"
+        do = "Leave data.classes to the saved model, list those of the training there, or train."
         raise CheckpointError(message(where, expected=expected, got=got, do=do))
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from dfer import config_files
-from dfer.config import to_plain
+from dfer.config import changed, to_plain
 from dfer.data.config import DataConfig
 from dfer.errors import CheckpointError, message
 from dfer.jobs.config import RunConfig
@@ -36,7 +36,8 @@ def _decisive(kind: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
 def run_of(saved: SavedModel, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> RunConfig:
     """Make the configuration that evaluates a saved model: what it stores, under the files and the `a.b=c` overrides.
 
-    files: such as `sets/dfew`, which give the shards. `run` is by default runs/saved/NAME.
+    files: such as `sets/dfew`, which give the shards; the classes stay those of the model. `run` is by default
+    runs/saved/NAME.
 
     Raises:
         CheckpointError: they ask for another method, backbone, number of frames or size than the model has, or the
@@ -44,9 +45,10 @@ def run_of(saved: SavedModel, files: Sequence[str] = (), overrides: Sequence[str
         ConfigProblem: a key that is unknown or missing, such as data.shards.
     """
     refuse_start(saved)
-    config = config_files.load(files, RunConfig, overrides, below=(str(saved), _stored(saved)))
+    config = config_files.load(files, RunConfig, overrides, below=(str(saved), _stored(saved)), keep=["data.classes"])
     refuse_other_model(saved, config)
-    return replace(config, model=replace(config.model, start=saved.folder.url))
+    words = {"context_words": None} if hasattr(config.model, "context_words") else {}  # their embeddings are in it
+    return replace(config, model=changed(config.model, {**words, "start": saved.folder.url}))
 
 
 def _stored(saved: SavedModel) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.data.clips import keys_of
-from dfer.data.splits import fold_of
+from dfer.data.splits import fold_of, folds
 from dfer.errors import CheckpointError, message
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import manifest_hash
@@ -23,6 +23,10 @@ from dfer.store.shards import Shards
 DATA, SETS, TESTED = "data", "sets", "tested_sha256"
 """Keys of a checkpoint's state: the data of the training; in it, the list of TrainedSet, and the manifest of the test
 clips' shards."""
+
+
+FAMILIES = (frozenset({"ckplus", "ckplus48"}), frozenset({"fer2013", "ferplus"}))
+"""Data sets that show the same pictures under the same keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +113,43 @@ def sets_of_saved(origin: Origin) -> tuple[TrainedSet, ...]:
 
 def seen(store: Shards, sets: Iterable[TrainedSet], tested: Collection[str]) -> Seen | None:
     """Find the test clips of these shards that a training has seen, by their keys; None if there are none. A set is
-    recognised by its name, or by the hash of its manifest. Cannot tell for shards that lack the training's protocol.
+    recognised by its name, that of another set of its family, or the hash of its manifest. Cannot tell for shards that
+    lack the training's protocol.
 
     tested: keys of the test clips.
     """
     manifest, sha256 = store.manifest, manifest_hash(store)
     for each in sets:
-        named = (each.dataset, each.generated) == (manifest.dataset, manifest.generated)
-        number = number_of(manifest, each.protocol, str(each.fold)) if each.fold is not None else None
-        if number is None or not (named or each.manifest_sha256 == sha256):
+        number = _number(store, each)
+        if number is None or not (_is_related(store, each) or each.manifest_sha256 == sha256):
             continue
         train = fold_of(manifest, each.protocol, int(number)).train
         if keys := keys_of(store, train) & {*tested}:
             return Seen(keys=keys, by=each, train=train)
     return None
+
+
+def remark_of(store: Shards, sets: Iterable[TrainedSet], *, protocol: str, fold: int) -> str:
+    """Say that a training may have seen test clips of a fold: it was on these data, in a fold that is not known, and
+    some fold trains on them. Empty if none may have."""
+    tested = store.stores[0] if isinstance(store, JoinedStore) else store
+    unknown = [each for each in sets if _is_related(tested, each) and _number(tested, each) is None]
+    if not unknown:
+        return ""
+    manifest, keys = tested.manifest, keys_of(tested, fold_of(tested.manifest, protocol, fold).test)
+    every = (fold for name in manifest.protocols for fold in folds(manifest, name).values())
+    if not any(keys_of(tested, fold.train) & keys for fold in every):
+        return ""
+    return f"test clips may have been trained on: the weights were trained on {unknown[0].dataset}, fold unknown"
+
+
+def _is_related(store: Shards, trained: TrainedSet) -> bool:
+    """Whether the shards are of the set of a training, or of one with the same pictures and keys."""
+    names = {trained.dataset, store.manifest.dataset}
+    related = len(names) == 1 or any(names <= family for family in FAMILIES)
+    return related and trained.generated == store.manifest.generated
+
+
+def _number(store: Shards, trained: TrainedSet) -> str | None:
+    """The fold of a training in the shards' protocol of its name; None if it is not known."""
+    return number_of(store.manifest, trained.protocol, str(trained.fold)) if trained.fold is not None else None

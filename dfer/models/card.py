@@ -3,6 +3,8 @@
 The text depends on the arguments alone, so that the same model gives the same card.
 """
 
+import shlex
+
 import yaml
 
 from dfer.choices import LEAKS_LABEL, SELECTION_TEXT
@@ -106,7 +108,7 @@ def _body(found: SavedConfig) -> str:
         "trained on": f"{_set(origin)}, {_fold(origin)}{_further(origin)}"
         if origin.trained
         else "nothing: the weights are evaluated",
-        "selection": SELECTION_TEXT[origin.selection or "unknown"] if origin.trained else "none: nothing was trained",
+        "selection": _selection(origin),
         "score": _score(found),
         "source": _source(origin),
         "weights": f"`model.safetensors`, {found.bytes:,} bytes, sha256 `{found.sha256}`",
@@ -127,6 +129,24 @@ def _body(found: SavedConfig) -> str:
     )
 
 
+def _selection(origin: Origin) -> str:
+    """How the checkpoint was chosen, and how far the training had come if it had not ended."""
+    if not origin.trained:
+        return "none: nothing was trained"
+    if origin.complete:
+        return SELECTION_TEXT[origin.selection or "unknown"]
+    chosen = "the newest checkpoint" if origin.selection == "last" else SELECTION_TEXT[origin.selection or "unknown"]
+    return f"{chosen}; incomplete: epoch {origin.epoch} of {origin.epochs}"
+
+
+def fold_words(origin: Origin) -> str:
+    """Return the words of a command that choose the fold whose training clips the weights were trained on, each after
+    a blank; none if it is not known."""
+    if not origin.fold:
+        return ""
+    return (f" data.protocol={shlex.quote(origin.protocol)}" if origin.protocol else "") + f" fold={origin.fold}"
+
+
 def _title(found: SavedConfig) -> str:
     if found.origin.made_by == "start":
         return f"A start for {found.model.name}, not trained on these classes"
@@ -145,7 +165,7 @@ def _use(found: SavedConfig) -> str:
     what = "a folder with the picture of a face" if _still(found) else "a folder of face frames"
     lines = {
         "dfer predict FOLDER clips/00001": what,
-        f"dfer evaluate FOLDER {own} run=runs/x fold=1": "your shards of the data set",
+        f"dfer evaluate FOLDER {own} run=runs/x{fold_words(found.origin)}": "your shards of the data set",
         f"dfer train methods/{_method(found)} sets/SET{_same_towers(found)} model.start=FOLDER": "",
     }
     if isinstance(found.model, ClivpFerConfig) and found.model.leaks_label:

@@ -63,7 +63,8 @@ class Origin:
     dataset, protocol, fold, manifest_sha256: what it was trained on, as far as known.
     sets: every set that it was trained on, also by the runs that it began from; empty if the fields above say all.
     generated: seed and generator if the faces were generated. selection: how the checkpoint was chosen.
-    step, epoch: when. trained: false if the weights were only evaluated on that data, and trained on none.
+    step, epoch: when. epochs: of the whole training, if known. complete: whether it had ended. trained: false if the
+    weights were only evaluated on that data, and trained on none.
     """
 
     made_by: Literal["export", "import", "start"]
@@ -78,6 +79,8 @@ class Origin:
     selection: Selection | None = None
     step: int | None = None
     epoch: int | None = None
+    epochs: int | None = None
+    complete: bool = True
     trained: bool = True
 
 

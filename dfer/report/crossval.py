@@ -300,6 +300,7 @@ def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published
     first, notes = done[0].result, []
     if first.protocol.leaks_label:
         notes.append(LEAK_NOTE)
+    notes += [f"{_name(fold)}: {fold.result.remark}." for fold in done if fold.result.remark]
     if missing:
         every = ", those that every seed has" if len(means.by_seed) > 1 or not means.covered else ""
         cover = f"means cover {means.covered} of {first.num_folds} folds{every}"

@@ -22,6 +22,8 @@ from dfer.yaml_text import YamlProblem, parse
 
 RESULTS = "results"
 RESULT = "results/test.json"
+OWNER = "results/run.txt"
+"""In a folder of `--out`: the run that its results are of."""
 MAX_RESULT_BYTES = 16 * 2**20
 CONFIG, MAX_CONFIG_BYTES = "config.yaml", 2**20
 CHECKPOINTS = "checkpoints"

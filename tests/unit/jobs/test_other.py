@@ -3,6 +3,7 @@ one; and the last checkpoint beside the selected one."""
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,22 @@ def test_a_shuffled_evaluation_is_a_second_result(trained: RunConfig, alone: Wor
     own = read_result(Folder(trained.run))
     assert name == "results/other-shuffled.json" and found.protocol.shuffled and not own.protocol.shuffled
     assert (found.trained, found.count, found.manifest_sha256) == (None, own.count, own.manifest_sha256)
+
+
+def test_a_folder_with_results_of_another_run_is_not_overwritten(
+    tmp_path: Path, trained: RunConfig, alone: World
+) -> None:
+    out = Folder(tmp_path / "out")
+    twin = shutil.copytree(trained.run, tmp_path / "twin")
+    for _ in range(2):  # the same run may be evaluated again
+        evaluate_run(trained, alone, trained=True, out=out)
+    own = out.read("results/test.json")
+    with pytest.raises(UsageError, match=r"out: .* without results, .*twin, got results of .*run\. Choose"):
+        evaluate_run(replace(trained, run=str(twin)), alone, trained=True, out=out)
+    assert out.read("results/test.json") == own
+    out.remove("results/run.txt")
+    with pytest.raises(UsageError, match="got results of a run that is not recorded"):
+        evaluate_run(trained, alone, trained=True, out=out)
 
 
 def test_weights_that_are_no_runs_are_not_shuffled(tmp_path: Path, trained: RunConfig, alone: World) -> None:

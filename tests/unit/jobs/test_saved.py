@@ -15,34 +15,39 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from dfer.__main__ import main
+from dfer.config_files import names
 from dfer.data.config import DataConfig
 from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.emotions import BASIC7, label_set
-from dfer.errors import CheckpointError, DferError
+from dfer.errors import CheckpointError
 from dfer.evaluation.results import read_result
-from dfer.jobs.config import RunConfig
+from dfer.jobs.config import RunConfig, load_run
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.export import export
 from dfer.jobs.importing import import_model
+from dfer.jobs.initial import Initial, refuse_drawn
 from dfer.jobs.predict import predict
-from dfer.jobs.saved import run_of
+from dfer.jobs.saved import input_of, recipe_of, run_of
 from dfer.jobs.train import train
 from dfer.models.build import build
-from dfer.models.config import DferClipConfig, LinearProbeConfig
+from dfer.models.config import DferClipConfig, LinearProbeConfig, ZeroShotConfig
 from dfer.models.config_towers import TemporalConfig, TowersConfig
-from dfer.models.saved import SavedModel, open_saved
+from dfer.models.saved import Origin, SavedConfig, SavedModel, open_saved
 from dfer.models.towers import Towers
 from dfer.recognition import ClipBatch
 from dfer.storage import Folder
 from dfer.training.config import GroupConfig, SgdConfig
+from dfer.yaml_text import parse
 from tests.unit.data.shardkit import Clip, jpeg, write_shards
 
 Capture = pytest.CaptureFixture[str]
 RATES = {"image": 0.01, "temporal": 0.01, "prompts": 0.01}
+METHODS = sorted(name.partition("/")[2] for name in names() if name.startswith("methods/"))
 FOLDS = {f"fold_{k}": [[Clip(key=f"{k}{i}", label=i, frames=[jpeg(36 * i + k)] * 3) for i in range(7)]] for k in (1, 2)}
 
 
@@ -174,6 +179,39 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "out"
 
 
+def test_a_snapshot_of_the_hub_is_a_saved_model(tmp_path: Path, original: Path, data: DataConfig, alone: World) -> None:
+    """Its files are links into a folder of blobs, as `snapshot_download` leaves them; the hub reads the card."""
+    hub = tmp_path / "models--me--faces"
+    (hub / "snapshots" / "0123abc").mkdir(parents=True)
+    (hub / "blobs").mkdir()
+    for number, path in enumerate(sorted(original.iterdir())):
+        shutil.copy(path, hub / "blobs" / f"{number:040x}")
+        (hub / "snapshots" / "0123abc" / path.name).symlink_to(f"../../blobs/{number:040x}")
+    saved = opened(hub / "snapshots" / "0123abc")
+    config = run_of(saved, overrides=[f"data.shards={data.shards}", f"run={tmp_path}/again", "data.workers=0"])
+    assert saved.config.score is not None
+    assert evaluate_run(config, alone, trained=False).war == saved.config.score.war
+    cards = pytest.importorskip("huggingface_hub", reason="the hub's client comes with transformers")
+    found = cards.ModelCard.load(original / "README.md").data
+    assert (found.library_name, found.pipeline_tag, found.license) == ("dfer", "video-classification", "other")
+    (war, uar) = found.eval_results
+    assert (war.metric_value, war.dataset_split) == (round(saved.config.score.war, 6), "fold 1 of published")
+    assert uar.metric_type == "recall"
+
+
+def test_an_unfinished_training_is_exported_as_one(tmp_path: Path, original: Path, data: DataConfig) -> None:
+    """Not evaluated either: the data set is read from the checkpoint."""
+    shutil.copytree(original.parent / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "results")
+    origin = export(run_config(tmp_path / "run", data, epochs=5), Folder(tmp_path / "out")).config.origin
+    assert (origin.dataset, origin.epoch, origin.epochs, origin.complete) == ("test", 2, 5, False)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| selection | the newest checkpoint; incomplete: epoch 2 of 5 |" in text
+    assert "| trained on | test, fold 1 of published |" in text
+    whole = opened(original).config.origin
+    assert (whole.epochs, whole.complete) == (2, True)
+
+
 @pytest.fixture
 def exported(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "out")
@@ -201,19 +239,72 @@ def test_a_method_of_a_file_is_refused_too(exported: Path) -> None:
     assert run_of(opened(exported), ["sets/dfew"]).data.shards == "data/dfew"
 
 
-def test_classes_that_the_shards_lack_or_that_differ_are_refused(tmp_path: Path, exported: Path, alone: World) -> None:
+def test_it_answers_its_own_classes_on_other_data(tmp_path: Path, exported: Path, alone: World) -> None:
+    """The set's list is not taken, clips of other classes are left out, and the shards may lack some of the model's."""
+    write_shards(tmp_path / "other", FOLDS, classes=(*BASIC7[:6], "contempt"))
+    overrides = [f"run={tmp_path}/again", "data.workers=0", f"data.shards={tmp_path}/other", "data.frames=2"]
+    config = run_of(opened(exported), ["sets/mafw"], overrides)
+    for _ in range(2):  # the second time there is a result
+        found = evaluate_run(config, alone, trained=False)
+        assert (found.classes, found.count) == (BASIC7, (1, 1, 1, 1, 1, 1, 0))
+
+
+def test_classes_that_it_was_not_trained_on_are_refused(tmp_path: Path, exported: Path, alone: World) -> None:
     overrides = [f"run={tmp_path}/again", "data.workers=0"]
     write_shards(tmp_path / "other", FOLDS, classes=(*BASIC7[:6], "contempt"))
-    config = run_of(opened(exported), overrides=[*overrides, f"data.shards={tmp_path}/other"])
-    with pytest.raises(DferError, match=r"expected the 7 classes happiness, sadness, .*, got "):
-        evaluate_run(config, alone, trained=False)
     six = [f"data.classes=[{', '.join(BASIC7[:5])}, contempt]", f"data.shards={tmp_path}/other"]
     config = run_of(opened(exported), overrides=[*overrides, *six])
     with pytest.raises(CheckpointError) as caught:
         evaluate_run(config, alone, trained=False)
     said = str(caught.value)
     assert "expected all weights of the model that is evaluated, got none for prompts.contexts of contempt." in said
+    model = build(clip_method(), label_set("basic7"), num_frames=2, seed=0)
+    shared = Initial(model=model, fresh_classes=("contempt",))
+    with pytest.raises(CheckpointError, match="a model that was trained on all classes, got none for contempt"):
+        refuse_drawn(config, shared)  # of a method without weights of its classes
+    refuse_drawn(replace(config, model=ZeroShotConfig()), shared)
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.slow("an evaluation and a report through the command line")
+def test_an_unknown_fold_of_the_same_data_is_told_everywhere(
+    tmp_path: Path, data: DataConfig, exported: Path, capsys: Capture
+) -> None:
+    plain = parse((exported / "config.yaml").read_bytes())
+    plain["origin"] |= {"fold": None, "sets": [], "manifest_sha256": ""}
+    (exported / "config.yaml").write_text(yaml.safe_dump(plain))
+    run = tmp_path / "again"
+    words = ["evaluate", str(exported), f"data.shards={data.shards}", f"run={run}", "data.workers=0"]
+    assert main(words) == 0
+    said = "test clips may have been trained on: the weights were trained on test, fold unknown"
+    assert f"warning: {said}\n" in capsys.readouterr().err
+    assert read_result(Folder(run)).remark == said
+    assert main(["report", str(run)]) == 0
+    assert said in (run / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_evaluated_on_every_set(name: str) -> None:
+    """A set's values that belong to another input recipe than the model's do not count."""
+    config = load_run([f"methods/{name}", "sets/dfew"])
+    emotions = label_set("affectnet8")
+    saved = SavedModel(
+        folder=Folder("models/x"),
+        config=SavedConfig(
+            model=config.model,
+            classes=emotions.names,
+            normalisation="",
+            data=input_of(config, emotions.names),
+            recipe=recipe_of(config),
+            sha256="",
+            bytes=0,
+            origin=Origin(made_by="import", source="", source_sha256=""),
+        ),
+    )
+    for each in ("dfew", "ferv39k", "affectnet7", "mafw"):
+        found = run_of(saved, [f"sets/{each}"], [f"data.frames={config.data.frames}"])
+        assert found.data.augment.name == config.data.augment.name
+        assert found.data.classes == emotions.names
 
 
 def test_a_training_starts_from_it_but_not_on_its_test_clips(
@@ -402,7 +493,7 @@ def test_a_dry_run_lists_every_name_and_writes_nothing(tmp_path: Path, capsys: C
     said = capsys.readouterr().out.splitlines()
     assert said == [
         f"{out}: written, {len(theirs.state_dict())} tensors; use it as dfer evaluate {out} sets/dfew, dfer predict, "
-        f"or model.start={out}"
+        f"or model.start={out}. Give --fold if you know it: without it nothing tells whether test clips were trained on"
     ]
 
 

@@ -1,13 +1,16 @@
 """Every command that a model card suggests names a configuration that dfer ships."""
 
 import re
+from dataclasses import replace
 from importlib import resources
 from typing import get_args
 
 import pytest
 
-from dfer.models.card import SETS, card
+from dfer.choices import SELECTION_TEXT, Selection
+from dfer.models.card import SETS, card, fold_words
 from dfer.models.config import ModelConfig
+from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.files import trains_nothing
 from dfer.models.saved import Origin, SavedConfig
 
@@ -19,6 +22,35 @@ SHIPPED = {
 
 def test_every_set_has_a_name() -> None:
     assert {*SETS} == SHIPPED["sets"]
+
+
+def of_cnn(origin: Origin) -> str:
+    return card(
+        SavedConfig(
+            model=CnnConfig(),
+            classes=("anger", "fear"),
+            normalisation="none",
+            data={"frames": 1, "size": 44},
+            recipe={},
+            sha256="",
+            bytes=0,
+            origin=origin,
+        )
+    )
+
+
+def test_the_command_tests_the_fold_of_the_score() -> None:
+    origin = Origin(made_by="import", source="a.t7", source_sha256="", dataset="fer2013", protocol="public", fold=3)
+    assert "sets/fer2013 run=runs/x data.protocol=public fold=3 #" in of_cnn(origin)
+    assert "sets/fer2013 run=runs/x #" in " ".join(of_cnn(replace(origin, protocol="", fold=None)).split())
+    assert fold_words(replace(origin, protocol="a b")) == " data.protocol='a b' fold=3"
+
+
+@pytest.mark.parametrize("best", ["best_on_val", "best_on_test"])
+def test_a_best_checkpoint_of_an_unfinished_training(best: Selection) -> None:
+    origin = Origin(made_by="export", source="r", source_sha256="", step=9, epoch=10, epochs=50, complete=False)
+    text = of_cnn(replace(origin, selection=best))
+    assert f"| selection | {SELECTION_TEXT[best]}; incomplete: epoch 10 of 50 |" in text
 
 
 @pytest.mark.parametrize("method", get_args(ModelConfig), ids=lambda method: method().name)
