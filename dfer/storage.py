@@ -231,15 +231,6 @@ class Folder:
         data = self.read(name)
         return None if data is None else data.decode(errors="replace")
 
-    def write_text(self, name: str | Path, text: str) -> None:
-        """Write a file as UTF-8 text, as `write` does. What UTF-8 lacks, such as half of a pair of surrogates that a
-        file has given as `\\ud800`, is written in that form.
-
-        Raises:
-            StorageError: as `write`.
-        """
-        self.write(name, text.encode("utf-8", "backslashreplace"))
-
     def size(self, name: str | Path) -> int | None:
         """Return the file's size in bytes; None when it does not exist."""
         try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dfer.jobs.rows import Row
     from dfer.report.compare import Pending
     from dfer.storage import Folder
+    from dfer.text_files import write_text
 
 COMPARE = """dfer compare runs/dfew/dfer_clip runs/dfew/linear_probe
 dfer compare runs/dfew/dfer_clip s3://bucket/coop --markdown table.md --html comparison
@@ -47,7 +48,7 @@ def _compare(args: argparse.Namespace) -> None:
         from dfer.report.compare_page import compare_page  # not at the top: matplotlib takes 0.5 s
 
         out = Folder(args.html, what="--html")
-        out.write_text("index.html", compare_page(found))
+        write_text(out, "index.html", compare_page(found))
         print(f"\nPage: {out.where('index.html')}")
 
 

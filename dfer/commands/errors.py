@@ -23,13 +23,14 @@ def _errors(args: argparse.Namespace) -> None:
     from dfer.jobs.errors import worst
     from dfer.report.errors import error_lines, error_page
     from dfer.storage import Folder
+    from dfer.text_files import write_text
 
     home = Folder(args.run, what="the run folder")
     out = Folder(args.out, what="--out") if args.out else home / "report"
     found = worst(home, most=args.most, shards=args.shards)
     print(error_lines(found))
     try:
-        out.write_text("errors.html", error_page(found))
+        write_text(out, "errors.html", error_page(found))
     except DeniedError as error:
         raise DeniedError(f"{error} {ELSEWHERE.format(command=f'dfer errors {home}')}") from error
     print(f"\nPage: {out.where('errors.html')}")

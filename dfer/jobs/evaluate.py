@@ -51,6 +51,7 @@ from dfer.run import folder
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, OWNER, RESULTS, finished, is_evaluated, is_trained
 from dfer.storage import Folder
+from dfer.text_files import write_text
 from dfer.training import loop
 
 Forward = Callable[[Batch], Recognition]
@@ -299,7 +300,7 @@ def report_test(
         if other:
             print(f"note: a second result of these weights, in {home.where(name)}", file=sys.stderr, flush=True)
         if out:
-            out.write_text(OWNER, _address(Folder(config.run)))
+            write_text(out, OWNER, _address(Folder(config.run)))
         save_predictions(found.predictions, home, keys=clips.test.keys, classes=clips.emotions.names, beside=name)
         save_result(result, home, name=name)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dfer.report.tables import md_text
 from dfer.storage import Folder
+from dfer.text_files import write_text
 
 COLUMNS = ("part", "epochs", "batch", "temperature", "lr", "steps", "loss", "accuracy", "train accuracy", "seconds")
 
@@ -35,7 +36,7 @@ def write_fits(
     report = home / "report"
     listed = "".join(f"- {md_text(line)}\n" for line in told)
     page = f"# Fitted heads\n\n{table}\n\n{'. '.join(notes)}.\n" + (f"\n{listed}" if listed else "")
-    report.write_text("fits.md", page)
+    write_text(report, "fits.md", page)
     report.write("fits.json", (json.dumps({name: rows[name] for name in best}, indent=1) + "\n").encode())
     return text
 

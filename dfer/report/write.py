@@ -10,6 +10,7 @@ from dfer.evaluation.results import ELSEWHERE
 from dfer.report.crossval import Report, summarise
 from dfer.report.tables import markdown, plain, text_table
 from dfer.storage import Folder
+from dfer.text_files import write_text
 
 __all__ = ["Report", "WrittenReport", "summarise", "text_table", "write_report"]
 
@@ -42,7 +43,7 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
     written = texts(report) | {"index.html": page(report)}
     with _telling_where_else(run_folder):
         for name, text in written.items():
-            folder.write_text(name, text)
+            write_text(folder, name, text)
     local = (folder / "index.html").local
     html = folder.where("index.html")
     return WrittenReport(

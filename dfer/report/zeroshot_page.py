@@ -7,6 +7,7 @@ from html import escape
 from dfer.report import zeroshot_tables as tables
 from dfer.report.zeroshot import SetTable, Suite
 from dfer.storage import Folder
+from dfer.text_files import write_text
 
 
 def write_suite(suite: Suite, folder: Folder) -> str:
@@ -22,7 +23,7 @@ def write_suite(suite: Suite, folder: Folder) -> str:
         "index.html": page(suite),
     }
     for name, text in texts.items():
-        folder.write_text(name, text)
+        write_text(folder, name, text)
     local = (folder / "index.html").local
     return f"{tables.text(suite)}\n\nReport: {local.resolve() if local else folder.where('index.html')}"
 

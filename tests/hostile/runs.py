@@ -23,6 +23,7 @@ from dfer.report.write import texts, write_report
 from dfer.run import folder
 from dfer.run.journal import kept_lines
 from dfer.storage import Folder
+from dfer.text_files import write_text
 from tests import fake_runs
 from tests.hostile import configs, values
 from tests.hostile.values import rng
@@ -142,7 +143,7 @@ def _summary(at: Path) -> None:
     text_table(report)
     assert SCRIPT not in markdown(report), "a script in the Markdown"
     for name, text in texts(report).items():
-        Folder(at / "told").write_text(name, text)
+        write_text(Folder(at / "told"), name, text)
 
 
 def _compare(at: Path) -> None:
