@@ -1,4 +1,4 @@
-"""Write text that may hold what UTF-8 lacks, such as half of a pair of surrogates that a JSON file gave as `\\ud800`."""
+"""Write text that may hold what UTF-8 lacks, such as half of a pair of surrogates that a JSON file escapes."""
 
 from pathlib import Path
 

@@ -101,6 +101,7 @@ PLAIN = {
         "overrides",
         "yaml_text",
         "storage",
+        "text_files",
         "local_files",
         "surroundings",
         "interruption",
