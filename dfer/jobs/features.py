@@ -26,7 +26,7 @@ from dfer.data.features import (
 )
 from dfer.data.loader import Loader
 from dfer.distributed import World, gather_objects, highest, on_first
-from dfer.emotions import Emotions
+from dfer.emotions import Emotions, canonical_name
 from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import encoder, set_tf32
 from dfer.interruption import Stop
@@ -204,9 +204,11 @@ class Work:
 
 
 def work_of(config: RunConfig, store: Shards, emotions: Emotions, key: Mapping[str, Any]) -> Work:
-    """List the clips whose features a run needs: those of all partitions, for all folds. key: of `key_of`. Raises
-    DataError, StorageError."""
-    clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions)
+    """List the clips whose features are stored: all labelled ones of the shards, for all folds. key: of `key_of`.
+    emotions: the classes of the run, for its model; the features are not limited to them, since the key does not depend
+    on them. Raises DataError, StorageError."""
+    every = Emotions(names=tuple(dict.fromkeys(canonical_name(name) for name in store.manifest.classes)))
+    clips = ClipSet.open(store, store.manifest.partitions(), emotions=every)
     home = Folder(str(config.data.features), what="data.features") / name_of(key)
     grid = Grid.of(len(clips), batch=config.eval_batch)
     return Work(home=home, key=dict(key), emotions=emotions, clips=clips, grid=grid)
