@@ -31,6 +31,7 @@ from dfer.jobs.facts import (
     refuse_other_texts,
     selected_checkpoint,
     source_of,
+    votes_of,
 )
 from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import (
@@ -341,6 +342,7 @@ def _result(
         generated=clips.store.manifest.generated,
         excluded=len(clips.store.manifest.excluded),
         start=initial.start,
+        votes=votes_of(chosen.state) if chosen else None,
         variants=found.variants,
         rank_mean=_rank_mean(config, found, len(clips.emotions)),
         last=last,
