@@ -35,7 +35,7 @@ from dfer.jobs.facts import SAMPLED
 from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
 from dfer.jobs.initial import refuse_trained_copy
 from dfer.jobs.pieces import TELL_S, Grid
-from dfer.models.build import build
+from dfer.models.build import build, refuse_normalisation
 from dfer.models.config_towers import TowersConfig
 from dfer.models.files import files, is_tag
 from dfer.recognition import PADDING
@@ -215,7 +215,9 @@ def work_of(config: RunConfig, store: Shards, emotions: Emotions, key: Mapping[s
 
 
 def refuse_missing_weights(config: RunConfig) -> None:
-    """Raise CheckpointError if the tower's weights are missing, or are not the ones that their run evaluates."""
+    """Raise CheckpointError if the tower's weights are missing, or are not the ones that their run evaluates;
+    ConfigProblem if they were trained with another normalisation."""
+    refuse_normalisation(config.model)
     _refuse_missing_files(config, Folder(str(config.data.features), what="data.features"))
     refuse_trained_copy(config)
 
