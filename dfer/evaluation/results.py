@@ -151,7 +151,8 @@ class FoldResult:
     clips: number evaluated, the sum of the confusion matrix. generated: seed and generator if the faces are generated
     in the layout of `dataset`. excluded: clips of all partitions that the split files name and the shards lack. start:
     run, step, selection and SHA-256 of the weights that the run started from, empty if it did not start from a run of
-    this project.
+    this project. votes: training clips that have votes, and all of them, where `protocol.targets` are votes and only
+    some clips have any.
     variants: scores of the method's other outputs for the same clips, by name. rank_mean: UAR and recalls as ranks
     would have computed them on their shares, None if not asked for; they stand beside the scores and replace none.
     last: the last checkpoint, if the rule may choose another one. trained: the data of the training, if the test clips
@@ -192,6 +193,7 @@ class FoldResult:
     finished: str
     seconds: float
     start: str = ""
+    votes: tuple[int, int] | None = None
     variants: dict[str, Scores] = field(default_factory=dict)
     rank_mean: RankMean | None = None
     last: LastResult | None = None

@@ -1,12 +1,11 @@
 """Describe what a training would do, for `--dry-run`."""
 
-from dfer.data.votes import vote_shares
 from dfer.distributed import World
 from dfer.jobs.config import RunConfig
 from dfer.jobs.features import with_stored_features
 from dfer.jobs.fold_data import open_fold, train_loader
 from dfer.jobs.initial import initial_model
-from dfer.jobs.targets import votes_text, words
+from dfer.jobs.targets import voted, votes_text, words
 from dfer.models.files import trains_nothing
 from dfer.recognition import Recognizer
 from dfer.training.optim import group_settings
@@ -39,8 +38,8 @@ def describe(config: RunConfig, world: World) -> str:
     if aim := words(config):
         lines.append(f" targets: {aim}")
     if config.data.targets == "votes":
-        shares, alone = vote_shares(clips.train, clips.emotions)
-        lines.append(f"   votes: {votes_text(len(shares), alone)}")
+        shares, count = voted(clips)
+        lines.append(f"   votes: {votes_text(count, len(shares))}")
     return "\n".join([*lines, *line, *(f" weights: {note}" for note in initial.notes or ())])
 
 

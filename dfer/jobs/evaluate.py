@@ -31,6 +31,7 @@ from dfer.jobs.facts import (
     refuse_other_texts,
     selected_checkpoint,
     source_of,
+    votes_of,
 )
 from dfer.jobs.features import with_features
 from dfer.jobs.fold_data import (
@@ -362,6 +363,7 @@ def _result(
         excluded=len(clips.store.manifest.excluded),
         start=initial.start,
         remark=initial.remark,
+        votes=votes_of(chosen.state) if chosen else None,
         variants=found.variants,
         rank_mean=_rank_mean(config, found, len(clips.emotions)),
         last=last,

@@ -31,6 +31,9 @@ PARTITIONS, JOINED = "train_partitions", "joined"
 TEXTS = "texts"
 """Key of a checkpoint's state: the class texts it was trained with, which may come from a file that changes."""
 
+VOTES = "votes"
+"""Key of a checkpoint's state: `FoldResult.votes`."""
+
 
 def refuse_result_alone(home: Folder) -> None:
     """Raise CheckpointError if a run without checkpoints has a result. After `epochs` was raised, training resumes from
@@ -115,9 +118,18 @@ def state_facts(initial: Initial, clips: FoldData, config: RunConfig, changed: t
         },
         FEATURES: features_id(clips),
         TEXTS: texts_of(config, clips.emotions),
+        VOTES: targets.votes_fact(config, clips),
         START: initial.start,
         **changes.to_state(RunConfig, changed, to_plain(config)),
     }
+
+
+def votes_of(state: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Read VOTES of a checkpoint's state; None where it says nothing."""
+    found = state.get(VOTES)
+    if not isinstance(found, list) or [type(value) for value in found] != [int, int]:
+        return None
+    return found[0], found[1]
 
 
 def texts_of(config: RunConfig, emotions: Emotions) -> list[str | list[str]] | None:

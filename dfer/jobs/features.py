@@ -26,7 +26,7 @@ from dfer.data.features import (
 )
 from dfer.data.loader import Loader
 from dfer.distributed import World, gather_objects, highest, on_first
-from dfer.emotions import Emotions
+from dfer.emotions import Emotions, canonical_name
 from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import encoder, set_tf32
 from dfer.interruption import Stop
@@ -35,7 +35,7 @@ from dfer.jobs.facts import SAMPLED
 from dfer.jobs.fold_data import FEATURES, FoldData, manifest_hash, refuse_little_memory
 from dfer.jobs.initial import refuse_trained_copy
 from dfer.jobs.pieces import TELL_S, Grid
-from dfer.models.build import build
+from dfer.models.build import build, refuse_normalisation
 from dfer.models.config_towers import TowersConfig
 from dfer.models.files import files, is_tag
 from dfer.recognition import PADDING
@@ -204,16 +204,20 @@ class Work:
 
 
 def work_of(config: RunConfig, store: Shards, emotions: Emotions, key: Mapping[str, Any]) -> Work:
-    """List the clips whose features a run needs: those of all partitions, for all folds. key: of `key_of`. Raises
-    DataError, StorageError."""
-    clips = ClipSet.open(store, store.manifest.partitions(), emotions=emotions)
+    """List the clips whose features are stored: all labelled ones of the shards, for all folds. key: of `key_of`.
+    emotions: the classes of the run, for its model; the features are not limited to them, since the key does not depend
+    on them. Raises DataError, StorageError."""
+    every = Emotions(names=tuple(dict.fromkeys(canonical_name(name) for name in store.manifest.classes)))
+    clips = ClipSet.open(store, store.manifest.partitions(), emotions=every)
     home = Folder(str(config.data.features), what="data.features") / name_of(key)
     grid = Grid.of(len(clips), batch=config.eval_batch)
     return Work(home=home, key=dict(key), emotions=emotions, clips=clips, grid=grid)
 
 
 def refuse_missing_weights(config: RunConfig) -> None:
-    """Raise CheckpointError if the tower's weights are missing, or are not the ones that their run evaluates."""
+    """Raise CheckpointError if the tower's weights are missing, or are not the ones that their run evaluates;
+    ConfigProblem if they were trained with another normalisation."""
+    refuse_normalisation(config.model)
     _refuse_missing_files(config, Folder(str(config.data.features), what="data.features"))
     refuse_trained_copy(config)
 

@@ -32,6 +32,7 @@ from dfer.jobs.pieces import contrast
 from dfer.models.build import image_tower
 from dfer.models.files import is_tag
 from dfer.models.frozen import frame_features
+from dfer.models.normalisation import refuse_other_normalisation
 from dfer.models.projection import STUDENT, TEACHER
 from dfer.models.towers import clip_settings
 from dfer.storage import Folder
@@ -269,6 +270,7 @@ def check_tower(config: PairsConfig) -> None:
 
     Raises:
         CheckpointError: files are missing. UsageError: a package is missing, or student or teacher takes another size.
+        ConfigProblem: the student's weights were trained with another normalisation.
     """
     for line in check_ready(config.teacher, size=config.size):
         print(line, file=sys.stderr)
@@ -280,6 +282,8 @@ def check_tower(config: PairsConfig) -> None:
         if not Path(path).is_file():
             do = "Correct pairs.towers."
             raise CheckpointError(message(path, expected="a file of CLIP", got="no file", do=do))
+    if config.clip_normalisation:
+        refuse_other_normalisation(towers, model="pairs")
     size = clip_settings(towers)["vision_cfg"]["image_size"]
     if config.size != size:
         expected, do = f"{size} pixels, as {towers.arch} takes", f"Set pairs.size={size}, or choose another CLIP."

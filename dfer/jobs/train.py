@@ -72,8 +72,9 @@ def train(config: RunConfig, world: World, stop: Stop | None = None) -> FoldResu
     checkpoints = Checkpoints(home, world=world, config=config.checkpoint)
     train_loader(config, clips, world)  # raises for an impossible batch before features are computed
     latest = _latest(config, clips, checkpoints, world)
+    mix = mix_of(config, clips, world)  # as well for votes that the shards lack
     clips = with_features(config, clips, world, begun=latest, stop=stop)
-    loader, mix = train_loader(config, clips, world), mix_of(config, clips, world)
+    loader = train_loader(config, clips, world)
     parts = [part for part in (clips.select, clips.test) if part]
     refuse_little_memory([loader, *(eval_loader(config, clips, part, world) for part in parts)])
     initial = initial_of(config, clips, world, resumed=latest)

@@ -29,6 +29,7 @@ from dfer.models.build import frozen_towers
 from dfer.models.class_texts import ClassTexts
 from dfer.models.files import is_tag
 from dfer.models.frozen import FrozenTowers
+from dfer.models.normalisation import refuse_other_normalisation
 from dfer.models.texts import class_prompts
 from dfer.models.towers import clip_settings, context_length
 from dfer.recognition import ClipBatch
@@ -96,8 +97,10 @@ class Towers:
 
 def check_towers(config: ZeroshotConfig, name: str, sets: Sequence[SetData]) -> None:
     """Raise CheckpointError if a tower cannot be built, and features of some of these data sets are not stored; builds
-    none. name: of the model in the configuration."""
+    none. ConfigProblem if it was trained with another normalisation. name: of the model in the configuration."""
     towers = Towers(config, name, World())
+    if towers.model.clip_normalisation:
+        refuse_other_normalisation(towers.model.towers, model=towers.where)
     try:
         towers.refuse_missing_files()
         refuse_trained_towers(towers.model.towers, model=towers.where)

@@ -32,6 +32,7 @@ from dfer.models.dk_clip import DkClip
 from dfer.models.fine_tune import FineTune
 from dfer.models.frozen import FrozenTowers, VisualTower
 from dfer.models.linear_probe import LinearProbe
+from dfer.models.normalisation import refuse_other_normalisation
 from dfer.models.towers import FEATURE, ImageTower, Towers
 from dfer.models.zero_shot import ZeroShot
 from dfer.recognition import Recognizer
@@ -66,10 +67,13 @@ def build(
     Raises:
         ConfigProblem: an unknown architecture, or prompts that do not fit it.
         CheckpointError: a checkpoint that is missing, damaged or does not fit.
+        ConfigProblem: CLIP's normalisation for weights that were trained with another.
         ValueError: features for a method that takes none.
     """
     if dims is not None and config.frozen_tower is None:
         raise ValueError(f"{config.name}: expected a method that takes features")
+    if weights:
+        refuse_normalisation(config)
     match config:
         case DferClipConfig():
             return _dfer_clip(config, emotions, num_frames=num_frames, seed=seed, weights=weights)
@@ -99,6 +103,12 @@ def build(
                 return Cnn(config, emotions=emotions)
         case ZeroShotConfig() | CoOpConfig() | CoCoOpConfig():
             return _frozen(config, emotions, seed=seed, weights=weights, image=dims is None)
+
+
+def refuse_normalisation(config: ModelConfig) -> None:
+    """Raise ConfigProblem if frames are to be normalised otherwise than the towers' weights were trained."""
+    if config.towers is not None and getattr(config, "clip_normalisation", False):
+        refuse_other_normalisation(config.towers)
 
 
 def _frozen(

@@ -70,7 +70,7 @@ class LinearProbeConfig:
 
     towers: which CLIP; its text tower is not used. start: run or saved model whose weights are the initial ones.
     clip_normalisation: normalise frames with CLIP's mean and deviation, as in CLIP's training, instead of only scaling
-    them to 0..1.
+    them to 0..1. The values are OpenAI's; weights known to be trained with others are refused.
     """
 
     name: Literal["linear_probe"] = "linear_probe"

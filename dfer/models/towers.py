@@ -346,19 +346,22 @@ def check_activation(arch: str, *, quick: bool, trained: bool, where: object) ->
     )
 
 
+def listed_normalisation(arch: str, pretrained: str) -> tuple[object, object] | None:
+    """Return mean and deviation of a tag's training, as open_clip lists them; None for a file."""
+    name = _trained_as(arch, pretrained)
+    listed = open_clip.get_pretrained_cfg(name, pretrained) if name else {}
+    return (listed.get("mean") or MEAN, listed.get("std") or STD) if name else None
+
+
 def _download(arch: str, pretrained: str) -> Path:
     """Download the file of one of open_clip's tags, if not cached. Raises CheckpointError when the download fails."""
     try:
         return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, pretrained)))
     except Exception as error:  # the hub's client raises many kinds of errors without a network
-        raise CheckpointError(
-            message(
-                f"model.towers.pretrained={pretrained}",
-                expected="to download the weights once",
-                got=f"{type(error).__name__} ({' '.join(str(error).split())[:160]})",
-                do="Give the path of a local checkpoint: model.towers.pretrained=/path/to/ViT-B-32.pt.",
-            )
-        ) from error
+        where = f"model.towers.pretrained={pretrained}"
+        got = f"{type(error).__name__} ({' '.join(str(error).split())[:160]})"
+        do = "Give the path of a local checkpoint: model.towers.pretrained=/path/to/ViT-B-32.pt."
+        raise CheckpointError(message(where, expected="to download the weights once", got=got, do=do)) from error
 
 
 def _architecture(arch: str) -> dict[str, Any]:
@@ -371,14 +374,8 @@ def _architecture(arch: str) -> dict[str, Any]:
         return typing.cast(dict[str, Any], json.loads(own.read_text()))
     known = [*shipped(), *open_clip.list_models()]
     if arch not in known:
-        raise ConfigProblem(
-            message(
-                "towers.arch",
-                expected="a known architecture or the path of a .json file",
-                got=repr(arch),
-                do=did_you_mean(arch, known),
-            )
-        )
+        expected, do = "a known architecture or the path of a .json file", did_you_mean(arch, known)
+        raise ConfigProblem(message("towers.arch", expected=expected, got=repr(arch), do=do))
     return typing.cast(dict[str, Any], open_clip.get_model_config(arch))
 
 

@@ -301,11 +301,21 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("presentation", shown.presentation),
         ("labels", f"{shown.warning}: the model was given the true labels" if shown.leaks_label else ""),
         ("training augmentation", shown.augment),
-        ("training targets", shown.targets),
+        ("training targets", _targets(report)),
         ("weights evaluated", shown.weights),
         ("shards", f"manifest sha256 {first.manifest_sha256}"),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def _targets(report: Report) -> str:
+    """Say what training aimed at, and in how many training clips of all folds, where not in all."""
+    counts = [fold.votes for fold in report.folds if fold.votes]
+    if not counts:
+        return report.first.protocol.targets
+    some, every = map(sum, zip(*counts, strict=True))
+    where = "" if len(counts) == len(report.folds) == 1 else f" in {len(counts)} of {len(report.folds)} results"
+    return f"{report.first.protocol.targets}; only {some:,} of {every:,} training clips{where} have votes"
 
 
 def _epochs(report: Report) -> str:

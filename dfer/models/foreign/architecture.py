@@ -89,6 +89,16 @@ def activation_beside(weights: Path) -> tuple[Path, bool] | None:
     return path, quick
 
 
+def normalisation_beside(weights: Path) -> tuple[object, object] | None:
+    """Find mean and deviation of the training's pictures beside a file of weights, as they stand there; None when there
+    is no such file, or it does not say them. Raises as `activation_beside`."""
+    path = weights.parent / BESIDE
+    found = _parsed(path, do=_BESIDE_DO).get("preprocess_cfg") if weights.is_file() and path.exists() else None
+    if not isinstance(found, Mapping) or "mean" not in found or "std" not in found:
+        return None
+    return found["mean"], found["std"]
+
+
 def transformers_activation(path: Path) -> bool:
     """Whether both towers of a CLIP have OpenAI's quick GELU, by the config.json of transformers.
 

@@ -17,7 +17,7 @@ from dfer.data.mix_config import MixConfig
 from dfer.data.recipes import DferClipAugment
 from dfer.distributed import World, process_group
 from dfer.emotions import label_set
-from dfer.errors import CheckpointError
+from dfer.errors import CheckpointError, DataError
 from dfer.jobs.config import RunConfig
 from dfer.jobs.crossval import done
 from dfer.jobs.describe import describe
@@ -130,16 +130,19 @@ def test_a_run_that_is_stopped_ends_as_an_undisturbed_one(
 def test_results_say_what_training_aimed_at_and_which_weights_are_evaluated(tmp_path: Path, alone: World) -> None:
     given = data(tmp_path / "shards", mix=MIXED, targets="votes", balance=0.5)
     config = options(tmp_path / "run", given, ema=0.5, epochs=1)
-    shown = train(config, alone).protocol
+    trained = train(config, alone)
+    shown = trained.protocol
+    assert trained.votes == (3, 7) and evaluate_run(config, alone, trained=True).votes == (3, 7)
     assert shown.targets == (
         "votes of the annotators, smoothed by 0.1, mixup 0.5 (Beta 0.8), FMix 0.5 (Beta 1.0, decay 3.0), "
         "classes balanced with power 0.5"
     )
     assert shown.weights == "average of the weights, decay 0.5"
     said = dict(facts(summarise(Folder(config.run), RunConfig)))
-    assert said["training targets"] == shown.targets and said["weights evaluated"] == shown.weights
+    assert said["training targets"] == f"{shown.targets}; only 3 of 7 training clips have votes"
+    assert said["weights evaluated"] == shown.weights
     plain = train(options(tmp_path / "plain", data(tmp_path / "shards"), epochs=1), alone)
-    assert (plain.protocol.targets, plain.protocol.weights) == ("", "")
+    assert (plain.protocol.targets, plain.protocol.weights, plain.votes) == ("", "", None)
 
 
 # Mixing
@@ -193,6 +196,26 @@ def test_votes_are_those_of_the_rows_of_a_balanced_run(
     said = describe(config, World())
     assert " targets: votes of the annotators, classes balanced with power 1.0" in said
     assert "   votes: data.targets=votes: 3 of 7 training clips have votes, 4 their label alone" in said
+
+
+@pytest.mark.parametrize("votes", [None, (0, 0, 0, 0, 0, 0, 9)], ids=["none", "for another class"])
+def test_votes_that_no_training_clip_has_are_refused(
+    tmp_path: Path, alone: World, votes: tuple[int, ...] | None
+) -> None:
+    """Also where features would be computed first, and where all votes are for classes that the run leaves out."""
+    clips = [[Clip(key=f"k{n}", label=n % 3, votes=votes) for n in at] for at in (range(4), range(4, 8))]
+    write_shards(tmp_path / "s", {"fold_1": clips[:1], "fold_2": clips[1:]})
+    names = list(label_set("basic7").names[:3])
+    given = DataConfig(shards=str(tmp_path / "s"), workers=0, frames=2, size=64, targets="votes", classes=names)
+    config = options(tmp_path / "run", given)
+    for refused in (lambda: train(config, alone), lambda: describe(config, World())):
+        with pytest.raises(DataError) as caught:
+            refused()
+        assert str(caught.value) == (
+            f"{tmp_path / 's'}: expected training clips with votes of annotators, since data.targets=votes, got none "
+            "among 4 clips of test. Set data.targets=labels, or data.shards to a set with votes, such as FERPlus."
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_clip_that_is_taken_again_is_seen_otherwise(tmp_path: Path, alone: World) -> None:
