@@ -42,18 +42,20 @@ class Published:
     """Numbers from a paper, shown beside this project's results and never mixed with them.
 
     uar, war: percent, as printed; uar is None where the paper gives accuracy alone. source: paper and table. selection:
-    how the paper selected its checkpoint. leaks_label: whether its model was given the true label of the test clips.
-    note: what else a reader must know beside the numbers, in short words. recall: percent by class name, empty if the
-    paper prints none.
+    how the paper selected its checkpoint, `none` where nothing was trained. leaks_label: whether its model was given
+    the true label of the test clips. note: what else a reader must know beside the numbers, in short words. recall:
+    percent by class name, empty if the paper prints none. dataset: name of the data set's shards on a row of a
+    published table, whose numbers stand beside results on that set alone; empty for numbers of the user's own.
     """
 
     uar: float | None = None
     war: float
     source: str
-    selection: Literal["last", "best_on_val", "best_on_test", "unknown"] = "unknown"
+    selection: Literal["last", "best_on_val", "best_on_test", "none", "unknown"] = "unknown"
     leaks_label: bool = False
     note: str = ""
     recall: dict[str, float] = field(default_factory=dict)
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         for name, value in (("uar", self.uar), ("war", self.war)):
@@ -78,6 +80,10 @@ class Published:
     def warning(self) -> str:
         """What must stand beside the numbers: LEAKS_LABEL, or nothing."""
         return LEAKS_LABEL if self.leaks_label else ""
+
+    def unlike(self, result: "FoldResult") -> bool:
+        """Whether the numbers stand for another selection than a result. Where neither trained, there is none."""
+        return self.selection != result.selection and (self.selection != "none" or result.epochs > 0)
 
     @property
     def described(self) -> str:

@@ -157,7 +157,7 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
         text.partition("=")[0].partition(".")[0] == "published" for text in overrides
     )
     if published:  # recalls of a paper do not stand beside other scores of the user's
-        defaults["published"] = to_plain(replace(published, recall={}) if written else published)
+        defaults["published"] = to_plain(replace(published, recall={}, dataset="") if written else published)
     found = load(used, RunConfig, overrides, defaults=defaults)
     if published is None or written or not overrides:
         return found

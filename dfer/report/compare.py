@@ -309,7 +309,7 @@ def _selection_notes(entries: Sequence[Entry]) -> list[str]:
         f"{entry.label}: the published numbers stand for selection {entry.published.selection}, ours for "
         f"{entry.first.selection}."
         for entry in entries
-        if entry.published is not None and entry.published.selection != entry.first.selection
+        if entry.published is not None and entry.published.unlike(entry.first)
     ]
 
 
