@@ -163,7 +163,9 @@ class FoldResult:
     last: the last checkpoint, if the rule may choose another one. trained: the data of the training, if the test clips
     are of other data; train_partitions are of that. joined: further data sets whose training clips were added. split:
     name of the shards' protocol that defines the folds, empty in results from before this field. overlap: of training
-    and test in all folds of it, None where the shards do not say.
+    and test in all folds of it, None where the shards do not say. processes, micro_batch: of the training, where the
+    clips of a micro-batch depend on each other, as with batch statistics or mixing; 0 where they do not, for weights
+    not trained here, and in results from before these fields.
     """
 
     version: Literal[1] = 1
@@ -204,6 +206,8 @@ class FoldResult:
     joined: tuple[str, ...] = ()
     split: str = ""
     overlap: Overlap | None = None
+    processes: int = 0
+    micro_batch: int = 0
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem() or self._rank_problem()
@@ -214,6 +218,14 @@ class FoldResult:
     def data(self) -> str:
         """Name of the data for readers; says so if the faces are generated."""
         return data_name(self.dataset, generated=self.generated)
+
+    @property
+    def layout(self) -> str:
+        """How a step was cut, where that decides what a training computes; else empty."""
+        if not self.micro_batch:
+            return ""
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{processes} with micro-batches of {self.micro_batch}"
 
     @property
     def line(self) -> str:

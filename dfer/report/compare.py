@@ -263,6 +263,7 @@ FACTS: dict[str, Callable[[Entry], str]] = {
     "weights evaluated": lambda entry: entry.first.protocol.weights or "those of training",
     "training data": lambda entry: " + ".join((entry.first.data, *entry.first.joined)),
     "shards": lambda entry: f"manifest {entry.first.manifest_sha256[:8]}",
+    "layout of a step": lambda entry: entry.first.layout or "free",
     "start": lambda entry: "another run" if entry.first.start else "its own",
 }
 """What decides a score besides the method, by name."""

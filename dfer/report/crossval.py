@@ -276,6 +276,11 @@ def _change_notes(done: Sequence[Fold]) -> list[str]:
         if len({*map(repr, values.values())}) > 1:
             listed = ", ".join(f"{value} ({name})" for name, value in values.items())
             notes.append(f"The folds differ in {key}: {listed}.")
+    layouts = {fold.name: fold.result.layout for fold in done}
+    if len({*layouts.values()}) > 1:
+        listed = ", ".join(f"{layout or 'not recorded'} ({name})" for name, layout in layouts.items())
+        why = "clips of a micro-batch depend on each other in this training"
+        notes.append(f"The folds differ in processes or micro-batch: {listed}; {why}.")
     return notes
 
 

@@ -408,6 +408,13 @@ def test_dk_clip_as_released_has_the_code_s_filter_and_schedule_and_no_published
     assert (run.model.second_encoder, run.model.train) == ("random", "released")
 
 
+def test_dk_clip_s_frames_are_checked_with_the_configuration() -> None:
+    """Before any job starts or a file of weights is looked for."""
+    said = r"data.frames: expected a multiple of model.snippet=4, got 6\. Set data.frames=4, or model.snippet=2\."
+    with pytest.raises(ConfigProblem, match=said):
+        load_run(["methods/dk_clip", "sets/dfew"], ["data.frames=6", "model.towers.pretrained=nowhere.pt"])
+
+
 @pytest.mark.parametrize("method", ["dk_clip", "dk_clip_released"])
 def test_dk_clip_s_groups_are_those_of_the_recipe(method: str) -> None:
     run = load((f"methods/{method}", "sets/mafw"))

@@ -17,7 +17,7 @@ from dfer.jobs.config import RunConfig
 from dfer.report.compare import compare
 from dfer.report.crossval import average, deviation, summarise
 from dfer.report.folds import fold_folders
-from dfer.report.tables import table_rows, text_table
+from dfer.report.tables import facts, table_rows, text_table
 from dfer.report.write import write_report
 from dfer.run.changes import Change
 from dfer.run.layout import RESULT
@@ -331,6 +331,17 @@ def test_published_numbers_of_the_config_are_checked(run):
         (run / f"fold_{fold}" / "config.yaml").write_text(yaml.safe_dump(plain))
     with pytest.raises(CheckpointError, match=r"fold_1/config.yaml: published.source: required, but missing"):
         summarise(Folder(run), RunConfig)
+
+
+def test_folds_of_a_coupled_method_on_other_layouts_are_named(run):
+    for fold in range(1, 6):
+        change(run, fold, processes=2 if fold == 4 else 1, micro_batch=64 if fold == 4 else 128)
+    report = summarise(Folder(run), RunConfig)
+    (note,) = [note for note in report.notes if note.startswith("The folds differ in processes or micro-batch")]
+    assert "1 process with micro-batches of 128 (fold_3), 2 processes with micro-batches of 64 (fold_4)" in note
+    assert ("training layout", "1 process with micro-batches of 128") in facts(report)
+    (table,) = compare([Folder(run)], RunConfig).tables
+    assert table.entries[0].first.layout == "1 process with micro-batches of 128"
 
 
 THEIRS = {"uar": 59.61, "war": 71.25, "source": "a row", "dataset": "DFEW"}
