@@ -371,7 +371,7 @@ The logs of its release for prompt kinds 1, 2, 4 and 5: UAR / WAR in %, means ov
 
 
 def kinds_table() -> str:
-    """Make the table of the released logs for the prompt kinds that are no rows of ROWS, with a line a head and kind."""
+    """Make the table of the released logs for the prompt kinds that are no rows, a line a head and kind."""
     heads = ("head", "kind", *exp_clip.SETS)
     lines = [heads, ("---",) * len(heads)]
     for head in EXP_CLIP.values():

@@ -202,7 +202,7 @@ def test_a_method_joins_with_every_set(method: str) -> None:
     for data in SETS:
         configs = [f"methods/{method}", f"sets/{data}"]
         if method.startswith("dk_clip") and data in STILLS and data != "afew":
-            with pytest.raises(ConfigProblem, match="data.frames: expected a multiple of model.snippet=4, got 1"):
+            with pytest.raises(ConfigProblem, match=r"data.frames: expected a multiple of model.snippet=4, got 1"):
                 load_run(configs)
             continue
         run = load_run(configs)
