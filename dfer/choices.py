@@ -10,6 +10,7 @@ SELECTION_TEXT: dict[str, str] = {
     "last": "last: the checkpoint at the end of training",
     "best_on_val": "best_on_val: the best checkpoint on clips held out of the training partitions",
     "best_on_test": "best_on_test: the best checkpoint on the test clips, the protocol of the papers; optimistic",
+    "none": "none: nothing was trained",
     "unknown": "unknown: the source does not say",
 }
 

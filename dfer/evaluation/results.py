@@ -42,18 +42,20 @@ class Published:
     """Numbers from a paper, shown beside this project's results and never mixed with them.
 
     uar, war: percent, as printed; uar is None where the paper gives accuracy alone. source: paper and table. selection:
-    how the paper selected its checkpoint. leaks_label: whether its model was given the true label of the test clips.
-    note: what else a reader must know beside the numbers, in short words. recall: percent by class name, empty if the
-    paper prints none.
+    how the paper selected its checkpoint, `none` where nothing was trained. leaks_label: whether its model was given
+    the true label of the test clips. note: what else a reader must know beside the numbers, in short words. recall:
+    percent by class name, empty if the paper prints none. dataset: name of the data set's shards on a row of a
+    published table, whose numbers stand beside results on that set alone; empty for numbers of the user's own.
     """
 
     uar: float | None = None
     war: float
     source: str
-    selection: Literal["last", "best_on_val", "best_on_test", "unknown"] = "unknown"
+    selection: Literal["last", "best_on_val", "best_on_test", "none", "unknown"] = "unknown"
     leaks_label: bool = False
     note: str = ""
     recall: dict[str, float] = field(default_factory=dict)
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         for name, value in (("uar", self.uar), ("war", self.war)):
@@ -78,6 +80,10 @@ class Published:
     def warning(self) -> str:
         """What must stand beside the numbers: LEAKS_LABEL, or nothing."""
         return LEAKS_LABEL if self.leaks_label else ""
+
+    def unlike(self, result: "FoldResult") -> bool:
+        """Whether the numbers stand for another selection than a result. Where neither trained, there is none."""
+        return self.selection != result.selection and (self.selection != "none" or result.epochs > 0)
 
     @property
     def described(self) -> str:
@@ -159,7 +165,9 @@ class FoldResult:
     are of other data; train_partitions are of that. joined: further data sets whose training clips were added. split:
     name of the shards' protocol that defines the folds, empty in results from before this field. overlap: of training
     and test in all folds of it, None where the shards do not say. remark: that the weights may have been trained on
-    test clips, empty if that is not suspected.
+    test clips, empty if that is not suspected. processes, micro_batch: of the training, where the clips of a micro-batch
+    depend on each other, as with batch statistics or mixing; 0 where they do not, for weights not trained here, and in
+    results from before these fields.
     """
 
     version: Literal[1] = 1
@@ -202,6 +210,8 @@ class FoldResult:
     split: str = ""
     overlap: Overlap | None = None
     remark: str = ""
+    processes: int = 0
+    micro_batch: int = 0
 
     def __post_init__(self) -> None:
         problem = self._shape_problem() or self._score_problem() or self._variant_problem() or self._rank_problem()
@@ -212,6 +222,14 @@ class FoldResult:
     def data(self) -> str:
         """Name of the data for readers; says so if the faces are generated."""
         return data_name(self.dataset, generated=self.generated)
+
+    @property
+    def layout(self) -> str:
+        """How a step was cut, where that decides what a training computes; else empty."""
+        if not self.micro_batch:
+            return ""
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{processes} with micro-batches of {self.micro_batch}"
 
     @property
     def line(self) -> str:

@@ -14,6 +14,7 @@ from dfer.jobs.published import departures
 from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
 from dfer.models.config_clivp_fer import CnnConfig
+from dfer.models.config_dk_clip import DkClipConfig, check_frames
 from dfer.models.files import takes_targets
 from dfer.run.config import CheckpointConfig
 from dfer.training.config import (
@@ -95,6 +96,8 @@ class RunConfig:
         if isinstance(self.model, CnnConfig) and not 32 <= self.data.size <= 56:
             expected = "32 to 56 pixels with model.name=cnn, whose last map is one cell then"
             raise ConfigProblem(f"data.size: expected {expected}, got {self.data.size}. Set data.size=44, as published")
+        if isinstance(self.model, DkClipConfig):
+            check_frames(self.data.frames, self.model.snippet)
         if not takes_targets(self.model):
             self._refuse_targets()
         if self.data.features is not None:
@@ -157,7 +160,7 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
         text.partition("=")[0].partition(".")[0] == "published" for text in overrides
     )
     if published:  # recalls of a paper do not stand beside other scores of the user's
-        defaults["published"] = to_plain(replace(published, recall={}) if written else published)
+        defaults["published"] = to_plain(replace(published, recall={}, dataset="") if written else published)
     found = load(used, RunConfig, overrides, defaults=defaults)
     if published is None or written or not overrides:
         return found

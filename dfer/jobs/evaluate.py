@@ -25,6 +25,7 @@ from dfer.interruption import Stop
 from dfer.jobs.config import RunConfig
 from dfer.jobs.facts import (
     Training,
+    layout_of,
     load_checkpoint,
     now,
     protocol_of,
@@ -336,6 +337,7 @@ def _result(
 ) -> FoldResult:
     position = chosen.state["training"] if chosen else {"epoch": 0}
     selection = config.select if chosen else initial.selection or config.select
+    layout = layout_of(config, initial.model, chosen)
     return fold_result(
         found.scores,
         dataset=clips.store.manifest.dataset,
@@ -371,4 +373,6 @@ def _result(
         joined=other.joined if other else joined_of(clips.store),
         split=config.data.protocol,
         overlap=clips.store.manifest.protocols[config.data.protocol].overlap,
+        processes=layout.ranks if layout else 0,
+        micro_batch=layout.micro_batch if layout else 0,
     )

@@ -24,7 +24,7 @@ from dfer.run.changes import Change
 from dfer.run.checkpoints import Checkpoint, Checkpoints
 from dfer.run.layout import RESULT
 from dfer.storage import Folder
-from dfer.training.state import TrainingState
+from dfer.training.state import Layout, TrainingState, fixed_layout
 
 PARTITIONS, JOINED = "train_partitions", "joined"
 """Keys of a checkpoint's state, in DATA: what the fold trains on, and the further data sets."""
@@ -92,6 +92,14 @@ def protocol_of(config: RunConfig, model: Recognizer) -> Protocol:
         targets=targets.words(config),
         weights="" if config.ema is None or nothing else f"average of the weights, decay {config.ema}",
     )
+
+
+def layout_of(config: RunConfig, model: Recognizer, checkpoint: Checkpoint | None) -> Layout | None:
+    """Return how the steps of a training were cut, where this decides what it computes; None elsewhere."""
+    if checkpoint is None:
+        return None
+    coupling = "micro_batch" if config.data.mix.mixes else model.coupling
+    return fixed_layout(coupling, checkpoint.state, where=checkpoint.folder)
 
 
 SAMPLED = {"dfer_clip": "", "dk_clip": ", frames as DK-CLIP samples", "exp_clip": ", frames as Exp-CLIP samples"}

@@ -29,8 +29,10 @@ DECIDING = (
 )
 """What a published number stands for. `select` is not among them: both selections stand beside the numbers wherever
 these are shown, and `select=best_on_test` is the papers' own. Nor are seeds, places, and how the work is divided."""
-PLACES = ("model.start", "model.towers.pretrained")
-"""Where weights lie. A tag in place of a path chooses other weights, and null random ones."""
+PLACES = ("model.start", "model.towers.pretrained", "model.head")
+"""Where weights lie. A tag in place of a path chooses other weights, and null random ones. A head is the row's if the
+file has the same name. A start is a place where imported weights are evaluated; a report leaves the numbers out where a
+training began from it (`dfer.report.crossval`)."""
 
 
 def departures(own: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -40,7 +42,7 @@ def departures(own: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     theirs, ours = dict(_flat(own)), dict(_flat(now))
     different = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-    return [key for key in different if _decides(key) and not _is_place(key, ours.get(key))]
+    return [key for key in different if _decides(key) and not _is_place(key, theirs.get(key), ours.get(key))]
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -55,8 +57,10 @@ def _decides(key: str) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in DECIDING)
 
 
-def _is_place(key: str, value: Any) -> bool:
+def _is_place(key: str, own: Any, value: Any) -> bool:
     """Whether a key only says where the weights lie. A tag of open_clip has no folder and no suffix."""
     if key not in PLACES:
         return False
+    if key == "model.head":
+        return isinstance(own, str) and isinstance(value, str) and Path(own).name == Path(value).name
     return key == "model.start" or (isinstance(value, str) and ("/" in value or bool(Path(value).suffix)))

@@ -5,6 +5,7 @@ A row is a join of a method and a set. If its recipe differs from that join, the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dfer.choices import LEAKS_LABEL
 from dfer.config_files import CONFIGS
@@ -164,11 +165,13 @@ ACCURACY: dict[tuple[str, str], tuple[str, float | None, str]] = {
     ("resnet18", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.040, CNN),
 }
 """Rows that are published with accuracy alone, by method and set: protocol, accuracy in percent and its source."""
+NOTES = {("clivp_fer_true_label", "kmu_fed"): "of 1,104 face crops; ours are of 1,100 whole pictures"}
+"""What a reader must know beside the accuracy of a method on a set, in short words."""
 PUBLIC = tuple(
     Row(
         configs=(f"fer2013/{net}_public",),
         protocol="FER2013, public test",
-        published=Published(war=war, source=CNN, selection="best_on_test"),
+        published=Published(war=war, source=CNN, selection="best_on_test", dataset="fer2013"),
     )
     for net, war in (("vgg19", 71.496), ("resnet18", 71.190))
 )
@@ -208,6 +211,8 @@ def note_of(method: str, dataset: str) -> str:
         return f"UAR and recalls are means over two ranks; best test epoch, the last one has {uar:.2f} / {war:.2f}"
     if method in UNRELEASED:
         return "cannot be run from the release; frames averaged"
+    if method == "linear_probe":
+        return "its normalisation of frames is not published; ours is CLIP's, unlike the other rows'"
     if method.startswith("zero_shot"):
         return "its prompt is not published"
     return ""
@@ -221,7 +226,10 @@ def of_paper(table: Mapping[str, Scores3], source: str) -> tuple[Row, ...]:
             uar, war = scores[place]
             note = note_of(method, name)
             recall = dict(zip(MAFW11, DK_CLIP_RECALL[name])) if method in DK_CLIP else {}
-            published = Published(uar=uar, war=war, source=source, selection="best_on_test", note=note, recall=recall)
+            selection: Literal["none", "best_on_test"] = "none" if method.startswith("zero_shot") else "best_on_test"
+            published = Published(
+                uar=uar, war=war, source=source, selection=selection, note=note, recall=recall, dataset=name
+            )
             configs = (f"methods/{method}", f"sets/{name}")
             found.append(Row(configs=configs, protocol=protocol, published=published))
     return tuple(found)
@@ -245,14 +253,23 @@ def of_accuracy(table: Mapping[tuple[str, str], tuple[str, float | None, str]]) 
             protocol=protocol,
             published=None
             if war is None
-            else Published(war=war, source=source, selection="best_on_test", leaks_label=method in LEAKING),
+            else Published(
+                war=war,
+                source=source,
+                selection="best_on_test",
+                leaks_label=method in LEAKING,
+                note=NOTES.get((method, name), ""),
+                dataset=name,
+            ),
         )
         for (method, name), (protocol, war, source) in table.items()
     )
 
 
 EXP_CLIP = {"exp_clip_b32": "B32", "exp_clip_b16": "B16", "exp_clip_l14": "L14"}
-"""Methods with a released head of Exp-CLIP, and prompt kind 3."""
+"""Methods with a released head of Exp-CLIP."""
+EXP_CLIP_KIND = exp_clip.KINDS[2]
+"""Their prompt kind."""
 
 
 def of_exp_clip() -> tuple[Row, ...]:
@@ -262,9 +279,9 @@ def of_exp_clip() -> tuple[Row, ...]:
     for name in exp_clip.SETS:
         protocol = {**SETS, **STILLS}[name]
         for method, head in EXP_CLIP.items():
-            log, table = exp_clip.log_row(head, exp_clip.KINDS[2], name), exp_clip.readme_row("Exp-CLIP", head, name)
+            log, table = exp_clip.log_row(head, EXP_CLIP_KIND, name), exp_clip.readme_row("Exp-CLIP", head, name)
             assert log is not None and table is not None
-            published = replace(log, note=f"log, same prompt kind; README table: {table.text}, {exp_clip.NO_KIND}")
+            published = replace(log, note=f"log, same prompt kind; README table: {table.text}, {table.note}")
             found.append(Row(configs=(f"methods/{method}", f"sets/{name}"), protocol=protocol, published=published))
         if name not in SETS:
             plain = exp_clip.readme_row("CLIP", "B32", name)
@@ -344,9 +361,30 @@ for takes it off the run ([evaluation](../docs/evaluation.md#published-numbers))
 """
 
 
+KINDS_PAGE = """
+## Exp-CLIP's other prompt kinds
+
+The logs of its release for prompt kinds 1, 2, 4 and 5: UAR / WAR in %, means over folds. Kind 3 is in the rows above.
+`dfer zeroshot exp_clip/zeroshot_all` gives ours for all kinds, heads and sets in one table, with these numbers beside.
+
+"""
+
+
+def kinds_table() -> str:
+    """Make the table of the released logs for the prompt kinds that are no rows, a line a head and kind."""
+    heads = ("head", "kind", *exp_clip.SETS)
+    lines = [heads, ("---",) * len(heads)]
+    for head in EXP_CLIP.values():
+        for number, kind in enumerate(exp_clip.KINDS, start=1):
+            logged = [exp_clip.log_row(head, kind, name) for name in exp_clip.SETS]
+            if kind != EXP_CLIP_KIND:
+                lines.append((head, f"{number}, `{kind}`", *(row.text for row in logged if row is not None)))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def page() -> str:
     """Make the text of `configs/README.md`."""
-    return PAGE + "".join(f"{row.line()}\n" for row in ROWS)
+    return PAGE + "".join(f"{row.line()}\n" for row in ROWS) + KINDS_PAGE + kinds_table()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The configuration of DK-CLIP. Imports no torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dfer.config import ConfigProblem, key
+from dfer.errors import message
 from dfer.models.config_towers import FrozenTower, TowersConfig
 from dfer.models.texts import check_kind
 
@@ -84,3 +86,12 @@ class DkClipConfig:
     def frozen_tower(self) -> FrozenTower | None:
         """None: this method reads only frames."""
         return None
+
+
+def check_frames(frames: int, snippet: int) -> None:
+    """Raise ConfigProblem unless a clip of so many frames is whole snippets."""
+    if frames % snippet:
+        expected, got = f"a multiple of model.snippet={snippet}", str(frames)
+        near, short = max(snippet, frames // snippet * snippet), math.gcd(frames, snippet)
+        do = f"Set data.frames={near}, or model.snippet={short}."
+        raise ConfigProblem(message("data.frames", expected=expected, got=got, do=do))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dfer.config import ConfigProblem
 from dfer.emotions import Emotions
 from dfer.errors import UsageError, message
-from dfer.models.config_dk_clip import DkClipConfig
+from dfer.models.config_dk_clip import DkClipConfig, check_frames
 from dfer.models.cross_frame import CrossFrameEncoder, SnippetEncoder
 from dfer.models.layers import IMAGENET_MEAN, IMAGENET_STD
 from dfer.models.losses import cross_entropy
@@ -49,7 +49,7 @@ class DkClip(Recognizer):
     def __init__(self, config: DkClipConfig, *, towers: Towers, emotions: Emotions, num_frames: int) -> None:
         """Raises ConfigProblem when frames, texts or architecture do not fit."""
         super().__init__()
-        _check_frames(num_frames, config.snippet)
+        check_frames(num_frames, config.snippet)
         self.config, self.num_frames = config, num_frames
         self.semantic = SnippetEncoder(towers.visual, init=config.second_encoder)
         encoder = CrossFrameEncoder(towers.visual)
@@ -204,14 +204,6 @@ def _forget_text(model: nn.Module, _: object) -> None:
     """Forget the class texts' features: loaded weights may have another text tower."""
     assert isinstance(model, DkClip)
     model._text = None
-
-
-def _check_frames(frames: int, snippet: int) -> None:
-    if frames % snippet:
-        expected, got = f"a multiple of model.snippet={snippet}", str(frames)
-        near, short = max(snippet, frames // snippet * snippet), math.gcd(frames, snippet)
-        do = f"Set data.frames={near}, or model.snippet={short}."
-        raise ConfigProblem(message("data.frames", expected=expected, got=got, do=do))
 
 
 def _check_texts(texts: list[str], context_length: int) -> None:

@@ -263,6 +263,7 @@ FACTS: dict[str, Callable[[Entry], str]] = {
     "weights evaluated": lambda entry: entry.first.protocol.weights or "those of training",
     "training data": lambda entry: " + ".join((entry.first.data, *entry.first.joined)),
     "shards": lambda entry: f"manifest {entry.first.manifest_sha256[:8]}",
+    "layout of a step": lambda entry: entry.first.layout or "free",
     "start": lambda entry: "another run" if entry.first.start else "its own",
 }
 """What decides a score besides the method, by name."""
@@ -309,7 +310,7 @@ def _selection_notes(entries: Sequence[Entry]) -> list[str]:
         f"{entry.label}: the published numbers stand for selection {entry.published.selection}, ours for "
         f"{entry.first.selection}."
         for entry in entries
-        if entry.published is not None and entry.published.selection != entry.first.selection
+        if entry.published is not None and entry.published.unlike(entry.first)
     ]
 
 

@@ -167,7 +167,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
     means = means_of(folds, seeds)
     homes = {part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done}
     missing = _missing(folds, seeds)
-    published = _agreed_published(done)
+    published, left_out = _agreed_published(done)
     evaluated = {part_name(result, repeated=bool(seeds)) for _, result in between}
     return Report(
         name=(run_folder.local.resolve() if run_folder.local else run_folder).name,
@@ -179,7 +179,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         pooled=total([fold.scores for fold in folds]),
         variants={name: _variant(name, folds, seeds) for name in folds[0].variants},
         published=None if folds[0].generated else published,
-        notes=(*_incomplete_notes(between), *_notes(done, missing, means, published), *_change_notes(done)),
+        notes=(*_incomplete_notes(between), *left_out, *_notes(done, missing, means, published), *_change_notes(done)),
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done, repeated=bool(seeds)),
@@ -276,14 +276,38 @@ def _change_notes(done: Sequence[Fold]) -> list[str]:
         if len({*map(repr, values.values())}) > 1:
             listed = ", ".join(f"{value} ({name})" for name, value in values.items())
             notes.append(f"The folds differ in {key}: {listed}.")
+    layouts = {fold.name: fold.result.layout for fold in done}
+    if len({*layouts.values()}) > 1:
+        listed = ", ".join(f"{layout or 'not recorded'} ({name})" for name, layout in layouts.items())
+        why = "clips of a micro-batch depend on each other in this training"
+        notes.append(f"The folds differ in processes or micro-batch: {listed}; {why}.")
     return notes
 
 
-def _agreed_published(done: Sequence[Fold]) -> Published | None:
-    """Return the published numbers if they are the same in all folds, else None: they may be added to the configuration
-    when a run is resumed."""
+def _agreed_published(done: Sequence[Fold]) -> tuple[Published | None, list[str]]:
+    """Return the published numbers if they are the same in all folds and describe all of them, else None; and a note
+    why they are left out. They may be added to the configuration when a run is resumed."""
     first, *others = [_published(fold) for fold in done]
-    return first if all(other == first for other in others) else None
+    why = next(("the configurations of the folds name different ones" for other in others if other != first), "")
+    if first is not None and not why:
+        why = next(filter(None, (_undescribed(first, fold) for fold in done)), "")
+    return (None, [f"Published numbers are left out: {why}."]) if why else (first, [])
+
+
+def _undescribed(published: Published, fold: Fold) -> str:
+    """Say why the numbers of a row of a published table do not describe a fold; empty if they do, and for numbers of
+    the user's own, which name no data set."""
+    result, model = fold.result, fold.config.get("model")
+    start = model.get("start") if isinstance(model, Mapping) else None
+    if not published.dataset or result.generated:
+        return ""
+    if published.dataset != result.dataset:
+        return f"they hold for {published.dataset}, the test clips are of {result.dataset}"
+    if start is not None and (result.epochs or published.selection == "none"):
+        return f"their row has no model.start, this run began from {start}"
+    if start is None and not result.epochs and published.selection != "none":
+        return "they are of a training, these weights were not trained"
+    return ""
 
 
 def _published(fold: Fold) -> Published | None:
@@ -313,11 +337,9 @@ def _notes(done: Sequence[Fold], missing: Sequence[str], means: Means, published
     if first.excluded:
         clips, are = ("1 clip", "is") if first.excluded == 1 else (f"{first.excluded} clips", "are")
         notes.append(f"{clips} of the split files {are} not in the shards; `dfer-shards show` names them.")
-    if published is None and any(fold.config.get("published") for fold in done):
-        notes.append("Published numbers are left out: the configurations of the folds name different ones.")
     if published and first.generated:
         notes.append(f"Published numbers are left out: they hold for {first.dataset} itself, these are {first.data}.")
-    elif published and published.selection != first.selection:
+    elif published and published.unlike(first):
         notes.append(
             f"Not like for like: the published numbers stand for selection {published.selection}, "
             f"ours for {first.selection}."

@@ -24,6 +24,8 @@ KINDS = ("class_names", "class_names_with_context", "face_with_expression", "ens
 LOG_SOURCE = "log of the release, github zengqunzhao/Exp-CLIP @23ace53, ExpCLIP_{head}.txt"
 README_SOURCE = "README table of the release, github zengqunzhao/Exp-CLIP @23ace53"
 NO_KIND = "of no single prompt kind"
+CAVEATS = {"ferplus": "its rule from votes to labels is not known"}
+"""What a reader must know beside the numbers on a set, in short words."""
 Scores = tuple[float, float]
 """UAR and WAR in percent."""
 
@@ -73,7 +75,7 @@ def log_row(head: str, kind: str, dataset: str) -> Published | None:
     """Return what the release's log has for a head, a prompt kind and a set; None if it has no such row."""
     number = str(KINDS.index(kind) + 1) if kind in KINDS else ""
     found = LOG.get((head, number), {}).get(dataset)
-    return found and Published(uar=found[0], war=found[1], source=LOG_SOURCE.format(head=head))
+    return found and _published(found, LOG_SOURCE.format(head=head), dataset)
 
 
 def log_mean(head: str, kinds: Sequence[str], dataset: str) -> Published | None:
@@ -83,10 +85,16 @@ def log_mean(head: str, kinds: Sequence[str], dataset: str) -> Published | None:
     if not rows or len(there) < len(rows):
         return None
     uar, war = (round(sum(column) / len(there), 2) for column in zip(*there, strict=True))
-    return Published(uar=uar, war=war, source=LOG_SOURCE.format(head=head), note=f"our mean of its {len(there)} kinds")
+    return _published((uar, war), LOG_SOURCE.format(head=head), dataset, note=f"our mean of its {len(there)} kinds")
 
 
 def readme_row(method: str, tower: str, dataset: str) -> Published | None:
     """Return a row of the README table. method: CLIP or Exp-CLIP. tower: B32, B16 or L14."""
     found = README.get((method, tower), {}).get(dataset)
-    return found and Published(uar=found[0], war=found[1], source=README_SOURCE, note=NO_KIND)
+    return found and _published(found, README_SOURCE, dataset, note=NO_KIND)
+
+
+def _published(scores: Scores, source: str, dataset: str, *, note: str = "") -> Published:
+    """Make the numbers of a row. Nothing is trained on the sets that are tested."""
+    name, said = DATASETS.get(dataset, dataset), "; ".join(filter(None, (note, CAVEATS.get(dataset))))
+    return Published(uar=scores[0], war=scores[1], source=source, selection="none", note=said, dataset=name)

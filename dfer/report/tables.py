@@ -300,6 +300,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("input normalisation", shown.normalisation),
         ("presentation", shown.presentation),
         ("labels", f"{shown.warning}: the model was given the true labels" if shown.leaks_label else ""),
+        ("training layout", first.layout),
         ("training augmentation", shown.augment),
         ("training targets", _targets(report)),
         ("weights evaluated", shown.weights),

@@ -89,18 +89,24 @@ class Layout:
         return f"{ranks} with micro-batches of {self.micro_batch}"
 
 
+def fixed_layout(coupling: Coupling, state: Mapping[str, Any], *, where: object) -> Layout | None:
+    """Return the layout of a training whose micro-batches are coupled; None for others, and for checkpoints of older
+    versions, which tell none. state: of a checkpoint. Raises CheckpointError for a damaged one."""
+    if coupling != "micro_batch" or LAYOUT not in state:
+        return None
+    try:
+        return from_plain(Layout, state[LAYOUT])
+    except ConfigProblem as problem:
+        raise CheckpointError(f"{where}: no layout of a step in its state ({problem}).") from problem
+
+
 def refuse_other_layout(coupling: Coupling, layout: Layout, state: Mapping[str, Any], *, where: object) -> None:
     """Raise CheckpointError where a method whose micro-batches are coupled would go on with steps cut otherwise.
 
     state: of the checkpoint to go on from; those of older versions tell no layout.
     """
-    if coupling != "micro_batch" or LAYOUT not in state:
-        return
-    try:
-        before = from_plain(Layout, state[LAYOUT])
-    except ConfigProblem as problem:
-        raise CheckpointError(f"{where}: no layout of a step in its state ({problem}).") from problem
-    if before != layout:
+    before = fixed_layout(coupling, state, where=where)
+    if before is not None and before != layout:
         why = "The clips of a micro-batch share statistics or partners in this run, so others compute something else."
         do = f"{why} Start it on {before}, or a new run with run=FOLDER."
         raise CheckpointError(message(where, expected=f"{before}, as it was started on", got=str(layout), do=do))

@@ -147,6 +147,7 @@ def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str)
     run = load(("methods/linear_probe", f"sets/{dataset}"))
     assert isinstance(run.model, LinearProbeConfig) and run.model.towers == TowersConfig(pretrained="openai")
     assert run.published and (run.published.uar, run.published.war) == PROBE_ROW[DATASETS.index(dataset)]
+    assert run.model.clip_normalisation and "its normalisation of frames is not published" in run.published.note
     assert run.data.features and run.data.shards == f"data/{dataset}" and run.data.train_frames == "middle"
     assert run.data.augment == DferClipAugment(crop=False, flip=0.0)
     assert (run.batch, run.epochs, run.schedule) == (48, 50, StepScheduleConfig(milestones=(30, 40), gamma=0.1))
@@ -157,7 +158,8 @@ def test_the_linear_probe_reads_features_with_dfer_clip_s_schedule(dataset: str)
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_baseline_has_the_paper_s_numbers(method: str, dataset: str) -> None:
     run = load((f"methods/{method}", f"sets/{dataset}"))
-    assert run.published is not None and run.published.selection == "best_on_test"
+    selection = "none" if method.startswith("zero_shot") else "best_on_test"
+    assert run.published is not None and run.published.selection == selection
     assert (run.published.uar, run.published.war) == BASELINES[method][DATASETS.index(dataset)]
     arch = "ViT-B-16-quickgelu" if method == "zero_shot_farl" else "ViT-B-32-quickgelu"
     assert run.model.towers.arch == arch and (run.data.frames, run.data.size) == (16, 224)
@@ -191,7 +193,26 @@ def test_exp_clip_s_heads_have_the_numbers_of_the_same_prompt_kind(method: str) 
     dfew = load(("methods/exp_clip_l14", "sets/dfew")).published
     assert dfew is not None and "README table: 40.16 / 47.09, of no single prompt kind" in dfew.note
     plain = load(("methods/zero_shot_face", "sets/raf_db")).published
-    assert plain is not None and (plain.uar, plain.war) == (34.97, 30.05)
+    assert dfew.selection == "none" and plain is not None and plain.selection == "none"
+    assert (plain.uar, plain.war) == (34.97, 30.05)
+
+
+def test_every_log_row_of_exp_clip_is_on_the_page_once() -> None:
+    """3 heads, 5 kinds, 8 sets: kind 3 in rows of their own, the others in the suite's table."""
+    _, _, table = rows.page().partition("## Exp-CLIP's other prompt kinds")
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    found = {(head, kind[0]): cells for head, kind, *cells in lines}
+    assert sorted(found) == sorted((head, kind) for head in ("B16", "B32", "L14") for kind in "1245")
+    assert all(len(cells) == 8 for cells in found.values()) and found["L14", "5"][7] == "39.47 / 40.42"
+    assert sum(row.method in rows.EXP_CLIP for row in PAPER) == 3 * 8
+
+
+def test_what_is_not_alike_stands_beside_the_numbers() -> None:
+    for row in PAPER:
+        if row.dataset == "ferplus":
+            assert "its rule from votes to labels is not known" in row.note, row.method
+    leaking = next(row for row in PAPER if row.dataset == "kmu_fed")
+    assert leaking.note == "of 1,104 face crops; ours are of 1,100 whole pictures"
 
 
 @pytest.mark.parametrize("name", ["exp_clip/zeroshot", "exp_clip/zeroshot_all"])
@@ -385,6 +406,13 @@ def test_dk_clip_as_released_has_the_code_s_filter_and_schedule_and_no_published
     assert isinstance(run.model, DkClipConfig) and run.published is None and run.optim.weight_decay == 1e-4
     assert [epoch for epoch in range(run.epochs) if run.model.losses.all_terms(epoch)] == [*range(14)]
     assert (run.model.second_encoder, run.model.train) == ("random", "released")
+
+
+def test_dk_clip_s_frames_are_checked_with_the_configuration() -> None:
+    """Before any job starts or a file of weights is looked for."""
+    said = r"data.frames: expected a multiple of model.snippet=4, got 6\. Set data.frames=4, or model.snippet=2\."
+    with pytest.raises(ConfigProblem, match=said):
+        load_run(["methods/dk_clip", "sets/dfew"], ["data.frames=6", "model.towers.pretrained=nowhere.pt"])
 
 
 @pytest.mark.parametrize("method", ["dk_clip", "dk_clip_released"])

@@ -70,6 +70,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(tmp_path: Path, faces:
     train(config(tmp_path / "straight", faces, epochs=2), alone)
     train(config(tmp_path / "stopped", faces, epochs=1), alone)
     result = train(config(tmp_path / "stopped", faces, epochs=2), alone)
+    assert (result.processes, result.micro_batch, result.layout) == (1, 4, "1 process with micro-batches of 4")
     straight, stopped = weights_of(tmp_path / "straight"), weights_of(tmp_path / "stopped")
     assert straight.keys() == stopped.keys()
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)

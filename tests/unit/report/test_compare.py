@@ -157,7 +157,8 @@ def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_pub
     plain, run = {"published": to_plain(theirs)}, tmp_path / "a"
     for fold, uar in zip(FOLDS, (0.4, 0.5), strict=True):
         found = RankMean(ranks=2, uar=uar, recall=(uar,) * 7)
-        fold_of(run, fake_runs.result(fold=fold, num_folds=2, confusion=base(fold), rank_mean=found), **plain)
+        facts = {"dataset": "dfew", "confusion": base(fold), "rank_mean": found}
+        fold_of(run, fake_runs.result(fold=fold, num_folds=2, **facts), **plain)
     result = compared(run)
     own, ranks, published = lines(result.tables[0])
     assert (ranks.label, ranks.cells[:8]) == ("a, rank mean of 2", ("45.00",) * 8)

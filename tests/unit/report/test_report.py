@@ -114,6 +114,7 @@ def test_json_holds_counts_and_everything_to_make_the_table_again(crossval):
         "leaks_label": False,
         "note": "",
         "recall": {},
+        "dataset": "",
     }
     assert (plain["selection"], plain["seeds"], plain["std_kind"][:6]) == ("last", [1], "sample")
 

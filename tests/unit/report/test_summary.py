@@ -14,9 +14,10 @@ from dfer.errors import CheckpointError
 from dfer.evaluation.results import Protocol, save_result
 from dfer.evaluation.scores import percent, scores
 from dfer.jobs.config import RunConfig
+from dfer.report.compare import compare
 from dfer.report.crossval import average, deviation, summarise
 from dfer.report.folds import fold_folders
-from dfer.report.tables import table_rows, text_table
+from dfer.report.tables import facts, table_rows, text_table
 from dfer.report.write import write_report
 from dfer.run.changes import Change
 from dfer.run.layout import RESULT
@@ -330,6 +331,57 @@ def test_published_numbers_of_the_config_are_checked(run):
         (run / f"fold_{fold}" / "config.yaml").write_text(yaml.safe_dump(plain))
     with pytest.raises(CheckpointError, match=r"fold_1/config.yaml: published.source: required, but missing"):
         summarise(Folder(run), RunConfig)
+
+
+def test_folds_of_a_coupled_method_on_other_layouts_are_named(run):
+    for fold in range(1, 6):
+        change(run, fold, processes=2 if fold == 4 else 1, micro_batch=64 if fold == 4 else 128)
+    report = summarise(Folder(run), RunConfig)
+    (note,) = [note for note in report.notes if note.startswith("The folds differ in processes or micro-batch")]
+    assert "1 process with micro-batches of 128 (fold_3), 2 processes with micro-batches of 64 (fold_4)" in note
+    assert ("training layout", "1 process with micro-batches of 128") in facts(report)
+    (table,) = compare([Folder(run)], RunConfig).tables
+    assert table.entries[0].first.layout == "1 process with micro-batches of 128"
+
+
+THEIRS = {"uar": 59.61, "war": 71.25, "source": "a row", "dataset": "DFEW"}
+NOTHING_TRAINED = {**THEIRS, "selection": "none"}
+
+
+@pytest.mark.parametrize(
+    ("published", "start", "changes", "why"),
+    [
+        (THEIRS, None, {}, ""),
+        (THEIRS, None, {"dataset": "ferv39k"}, "they hold for DFEW, the test clips are of ferv39k"),
+        (THEIRS, "runs/mafw/x", {}, "their row has no model.start, this run began from runs/mafw/x"),
+        (THEIRS, None, {"epochs": 0}, "they are of a training, these weights were not trained"),
+        (THEIRS, "imported/dfer_clip", {"epochs": 0}, ""),
+        (NOTHING_TRAINED, None, {"epochs": 0}, ""),
+        (NOTHING_TRAINED, "runs/x", {"epochs": 0}, "their row has no model.start, this run began from runs/x"),
+        ({**THEIRS, "dataset": ""}, "runs/mafw/x", {"dataset": "ferv39k"}, ""),
+    ],
+)
+def test_a_row_s_numbers_stand_beside_what_they_describe_alone(tmp_path, published, start, changes, why):
+    """Numbers of the user's own name no data set and stay."""
+    plain = fake_runs.config(published=published)
+    plain["model"] = {**plain["model"], "start": start}
+    fake_runs.write_fold(tmp_path / "run", fake_runs.result(num_folds=1, **changes), plain=plain, curves=False)
+    report = summarise(Folder(tmp_path / "run"), RunConfig)
+    assert [note for note in report.notes if "left out" in note] == (
+        [f"Published numbers are left out: {why}."] if why else []
+    )
+    assert (report.published is None) == bool(why)
+
+
+@pytest.mark.parametrize(("epochs", "noted"), [(0, False), (50, True)])
+def test_a_method_that_trains_nothing_has_no_selection_to_compare(tmp_path, epochs, noted):
+    plain = fake_runs.config(published={**NOTHING_TRAINED, "dataset": ""})
+    found = fake_runs.result(num_folds=1, epochs=epochs)
+    fake_runs.write_fold(tmp_path / "run", found, plain=plain, curves=False)
+    notes = summarise(Folder(tmp_path / "run"), RunConfig).notes
+    assert any(note.startswith("Not like for like") for note in notes) is noted
+    (table,) = compare([Folder(tmp_path / "run")], RunConfig).tables
+    assert any("published numbers stand for selection none" in note for note in table.notes) is noted
 
 
 def test_another_selection_rule_of_the_paper_is_noted(run):
