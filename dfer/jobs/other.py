@@ -139,8 +139,10 @@ class _First:
 
 def _other(first: _First, clips: FoldData, *, elsewhere: bool, changes: Mapping[str, Any], shuffled: bool) -> Other:
     parts = [f"{clips.store.manifest.dataset}_{manifest_hash(clips.store)[:8]}"] if elsewhere else []
-    parts += [f"{key.rpartition('.')[2]}_{_word(value)}" for key, value in changes.items()]
     others = elsewhere or "fold" in changes or "data.protocol" in changes
+    always = {"fold": clips.number, "data.protocol": first.trained.protocol} if others else {}
+    named = {**always, **changes}  # all folds of a run that are tested on one split get one name
+    parts += [f"{key.rpartition('.')[2]}_{_word(value)}" for key, value in named.items()]
     return Other(
         parts=(*parts, *(["shuffled"] if shuffled else [])),
         shuffled=shuffled,

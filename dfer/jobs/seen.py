@@ -17,7 +17,7 @@ from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import manifest_hash
 from dfer.models.saved import Origin, TrainedSet
 from dfer.store.format import Subset
-from dfer.store.joined import JoinedStore, number_of
+from dfer.store.joined import JoinedStore, number_of, protocol_of
 from dfer.store.shards import Shards
 
 DATA, SETS, TESTED = "data", "sets", "tested_sha256"
@@ -41,7 +41,9 @@ class Seen:
 
 def sets_of(config: RunConfig, store: Shards, begun: Iterable[TrainedSet] = ()) -> tuple[TrainedSet, ...]:
     """List what a run trains on. begun: what the weights that it begins from were trained on."""
-    protocol, fold = config.data.protocol, str(config.fold)
+    fold = str(config.fold)
+    stores = store.stores if isinstance(store, JoinedStore) else [store]
+    protocols = [protocol_of(each.manifest, config.data.protocol) for each in stores]
     own = [
         TrainedSet(
             dataset=each.manifest.dataset,
@@ -50,7 +52,7 @@ def sets_of(config: RunConfig, store: Shards, begun: Iterable[TrainedSet] = ()) 
             protocol=protocol,
             fold=int(number_of(each.manifest, protocol, fold) or fold),
         )
-        for each in (store.stores if isinstance(store, JoinedStore) else [store])
+        for each, protocol in zip(stores, protocols)
     ]
     return tuple(dict.fromkeys([*own, *begun]))
 

@@ -13,7 +13,7 @@ import numpy as np
 from dfer.errors import UsageError, message
 from dfer.evaluation.results import UNTRAINED, FoldResult, Published
 from dfer.evaluation.statistics import Calibration, Intervals, McNemar, intervals, mcnemar, strata_of
-from dfer.report.beside import beside, means, own_of, rank_means
+from dfer.report.beside import beside, means, own_of, rank_means, seen_as
 from dfer.report.crossval import Report, Row, summarise
 from dfer.report.tested import Kind, Outcomes, Tested
 from dfer.storage import Folder
@@ -193,7 +193,7 @@ def _alone(dataset: str, classes: tuple[str, ...], waiting: Sequence[Pending]) -
 
 def _table(data: str, classes: tuple[str, ...], entries: Sequence[Entry], pending: Sequence[Pending]) -> Table:
     pairs, untested = [], []
-    for one, other in itertools.combinations([entry for entry in entries if entry.tested.file], 2):
+    for one, other in itertools.combinations([entry for entry in entries if entry.tested.files], 2):
         if one.run != other.run and one.tested.name != other.tested.name:
             continue  # two differences at once answer no question
         found = pair(one, other)
@@ -261,12 +261,19 @@ FACTS: dict[str, Callable[[Entry], str]] = {
     "training augmentation": lambda entry: entry.first.protocol.augment,
     "training targets": lambda entry: entry.first.protocol.targets or "labels",
     "weights evaluated": lambda entry: entry.first.protocol.weights or "those of training",
-    "training data": lambda entry: " + ".join((entry.first.data, *entry.first.joined)),
+    "training data": lambda entry: _trained_on(entry.first),
     "shards": lambda entry: f"manifest {entry.first.manifest_sha256[:8]}",
     "layout of a step": lambda entry: entry.first.layout or "free",
     "start": lambda entry: "another run" if entry.first.start else "its own",
 }
 """What decides a score besides the method, by name."""
+
+
+def _trained_on(result: FoldResult) -> str:
+    """Name the data of the training, which are not those that a second result was tested on."""
+    if result.trained is not None:
+        return result.trained.data
+    return " + ".join((result.data, *result.joined)) if result.epochs else UNTRAINED
 
 
 def _overlap(result: FoldResult) -> str:
@@ -315,16 +322,49 @@ def _selection_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _matrix(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Cell]]:
-    """Lay out the scores of runs that were tested on other data: trained on x tested on."""
+    """Lay out the scores of runs that were tested on other data: trained on x tested on. Only what was seen as in the
+    run's own results is shown; of two builds of one set, the one that was tested later."""
     crossed = {entry.run for entry in entries if entry.first.trained is not None}
+    own = {entry.run: entry for entry in entries if entry.kind == "run"}
+    shown = [
+        entry
+        for entry in entries
+        if entry.run in crossed
+        and (entry.kind == "run" or entry.first.trained is not None)
+        and seen_as(entry.first) == seen_as(own[entry.run].first)
+    ]
+    columns = _columns(shown)
     found: dict[tuple[str, str], dict[str, Cell]] = {}
-    for entry in entries:
-        shown = entry.kind == "run" or (entry.first.trained is not None and not entry.first.protocol.shuffled)
-        if entry.run not in crossed or not shown:
-            continue
-        own = " + ".join((entry.first.data, *entry.first.joined)) if entry.first.epochs else UNTRAINED
-        trained = entry.first.trained.data if entry.first.trained else own
-        row = found.setdefault((entry.run, trained), {})
+    latest = sorted(zip(shown, columns), key=lambda each: each[0].first.finished, reverse=True)
+    for entry, column in sorted(latest, key=lambda each: each[0].kind != "run"):
+        row = found.setdefault((entry.run, _trained_on(entry.first)), {})
         cell = Cell(uar=entry.mean.uar, war=entry.mean.war, warning=entry.first.protocol.warning)
-        row.setdefault(entry.first.data, cell)
-    return found
+        row.setdefault(column, cell)
+    order = dict.fromkeys((entry.run, _trained_on(entry.first)) for entry in shown)
+    return {key: {name: found[key][name] for name in dict.fromkeys(columns) if name in found[key]} for key in order}
+
+
+def _columns(entries: Sequence[Entry]) -> list[str]:
+    """Name what each row was tested on: the data and, where they are not the same for all rows of these data, the
+    protocol, the number of classes with test clips and the number of clips."""
+    splits: dict[str, set[str]] = {}
+    for entry in entries:
+        splits.setdefault(entry.first.data, set()).update({entry.first.split} - {""})
+    facts = []
+    for entry in entries:
+        first, known = entry.first, splits[entry.first.data]
+        split = next(iter(known)) if not first.split and len(known) == 1 else first.split
+        facts.append((first.data, (split, *_tested_clips(entry))))
+    names = []
+    for data, each in facts:
+        unlike = [len({*values}) > 1 for values in zip(*(other for name, other in facts if name == data))]
+        words = (f"protocol {each[0] or 'not recorded'}", f"{each[1]} classes", f"{each[2]:,} clips")
+        names.append(", ".join([data, *(word for word, differs in zip(words, unlike) if differs)]))
+    return names
+
+
+def _tested_clips(entry: Entry) -> tuple[int, int]:
+    """Count the classes with test clips and the clips; a fold that several parts were tested on counts once."""
+    results = [entry.tested.results[parts[0]] for parts in entry.tested.groups.values()]
+    counts = [sum(of_class) for of_class in zip(*(result.count for result in results))]
+    return sum(map(bool, counts)), sum(counts)

@@ -183,7 +183,7 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done, repeated=bool(seeds)),
-        intervals=intervals_of(Tested("run", "", RESULT, dict(zip(homes, folds)), homes)),
+        intervals=intervals_of(Tested("run", "", dict.fromkeys(homes, RESULT), dict(zip(homes, folds)), homes)),
         homes=homes,
         others={part_name(fold.result, repeated=bool(seeds)): fold.others for fold in done},
     )

@@ -42,15 +42,16 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Tested:
-    """Results on one test set, by name of the part. name: what distinguishes them from the run's own, or nothing; file:
-    of the results, empty if there are no predictions beside them. homes: folders of the parts.
+    """Results on one test set, by name of the part. name: what distinguishes them from the run's own, or nothing.
+    files: of the results, by name of the part, empty if there are no predictions beside them. homes: folders of the
+    parts.
 
     Runs that were tested on the same clips, such as several seeds, form a group, which counts every clip once.
     """
 
     kind: Kind
     name: str
-    file: str
+    files: Mapping[str, str]
     results: Mapping[str, FoldResult]
     homes: Mapping[str, Folder]
 
@@ -80,10 +81,11 @@ class Tested:
     @cached_property
     def answers(self) -> dict[str, Answers] | None:
         """The predictions by part; None if some are missing. Raises CheckpointError if a file is damaged."""
-        if not self.file:
+        if not self.files:
             return None
         found = {
-            part: read_answers(self.homes[part], result, beside=self.file) for part, result in self.results.items()
+            part: read_answers(self.homes[part], result, beside=self.files[part])
+            for part, result in self.results.items()
         }
         there = {part: answers for part, answers in found.items() if answers is not None}
         return there if len(there) == len(found) else None

@@ -1,9 +1,10 @@
 """Several shard folders as one, to train on several data sets at a time.
 
 The first folder gives the test clips, their keys and the numbers of the folds. Of the others only training clips are
-added: those of the fold of the same number, or of their only fold. Keys, partitions and subjects of the others begin
-with the name of their data set. Classes are matched by name. The joined manifest holds the hashes of all shards, so
-that its own hash is one over all folders.
+added: those of the fold of the same number, or of their only fold, of the protocol of the same name. A set that lacks
+it, and trains on the same clips in all its folds, adds these. Keys, partitions and subjects of the others begin with
+the name of their data set. Classes are matched by name. The joined manifest holds the hashes of all shards, so that its
+own hash is one over all folders.
 """
 
 import hashlib
@@ -170,6 +171,8 @@ class JoinedStore:
                     folds[fold] = replace(own, train=self._train(f"{name}.{fold}", trains))
             if folds:
                 found[name] = Protocol(source=protocol.source, folds=folds)
+        if not found:
+            _refuse_apart([store.manifest for store in self._stores])
         return found
 
     def _train(self, name: str, trains: Sequence[Subset]) -> Subset:
@@ -191,8 +194,19 @@ def _keys(store: Store, subset: Subset) -> list[str]:
 
 def fold_of_number(manifest: Manifest, protocol: str, number: str) -> Fold | None:
     """Return the fold of a further folder that goes with a number: the same, or the only one; None if there is none."""
-    own = number_of(manifest, protocol, number)
-    return manifest.protocols[protocol].folds[own] if own is not None else None
+    name = protocol_of(manifest, protocol)
+    own = number_of(manifest, name, number)
+    return manifest.protocols[name].folds[own] if own is not None else None
+
+
+def protocol_of(manifest: Manifest, protocol: str) -> str:
+    """Return the protocol of a further folder that goes with a protocol: that of the same name or, of a folder that
+    lacks it and trains on the same clips in all its folds, its first one by name."""
+    trains = {fold.train for each in manifest.protocols.values() for fold in each.folds.values()}
+    single = all(len(each.folds) == 1 for each in manifest.protocols.values())
+    if protocol in manifest.protocols or len(trains) != 1 or not single:
+        return protocol
+    return min(manifest.protocols)
 
 
 def number_of(manifest: Manifest, protocol: str, number: str) -> str | None:
@@ -208,6 +222,20 @@ def number_of(manifest: Manifest, protocol: str, number: str) -> str | None:
 def joined_classes(manifests: Sequence[Manifest]) -> list[str]:
     """Return the classes of all manifests by name, in the order of their first mention."""
     return list(dict.fromkeys(canonical_name(name) for manifest in manifests for name in manifest.classes))
+
+
+def _refuse_apart(manifests: Sequence[Manifest]) -> None:
+    """Raise UsageError that names the protocols and folds of every set."""
+    told = []
+    for manifest in manifests:
+        counts = {name: len(each.folds) for name, each in sorted(manifest.protocols.items())}
+        listed = ", ".join(f"{name} of {count} fold{'s' if count > 1 else ''}" for name, count in counts.items())
+        told.append(f"{manifest.dataset}: {listed or 'none'}")
+    expected = "a protocol of the first set that every other set has, or other sets with one choice of training clips"
+    do = (
+        "Leave out of data.join the sets that lack the protocol, or give the one with several protocols as data.shards."
+    )
+    raise UsageError(message("data.join", expected=expected, got="; ".join(told), do=do))
 
 
 def _refuse(stores: Sequence[Store]) -> None:

@@ -4,8 +4,10 @@ fer2013new.csv                                  a row a row of fer2013.csv, in i
                                                 votes: neutral ... contempt, unknown, NF (no face)
 FER2013Train/fer0000000.png, FER2013Valid/, FER2013Test/     or fer2013.csv itself
 
-The label is the column with the most votes. Where two have as many, or `unknown` or `NF` has the most, there is no
-label: the picture is stored with its votes, and neither trains nor tests. Rows without an image name are left out.
+The label is the release's (github microsoft/FERPlus, src/ferplus.py, mode `majority`): a column's only vote does not
+count, and a column with more than half of the others is the label. Where no column has, or it is `unknown` or `NF`,
+there is none: the picture is stored with its votes, and neither trains nor tests. Rows without an image name are left
+out.
 """
 
 from collections import Counter
@@ -39,7 +41,7 @@ PARTS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 OF_FER2013 = {"train": "train", "public": "validation", "private": "test"}
 FOLDERS = {"train": "FER2013Train", "validation": "FER2013Valid", "test": "FER2013Test"}
 BASES = ("", "FERPlus/", "data/", "FERPlus/data/", "data/images/")
-TIED, UNKNOWN, NAMELESS, ODD = "tied", "unknown", "nameless", "odd"
+DIVIDED, UNKNOWN, NAMELESS, ODD = "divided", "unknown", "nameless", "odd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,11 @@ class Voted:
 
     @property
     def winner(self) -> str | None:
-        """The column with more votes than every other one; None if there is no such column."""
-        most = max(self.votes.values())
-        first = [name for name, count in self.votes.items() if count == most]
-        return first[0] if len(first) == 1 else None
+        """The column with more than half of the votes, without those that are the only one of their column; None if
+        there is no such column."""
+        counted = {name: count for name, count in self.votes.items() if count > 1}
+        total = sum(counted.values())
+        return next((name for name, count in counted.items() if 2 * count > total), None)
 
 
 def read(raw: Path) -> RawSet:
@@ -72,7 +75,7 @@ def read(raw: Path) -> RawSet:
             continue
         label = emotions.names.index(row.winner) if row.winner in emotions.names else None
         votes = tuple(row.votes[name] for name in emotions.names)
-        tally[TIED if row.winner is None else UNKNOWN] += label is None
+        tally[DIVIDED if row.winner is None else UNKNOWN] += label is None
         key, part = f"{row.number:05d}", row.partition
         clips.append(RawClip(key=key, label=label, partition=part, picture=pictures[row.number], votes=votes))
     return RawSet(
@@ -94,9 +97,13 @@ def _published() -> dict[str, RawProtocol]:
 
 def _notes(tally: Counter[str]) -> tuple[str, ...]:
     return (
-        *counted(tally[TIED], "{} pictures have no label: two columns have the most votes (stored with their votes)"),
         *counted(
-            tally[UNKNOWN], "{} pictures have no label: unknown or NF has the most votes (stored with their votes)"
+            tally[DIVIDED],
+            "{} pictures have no label: no column has more than half of the votes (stored with their votes)",
+        ),
+        *counted(
+            tally[UNKNOWN],
+            "{} pictures have no label: unknown or NF has more than half of the votes (stored with their votes)",
         ),
         *counted(tally[NAMELESS], "{} rows have no image name, and are left out"),
         *counted(tally[ODD], f"{{}} rows have other than {ANNOTATORS} votes"),

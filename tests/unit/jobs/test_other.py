@@ -107,7 +107,7 @@ def test_other_shards_give_a_second_result_with_classes_by_name(
     (tmp_path / "other" / "manifest.json").write_text(json.dumps({**plain, "dataset": "otherset"}))
     elsewhere = replace(trained, data=replace(trained.data, shards=str(tmp_path / "other")))
     found, name = second(trained, alone, config=elsewhere)
-    assert name == f"results/other-otherset_{found.manifest_sha256[:8]}.json"
+    assert name == f"results/other-otherset_{found.manifest_sha256[:8]}-fold_1-protocol_published.json"
     assert (found.dataset, found.classes, found.clips) == ("otherset", CLASSES, 3)
     assert found.count == (2, 1, 0, 0, 0, 0, 0) and found.recall[2:] == (None,) * 5
     assert found.trained is not None and (found.trained.dataset, found.trained.protocol) == ("test", "published")

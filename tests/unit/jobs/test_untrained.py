@@ -214,11 +214,44 @@ def test_other_shards_give_a_second_result_with_classes_by_name(faces: Path, tmp
     path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "otherset"}))
     elsewhere = changed(one, {"data.shards": str(tmp_path / "other")})
     found, name = second(one, alone, config=elsewhere)
-    assert name == f"results/other-otherset_{found.manifest_sha256[:8]}.json"
+    assert name == f"results/other-otherset_{found.manifest_sha256[:8]}-fold_1-protocol_published.json"
     assert (found.classes, found.count) == (first.classes, (2, 1, 0, 0, 0, 0, 0))
     assert found.trained is not None and found.trained.dataset == "weights not trained here"
     (row,) = compare([Folder(one.run)], RunConfig).matrix.items()
     assert row[0][1] == "weights not trained here" and [*row[1]] == ["test", "otherset"]
+
+
+@pytest.mark.slow("evaluates two folds four times")
+@pytest.mark.parametrize("old_names", [False, True])
+def test_all_folds_on_one_split_are_one_row_whatever_their_files_are_named(
+    faces: Path, tmp_path: Path, alone: World, old_names: bool
+) -> None:
+    """Earlier versions named the tested fold only where it was another one than the run's."""
+    clips = [Clip(key=str(n), label=n % 3) for n in range(4)]
+    write_shards(tmp_path / "other", {"train": [[Clip(key="q")]], "test": [clips]})
+    path, run = tmp_path / "other" / "manifest.json", tmp_path / "run"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "otherset"}))
+    plain = []
+    for fold in (1, 2):
+        own = replace(config(run / f"fold_{fold}", faces), fold=fold)
+        evaluate_run(own, alone, trained=False)
+        one = replace(changed(own, {"data.shards": str(tmp_path / "other")}), fold=1)
+        found, name = second(own, alone, config=one)
+        second(own, alone, config=changed(one, {"data.frames": 3}))  # sorts before the plain one
+        plain.append((found, name))
+        old = f"results/other-otherset_{found.manifest_sha256[:8]}{'-fold_1' if fold == 2 else ''}"
+        for end in (".json", "_predictions.csv") if old_names else ():
+            (run / f"fold_{fold}" / f"{name.removesuffix('.json')}{end}").rename(run / f"fold_{fold}" / f"{old}{end}")
+    assert plain[0][1] == plain[1][1]
+    result = compare([Folder(run)], RunConfig)
+    (table,) = [each for each in result.tables if each.data == "otherset"]
+    rows = {entry.label: entry for entry in table.entries}
+    assert [*rows] == ["run, on otherset", "run, on otherset; 3 frames"]
+    assert [entry.coverage for entry in rows.values()] == ["2 of 2 folds"] * 2
+    assert [*rows["run, on otherset"].tested.results.values()] == [found for found, _ in plain]
+    assert len(table.pairs) == 1 and table.pairs[0].clips == 4
+    cell = result.matrix["run", "weights not trained here"]["otherset"]
+    assert cell.war == pytest.approx(np.mean([found.war for found, _ in plain]))
 
 
 def test_the_command_line_tells_weights_that_are_not_trained_from_a_training(

@@ -28,7 +28,7 @@ from dfer.store.format import Overlap
 from tests import fake_runs
 
 Matrix = Sequence[Sequence[int]]
-OTHERS = "results/other-FERV39k_cdcdcdcd.json"
+OTHERS = "results/other-FERV39k_cdcdcdcd-fold_1-protocol_published.json"
 SHUFFLED = "results/other-shuffled.json"
 FOLDS = (1, 2)
 

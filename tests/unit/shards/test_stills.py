@@ -3,12 +3,14 @@
 import io
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dfer.emotions import canonical_name
 from dfer.errors import DataError
 from dfer.store.format import Manifest, Media
 from dfer.store.index import ClipEntry, read_index
@@ -423,16 +425,54 @@ def test_fer2013_in_folders(tmp_path: Path, named: bool) -> None:
 # FERPlus
 
 VOTED = {
-    "00000": ("train", "neutral"),
+    "00000": ("train", None),
     "00002": ("validation", None),
     "00003": ("test", None),
     "00004": ("test", "contempt"),
 }
 FERPLUS_NOTES = [
-    "1 pictures have no label: two columns have the most votes",
-    "1 pictures have no label: unknown or NF has the most votes",
+    "2 pictures have no label: no column has more than half of the votes",
+    "1 pictures have no label: unknown or NF has more than half of the votes",
     "1 rows have no image name, and are left out",
 ]
+
+
+@pytest.mark.parametrize(
+    ("votes", "winner"),
+    [
+        # neutral happiness surprise sadness anger disgust fear contempt unknown NF
+        ((4, 3, 3, 0, 0, 0, 0, 0, 0, 0), None),
+        ((5, 5, 0, 0, 0, 0, 0, 0, 0, 0), None),
+        ((5, 3, 2, 0, 0, 0, 0, 0, 0, 0), None),
+        ((6, 4, 0, 0, 0, 0, 0, 0, 0, 0), "neutral"),
+        ((0, 4, 1, 1, 1, 1, 1, 1, 0, 0), "happiness"),  # single votes do not count
+        ((0, 4, 3, 1, 1, 1, 0, 0, 0, 0), "happiness"),
+        ((1, 1, 1, 1, 1, 1, 1, 1, 1, 1), None),
+        ((0, 3, 0, 0, 0, 0, 0, 0, 7, 0), "unknown"),
+        ((0, 3, 0, 0, 0, 0, 0, 0, 4, 3), None),
+        ((0, 0, 0, 0, 0, 0, 0, 0, 0, 10), "nf"),
+    ],
+)
+def test_ferplus_takes_the_majority_of_the_release(votes: tuple[int, ...], winner: str | None) -> None:
+    """By hand after _process_data of its src/ferplus.py, mode majority."""
+    columns = [canonical_name(name) for name in ferplus.VOTES]
+    row = ferplus.Voted(number=0, name="a.png", partition="train", votes=dict(zip(columns, votes, strict=True)))
+    assert row.winner == (winner and canonical_name(winner))
+
+
+def test_ferplus_shards_of_an_older_rule_are_built_again(tmp_path: Path) -> None:
+    """Earlier versions took the column with the most votes."""
+    raw = ferplus.read(stillkit.ferplus(tmp_path / "FERPlus"))
+    neutral = raw.emotions.index("neutral")
+    older = replace(
+        raw, clips=tuple(replace(clip, label=neutral) if clip.key == "00000" else clip for clip in raw.clips)
+    )
+    options = BuildOptions(media=raw.media, max_side=raw.max_side)
+    counts = [
+        build(each, str(tmp_path / "out"), options, progress=False).manifest.counts["train"][neutral]
+        for each in (older, raw)
+    ]
+    assert counts == [1, 0]
 
 
 def test_ferplus_with_folders(tmp_path: Path) -> None:

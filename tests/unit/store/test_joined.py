@@ -24,6 +24,7 @@ from dfer.jobs.config import RunConfig
 from dfer.jobs.crossval import absolute, shared
 from dfer.jobs.evaluate import evaluate_run
 from dfer.jobs.fold_data import eval_loader, open_fold
+from dfer.jobs.seen import sets_of
 from dfer.jobs.train import train
 from dfer.storage import Folder
 from dfer.store.shards import Store
@@ -125,11 +126,50 @@ def test_lists_of_keys_are_joined(tmp_path: Path, folders: tuple[str, str]) -> N
     assert hashlib.sha256(store.file(subset.keys)).hexdigest() == subset.sha256
 
 
-def test_a_protocol_that_another_set_lacks_is_not_joined(tmp_path: Path, folders: tuple[str, str]) -> None:
-    plain = json.loads((tmp_path / "one" / "manifest.json").read_text())
-    plain["protocols"]["subjects"] = plain["protocols"]["published"]
-    (tmp_path / "one" / "manifest.json").write_text(json.dumps(plain))
-    assert [*data_of(folders).store().manifest.protocols] == ["published"]
+def with_protocols(folder: str, **folds: dict[str, Any]) -> str:
+    """Give a shard folder these protocols."""
+    path = Path(folder) / "manifest.json"
+    protocols = {name: {"source": "test", "folds": each} for name, each in folds.items()}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "protocols": protocols}))
+    return folder
+
+
+def parts(train: str, test: str) -> dict[str, Any]:
+    return {"train": {"partitions": [train]}, "test": {"partitions": [test]}}
+
+
+def test_a_set_without_the_protocol_adds_its_only_training_clips(folders: tuple[str, str]) -> None:
+    """As RAF-DB (published) does to FER2013 (private, public), and FER2013 to RAF-DB."""
+    first = with_protocols(
+        folders[0], private={"1": parts("fold_1", "fold_2")}, public={"1": parts("fold_1", "fold_2")}
+    )
+    for pair, names, keys in (
+        ((first, folders[1]), ["private", "public"], ["a", "b", "two/x", "two/a"]),
+        ((folders[1], first), ["published"], ["x", "a", "one/a", "one/b"]),
+    ):
+        data = data_of(pair, protocol=names[-1])
+        store = data.store()
+        assert [*store.manifest.protocols] == names
+        found = fold_clips(store, fold_of(store.manifest, names[-1], 1), emotions=emotions_of(FIRST))
+        assert found["train"].keys == keys
+        listed = sets_of(run_config(Path("r"), data=data), store)
+        assert [each.protocol for each in listed] == [names[-1], "published" if pair[0] == first else "private"]
+
+
+def test_sets_without_a_common_protocol_are_refused_with_those_of_each(folders: tuple[str, str]) -> None:
+    both = {"1": parts("fold_1", "fold_2"), "2": parts("fold_2", "fold_1")}
+    one = with_protocols(folders[0], subjects=both, positional=both)
+    with pytest.raises(UsageError) as caught:
+        data_of((folders[1], one)).store()
+    assert str(caught.value).startswith("data.join: expected a protocol of the first set that every other set has, or")
+    assert ", got two: published of 1 fold; one: positional of 2 folds, subjects of 2 folds. L" in str(caught.value)
+
+
+def test_a_protocol_that_another_set_lacks_is_not_joined(folders: tuple[str, str]) -> None:
+    both = {"1": parts("fold_1", "fold_2"), "2": parts("fold_2", "fold_1")}
+    one = with_protocols(folders[0], published=both, subjects=both)
+    two = with_protocols(folders[1], published={"1": parts("train", "test")}, other={"1": parts("test", "train")})
+    assert [*data_of((one, two)).store().manifest.protocols] == ["published"]
 
 
 def test_a_set_given_twice_is_refused(folders: tuple[str, str]) -> None:
