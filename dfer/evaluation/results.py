@@ -165,7 +165,7 @@ class FoldResult:
     are of other data; train_partitions are of that. joined: further data sets whose training clips were added. split:
     name of the shards' protocol that defines the folds, empty in results from before this field. overlap: of training
     and test in all folds of it, None where the shards do not say. remark: that the weights may have been trained on
-    test clips, empty if that is not suspected. processes, micro_batch: of the training, where the clips of a micro-batch
+    test clips, empty if that is not suspected. processes, micro_batch: of the training, where clips of a micro-batch
     depend on each other, as with batch statistics or mixing; 0 where they do not, for weights not trained here, and in
     results from before these fields.
     """
