@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from dfer.jobs.rows import Row
     from dfer.report.compare import Pending
     from dfer.storage import Folder
-    from dfer.text_files import write_text
 
 COMPARE = """dfer compare runs/dfew/dfer_clip runs/dfew/linear_probe
 dfer compare runs/dfew/dfer_clip s3://bucket/coop --markdown table.md --html comparison
@@ -36,6 +35,7 @@ def _compare(args: argparse.Namespace) -> None:
     from dfer.report.compare import compare
     from dfer.report.compare_tables import markdown, text
     from dfer.storage import Folder
+    from dfer.text_files import write_text
 
     rows = [*named_rows(args.rows), *(rows_of(args.set) if args.set else [])]
     runs = [Folder(run, what="the run folder") for run in args.runs]
