@@ -1,6 +1,7 @@
-"""Local files: write them atomically with the umask's mode, and explain denied access by owner and mode."""
+"""Local files: write them atomically with the umask's mode, hash them, and explain denied access by owner and mode."""
 
 import errno
+import hashlib
 import os
 import pwd
 import secrets
@@ -8,6 +9,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 as hexadecimal text. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The model that answers for new clips: a run's selected checkpoint or a saved model. Imports no torch, so that a job
 can refuse a wrong one before it starts."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from dfer.errors import CheckpointError, UsageError, message
 from dfer.jobs.config import RunConfig
 from dfer.jobs.parts import parts_in
 from dfer.jobs.saved import run_of
+from dfer.local_files import sha256_of
 from dfer.models.config_clivp_fer import ClivpFerConfig
 from dfer.models.files import files, trains_nothing
 from dfer.models.saved import SavedModel, is_saved, open_saved
@@ -91,8 +91,4 @@ def config_of(source: str, overrides: Sequence[str] = ()) -> RunConfig:
 def _hashes(config: RunConfig) -> dict[str, str]:
     """Return the SHA-256 of the files that the model is made of, by key; folders and missing files are left out."""
     there = {name: Path(path) for name, path in files(config.model).items() if Path(path).is_file()}
-    found = {}
-    for name, path in there.items():
-        with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {name: sha256_of(path) for name, path in there.items()}

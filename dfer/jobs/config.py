@@ -13,7 +13,7 @@ from dfer.evaluation.results import Published
 from dfer.jobs.published import departures
 from dfer.jobs.rows import own_file, published_of
 from dfer.models.config import ModelConfig
-from dfer.models.config_clivp_fer import CnnConfig
+from dfer.models.config_clivp_fer import CnnConfig, check_side
 from dfer.models.config_dk_clip import DkClipConfig, check_frames
 from dfer.models.files import takes_targets
 from dfer.run.config import CheckpointConfig
@@ -93,9 +93,8 @@ class RunConfig:
         if self.early_stop is not None and self.select == "last":
             do = "Set select=best_on_val, or early_stop=null"
             raise ConfigProblem(f"early_stop: expected a `select` that evaluates, got select=last. {do}")
-        if isinstance(self.model, CnnConfig) and not 32 <= self.data.size <= 56:
-            expected = "32 to 56 pixels with model.name=cnn, whose last map is one cell then"
-            raise ConfigProblem(f"data.size: expected {expected}, got {self.data.size}. Set data.size=44, as published")
+        if isinstance(self.model, CnnConfig):
+            check_side(self.data.size)
         if isinstance(self.model, DkClipConfig):
             check_frames(self.data.frames, self.model.snippet)
         if not takes_targets(self.model):

@@ -1,7 +1,6 @@
 """Features of a frozen image tower. All ranks of the first run that needs them compute and store them; later runs and
 other folds read them."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,14 +36,12 @@ from dfer.jobs.initial import refuse_trained_copy
 from dfer.jobs.pieces import TELL_S, Grid
 from dfer.models.build import build, refuse_normalisation
 from dfer.models.config_towers import TowersConfig
-from dfer.models.files import files, is_tag
+from dfer.models.files import SHA256, file_id, files, is_tag
 from dfer.recognition import PADDING
 from dfer.run.checkpoints import Checkpoint
 from dfer.storage import Folder
 from dfer.store.shards import Shards
 from dfer.training.loop import stopped
-
-SHA256 = "sha256"
 
 
 def with_features(
@@ -108,14 +105,6 @@ def weights_id(towers: TowersConfig, seed: int) -> Any:
     if towers.pretrained is None:
         return f"drawn from seed {seed}"
     return f"tag {towers.pretrained}" if is_tag(towers.arch, towers.pretrained) else file_id(towers.pretrained)
-
-
-def file_id(path: str) -> dict[str, str]:
-    """Identify a file by its name and SHA-256, or only by its name if the file is missing."""
-    if not Path(path).is_file():
-        return {"name": Path(path).name}
-    with Path(path).open("rb") as file:
-        return {"name": Path(path).name, SHA256: hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def find(config: RunConfig, key: Mapping[str, Any]) -> Folder | None:

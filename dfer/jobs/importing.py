@@ -88,13 +88,10 @@ def import_model(
         found = replace(found, words={**found.words, "start": start}) if start else found
         new = save(out, found, model.state_dict(), card=card, own=prepared(config.model)[1])[1]
     use = f"model.start={out or 'OUT'}"
-    use = (
-        use
-        if start
-        else f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}{fold_words(origin)}, dfer predict, or {use}"
-    )
-    if fold is None and not start:
-        use += ". Give --fold if you know it: without it nothing tells whether test clips were trained on"
+    if not start:
+        use = f"dfer evaluate {out or 'OUT'} sets/{dataset.lower()}{fold_words(origin)}, dfer predict, or {use}"
+        if fold is None:
+            use += ". Give --fold if you know it: without it nothing tells whether test clips were trained on"
     notes = (f"to begin a training with: {start}",) if start else ()
     return Taken(weights=model.state_dict(), left_out=left_out, notes=notes, use=use, new=new)
 

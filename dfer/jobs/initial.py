@@ -17,6 +17,7 @@ from dfer.errors import CheckpointError, message, without_secrets
 from dfer.jobs.config import RunConfig
 from dfer.jobs.fold_data import FoldData
 from dfer.jobs.seen import recorded_sets, seen, sets_in, sets_of_saved
+from dfer.local_files import sha256_of
 from dfer.models.build import build
 from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.config_towers import TowersConfig
@@ -24,7 +25,7 @@ from dfer.models.files import trains_nothing
 from dfer.models.saved import SavedModel, TrainedSet, open_saved, state_of
 from dfer.models.start import Taken, take
 from dfer.recognition import Recognizer
-from dfer.run.checkpoint_files import STATE, WEIGHTS, sha256_of
+from dfer.run.checkpoint_files import STATE, WEIGHTS
 from dfer.run.checkpoints import AVERAGE, Checkpoint, Checkpoints
 from dfer.run.layout import CONFIG, MAX_CONFIG_BYTES
 from dfer.storage import Folder

@@ -25,12 +25,11 @@ from dfer.data.picture_reader import folder_batches, shard_batches
 from dfer.data.pictures import PictureFolder
 from dfer.errors import CheckpointError, DataError, UsageError, message
 from dfer.inference import autocast, set_tf32
-from dfer.jobs.features import file_id
 from dfer.jobs.fold_data import manifest_hash
 from dfer.jobs.pairs import PairsConfig
 from dfer.jobs.pieces import contrast
 from dfer.models.build import image_tower
-from dfer.models.files import is_tag
+from dfer.models.files import file_id, is_tag
 from dfer.models.frozen import frame_features
 from dfer.models.normalisation import refuse_other_normalisation
 from dfer.models.projection import STUDENT, TEACHER

@@ -165,8 +165,6 @@ ACCURACY: dict[tuple[str, str], tuple[str, float | None, str]] = {
     ("resnet18", "ckplus48"): ("CK+48, ten folds by position, pooled", 94.040, CNN),
 }
 """Rows that are published with accuracy alone, by method and set: protocol, accuracy in percent and its source."""
-NOTES = {("clivp_fer_true_label", "kmu_fed"): "of 1,104 face crops; ours are of 1,100 whole pictures"}
-"""What a reader must know beside the accuracy of a method on a set, in short words."""
 PUBLIC = tuple(
     Row(
         configs=(f"fer2013/{net}_public",),
@@ -205,7 +203,9 @@ DEMO = (
 
 
 def note_of(method: str, dataset: str) -> str:
-    """Say what a reader must know beside the published numbers of a method on one of SETS; empty for most."""
+    """Say what a reader must know beside the published numbers of a method on a set; empty for most."""
+    if (method, dataset) == ("clivp_fer_true_label", "kmu_fed"):
+        return "of 1,104 face crops; ours are of 1,100 whole pictures"
     if method in DK_CLIP:
         uar, war = DK_CLIP_LAST[dataset]
         return f"UAR and recalls are means over two ranks; best test epoch, the last one has {uar:.2f} / {war:.2f}"
@@ -258,7 +258,7 @@ def of_accuracy(table: Mapping[tuple[str, str], tuple[str, float | None, str]]) 
                 source=source,
                 selection="best_on_test",
                 leaks_label=method in LEAKING,
-                note=NOTES.get((method, name), ""),
+                note=note_of(method, name),
                 dataset=name,
             ),
         )

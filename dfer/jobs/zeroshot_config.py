@@ -13,6 +13,7 @@ from dfer.config import ConfigProblem, key, to_plain
 from dfer.data.config import Sampling
 from dfer.errors import without_secrets
 from dfer.jobs.parts import absolute_path
+from dfer.local_files import sha256_of
 from dfer.models.config_towers import TowersConfig
 from dfer.models.texts import check_kind, is_file
 from dfer.storage import Folder
@@ -200,5 +201,4 @@ def _bytes_id(path: str | None) -> str:
     """SHA-256 of a small file; empty for none, or one that is missing."""
     if path is None or not Path(path).is_file():
         return ""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(Path(path))

@@ -21,13 +21,13 @@ from dfer.errors import CheckpointError, DataError, message
 from dfer.inference import autocast, set_tf32
 from dfer.interruption import Stop
 from dfer.jobs.computed import Source, compute
-from dfer.jobs.features import file_id, find_in, weights_id
+from dfer.jobs.features import find_in, weights_id
 from dfer.jobs.initial import refuse_trained_towers
 from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel
 from dfer.jobs.zeroshot_sets import SetData
 from dfer.models.build import frozen_towers
 from dfer.models.class_texts import ClassTexts
-from dfer.models.files import is_tag
+from dfer.models.files import file_id, is_tag
 from dfer.models.frozen import FrozenTowers
 from dfer.models.normalisation import refuse_other_normalisation
 from dfer.models.texts import class_prompts

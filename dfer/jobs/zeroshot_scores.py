@@ -20,10 +20,10 @@ from dfer.evaluation.evaluator import Predictions
 from dfer.evaluation.results import predictions_csv
 from dfer.interruption import Stop
 from dfer.jobs.facts import now
-from dfer.jobs.features import SHA256
 from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotModel, asked, label_of
 from dfer.jobs.zeroshot_features import CLIPS, Texts, Towers, clip_features
 from dfer.jobs.zeroshot_sets import Ids, SetData, open_set
+from dfer.models.files import SHA256
 from dfer.models.frozen import normalisation_words
 from dfer.models.head_file import ARCHS, OPENAI_FILES, other_weights, released_head
 from dfer.models.texts import class_prompts

@@ -2,12 +2,12 @@
 are those of which it was made. Imports no torch, except to list a folder of pictures.
 """
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
 from dfer.errors import DataError
 from dfer.jobs.zeroshot_config import ZeroshotConfig, ZeroshotSet, asked
+from dfer.local_files import sha256_of
 from dfer.models.config_towers import TowersConfig
 from dfer.models.files import is_tag
 from dfer.report.zeroshot import SetResult, read_result
@@ -61,5 +61,4 @@ def _sha256(path: Path) -> str:
 @cache
 def _sha256_of(path: Path, _mtime_ns: int, _size: int) -> str:
     """SHA-256 of a file, computed once in this process: several models have the same weights."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

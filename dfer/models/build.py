@@ -65,9 +65,9 @@ def build(
     gather: collective call from a rank's rows to those of all ranks, for methods that compare clips across ranks.
 
     Raises:
-        ConfigProblem: an unknown architecture, or prompts that do not fit it.
+        ConfigProblem: an unknown architecture, prompts that do not fit it, or CLIP's normalisation for weights that
+            were trained with another.
         CheckpointError: a checkpoint that is missing, damaged or does not fit.
-        ConfigProblem: CLIP's normalisation for weights that were trained with another.
         ValueError: features for a method that takes none.
     """
     if dims is not None and config.frozen_tower is None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dfer.emotions import Emotions
 from dfer.errors import UsageError, message
-from dfer.models.config_clivp_fer import CnnConfig
+from dfer.models.config_clivp_fer import SIDES, CnnConfig
 from dfer.models.losses import cross_entropy
 from dfer.recognition import ClipBatch, Group, Progress, Recognition, Recognizer
 
@@ -26,7 +26,7 @@ LAST = 8
 """Channels of the last stage of both, in the same units."""
 LAST_MAP = 4
 """Side of the average pool after ResNet18's last stage."""
-INPUT = "32 x 32 to 56 x 56 pixels (44 x 44 as published)"
+INPUT = f"{SIDES[0]} x {SIDES[0]} to {SIDES[-1]} x {SIDES[-1]} pixels (44 x 44 as published)"
 
 
 class Cnn(Recognizer):
@@ -132,6 +132,6 @@ class Projection(nn.Conv2d):
 def _check(pictures: Tensor) -> None:
     """Raise UsageError unless the last map of both networks is one cell."""
     height, width = pictures.shape[-2:]
-    if not (32 <= height <= 56 and 32 <= width <= 56):
+    if height not in SIDES or width not in SIDES:
         got = f"{height} x {width}"
         raise UsageError(message("frames", expected=INPUT, got=got, do="Set data.size=44."))

@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dfer.config import ConfigProblem, key
+from dfer.errors import message
 from dfer.models.config_towers import FrozenTower, TowersConfig
 from dfer.models.texts import check_kind
 
 MAX_WIDTH = 1024
 """Most channels of a CNN's first stage."""
+SIDES = range(32, 57)
+"""Sides in pixels of pictures whose last map is one cell in both CNNs."""
 Caption = Literal["zero_shot", "all", "true_label"]
 
 
@@ -92,3 +95,10 @@ class CnnConfig:
 def _check_dropout(share: float) -> None:
     if not 0 <= share < 1:
         raise ConfigProblem(f"dropout: expected a share from 0 to below 1, got {share}. The published one is 0.5.")
+
+
+def check_side(side: int) -> None:
+    """Raise ConfigProblem unless both CNNs take pictures with this side, in pixels."""
+    if side not in SIDES:
+        expected, do = f"{SIDES[0]} to {SIDES[-1]} pixels with model.name=cnn", "Set data.size=44, as published."
+        raise ConfigProblem(message("data.size", expected=expected, got=str(side), do=do))

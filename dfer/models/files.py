@@ -9,12 +9,21 @@ from importlib import resources
 from pathlib import Path
 
 from dfer.errors import CheckpointError, message
+from dfer.local_files import sha256_of
 from dfer.models.config import ContrastiveConfig, ModelConfig, TextConfig, ZeroShotConfig
 from dfer.models.config_clivp_fer import CnnConfig
 from dfer.models.texts import is_file
 
 QUICK_NAME = "-quickgelu"
 """Suffix of open_clip's names of architectures with OpenAI's activation."""
+SHA256 = "sha256"
+"""Key of a file's SHA-256 in its identity."""
+
+
+def file_id(path: str) -> dict[str, str]:
+    """Identify a file by its name and SHA-256, or only by its name if the file is missing."""
+    found = Path(path)
+    return {"name": found.name, SHA256: sha256_of(found)} if found.is_file() else {"name": found.name}
 
 
 def files(config: ModelConfig, *, weights: bool = True) -> dict[str, str]:

@@ -15,10 +15,11 @@ from torch import Tensor
 from dfer.errors import CheckpointError, message
 from dfer.models.card import LICENCE
 from dfer.models.config_towers import TowersConfig
-from dfer.models.files import is_tag
+from dfer.models.files import file_id, is_tag
 from dfer.models.foreign.weights import MAX_HEADER_BYTES
 from dfer.models.towers import clip_settings
 from dfer.storage import Folder
+from dfer.text_files import write_text
 
 FILE, RELEASED, CARD = "head.safetensors", "ExpCLIP_head.pth", "README.md"
 WEIGHT = "mlp.weight"
@@ -47,7 +48,7 @@ def write_head(home: Folder, weight: Tensor, *, facts: Mapping[str, str], clip: 
     with tempfile.TemporaryDirectory(prefix="dfer-") as staged:
         torch.save(tensors, Path(staged) / RELEASED)
         home.write(RELEASED, (Path(staged) / RELEASED).read_bytes())
-    home.write(CARD, _card(weight, facts).encode("utf-8", "backslashreplace"))
+    write_text(home, CARD, _card(weight, facts))
 
 
 # --- of which CLIP a head is
@@ -120,11 +121,8 @@ def weights_of(towers: TowersConfig) -> Any:
     """Identify the weights of towers as `MadeFor.weights` does; None for random or missing ones."""
     if towers.pretrained is None or is_tag(towers.arch, towers.pretrained):
         return towers.pretrained and f"tag {towers.pretrained}"
-    path = Path(towers.pretrained)
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    found = file_id(towers.pretrained)
+    return found if "sha256" in found else None
 
 
 def _alike(theirs: Any, ours: Any) -> bool:

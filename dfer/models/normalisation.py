@@ -18,11 +18,11 @@ def refuse_other_normalisation(config: TowersConfig, *, model: str = "model") ->
     if config.pretrained is None:
         return
     found = listed_normalisation(config.arch, config.pretrained) or normalisation_beside(Path(config.pretrained))
-    if found is None or all(_alike(value, own) for value, own in zip(found, (MEAN, STD), strict=True)):
+    if found is None or (_alike(found[0], MEAN) and _alike(found[1], STD)):
         return
-    given, none = (", ".join(f"{str(value)[:60]}" for value in found), ((0.0,) * 3, (1.0,) * 3))
+    given = ", ".join(str(value)[:60] for value in found)
     do = f"Set {model}.clip_normalisation=false, or take other weights."
-    if all(_alike(value, own) for value, own in zip(found, none, strict=True)):
+    if _alike(found[0], (0.0,) * 3) and _alike(found[1], (1.0,) * 3):
         do = f"Set {model}.clip_normalisation=false: these weights take frames in 0..1."
     where, got = f"{model}.clip_normalisation=true", f"{model}.towers.pretrained={config.pretrained} with {given}"
     expected = f"weights trained with CLIP's mean and deviation {MEAN}, {STD}"

@@ -11,7 +11,6 @@ tell a saved model from a run folder before it imports anything slow.
 """
 
 import atexit
-import hashlib
 import json
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfer import config as plain_config
+from dfer import local_files
 from dfer.choices import LEAKS_LABEL, Selection
 from dfer.config import ConfigProblem, from_plain, to_plain
 from dfer.emotions import NAME
@@ -282,10 +282,9 @@ def _read_weights(path: Path, found: SavedConfig, where: str) -> dict[str, "Tens
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's sha256 as hexadecimal text. Raises CheckpointError when it cannot be read."""
+    """As `dfer.local_files.sha256_of`. Raises CheckpointError when the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return local_files.sha256_of(path)
     except OSError as error:
         got = error.strerror or type(error).__name__
         raise CheckpointError(message(path, expected="to read it", got=got, do=_AGAIN)) from error

@@ -1,6 +1,5 @@
 """The files of one checkpoint, and their verification against its manifest."""
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dfer.errors import DeniedError, StorageError
-from dfer.local_files import is_denied
+from dfer.local_files import is_denied, sha256_of
 from dfer.run.layout import MANIFEST, Name
 from dfer.storage import Folder, storage_error
 
@@ -126,9 +125,3 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(dict(tensors), path)
     except SafetensorError as error:  # safetensors raises its own class for errors of the disk
         raise OSError(str(error)) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's sha256 as hexadecimal text."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

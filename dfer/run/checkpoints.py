@@ -27,7 +27,8 @@ from torch import Tensor
 
 from dfer.distributed import World, broadcast_tensors, on_first
 from dfer.errors import CheckpointError, DferError, StorageError, message
-from dfer.run.checkpoint_files import OPTIMIZER, STATE, VERSION, WEIGHTS, Found, sha256_of, verified, write_tensors
+from dfer.local_files import sha256_of
+from dfer.run.checkpoint_files import OPTIMIZER, STATE, VERSION, WEIGHTS, Found, verified, write_tensors
 from dfer.run.config import CheckpointConfig
 from dfer.run.layout import CHECKPOINTS, MANIFEST, Name, committed, present
 from dfer.run.lease import Fence

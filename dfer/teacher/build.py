@@ -49,7 +49,7 @@ def agree_commit(home: Folder, teacher: Teacher) -> None:
         home.write(COMMIT, f"{teacher.commit}\n".encode())
     before = (home.text(COMMIT) or "").strip()
     if before != teacher.commit:
-        do = f"Compute with run=FOLDER, another one, and pairs.teacher.revision={before} or {teacher.commit}."
+        do = f"Set pairs.teacher.revision to {before[:64]} or {teacher.commit}, and another run=FOLDER."
         expected = f"the teacher of the first part, commit {before[:64]}"
         raise CheckpointError(message(home, expected=expected, got=f"commit {teacher.commit}", do=do))
 

@@ -5,9 +5,9 @@ fer2013new.csv                                  a row a row of fer2013.csv, in i
 FER2013Train/fer0000000.png, FER2013Valid/, FER2013Test/     or fer2013.csv itself
 
 The label is the release's (github microsoft/FERPlus, src/ferplus.py, mode `majority`): a column's only vote does not
-count, and a column with more than half of the others is the label. Where no column has, or it is `unknown` or `NF`,
-there is none: the picture is stored with its votes, and neither trains nor tests. Rows without an image name are left
-out.
+count, and the label is the column with more than half of the votes that do. Where there is no such column, or it is
+`unknown` or `NF`, the picture has no label: it is stored with its votes, and neither trains nor tests. Rows without an
+image name are left out.
 """
 
 from collections import Counter

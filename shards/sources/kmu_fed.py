@@ -26,8 +26,8 @@ SIZES = (19, 12, 20, 21, 18, 20)
 TESTS: TestSizes = {(190, 120, 200, 210, 180, 200): SIZES, (190, 120, 200, 209, 180, 199): SIZES}
 BY_POSITION = "CLIVP-FER: ten blocks of positions, the tenth from the end, pictures by name"
 OTHER_COUNTS = (
-    f"`positional` is not CLIVP-FER's: of other numbers of pictures ({', '.join(ORDER)}: {{}}) than its own it takes a "
-    "tenth of each class"
+    f"CLIVP-FER has other numbers of pictures than these ({', '.join(ORDER)}: {{}}); each block of `positional` is "
+    "here a tenth of every class, and not CLIVP-FER's"
 )
 BY_SUBJECT = "ours: every tenth person, in ascending order"
 

@@ -172,7 +172,7 @@ def test_a_micro_batch_that_does_not_divide_the_share_leaves_a_smaller_last_one(
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"rank_mean": 1}, "rank_mean: expected at least 2 ranks, got 1"),
         ({"val_share": 1.0}, "val_share: expected a share between 0 and 1, got 1.0"),
-        ({"model": CnnConfig()}, "data.size: expected 32 to 56 pixels with model.name=cnn, whose last map is one cell"),
+        ({"model": CnnConfig()}, "data.size: expected 32 to 56 pixels with model.name=cnn, got 224. Set data.size=44"),
     ],
 )
 def test_numbers_out_of_range(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -123,8 +123,8 @@ def test_other_numbers_give_a_tenth_each_and_few_give_no_blocks(tmp_path: Path) 
     raw = kmu(tmp_path / "a", (10, 19, 20, 21, 30, 40))
     assert [len(fold.test.keys) for fold in raw.protocols["positional"].folds] == [1 + 1 + 2 + 2 + 3 + 4] * 10
     assert raw.notes[-1] == (
-        "`positional` is not CLIVP-FER's: of other numbers of pictures (anger, disgust, fear, happiness, sadness, "
-        "surprise: 10, 19, 20, 21, 30, 40) than its own it takes a tenth of each class"
+        "CLIVP-FER has other numbers of pictures than these (anger, disgust, fear, happiness, sadness, surprise: "
+        "10, 19, 20, 21, 30, 40); each block of `positional` is here a tenth of every class, and not CLIVP-FER's"
     )
     assert set(kmu(tmp_path / "b", (9, 40, 20, 20, 20, 20)).protocols) == {"subjects"}
 

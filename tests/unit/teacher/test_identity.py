@@ -123,8 +123,8 @@ def test_parts_do_not_mix_two_commits(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         agree_commit(home, Loaded("f" * 40))
     assert str(caught.value) == (
-        f"{home}: expected the teacher of the first part, commit {COMMIT}, got commit {'f' * 40}. Compute with "
-        f"run=FOLDER, another one, and pairs.teacher.revision={COMMIT} or {'f' * 40}."
+        f"{home}: expected the teacher of the first part, commit {COMMIT}, got commit {'f' * 40}. Set "
+        f"pairs.teacher.revision to {COMMIT} or {'f' * 40}, and another run=FOLDER."
     )
     shutil.rmtree(tmp_path / "features")
     agree_commit(home, Loaded("f" * 40))
