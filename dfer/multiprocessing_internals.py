@@ -23,6 +23,17 @@ def finish() -> None:
                 thread.join(FEEDER_END_S)
 
 
+def before_children_end(function: Callable[[], None]) -> None:
+    """Have `function()` called at the end of this process, before multiprocessing closes queues and ends its children.
+
+    A function registered with `atexit` when its module is imported comes too late in a process that creates
+    `dfer.exit.ProcessExit` after that. Processes forked from this one do not inherit the call.
+    """
+    from multiprocessing import util
+
+    util.Finalize(None, function, exitpriority=100)  # queues have 10
+
+
 def on_unsent(handle: Callable[[Exception, object], None]) -> None:
     """Have `handle(error, object)` called in this process when a queue cannot send an object: Python would print the
     error and go on, and who waits for the object would wait for ever."""

@@ -4,7 +4,6 @@ Workers only read and decode. A fork server starts them: a fork of the training 
 its gloo threads and the locks that these hold, and every spawned worker would import torch again.
 """
 
-import atexit
 import multiprocessing
 import os
 import signal
@@ -33,7 +32,7 @@ from dfer.data.views import Show
 from dfer.distributed import World
 from dfer.errors import DferError, StorageError, message
 from dfer.interruption import SIGNALS
-from dfer.multiprocessing_internals import on_unsent
+from dfer.multiprocessing_internals import before_children_end, on_unsent
 from dfer.recognition import BadClip, ClipBatch
 from dfer.surroundings import keep_socket_names_short
 from dfer.torch_internals import end_workers
@@ -102,7 +101,6 @@ class Loader:
         self._clip_bytes = show.rows * config.frames * 3 * show.config.size**2
         reader = Reader(clips, self._plan, show, replace_bad=self.max_bad > 0, skip_bad=skip_bad, keys=self._keys)
         self._batches = _data_loader(reader, self._requests, workers=config.workers)
-        _LOADERS.add(self._batches)
 
     def lack_of_memory(self) -> str:
         """Return a message if this host's shared memory cannot hold the batches that its ranks' workers prepare; else
@@ -172,7 +170,6 @@ def read_batches(reader: Dataset[Parts | DferError], requests: Sequence[Request]
     sampler = _Requests()
     sampler.set(requests)
     loader = _data_loader(reader, sampler, workers=workers)
-    _LOADERS.add(loader)
     with _deaf():
         batches = iter(loader)
     while (parts := _next(batches)) is not None:
@@ -192,7 +189,8 @@ def _data_loader(reader: Dataset[Parts | DferError], requests: _Requests, *, wor
             "prefetch_factor": PREFETCH,
             "worker_init_fn": _start_worker,
         }
-    return DataLoader(
+        before_children_end(_end_workers)
+    loader: DataLoader[Any] = DataLoader(
         reader,
         sampler=requests,
         batch_size=None,
@@ -201,6 +199,8 @@ def _data_loader(reader: Dataset[Parts | DferError], requests: _Requests, *, wor
         generator=torch.Generator(),  # for DataLoader's worker seeds, which else use the model's generator
         **options,
     )
+    _LOADERS.add(loader)
+    return loader
 
 
 @contextmanager
@@ -220,9 +220,8 @@ def _deaf() -> Iterator[None]:
 _LOADERS: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 
 
-@atexit.register
 def _end_workers() -> None:
-    """End the workers at exit, before multiprocessing sends them SIGTERM, which they block, and waits for them."""
+    """End the workers. At exit this comes before multiprocessing sends them SIGTERM, which they block, and waits."""
     for batches in list(_LOADERS):
         end_workers(batches)
     for process in multiprocessing.active_children():

@@ -1,9 +1,13 @@
 """How a process ends: nothing of Python's own tidying up is skipped, whichever library was imported first."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 CODE = """
 import sys
@@ -56,3 +60,43 @@ process_exit.exit_with(7)
 def test_a_thread_that_removes_a_semaphore_finishes() -> None:
     done = subprocess.run([sys.executable, "-c", FEEDS], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+READS = """
+import gc, sys
+
+gc.disable()  # as luck has it: a loader in a cycle may live until the process ends
+if sys.argv[1] == "first":
+    from dfer.exit import ProcessExit
+    process_exit = ProcessExit()
+from dfer.data.loader import read_batches
+if sys.argv[1] == "later":
+    from dfer.exit import ProcessExit
+    process_exit = ProcessExit()
+
+class Reader:
+    def __getitem__(self, number):
+        return {"number": number}
+
+if __name__ == "__main__":
+    batches = read_batches(Reader(), list(range(9)), workers=1)
+    print(next(batches), flush=True)
+    process_exit.exit_with(7)
+"""
+
+
+@pytest.mark.slow("a program of its own that imports torch, with a worker process that does the same")
+@pytest.mark.parametrize("order", ["first", "later"])
+def test_data_workers_that_are_still_there_are_ended(order: str, tmp_path: Path) -> None:
+    # They block SIGTERM, by which multiprocessing would end them before it waits for them.
+    script = tmp_path / "reads.py"
+    script.write_text(READS)
+    done = subprocess.run(
+        [sys.executable, script, order],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "{'number': 0}\n", "")
