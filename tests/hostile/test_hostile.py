@@ -32,9 +32,9 @@ KINDS = {
     "raw_sets": 100,
 }
 """Least number of files of each kind in the long form, more than 2,000 together."""
-NEW_PROGRAMS = ("weights", "villains")
-"""Read by a new program at all times: a module that a pickle asks for shows only where it is not imported already. The
-others are forked (`tests.warm`) but in the long form."""
+NEW_PROGRAMS = ("weights", "villains", "raw_pictures", "raw_sets")
+"""Read by new programs at all times: a module that a pickle asks for shows only where it is not imported already, and
+raw data needs no torch, whose memory would count. The others are forked (`tests.warm`) but in the long form."""
 
 
 def fed(kind: str, folder: Path) -> tuple[Lines, str]:
