@@ -3,13 +3,14 @@ written. `guard.py` says what is held against them; every kind is a module here 
 
 import json
 import os
-import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.hostile.worker import DAY, LONG, MARK, MUTATED, OUTCOMES, SHARE, Case, chosen, today
 
 pytestmark = pytest.mark.integration
@@ -31,20 +32,23 @@ KINDS = {
     "raw_sets": 100,
 }
 """Least number of files of each kind in the long form, more than 2,000 together."""
+NEW_PROGRAMS = ("weights", "villains", "raw_pictures", "raw_sets")
+"""Read by new programs at all times: a module that a pickle asks for shows only where it is not imported already, and
+raw data needs no torch, whose memory would count. The others are forked (`tests.warm`) but in the long form."""
 
 
 def fed(kind: str, folder: Path) -> tuple[Lines, str]:
     """What became of every file of a kind, and of the process where it ended on one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.hostile.worker", kind, str(folder)],
-        env=environment,
-        cwd=folder,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=500,
-    )
+    with warm.cold() if kind in NEW_PROGRAMS else nullcontext():
+        done = warm.run(
+            [sys.executable, "-m", "tests.hostile.worker", kind, str(folder)],
+            env=environment,
+            cwd=folder,
+            text=True,
+            capture_output=True,
+            timeout=500,
+        )
     lines = [json.loads(line) for line in (folder / OUTCOMES).read_text().splitlines()]
     last = lines[-1].get("begun", "the end") if lines else "the start"
     problem = f"ended with {done.returncode} at {last}\n{done.stderr[-5000:]}" if done.returncode else ""
@@ -82,12 +86,12 @@ def test_days_share_out_the_drawn_files_and_every_day_has_the_named_ones(monkeyp
     made.insert(20, MUTATED)
     days = []
     monkeypatch.delenv(LONG, raising=False)
-    for day in range(8):
+    for day in range(2 * SHARE):
         monkeypatch.setenv(DAY, str(day))
         days.append([case.name for case in chosen(iter(made), count)])
     named = [f"{n:04d} {n}" for n in range(20)]
-    assert all(names[:20] == named for names in days) and days[:4] == days[4:]
-    drawn = [name for names in days[:4] for name in names[20:]]
+    assert all(names[:20] == named for names in days) and days[:SHARE] == days[SHARE:]
+    drawn = [name for names in days[:SHARE] for name in names[20:]]
     assert sorted(drawn) == [f"{n:04d} {n}" for n in range(20, count)]
     assert all(names[20:] for names in days)
     monkeypatch.setenv(LONG, "1")

@@ -1,7 +1,7 @@
 """Feeds one kind of hostile files to the project, in its own process: `python -m tests.hostile.worker KIND FOLDER`.
 
 The files that a kind mutates at random are the same at all times. The long form reads all of them, the short one all
-named files and the quarter of the mutated ones whose turn it is by the day.
+named files and the eighth of the mutated ones whose turn it is by the day.
 
 Writes a line of JSON for every file to FOLDER/outcomes.jsonl, and before it the file's name, so that a process that
 ends on it says on which.
@@ -28,7 +28,7 @@ OUTCOMES, MARK = "outcomes.jsonl", "MARK"
 LONG, DAY = "DFER_TEST_LONG", "DFER_TEST_DAY"
 MUTATED: Final = None
 """Yielded by a kind's `cases` where its named files end and those that are mutated at random begin."""
-SHARE = 4
+SHARE = 8
 """One in so many of the mutated ones is read on a day; so many days read all."""
 
 

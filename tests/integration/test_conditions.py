@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.integration.commands import Done, environment, refused
 
 pytestmark = pytest.mark.integration
 
-SMALL = 'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+SMALL = "mount -t tmpfs -o size={size} tmpfs /dev/shm"
 
 
 @pytest.fixture(scope="module")
 def own_mounts() -> None:
     """A mount namespace of its own for a process, so that nobody else's /dev/shm changes."""
-    probe = ["unshare", "-m", "sh", "-c", SMALL.format(size="1m"), "sh", "true"]
+    probe = ["unshare", "-m", "sh", "-c", SMALL.format(size="1m")]
     try:
         done = subprocess.run(probe, capture_output=True, timeout=30, check=False)
     except FileNotFoundError:
@@ -29,24 +30,40 @@ def own_mounts() -> None:
         pytest.skip("mounting needs privileges")
 
 
-def with_shared_memory(size: str, *words: object, **variables: str) -> tuple[Done, float]:
-    """Run Python in a /dev/shm of this size; how it ended, and its seconds."""
+# As `unshare -m` does it: nothing that is mounted here is seen elsewhere.
+OWN_MOUNTS = """
+import ctypes, subprocess, sys
+libc, namespace, private = ctypes.CDLL(None, use_errno=True), 0x20000, 0x40000 | 0x4000
+assert libc.unshare(namespace) == 0 and libc.mount(b"none", b"/", None, private, None) == 0, ctypes.get_errno()
+subprocess.run(sys.argv.pop(1).split(), check=True)
+"""
+
+
+def with_shared_memory(size: str, code: str, *words: object) -> tuple[Done, float]:
+    """Run code and its words in a /dev/shm of this size; how it ended, and its seconds."""
     began = time.monotonic()
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", SMALL.format(size=size), "sh", sys.executable, *map(str, words)],
-        env=environment(**variables),
+    done = warm.run(
+        [sys.executable, "-c", OWN_MOUNTS + code, SMALL.format(size=size), *words],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
-        check=False,
     )
     return done, time.monotonic() - began
+
+
+TRAINING = """
+from dfer import __main__ as cli
+process_exit = cli.ProcessExit()
+{before}
+process_exit.run_and_exit(lambda: cli.main(sys.argv[1:]))
+"""
 
 
 # 8 clips of 4 frames of 64 x 64: 384 KiB a batch.
 def test_too_little_shared_memory_is_told_before_the_first_step(own_mounts: None, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done, seconds = with_shared_memory("1m", "-m", "dfer", "train", tiny, f"run={run}", "data.workers=2")
+    done, seconds = with_shared_memory("1m", TRAINING.format(before=""), "train", tiny, f"run={run}", "data.workers=2")
     refused(
         done,
         2,
@@ -58,13 +75,8 @@ def test_too_little_shared_memory_is_told_before_the_first_step(own_mounts: None
 
 
 UNSEEN = """
-import sys
-from dfer import __main__ as cli
-if __name__ == "__main__":
-    process_exit = cli.ProcessExit()
-    from dfer.data import loader
-    loader.lack = lambda need, ranks: ""
-    process_exit.run_and_exit(lambda: cli.main(sys.argv[1:]))
+from dfer.data import loader
+loader.lack = lambda need, ranks: ""
 """
 
 
@@ -72,9 +84,8 @@ def test_shared_memory_that_fills_up_later_is_an_error_and_no_hang(
     own_mounts: None, tiny: Path, tmp_path: Path
 ) -> None:
     """As when somebody else takes it after it was looked at."""
-    script = tmp_path / "unseen.py"
-    script.write_text(UNSEEN)
-    done, seconds = with_shared_memory("300k", script, "train", tiny, f"run={tmp_path / 'run'}", "data.workers=2")
+    code = TRAINING.format(before=UNSEEN)
+    done, seconds = with_shared_memory("300k", code, "train", tiny, f"run={tmp_path / 'run'}", "data.workers=2")
     refused(
         done,
         6,
@@ -106,12 +117,11 @@ def test_ranks_that_never_come(tiny: Path, tmp_path: Path) -> None:
         port = free_port()
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "1"}
         words = ["-c", IMPATIENT] if number is None else ["-m", "dfer"]
-        process = subprocess.Popen(
-            [sys.executable, *words, "train", str(tiny), f"run={tmp_path / 'run'}"],
+        process = warm.Popen(
+            [sys.executable, *words, "train", tiny, f"run={tmp_path / 'run'}"],
             env=environment(**place),
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         waits.append((process, port, number))
     for process, port, number in waits:

@@ -78,7 +78,9 @@ def png_pixels(path):
     return width, height, len({rows[i * step : (i + 1) * step] for i in range(height)})
 
 
-@pytest.fixture(scope="module", params=[BASIC7, MAFW11], ids=["7 classes", "11 classes"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(BASIC7, marks=pytest.mark.long), MAFW11], ids=["7 classes", "11 classes"]
+)
 def page(request, tmp_path_factory):
     run = fake_runs.write_crossval(tmp_path_factory.mktemp("run"), classes=request.param)
     return Path(write_report(Folder(run), RunConfig).html)
