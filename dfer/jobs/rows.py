@@ -323,8 +323,8 @@ PAGE = """\
 dfer crossval methods/dfer_clip sets/dfew seed=2
 ```
 
-The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. Where a method is run otherwise on
-a set than the two files say, the file SET/METHOD.yaml ("differs" below) stands for them in a command. `clusters/` holds
+The run folder is then `runs/dfew/dfer_clip`, unless `run=FOLDER` names another one. If a method needs other
+settings on a set, the file SET/METHOD.yaml ("differs" below) replaces the two in a command. `clusters/` holds
 the resources of jobs on SLURM and Ray, `jobs/` jobs other than trainings, `exp_clip/` the configurations of
 [Exp-CLIP's own jobs](../docs/exp_clip.md): `dfer zeroshot exp_clip/zeroshot` gives one table of its prompt kinds and
 data sets.
