@@ -1,5 +1,6 @@
 """Read byte ranges of files below one URL, in single attempts; the caller verifies the bytes and retries."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,11 @@ class Source:
         """The folder as a path if it is on a local file system, else None."""
         return self._folder.local
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on a local file system."""
+        return self._folder.is_local
+
     def where(self, name: str) -> str:
         """URL of a file, for messages."""
         return self._folder.where(name)
@@ -64,6 +70,10 @@ class Source:
                 return b""
 
     def _in_one_attempt(self, name: str, start: int, end: int) -> bytes:
+        if self.is_local:  # without fsspec's files and pathlib's paths, which cost more than reading a small one
+            with open(self._folder.path(name), "rb") as file:  # noqa: PTH123
+                file.seek(start)
+                return file.read(min(end - start, os.fstat(file.fileno()).st_size))  # which sizes the buffer
         timeout = {"timeout": self.retry.timeout_s} if self._folder.client.async_impl else {}
         with self._translate_errors(name):
             return bytes(self._folder.client.cat_file(self._folder.path(name), start=start, end=end, **timeout))
