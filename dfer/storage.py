@@ -198,12 +198,7 @@ class Folder:
     @property
     def local(self) -> Path | None:
         """The folder as a path if it is on a local file system, else None."""
-        return Path(self.path("")) if self.is_local else None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the folder is on a local file system."""
-        return isinstance(self.client, LocalFileSystem)
+        return Path(self.path("")) if isinstance(self.client, LocalFileSystem) else None
 
     def where(self, name: str | Path = "") -> str:
         """URL of a file, for messages."""
@@ -247,7 +242,7 @@ class Folder:
     def exists(self, name: str | Path = "") -> bool:
         """Whether a file or folder of that name exists. Raises StorageError where that cannot be found out."""
         try:
-            if self.is_local:
+            if self.local is not None:
                 self._do(name, "to look at it", lambda _, path: Path(path).stat())
                 return True
             return bool(self._do(name, "to look at it", _exists))
@@ -341,12 +336,12 @@ class Folder:
         """Call `work` with client and path of a file, with retries on remote stores. FileNotFoundError is re-raised."""
         with self.wrap_errors(name, doing):
             fs, path = self.client, self.path(str(name))
-            return work(fs, path) if self.is_local else self.retry.call(lambda: work(fs, path))
+            return work(fs, path) if self.local is not None else self.retry.call(lambda: work(fs, path))
 
     @contextmanager
     def wrap_errors(self, name: str | Path, doing: str) -> Iterator[None]:
         """Turn errors of `client` into StorageError; FileNotFoundError is re-raised. doing: the operation."""
-        with self._wrap_errors(name, doing, on_disk=self.is_local, missing_passes=True):
+        with self._wrap_errors(name, doing, on_disk=self.local is not None, missing_passes=True):
             yield
 
     @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.local import LocalFileSystem
 
 from dfer.errors import DataError, DferError, message
 from dfer.storage import Folder, Retry
@@ -38,7 +39,7 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the folder is on a local file system."""
-        return self._folder.is_local
+        return isinstance(self._folder.client, LocalFileSystem)
 
     def where(self, name: str) -> str:
         """URL of a file, for messages."""
