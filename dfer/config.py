@@ -13,7 +13,8 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -190,6 +191,8 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
 
 
 def _build(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
+    if kind in _NAMES:
+        return _scalar(kind, plain, where, problems)
     origin = get_origin(kind)
     if is_dataclass(kind):
         return _dataclass(kind, plain, where, problems)
@@ -236,14 +239,17 @@ def _tuple(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     return tuple(built)
 
 
-"""Types of a dataclass's fields; a manifest has thousands of the same."""
+@cache
+def _keys(kind: Any) -> Mapping[str, tuple[Field[Any], Any]]:
+    """A dataclass's keys with their fields and types; a manifest has thousands of the same dataclass."""
+    types = hints(kind)
+    return MappingProxyType({f.name: (f, types[f.name]) for f in fields(kind) if f.init})
 
 
 def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(plain, Mapping):
         return _checked(plain, False, where, problems, expected=f"a mapping ({kind.__name__})")
-    types = hints(kind)
-    known = {f.name: f for f in fields(kind) if f.init}
+    known = _keys(kind)
     gone: Mapping[str, str] = getattr(kind, "GONE", {})
     for key in plain:
         if key in gone:
@@ -253,9 +259,9 @@ def _dataclass(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
             problems.append(f"{_join(where, str(key))}: unknown key. {did_you_mean(str(key), known)}")
     before = len(problems)
     values = {}
-    for name, f in known.items():
+    for name, (f, own) in known.items():
         if name in plain:
-            values[name] = _build(types[name], plain[name], _join(where, name), problems)
+            values[name] = _build(own, plain[name], _join(where, name), problems)
             if f.metadata.get("path") and isinstance(values[name], str):
                 values[name] = _expanded(values[name], _join(where, name), problems)
             if f.metadata.get("path") and isinstance(values[name], tuple):
@@ -310,7 +316,8 @@ def _scalar(kind: Any, plain: Any, where: str, problems: list[str]) -> Any:
     if kind is Any:
         return plain
     fits = _fits(kind, plain)
-    _checked(plain, fits, where, problems, expected=_NAMES.get(kind, getattr(kind, "__name__", str(kind))))
+    if not fits:
+        _checked(plain, fits, where, problems, expected=_NAMES.get(kind, getattr(kind, "__name__", str(kind))))
     return float(plain) if kind is float and fits else plain
 
 

@@ -30,10 +30,12 @@ def bench_extract(*, batch: int = 8, batches: int = 9, rounds: int = 3) -> dict[
     """Time one part of the job, to its last shard, and the bare loop, in turns; without the first batch of each.
 
     Returns:
-        Medians in pictures/s, `job` and `bare`, their `ratio`, and the teacher's `parameters`.
+        Medians in pictures/s, `job` and `bare`, their `ratio`, the teacher's `parameters`, and the `device`: the first
+        GPU if there is one, else the CPU.
     """
     if min(batch, batches - 1, rounds) < 1:
         raise ConfigProblem("bench extract: batch and rounds are at least 1, batches 2.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="dfer-bench-") as name:
         folder = Path(name)
         write_pictures(folder / "pictures", batch * batches)
@@ -45,32 +47,35 @@ def bench_extract(*, batch: int = 8, batches: int = 9, rounds: int = 3) -> dict[
             teacher=Blip2TeacherConfig(model=str(teacher), precision="fp32"),
             batch=batch,
         )
-        models = Pairs(pairs, torch.device("cpu"))
+        models = Pairs(pairs, device)
         parameters = sum(each.numel() for each in models.teacher.parameters())
         assert parameters >= LEAST, "a small teacher would measure the loop alone"
         pictures = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
         models.features(pictures, [""] * batch)
         found: dict[str, list[float]] = {"bare": [], "job": []}
         for number in range(rounds):
-            found["bare"].append(_after_first(models, partial(_bare, models, pictures, batches)))
-            found["job"].append(_after_first(models, partial(_job, pairs, folder, number, models)))
+            found["bare"].append(_after_first(models, device, partial(_bare, models, pictures, batches)))
+            found["job"].append(_after_first(models, device, partial(_job, pairs, folder, number, models)))
     rates = {name: batch * (batches - 1) / statistics.median(seconds) for name, seconds in found.items()}
     ratio = rates["job"] / rates["bare"]
+    used = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
-        f"ViT-B/32 and a teacher of {parameters / 1e6:.0f} M parameters, {batches} batches of {batch}: "
+        f"ViT-B/32 and a teacher of {parameters / 1e6:.0f} M parameters, {batches} batches of {batch} on {used}: "
         f"{rates['job']:.2f} pictures/s, bare loop {rates['bare']:.2f}, ratio {ratio:.3f}"
     )
-    return {**rates, "ratio": ratio, "parameters": parameters, "seconds": found}
+    return {**rates, "ratio": ratio, "parameters": parameters, "seconds": found, "device": used}
 
 
-def _after_first(models: Pairs, work: Callable[[], Any]) -> float:
-    """Seconds from the end of the first forward pass to the end of the work: what a long job does all the time. The
-    start of the data workers comes before."""
+def _after_first(models: Pairs, device: torch.device, work: Callable[[], Any]) -> float:
+    """Seconds from the end of the first forward pass to the end of the work, on the device too: what a long job does
+    all the time. The start of the data workers comes before."""
     ends: list[float] = []
     forward = models.features
 
     def noted(pictures: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         found = forward(pictures, texts)
+        if not ends:
+            _synchronise(device)
         ends.append(time.perf_counter())
         return found
 
@@ -79,7 +84,14 @@ def _after_first(models: Pairs, work: Callable[[], Any]) -> float:
         work()
     finally:
         models.features = forward  # type: ignore[method-assign]
+    _synchronise(device)
     return time.perf_counter() - ends[0]
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _bare(models: Pairs, pictures: Tensor, batches: int) -> None:

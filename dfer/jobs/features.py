@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dfer.data.clips import ClipSet
+from dfer.data.config import DataConfig
 from dfer.data.features import (
     FeatureManifest,
     FeatureSet,
@@ -37,11 +38,14 @@ from dfer.jobs.pieces import TELL_S, Grid
 from dfer.models.build import build, refuse_normalisation
 from dfer.models.config_towers import TowersConfig
 from dfer.models.files import SHA256, file_id, files, is_tag
-from dfer.recognition import PADDING
+from dfer.recognition import PADDING, ClipBatch
 from dfer.run.checkpoints import Checkpoint
 from dfer.storage import Folder
 from dfer.store.shards import Shards
 from dfer.training.loop import stopped
+
+Encode = Callable[[ClipBatch], Mapping[str, Tensor]]
+"""From a batch on the device to features by name, [B ...]."""
 
 
 def with_features(
@@ -243,14 +247,8 @@ def encode_shards(
     encode = encoder(model, precision=config.engine.precision, device=world.device)
     writer = Writer(work.home, [(number, work.keys[number]) for number in mine])
     clips = work.clips.select([at for number in mine for at in work.grid[number]])
-    for batch in _batches(config, clips, world, size=work.grid.batch):
-        if batch is not None:
-            counts = batch.index != PADDING
-            made = encode(batch.to(world.device))
-            writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
-        if highest([stop.requested])[0]:
-            raise stopped(stop, at=f"the features in {work.home}")
-        tell(len(batch.index) if batch is not None else 0)
+    batches = clip_batches(clips, config.data, work.grid.batch, world, seed=config.seed)
+    write_rows(in_step(batches, len(clips), work.grid.batch), encode, writer, world, stop, tell=tell)
     return writer.written, model.origin or ""
 
 
@@ -261,31 +259,47 @@ def _refuse_missing_files(config: RunConfig, root: Folder) -> None:
             raise CheckpointError(message(f"model.{name}={path}", expected=expected, got="neither", do=do))
 
 
-def _batches(config: RunConfig, clips: ClipSet, world: World, *, size: int) -> Iterator[Any]:
-    """Yield this rank's clips in batches of `size`, then None until the rank with the most batches has finished.
-    COLLECTIVE."""
+def clip_batches(clips: ClipSet, data: DataConfig, batch: int, world: World, *, seed: int) -> Iterator[ClipBatch]:
+    """Yield this rank's clips as a test sees them. COLLECTIVE. Raises UsageError if shared memory is too small."""
     alone = World(local_rank=world.local_rank, local_size=world.local_size)
-    loader = Loader(
-        clips,
-        config.data,
-        world=alone,
-        seed=config.seed,
-        train=False,
-        global_batch=size,
-        micro_batch=size,
-    )
+    loader = Loader(clips, data, world=alone, seed=seed, train=False, global_batch=batch, micro_batch=batch)
     refuse_little_memory([loader] if len(clips) else [])
-    count = -(-len(clips) // size)
-    rounds = highest([count])[0]
-    batches = loader.epoch(0) if count else iter(())
+    return loader.epoch(0) if len(clips) else iter(())
+
+
+def in_step(batches: Iterator[ClipBatch], rows: int, batch: int) -> Iterator[ClipBatch | None]:
+    """Yield this rank's batches, then None until the rank with the most has finished. COLLECTIVE. rows, batch: how many
+    rows there are, and in each batch but the last."""
+    rounds = highest([-(-rows // batch)])[0]
     return (next(batches, None) for _ in range(rounds))
+
+
+def write_rows(
+    batches: Iterator[ClipBatch | None],
+    encode: Encode,
+    writer: "Writer",
+    world: World,
+    stop: Stop,
+    *,
+    tell: Callable[[int], None],
+) -> None:
+    """Compute the features of batches of `in_step` and write the shards that they complete. COLLECTIVE. tell: called
+    after every batch with its number of rows. Raises as `encode_shards`."""
+    for batch in batches:
+        if batch is not None:
+            counts = batch.index != PADDING
+            made = encode(batch.to(world.device))
+            writer.add({name: value[counts.to(value.device)].cpu() for name, value in made.items()})
+        if highest([stop.requested])[0]:
+            raise stopped(stop, at=f"the features in {writer.home}")
+        tell(len(batch.index) if batch is not None else 0)
 
 
 class Writer:
     """Collects the features of clips, in batches of any size, and divides them into shards."""
 
     def __init__(self, home: Folder, wanted: list[tuple[int, list[str]]]) -> None:
-        self._home, self._wanted = home, wanted[::-1]
+        self.home, self._wanted = home, wanted[::-1]
         self._rows: dict[str, Tensor] = {}
         self.written: dict[int, FeatureShard] = {}
 
@@ -297,7 +311,7 @@ class Writer:
             number, keys = self._wanted.pop()
             full = {name: value[: len(keys)].clone() for name, value in self._rows.items()}
             self._rows = {name: value[len(keys) :] for name, value in self._rows.items()}
-            self.written[number] = write_shard(self._home, number, full, keys=keys)
+            self.written[number] = write_shard(self.home, number, full, keys=keys)
 
 
 class Progress:

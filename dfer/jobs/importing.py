@@ -18,6 +18,7 @@ from dfer.models.card import LICENCE, card, fold_words
 from dfer.models.foreign.fill import check_fold, check_method, fill_foreign, start_of
 from dfer.models.foreign.towers import as_open_clip, open_clip_config
 from dfer.models.foreign.weights import Weights, check_file, read_weights, refuse_not_finite
+from dfer.models.head_file import ARCHS, CLIP, MadeFor, released_head
 from dfer.models.saved import CARD, Origin
 from dfer.models.saving import move_into_place, prepared, save, staging, write_tensors
 from dfer.storage import Folder
@@ -150,9 +151,12 @@ def import_head(file: Path, out: Folder | None, *, tell: Tell = lambda _: None) 
         expected, do = f"{HEAD_WEIGHT} of two dimensions alone", "Give a head as Exp-CLIP's authors publish it."
         raise CheckpointError(message(file, expected=expected, got=got, do=do))
     own = {HEAD_WEIGHT: weights[HEAD_WEIGHT].float()}
-    new = _write_part(out, HEAD_FILE, own, "Exp-CLIP head", file, sha256, tell, {})
+    size = released_head(file)
+    made = {CLIP: MadeFor.of_release(size, own[HEAD_WEIGHT]).to_json()} if size else None
+    new = _write_part(out, HEAD_FILE, own, "Exp-CLIP head", file, sha256, tell, {}, metadata=made)
+    notes = (f"the released head {size}, of OpenAI's {ARCHS[size]}",) if size else ()
     use = f"methods/zero_shot with model.head={out or 'OUT'}/{HEAD_FILE}"
-    return Taken(weights=own, left_out={}, notes=(), use=use, new=new)
+    return Taken(weights=own, left_out={}, notes=notes, use=use, new=new)
 
 
 def _write_part(
@@ -164,6 +168,7 @@ def _write_part(
     sha256: str,
     tell: Tell,
     beside: Mapping[str, str],
+    metadata: Mapping[str, str] | None = None,
 ) -> bool | None:
     """Write a part of a model with a card, whole or not at all. None if there is no OUT."""
     if out is None:
@@ -172,7 +177,7 @@ def _write_part(
     front = "---\nlicense: other\nlicense_name: see-card\ntags: [clip]\n---\n\n"
     said = f"`{name}` was made of the file `{file.name}`, sha256 `{sha256}`."
     with staging(out) as staged:
-        write_tensors(weights, staged / name)
+        write_tensors(weights, staged / name, metadata)
         for other, text in {CARD: f"{front}# {title}\n\n{said}\n\n{LICENCE}\n", **beside}.items():
             (staged / other).write_text(text, encoding="utf-8")
         return move_into_place(staged, out, last=CARD)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfer.config import changed
 from dfer.data.clips import ClipSet
 from dfer.data.config import DataConfig
 from dfer.data.descriptions import described_in
@@ -37,7 +38,7 @@ from dfer.models.towers import clip_settings
 from dfer.storage import Folder
 from dfer.store.shards import Store
 from dfer.teacher.build import build_teacher, refuse_bare
-from dfer.teacher.config import READS_TEXT
+from dfer.teacher.config import DESCRIBE, READS_TEXT, Blip2TeacherConfig, InstructBlipTeacherConfig
 from dfer.teacher.files import identity
 from dfer.teacher.ready import check_ready
 
@@ -319,6 +320,13 @@ class Pairs:
         self._student, self._told = student(config, device)
         self.teacher = build_teacher(config.teacher, device)
 
+    def take(self, config: PairsConfig) -> None:
+        """Go on with a configuration that differs in nothing but the teacher's instruction. Raises CheckpointError."""
+        before, now = (getattr(each.teacher, "instruction", None) for each in (self._config, config))
+        if now is not None and now != before:
+            self.teacher.ask(now)
+        self._config = config
+
     @property
     def origin(self) -> str:
         """Origin of both models' weights, in words."""
@@ -364,12 +372,16 @@ _LOADED: dict[PairsConfig, Pairs] = {}
 
 
 def loaded(config: PairsConfig, device: torch.device) -> Pairs:
-    """Return both models, those of the last call if it named the same; others are let go first, since a device may not
-    have room for two. Raises CheckpointError, UsageError."""
-    if config not in _LOADED:
+    """Return both models, those of the last call if it named the same, whatever the instruction; others are let go
+    first, since a device may not have room for two. Raises CheckpointError, UsageError."""
+    teacher = config.teacher
+    asked = isinstance(teacher, Blip2TeacherConfig | InstructBlipTeacherConfig)
+    same = changed(config, {"teacher.instruction": DESCRIBE}) if asked else config
+    if same not in _LOADED:
         let_go()
-        _LOADED[config] = Pairs(config, device)
-    return _LOADED[config]
+        _LOADED[same] = Pairs(config, device)
+    _LOADED[same].take(config)
+    return _LOADED[same]
 
 
 def let_go() -> None:

@@ -24,7 +24,7 @@ from dfer.data.splits import folds
 from dfer.distributed import World
 from dfer.emotions import MAFW11, Emotions, canonical_name, emotions_of, label_set
 from dfer.errors import DataError, DferError, UsageError, message
-from dfer.jobs.computed import clip_batches
+from dfer.jobs.features import clip_batches
 from dfer.jobs.fold_data import manifest_hash
 from dfer.jobs.zeroshot_config import SHORT_CLIPS, ZeroshotConfig, ZeroshotSet
 from dfer.recognition import ClipBatch

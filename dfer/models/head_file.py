@@ -57,15 +57,29 @@ def write_head(home: Folder, weight: Tensor, *, facts: Mapping[str, str], clip: 
 @dataclass(frozen=True, kw_only=True)
 class MadeFor:
     """The CLIP on which a head was fitted. arch: its name, or that of its JSON file. settings: as `settings_sha256`
-    gives it. weights: a tag, name and SHA-256 of a file, or words."""
+    gives it. weights: a tag, name and SHA-256 of a file, or words. released: of a head that was imported from a file of
+    the release, `B32`, `B16` or `L14`, and the SHA-256 of its numbers, fp32."""
 
     arch: str
     settings: str
     weights: Any
+    released: tuple[str, str] | None = None
+
+    @classmethod
+    def of_release(cls, size: str, weight: Tensor | None = None) -> "MadeFor":
+        """The CLIP of a released head. weight: its numbers, fp32 [D S], if they are to be recognised in other files."""
+        arch = ARCHS[size]
+        released = (
+            None
+            if weight is None
+            else (size, hashlib.sha256(_said(save({WEIGHT: weight.contiguous()}))[1]).hexdigest())
+        )
+        settings = settings_sha256(TowersConfig(arch=arch))
+        return cls(arch=arch, settings=settings, weights=OPENAI, released=released)
 
     def to_json(self) -> str:
         """The metadata."""
-        return json.dumps(vars(self), sort_keys=True)
+        return json.dumps({name: each for name, each in vars(self).items() if each is not None}, sort_keys=True)
 
 
 def settings_sha256(towers: TowersConfig) -> str:
@@ -77,23 +91,34 @@ def settings_sha256(towers: TowersConfig) -> str:
 
 def made_for(path: Path) -> MadeFor | None:
     """Return the CLIP of a head's file; None if it does not say."""
-    if size := released_head(path):
-        arch = ARCHS[size]
-        return MadeFor(arch=arch, settings=settings_sha256(TowersConfig(arch=arch)), weights=OPENAI)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= MAX_HEADER_BYTES else b""
-    try:
-        found = json.loads(json.loads(header)["__metadata__"][CLIP])
-        return MadeFor(arch=str(found["arch"]), settings=str(found["settings"]), weights=found["weights"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    size = released_head(path)
+    return MadeFor.of_release(size) if size else _said(path.read_bytes())[0]
 
 
 def released_head(path: Path) -> str:
-    """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes; empty for any other."""
+    """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes, and for what `dfer import`
+    made of one, by the hash of its numbers; empty for any other."""
     data = path.read_bytes()
-    return HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest(), "")
+    if found := HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()):
+        return found
+    made, numbers = _said(data)
+    size, sha256 = (made and made.released) or ("", "")
+    return size if size in ARCHS and hashlib.sha256(numbers).hexdigest() == sha256 else ""
+
+
+def _said(data: bytes) -> tuple[MadeFor | None, bytes]:
+    """What the metadata of a head say, None if nothing, and the bytes of its numbers."""
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length] if length <= MAX_HEADER_BYTES else b""
+    try:
+        found = json.loads(json.loads(header)["__metadata__"][CLIP])
+        released = (str(found["released"][0]), str(found["released"][1])) if "released" in found else None
+        made = MadeFor(
+            arch=str(found["arch"]), settings=str(found["settings"]), weights=found["weights"], released=released
+        )
+    except (ValueError, LookupError, TypeError, RecursionError):
+        made = None
+    return made, data[8 + len(header) :]
 
 
 def refuse_other_clip(path: Path, towers: TowersConfig, *, model: str) -> None:

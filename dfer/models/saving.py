@@ -86,11 +86,13 @@ def _near(out: Folder) -> Path | None:
     return out.local.absolute().parent
 
 
-def write_tensors(weights: Mapping[str, "Tensor"], path: Path) -> None:
-    """Write tensors as safetensors, with the umask's mode."""
+def write_tensors(weights: Mapping[str, "Tensor"], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with the umask's mode. metadata: instead of safetensors' usual one."""
     from safetensors.torch import save_file
 
-    save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, path, metadata=dict(metadata or {"format": "pt"})
+    )
     path.chmod(0o666 & ~_umask(path.parent))
 
 

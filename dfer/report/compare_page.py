@@ -100,12 +100,16 @@ def figure_of(picture: Picture) -> str:
     return f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
 
 
-def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kinds: Sequence[str] = ()) -> str:
-    """Make a table of text cells; the first of each row is its head. kinds: style of each row."""
+def plain_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, kinds: Sequence[str] = (), words: bool = False
+) -> str:
+    """Make a table of text cells; the first of each row is its head. kinds: style of each row. words: the cells are
+    long texts such as paths, which are broken to fit the page."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     marks = [f' class="{kind}"' for kind in kinds] or [""] * len(rows)
     body = "".join(
         f'<tr{mark}><th scope="row">{escape(first)}</th>{"".join(map(_cell, rest))}</tr>'
         for mark, (first, *rest) in zip(marks, rows, strict=True)
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    style = ' class="words"' if words else ""
+    return f'<div class="scroll"><table{style}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -39,7 +39,7 @@ def page(suite: Suite) -> str:
         f'<header><h1>{tables.TITLE}</h1>{remark}<p class="soft">{escape(tables.LEGEND)}</p></header>',
         f"<section><h2>All data sets: UAR / WAR (%)</h2>{plain_table(head, body)}{missing}</section>",
         *map(_section, suite.sets),
-        f"<section><h2>Models</h2>{plain_table(tables.MODEL_HEADS, tables.model_facts(suite))}</section>",
+        f"<section><h2>Models</h2>{plain_table(tables.MODEL_HEADS, tables.model_facts(suite), words=True)}</section>",
     ]
     return page_of(tables.TITLE, "".join(parts))
 

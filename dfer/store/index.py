@@ -25,6 +25,7 @@ from dfer.store.format import (
     REBUILD,
     SHA256,
     ShardInfo,
+    are_keys,
     check_sha256,
     num_chunks,
     read_versioned,
@@ -175,7 +176,7 @@ def _columns(plain: dict[str, Any], num_classes: int) -> ShardIndex:
     if unknown:
         raise ValueError(f"an unknown column {min(unknown)[:40]!r}")
     keys = _column(plain, "key", str)
-    if not all(map(KEY.fullmatch, keys)):
+    if not are_keys(keys):
         raise ValueError(f"a key {next(key for key in keys if not KEY.fullmatch(key))[:60]!r}")
     labels = _labels(plain.get("label", [None] * len(keys)), num_classes)
     frames = _numbers(plain, "frames", 1, MAX_FRAMES)
@@ -220,8 +221,11 @@ def _within(column: Ids, name: str, low: int, high: int) -> Ids:
 
 
 def _labels(column: Any, num_classes: int) -> Ids:
-    if not isinstance(column, list) or not set(map(type, column)) <= {int, type(None)}:
+    kinds = set(map(type, column)) if isinstance(column, list) else {str}
+    if not kinds <= {int, type(None)}:
         raise ValueError("a column label of something else than whole numbers or null")
+    if kinds == {int}:
+        return _within(np.array(column, np.int64), "label", 0, num_classes - 1)
     given = np.array([label for label in column if label is not None], np.int64)
     _within(given, "label", 0, num_classes - 1)
     labels = np.full(len(column), NO_LABEL, np.int64)
@@ -243,8 +247,10 @@ def _table(plain: dict[str, Any], name: str, rows: int, width: int) -> Numbers:
     if not isinstance(column, list) or len(column) != rows * width or not set(map(type, column)) <= kinds:
         raise ValueError(f"a column {name} of something else than {rows} x {width} numbers or null")
     table = np.array(column, np.float64).reshape(rows, width)  # null becomes NaN
-    missing = np.isnan(table)
     low = 0 if name == "votes" else -MAX_NUMBER
+    if not column or (low <= table.min() and table.max() <= MAX_NUMBER):  # never so with NaN
+        return table
+    missing = np.isnan(table)
     if (missing.any(axis=1) != missing.all(axis=1)).any() or not (
         (low <= table) & (table <= MAX_NUMBER) | missing
     ).all():

@@ -5,6 +5,7 @@ Letters: B pictures, C colours, H height, W width, P patches, Q query tokens, L 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,11 +41,16 @@ class BlipTeacher(Teacher):
         self.requires_grad_(False)
         self.train(False)
         self._device = device
-        self._instruction = self._tokens("", self.model.config.text_config)
-        self._question = self._tokens(QFORMER_TOKENIZER, self.model.config.qformer_config) if self._instructs else None
+        self.ask(config.instruction)
         self._last: Tensor | None = None
         self._encoder = self.model.language_model.get_encoder()
         self._encoder.final_layer_norm.register_forward_hook(self._keep)
+
+    def ask(self, instruction: str) -> None:
+        """Take another instruction. Raises CheckpointError if the tokenizers do not know it."""
+        self.config = replace(self.config, instruction=instruction)
+        self._instruction = self._tokens("", self.model.config.text_config)
+        self._question = self._tokens(QFORMER_TOKENIZER, self.model.config.qformer_config) if self._instructs else None
 
     @property
     def _instructs(self) -> bool:

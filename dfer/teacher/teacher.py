@@ -26,3 +26,7 @@ class Teacher(nn.Module, ABC):
 
         pictures: uint8 [B C H W], RGB. texts: the description of each picture, read only if `reads_text`.
         """
+
+    def ask(self, instruction: str) -> None:
+        """Take another instruction, for the pictures that follow."""
+        raise NotImplementedError(f"{type(self).__name__} takes no instruction")

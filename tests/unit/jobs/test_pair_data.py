@@ -34,10 +34,12 @@ from dfer.jobs.pair_data import (
 from dfer.jobs.pairs import PairsConfig
 from dfer.models.config_towers import TowersConfig
 from dfer.teacher.build import build_teacher
-from dfer.teacher.config import Blip2TeacherConfig, WordsTeacherConfig
+from dfer.teacher.config import Blip2TeacherConfig, InstructBlipTeacherConfig, WordsTeacherConfig
 from dfer.teacher.words import WordsTeacher
+from tests.unit.teacher import models
 
 SIDE = 64
+CPU = torch.device("cpu")
 NAMES = ("00.png", "01.png", "02.png")
 
 
@@ -182,6 +184,25 @@ def test_both_models_compute_without_tf32(tmp_path: Path) -> None:
     set_tf32(True)
     Pairs(job(tmp_path).pairs, torch.device("cpu"))
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.slow("transformers is imported")
+def test_all_instructions_of_a_process_share_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features are those of a teacher of the instruction's own."""
+    built: list[object] = []
+    monkeypatch.setattr(pair_data, "build_teacher", lambda *words: built.append(words) or build_teacher(*words))
+    seen = torch.zeros(2, 3, models.SIDE, models.SIDE, dtype=torch.uint8)
+    teacher = InstructBlipTeacherConfig(model=str(models.blip("instruct_blip", tmp_path / "teacher")), precision="fp32")
+    configs = [
+        job(tmp_path, teacher=replace(teacher, instruction=text)).pairs for text in ("the image", "facial actions")
+    ]
+    found = [loaded(config, CPU).taught(seen, [])["teacher"] for config in (*configs, configs[0])]
+    assert len(built) == 1 and not torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    let_go()
+    assert torch.equal(found[1], Pairs(configs[1], CPU).taught(seen, [])["teacher"])
+    loaded(replace(configs[0], teacher=replace(teacher, precision="bf16")), CPU)
+    assert len(built) == 3
+    let_go()
 
 
 def test_the_parts_of_a_process_share_both_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

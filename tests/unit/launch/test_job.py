@@ -298,6 +298,25 @@ def test_a_store_that_does_not_answer_is_not_waited_for_for_ever() -> None:
     hanging.set()
 
 
+def test_a_process_that_computes_has_more_time_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine delays imports and reading, and is no store that does not answer."""
+    ticks, answered = iter(range(10**6)), threading.Event()
+
+    def cpu_time() -> float:
+        now = next(ticks)
+        if now == 40:  # two a fifth of the timeout: after four times the timeout
+            answered.set()
+        return float(now)
+
+    monkeypatch.setattr("launch.timeout.time.process_time", cpu_time)
+    assert with_timeout(0.05, lambda: answered.wait() and "an answer", what="x") == "an answer"
+    monkeypatch.setattr("launch.timeout.MORE_S", 0.1)
+    answered.clear()
+    with pytest.raises(StorageError, match=r"x: expected an answer within 0.05 s, got none"):
+        with_timeout(0.05, answered.wait, what="x")
+    answered.set()
+
+
 def test_a_check_that_reads_data_has_the_time_that_its_module_asks_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

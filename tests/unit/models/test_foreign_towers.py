@@ -1,5 +1,6 @@
 """CLIP in other layouts as a file in open_clip's: equal features, or a refusal by name."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from dfer.config import ConfigProblem
 from dfer.errors import CheckpointError
 from dfer.jobs.importing import HEAD_FILE, TOWERS_CONFIG, TOWERS_FILE, import_head, import_towers
+from dfer.models import head_file
 from dfer.models.config_towers import TowersConfig
 from dfer.models.foreign.weights import read_weights
 from dfer.models.towers import Towers
@@ -117,6 +119,25 @@ def test_an_openai_archive_is_taken(tmp_path: Path, clip_weights: dict[str, Tens
 def test_another_models_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"patch_embed.proj.weight": torch.ones(2), "blocks.0.attn.qkv.weight": torch.ones(2)}, tmp_path / "t.pt")
     assert "got an image model in the names of timm. Both towers" in refused(tmp_path / "t.pt", "tiny-vit-64")
+
+
+def test_an_imported_head_is_recognised_as_the_released_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its numbers, so that others under the same metadata are not."""
+    file, made = tmp_path / "ExpCLIP_B16_model.pth", tmp_path / "out" / HEAD_FILE
+    torch.save({"mlp.weight": torch.randn(64, 512)}, file)
+    import_head(file, Folder(tmp_path / "unknown"))
+    assert head_file.released_head(tmp_path / "unknown" / HEAD_FILE) == ""
+    data = file.read_bytes()
+    monkeypatch.setattr(head_file, "HEADS", {hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(): "B16"})
+    taken = import_head(file, Folder(tmp_path / "out"))
+    assert taken.notes == ("the released head B16, of OpenAI's ViT-B-16-quickgelu",)
+    assert head_file.released_head(made) == "B16" and head_file.made_for(made) == head_file.made_for(file)
+    assert not import_head(file, Folder(tmp_path / "out")).new, "the same bytes again"
+    whole = made.read_bytes()
+    made.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert head_file.released_head(made) == ""
+    made.write_bytes(whole.replace(b'\\"B16\\"', b'\\"X99\\"'))
+    assert made.read_bytes() != whole and head_file.released_head(made) == ""
 
 
 def test_an_exp_clip_head(tmp_path: Path) -> None:

@@ -182,6 +182,9 @@ def test_every_form_names_kinds_sources_and_what_is_absent() -> None:
         ):
             assert said in made
     assert "mine.pth, sha256 cdcdcdcdcdcd" in drawn and "the released B32" in drawn and "<script>" not in drawn
+    _, _, models = drawn.partition("<h2>Models</h2>")
+    assert models.startswith('<div class="scroll"><table class="words">'), "long paths do not widen the page"
+    assert "table.words td { white-space: normal; overflow-wrap: anywhere;" in drawn
 
 
 def test_counts_that_do_not_fit_are_refused() -> None:

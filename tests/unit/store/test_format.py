@@ -173,6 +173,9 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ("change", "says"),
     [
         (changed("key", ["../../etc", "b"]), "a key '../../etc'"),
+        (changed("key", ["a", "b\nc"]), r"a key 'b\nc'"),
+        (changed("key", ["a", "b\n"]), r"a key 'b\n'"),
+        (changed("key", ["a", ""]), "a key ''"),
         (changed("key", ["a", 7]), "a column key of something else than texts"),
         (changed("key", ["a"]), "columns of unequal lengths"),
         (lambda plain: plain.pop("key"), "no 'key'"),
@@ -204,6 +207,8 @@ def changed(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (changed("faces", [None] * 11 + [1]), "a row of faces that is not whole"),
         (changed("faces", [None] * 8 + [0, 0, 1, float("inf")]), "a number outside -2147483648"),
         (changed("faces", [None] * 8 + [0, 0, 1, 10**30]), "a number outside"),
+        (changed("faces", [0.5] * 11 + [float("nan")]), "a row of faces that is not whole"),
+        (changed("label", [True, 0]), "a column label of something else"),
         (changed("pickle", []), "an unknown column 'pickle'"),
         (changed("version", 2), "expected format version 3, got 2. An earlier dfer"),
         (changed("chunks", []), "expected the SHA-256 of each of 1 chunks, got 0 entries"),

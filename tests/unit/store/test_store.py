@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", refuse)
+    monkeypatch.setattr("dfer.store.ranges.open", refuse, raising=False)
     expect(folder, StorageError, "manifest.json: expected to read it, got ", "Permission denied", exit_code=6)
 
 
