@@ -10,6 +10,7 @@ leave the name out and another file chooses another one: DFEW's brightness belon
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,7 +109,13 @@ def _is_there(path: Path, *, directory: bool) -> bool:
 
 def names() -> list[str]:
     """The configurations that come with the package: `demo`, `methods/dfer_clip`, `sets/dfew`, ..."""
-    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob(f"**/*{SUFFIX}"))
+    return [*_names_in(CONFIGS)]
+
+
+@lru_cache
+def _names_in(folder: Path) -> tuple[str, ...]:
+    """Listed once in a process: every file of a configuration is looked up among them."""
+    return tuple(sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob(f"**/*{SUFFIX}")))
 
 
 def shown(path: Path) -> str:

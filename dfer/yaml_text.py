@@ -8,6 +8,8 @@ false, `/data/lr #1` as `/data/lr`.
 
 import re
 from collections.abc import Callable, Hashable
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -46,6 +48,12 @@ def _read(text: bytes, read: Callable[[str], Any]) -> Any:
 
 
 def _whole(text: str) -> Any:
+    return deepcopy(_parsed(text))  # callers change what they get
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """A run reads its configuration several times, and PyYAML takes 20 ms for one."""
     return yaml.load(text, _Loader)  # a safe loader, see below
 
 

@@ -32,6 +32,8 @@ UNIT_S, INTEGRATION_S = 2.0, 40.0
 """Seconds above which a test needs a written reason, as `@pytest.mark.slow("why")`."""
 NEW_UNIT_S, NEW_INTEGRATION_S = 0.1, 4.0
 """Seconds that a test is taken for when the table does not know it yet."""
+GRACE_S = 5.0
+"""Seconds after the last test in which processes may still end by themselves."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -238,7 +240,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """No process may outlive the tests: those that do are named, ended, and make the run fail."""
     warm.close()
     if not session.config.getoption("numprocesses", None):
-        until = time.monotonic() + 5
+        until = time.monotonic() + GRACE_S
         while running() and time.monotonic() < until:
             time.sleep(0.1)
         left = running()

@@ -8,8 +8,9 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tests.unit.data.shardkit import Clip, write_shards
 
 pytestmark = pytest.mark.integration
 
+Rows = list[tuple[int, int, torch.Tensor]]
 PATIENT = Retry(attempts=8, base_s=0.01, cap_s=0.2, timeout_s=60.0)
 """No attempt is given up that would have succeeded on a busy machine: bytes are counted."""
 QUICK = replace(PATIENT, timeout_s=4.0)
@@ -115,7 +117,7 @@ def loader(
     return Loader(clips, data, world=world, seed=3, train=train, global_batch=8, micro_batch=8 // world.size)
 
 
-def rows(batches: Iterator[ClipBatch]) -> list[tuple[int, int, torch.Tensor]]:
+def rows(batches: Iterator[ClipBatch]) -> Rows:
     return [
         (index, label, frames)
         for batch in batches
@@ -123,7 +125,19 @@ def rows(batches: Iterator[ClipBatch]) -> list[tuple[int, int, torch.Tensor]]:
     ]
 
 
-def same(a: list[tuple[int, int, torch.Tensor]], b: list[tuple[int, int, torch.Tensor]]) -> bool:
+@pytest.fixture(scope="module")
+def expected(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rows]:
+    """The rows that a disk gives in an epoch, each read once."""
+
+    @cache
+    def read(epoch: int = 0, partitions: int | None = None) -> Rows:
+        config = {} if partitions is None else {"canonical_partitions": partitions}
+        return rows(loader(local, tmp_path_factory.mktemp("disk"), **config).epoch(epoch))
+
+    return read
+
+
+def same(a: Rows, b: Rows) -> bool:
     return len(a) == len(b) and all(x[:2] == y[:2] and torch.equal(x[2], y[2]) for x, y in zip(a, b))
 
 
@@ -138,12 +152,11 @@ def passed(proxy: FaultProxy) -> int:
 
 @pytest.mark.parametrize(("workers", "read_ahead"), [(0, False), (2, True)])
 def test_an_epoch_under_faults_is_that_of_a_disk(
-    local: Path, server: FaultProxy, tmp_path: Path, workers: int, read_ahead: bool
+    expected: Callable[..., Rows], server: FaultProxy, tmp_path: Path, workers: int, read_ahead: bool
 ) -> None:
-    expected = rows(loader(local, tmp_path / "l").epoch(0))
     remote = loader(URL, tmp_path / "c", workers=workers, read_ahead=read_ahead, retry=QUICK)
     server.set(slow_down=0.05, resets=0.02, stalls=0.01, shorts=0.02, flips=0.02, seed=8)
-    assert same(rows(remote.epoch(0)), expected)
+    assert same(rows(remote.epoch(0)), expected())
     faults = server.counts()["faults"]
     if not read_ahead:  # which asks for few large parts
         assert server.counts()["requests"] >= 100 and set(faults) == set(KINDS), faults
@@ -151,22 +164,23 @@ def test_an_epoch_under_faults_is_that_of_a_disk(
 
 @workers_only
 def test_the_first_epoch_fetches_every_byte_once_and_the_second_none(
-    local: Path, server: FaultProxy, tmp_path: Path
+    local: Path, expected: Callable[..., Rows], server: FaultProxy, tmp_path: Path
 ) -> None:
     """Two ranks with two workers each share the cache of their node."""
     worlds = [World(rank=rank, size=2, local_rank=rank, local_size=2) for rank in (0, 1)]
     ranks = [loader(URL, tmp_path / "c", workers=2, world=world) for world in worlds]
-    expected = loader(local, tmp_path / "l")
     for epoch, most in ((0, 1.02), (1, 0)):
         before = passed(server)
         batches = list(zip(*(rank.epoch(epoch) for rank in ranks), strict=True))
         assert passed(server) - before <= most * shard_bytes(local)
-        assert same([row for pair in batches for row in rows(iter(pair))], rows(expected.epoch(epoch)))
+        assert same([row for pair in batches for row in rows(iter(pair))], expected(epoch))
     assert passed(server) >= shard_bytes(local)
 
 
 @workers_only
-def test_a_cache_of_a_third_is_never_exceeded(local: Path, server: FaultProxy, tmp_path: Path) -> None:
+def test_a_cache_of_a_third_is_never_exceeded(
+    local: Path, expected: Callable[..., Rows], server: FaultProxy, tmp_path: Path
+) -> None:
     budget = shard_bytes(local) // 3
     remote, cache = loader(URL, tmp_path / "c", budget=budget, workers=2), Cache(tmp_path / "c", budget=budget)
     worst, done = [0], threading.Event()
@@ -181,7 +195,7 @@ def test_a_cache_of_a_third_is_never_exceeded(local: Path, server: FaultProxy, t
     watching.start()
     try:
         for epoch in (0, 1):
-            assert same(rows(remote.epoch(epoch)), rows(loader(local, tmp_path / "l").epoch(epoch)))
+            assert same(rows(remote.epoch(epoch)), expected(epoch))
     finally:
         done.set()
         watching.join()
@@ -204,28 +218,26 @@ def chunks_of_clips(folder: Path) -> list[int]:
 
 @workers_only
 def test_few_shards_at_a_time_stream_through_a_cache_without_room_for_all(
-    local: Path, server: FaultProxy, tmp_path: Path
+    local: Path, expected: Callable[..., Rows], server: FaultProxy, tmp_path: Path
 ) -> None:
     """Two partitions of six shards, four at a time: what goes has been used up, so nearly every byte comes once."""
     budget = shard_bytes(local) * 10 // 12
     remote = loader(URL, tmp_path / "c", budget=budget, workers=1, canonical_partitions=2)
-    expected = loader(local, tmp_path / "l", canonical_partitions=2)
-    assert same(rows(remote.epoch(0)), rows(expected.epoch(0)))
+    assert same(rows(remote.epoch(0)), expected(0, partitions=2))
     # Without a cache it would be nearly three times; the last clips of a window are read beside the first of the next.
     assert passed(server) <= 1.15 * shard_bytes(local)
 
 
 @workers_only
 def test_a_run_goes_on_in_the_middle_of_an_epoch_in_another_layout(
-    local: Path, server: FaultProxy, tmp_path: Path
+    expected: Callable[..., Rows], server: FaultProxy, tmp_path: Path
 ) -> None:
-    whole = rows(loader(local, tmp_path / "l").epoch(1))
     ranks = [
         loader(URL, tmp_path / "c", workers=rank, world=World(rank=rank, size=2, local_rank=rank, local_size=2))
         for rank in (0, 1)
     ]
     pairs = zip(*(rank.epoch(1, 20) for rank in ranks), strict=True)
-    assert same([row for pair in pairs for row in rows(iter(pair))], whole[20 * 8 :])
+    assert same([row for pair in pairs for row in rows(iter(pair))], expected(1)[20 * 8 :])
 
 
 def test_the_first_batch_waits_for_its_own_chunks_only(server: FaultProxy, tmp_path: Path) -> None:
@@ -239,8 +251,15 @@ def test_the_first_batch_waits_for_its_own_chunks_only(server: FaultProxy, tmp_p
 
 # What stays wrong
 
+SAYS = {
+    "flipped": r"train/000\d\d.tar, clip c\d+: expected sha256 .* of its bytes \d+ to \d+, got .* "
+    r"\(8 attempts\). The file was changed or damaged after the build",
+    "truncated": r"train/000\d\d.tar: expected \d+ bytes as the manifest says, got \d+. The copy",
+    "replaced": r"train/.*The shards were built anew since: start again",
+}
 
-def consumed_until(remote: Loader, spoil: Any) -> tuple[list[tuple[int, int, torch.Tensor]], str]:
+
+def consumed_until(remote: Loader, spoil: Any) -> tuple[Rows, str]:
     """The rows that were given before the error, and the error; `spoil` is called after the first batch."""
     got, batches = [], remote.epoch(0)
     got += rows(iter([next(batches)]))
@@ -278,29 +297,26 @@ def spoilt(served: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("workers", "kind"),
     [
-        (
-            "flipped",
-            r"train/000\d\d.tar, clip c\d+: expected sha256 .* of its bytes \d+ to \d+, got .* "
-            r"\(8 attempts\). The file was changed or damaged after the build",
-        ),
-        ("truncated", r"train/000\d\d.tar: expected \d+ bytes as the manifest says, got \d+. The copy"),
-        ("replaced", r"train/.*The shards were built anew since: start again"),
+        (0, "flipped"),
+        (0, "truncated"),
+        (0, "replaced"),
+        (1, "flipped"),
+        pytest.param(1, "truncated", marks=pytest.mark.long),
+        pytest.param(1, "replaced", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 1])
 def test_shards_that_change_under_way_stop_the_run_before_anything_wrong_is_trained_on(
-    local: Path, server: FaultProxy, tmp_path: Path, kind: str, says: str, workers: int
+    expected: Callable[..., Rows], server: FaultProxy, tmp_path: Path, kind: str, workers: int
 ) -> None:
-    expected = rows(loader(local, tmp_path / "l").epoch(0))
     remote = loader(URL, tmp_path / "c", workers=workers, read_ahead=False)
     got, text = consumed_until(remote, lambda: spoilt(tmp_path / "served/data/shards", kind))
-    assert re.match("s3://data/shards/" + says, text), text
-    assert same(got, expected[: len(got)]) and len(got) < len(expected)
+    assert re.match("s3://data/shards/" + SAYS[kind], text), text
+    assert same(got, expected()[: len(got)]) and len(got) < len(expected())
 
 
-def test_a_manifest_replaced_between_two_epochs_stops_the_run(local: Path, server: FaultProxy, tmp_path: Path) -> None:
+def test_a_manifest_replaced_between_two_epochs_stops_the_run(server: FaultProxy, tmp_path: Path) -> None:
     remote = loader(URL, tmp_path / "c")
     rows(remote.epoch(0))
     path = tmp_path / "served/data/shards/manifest.json"

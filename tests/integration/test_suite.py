@@ -29,6 +29,12 @@ def test_its_process_is_gone():
 """
 LEAVES = """
 import subprocess, sys
+import pytest
+from tests import suite
+
+@pytest.fixture(autouse=True, scope="session")
+def no_grace():  # the process sleeps far longer than the suite would wait for it
+    suite.GRACE_S = 0.2
 
 def test_leaves_a_process_of_a_process():
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(99)'])"
@@ -120,11 +126,11 @@ def test_durations_are_written_whoever_ran_the_test(tmp_path: Path) -> None:
 
 
 def test_a_slow_test_without_a_reason_is_listed_and_does_not_fail(tmp_path: Path) -> None:
-    first, second = "def test_a(): time.sleep(2.1)\n", "@pytest.mark.slow('sleeps')\ndef test_b(): time.sleep(2.1)\n"
-    text = f"import time, pytest\n{first}{second}"
+    first, second = "def test_a(): time.sleep(1.1)\n", "@pytest.mark.slow('sleeps')\ndef test_b(): time.sleep(1.1)\n"
+    text = f"import time, pytest\nfrom tests import suite\nsuite.UNIT_S = 1.0\n{first}{second}"
     done = run(tmp_path, test_a=text)
     assert done.returncode == 0 and "1 tests over their budget" in done.stdout, done.stdout
-    assert " s of 2  tests/unit/test_a.py::test_a" in done.stdout and "test_a.py::test_b" not in done.stdout
+    assert " s of 1  tests/unit/test_a.py::test_a" in done.stdout and "test_a.py::test_b" not in done.stdout
 
 
 def test_a_group_stays_in_one_process(tmp_path: Path) -> None:

@@ -17,6 +17,12 @@ def test_plain_values_come_back(value: object) -> None:
     assert parse(yaml.safe_dump(value).encode()) == value
 
 
+def test_a_text_that_is_read_again_gives_values_of_its_own() -> None:
+    first = parse(b"a: {b: [1]}")
+    first["a"]["b"].append(2)
+    assert parse(b"a: {b: [1]}") == {"a": {"b": [1]}}
+
+
 def test_dates_are_text() -> None:
     assert parse(b"a: 2026-02-30\nb: 2026-02-03") == {"a": "2026-02-30", "b": "2026-02-03"}
 

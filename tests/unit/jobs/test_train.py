@@ -568,8 +568,16 @@ def test_validation_clips_are_named_as_such(tmp_path: Path, alone: World) -> Non
 
 
 @pytest.mark.slow("trains a run up to five times")
-@pytest.mark.parametrize("stop", [None, 3])
-@pytest.mark.parametrize("schedule", [ConstantScheduleConfig(), StepScheduleConfig(milestones=(1, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("schedule", "stop"),
+    [
+        (ConstantScheduleConfig(), None),
+        (StepScheduleConfig(milestones=(1, 2)), 3),
+        pytest.param(ConstantScheduleConfig(), 3, marks=pytest.mark.long),
+        pytest.param(StepScheduleConfig(milestones=(1, 2)), None, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_epochs_may_grow(tmp_path: Path, alone: World, schedule: ScheduleConfig, stop: int | None) -> None:
     """After the end or before it; the end is that of a run that was to have as many from the beginning."""
     data = three_clips(tmp_path / "shards")

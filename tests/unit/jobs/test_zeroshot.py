@@ -255,6 +255,7 @@ def test_two_sets_of_one_folder_share_features(home: Path, tmp_path: Path, alone
 
 
 @pytest.mark.slow("draws two pictures of scores and eight confusion matrices")
+@pytest.mark.usefixtures("no_drawing")
 def test_the_table_names_kinds_absent_sets_and_rules(home: Path, tmp_path: Path, alone: World) -> None:
     asked = config(home, tmp_path)
     run_parts(asked, alone)

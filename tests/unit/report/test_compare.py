@@ -129,6 +129,7 @@ def test_published_numbers_are_a_row_of_their_own(tmp_path: Path) -> None:
 DK_CLIP_DFEW = ("94.61", "76.19", "75.06", "78.65", "63.61", "23.60", "42.93")
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_published_recalls_stand_under_their_classes_and_never_in_ours(tmp_path: Path) -> None:
     theirs = {"uar": 59.61, "war": 71.25, "source": "A paper", "recall": {"fear": 11.25, "happiness": 90.5}}
     run = run_of(tmp_path / "a", 0, predicted=False, published=theirs)
@@ -151,6 +152,7 @@ def test_a_published_recall_is_in_percent() -> None:
 
 
 @pytest.mark.slow("resamples the clips of a run and draws its page")
+@pytest.mark.usefixtures("no_drawing")
 def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_published_ones(tmp_path: Path) -> None:
     theirs = load_run(["methods/dk_clip", "sets/dfew"]).published
     assert theirs is not None
@@ -169,6 +171,7 @@ def test_a_rank_mean_stands_beside_the_pooled_scores_and_its_note_beside_the_pub
     assert "UAR and recalls are means over two ranks" in text_table(summarise(Folder(run), RunConfig))
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_pending_rows_stand_as_pending_in_the_table_of_their_set(tmp_path: Path) -> None:
     theirs = Published(uar=58.87, war=70.92, source="A paper", selection="best_on_test")
     waiting = [
@@ -363,6 +366,7 @@ def test_text_of_a_run_folder_stays_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("draws a report and resamples its clips")
+@pytest.mark.usefixtures("no_drawing")
 def test_a_report_shows_its_intervals(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a", 0)
     report = summarise(Folder(run), RunConfig)

@@ -200,6 +200,7 @@ def test_math_marks_in_names_are_not_typeset(tmp_path):
     assert re.search(r">\$a\$ +\d+</text>", drawn) and re.search(r">\$\\frac\{</text>", drawn)
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_run_without_curves_or_environment_still_reports(tmp_path):
     run = fake_runs.write_fold(tmp_path, fake_runs.result(num_folds=1), curves=False)
     (run / "environment.json").unlink()

@@ -222,7 +222,7 @@ def test_what_was_changed_on_the_way_is_noted(run):
     assert f"The folds differ in data.max_bad_share: {others}, 0.001 (fold_4), None (fold_5)." in notes
 
 
-@pytest.mark.slow("draws a whole report")
+@pytest.mark.usefixtures("no_drawing")
 def test_a_metrics_file_over_its_bound_shortens_the_curves_alone(run, monkeypatch):
     lines = "".join(json.dumps({"kind": "train", "step": n, "loss": 1.0}) + "\n" for n in range(1, 100))
     (run / "fold_1" / "metrics.jsonl").write_text(lines)
@@ -289,6 +289,7 @@ def test_a_result_without_its_configuration_is_refused(run, text, got):
         summarise(Folder(run), RunConfig)
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_generated_faces_stand_under_their_own_name_and_beside_no_published_numbers(tmp_path):
     made = fake_runs.result(generated="seed 3, generator 1", excluded=2)
     report = summarise(Folder(fake_runs.write_fold(tmp_path / "run", made, curves=False)), RunConfig)

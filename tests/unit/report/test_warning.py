@@ -160,6 +160,7 @@ def test_pooled_and_mean_differ_where_folds_have_other_sizes(tmp_path: Path) -> 
     assert (rows["mean"].cells[-1], rows["pooled"].cells[-1]) == ("50.00", "82.73")
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_published_accuracy_without_uar_is_shown_with_a_dash(tmp_path: Path) -> None:
     published = Published(war=94.646, source="a repository", selection="best_on_test")
     assert published.text == "– / 94.65"
