@@ -28,7 +28,8 @@ DECIDING = (
     "data.mix",
 )
 """What a published number stands for. `select` is not among them: both selections stand beside the numbers wherever
-these are shown, and `select=best_on_test` is the papers' own. Nor are seeds, places, and how the work is divided."""
+these are shown, and `select=best_on_test` is the papers' own. Nor are seeds, places, and how the work is divided: where
+that decides what is computed, a report leaves the numbers out (`dfer.report.crossval`), as it knows the processes."""
 PLACES = ("model.start", "model.towers.pretrained", "model.head")
 """Where weights lie. A tag in place of a path chooses other weights, and null random ones. A head is the row's if the
 file has the same name. A start is a place where imported weights are evaluated; a report leaves the numbers out where a

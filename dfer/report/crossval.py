@@ -307,7 +307,16 @@ def _undescribed(published: Published, fold: Fold) -> str:
         return f"their row has no model.start, this run began from {start}"
     if start is None and not result.epochs and published.selection != "none":
         return "they are of a training, these weights were not trained"
-    return ""
+    return _other_layout(fold)
+
+
+def _other_layout(fold: Fold) -> str:
+    """Say in which layout a row was trained and a fold was not, where layouts decide what a training computes. The
+    rows' trainings took a whole batch on one device."""
+    result, batch = fold.result, fold.config.get("batch")
+    if not result.layout or (result.processes, result.micro_batch) == (1, batch):
+        return ""
+    return f"their row took the batch of {batch} whole on 1 process, this run on {result.layout}"
 
 
 def _published(fold: Fold) -> Published | None:

@@ -28,6 +28,8 @@ from dfer.training.state import LAYOUT
 from tests.methods import BATCH, METHODS, Method, share
 
 STEPS, SAVED_AT, EPOCHS = 4, 2, 50
+LOW = (range(1), range(STEPS - 1, STEPS))
+"""Steps in bf16, before and after a stop: the first and the last."""
 ENGINES = {"ddp": EngineConfig(name="ddp")} | {
     f"zero{stage}": EngineConfig(zero=stage)
     for stage in (0, 1, 2, 3)  # type: ignore[arg-type]
@@ -49,16 +51,16 @@ def engine_for(method: Method, name: str, world: World, precision: str = "fp32")
     )
 
 
-def train(engine: Engine, method: Method, world: World, steps: range) -> float:
-    """The loss of the last step."""
-    loss = float("nan")
+def train(engine: Engine, method: Method, world: World, steps: range) -> list[float]:
+    """The loss of every step."""
+    losses = []
     for number in steps:
         # The last step is near the end of training: no parameter may have lost its gradient by then.
         epoch = EPOCHS - 1 if number == STEPS - 1 else number * 10
         cut = share(method.batch(number), world=world, micro_batch=method.micro_batch(world.size))
         report = engine.step(cut, progress=Progress(epoch=epoch, step=number, fraction=epoch / EPOCHS))
-        loss = report.loss
-    return loss
+        losses.append(report.loss)
+    return losses
 
 
 def save(engine: Engine, folder: Path, world: World) -> None:
@@ -69,17 +71,37 @@ def save(engine: Engine, folder: Path, world: World) -> None:
     store.finish()
 
 
-def resume(method: Method, name: str, world: World, checkpoint: Checkpoint) -> dict[str, Tensor] | str:
+def resume(
+    method: Method,
+    name: str,
+    world: World,
+    checkpoint: Checkpoint,
+    precision: str = "fp32",
+    steps: range = range(SAVED_AT, STEPS),
+) -> dict[str, Tensor] | str:
     """The weights after the last step, continued from a checkpoint; the message if that is refused."""
-    engine = engine_for(method, name, world)
+    engine = engine_for(method, name, world, precision)
     try:
         check_layout(engine, checkpoint)
     except CheckpointError as error:
         return str(error)
     engine.load_weights(checkpoint.weights())
     engine.load_optimizer_state(checkpoint.optimizer())
-    train(engine, method, world, range(SAVED_AT, STEPS))
+    train(engine, method, world, steps)
     return engine.weights()
+
+
+def low_cases(method: Method, name: str, world: World, folder: Path) -> Iterator[tuple[str, dict[str, Tensor] | str]]:
+    """Losses and weights of a run in bf16, and the weights of one that was stopped after the first step."""
+    engine = engine_for(method, name, world, "bf16")
+    losses = train(engine, method, world, LOW[0])
+    save(engine, folder, world)
+    losses += train(engine, method, world, LOW[1])
+    yield "bf16 losses", {"losses": torch.tensor(losses)}
+    yield "bf16", engine.weights()
+    found = Checkpoints(Folder(folder), world=world).latest()
+    assert found is not None
+    yield "bf16 resumed", resume(method, name, world, found, "bf16", LOW[1])
 
 
 def cases(method_name: str, engines: list[str], world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
@@ -92,16 +114,16 @@ def cases(method_name: str, engines: list[str], world: World, own: Path, other: 
             continue  # the other cases ran before, when the other world size had saved nothing yet
         barrier()  # no rank may save before all have looked
         engine = engine_for(method, name, world)
-        train(engine, method, world, range(SAVED_AT))
+        losses = train(engine, method, world, range(SAVED_AT))
+        yield f"{method_name} {name} losses", {"losses": torch.tensor(losses)}
         save(engine, own / f"{method_name}_{name}", world)
         train(engine, method, world, range(SAVED_AT, STEPS))
         yield f"{method_name} {name}", engine.weights()
         found = Checkpoints(Folder(own / f"{method_name}_{name}"), world=world).latest()
         assert found is not None
         yield f"{method_name} {name} resumed", resume(method, name, world, found)
-        low = engine_for(method, name, world, "bf16")
-        first_and_last = range(0, STEPS, STEPS - 1)
-        yield f"{method_name} {name} bf16", {"loss": torch.tensor(train(low, method, world, first_and_last))}
+        for case, value in low_cases(method, name, world, own / f"{method_name}_{name}_bf16"):
+            yield f"{method_name} {name} {case}", value
 
 
 def run(world: World, own: Path, other: Path, names: list[str], engines: list[str]) -> dict[str, Any]:

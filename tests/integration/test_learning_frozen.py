@@ -4,6 +4,7 @@ Chance is one in seven. Each method must beat it on the test clips of its fold b
 """
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,20 @@ EXTRA = {
         "name: fine_tune",
         f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, head: {{lr: 1.0e-3}}}}",
     ),
+    "fine_tune_temporal": (
+        "name: fine_tune, temporal: {depth: 1, heads: 2, head_dim: 16, mlp_dim: 64, init_std: 0.02}",
+        f"{ADAM}, groups: {{image: {{lr: 1.0e-3}}, temporal: {{lr: 1.0e-3}}, head: {{lr: 1.0e-3}}}}",
+    ),
 }
-EPOCHS = {"contrastive": 12, "coop": 5, "cocoop": 4, "linear_probe": 5, "fine_tune": 15, "zero_shot": 1}
+EPOCHS = {
+    "contrastive": 12,
+    "coop": 5,
+    "cocoop": 4,
+    "linear_probe": 5,
+    "fine_tune": 15,
+    "fine_tune_temporal": 12,
+    "zero_shot": 1,
+}
 COSINE = "schedule: {name: cosine, warmup_epochs: 1}"
 
 
@@ -67,17 +80,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learned(capsys: Capture, method: str, shards: Path, folder: Path, *words: str) -> float:
-    """Train a method on one fold; returns by how many standard errors of chance its WAR exceeds chance."""
+    """Train a method on one fold; returns by how many standard errors of chance its WAR exceeds chance, and
+    prints it (`pytest -rP` shows it)."""
     model, optim = EXTRA[method]
     path, run = folder / f"{method}.yaml", folder / method
     path.write_text(TINY.format(shards=shards, model=model, optim=optim, more=COSINE if EPOCHS[method] > 5 else ""))
     verb = "evaluate" if method == "zero_shot" else "train"
+    before = time.process_time()
     done = here(capsys, verb, path, f"run={run}", f"epochs={EPOCHS[method]}", *words)
+    seconds = time.process_time() - before
     assert done.returncode == 0, done.stderr[-3000:]
     found, chance = result(run), 1 / CLASSES
     clips = found["clips"]
     assert clips == CLIPS // 5
-    return float((found["war"] - chance) / math.sqrt(chance * (1 - chance) / clips))
+    errors = float((found["war"] - chance) / math.sqrt(chance * (1 - chance) / clips))
+    print(f"{method}: WAR {100 * found['war']:.1f}, {errors:.1f} standard errors, {seconds:.0f} s of CPU time")
+    return errors
 
 
 @pytest.mark.slow("700 clips are drawn, a CLIP and four methods are trained: 70 s of CPU time")
@@ -91,6 +109,8 @@ def test_frozen_towers_learn_from_a_small_clip_that_was_trained_here(
     assert min(found.values()) > 3, found
 
 
-@pytest.mark.slow("15 epochs of an image tower: half a minute on an idle machine")
-def test_fine_tuning_learns(capsys: Capture, shards: Path, tmp_path: Path) -> None:
-    assert learned(capsys, "fine_tune", shards, tmp_path) > 3
+@pytest.mark.slow("12 to 15 epochs of an image tower: half a minute on an idle machine")
+@pytest.mark.parametrize(("method", "words"), [("fine_tune", ()), ("fine_tune_temporal", ("data.frames=4",))])
+def test_fine_tuning_learns(capsys: Capture, shards: Path, tmp_path: Path, method: str, words: tuple[str, ...]) -> None:
+    """Without and with a temporal model."""
+    assert learned(capsys, method, shards, tmp_path, *words) > 3

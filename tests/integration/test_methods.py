@@ -5,7 +5,7 @@ here and at the other world size. One worker process a rank runs all cases (meth
 """
 
 import json
-import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ SHORT_ENGINES = ("ddp", "zero3")
 SHORT = [name for name, method in METHODS.items() if method.kind]
 EXACT = 2e-5
 """Rounding: a step's gradient is summed in another order. Weights move by more than 1e-3."""
+LOW = 8 * torch.finfo(torch.bfloat16).eps
+"""1/16: eight roundings to bf16. Measured over all methods and engines: the first loss differs from that in fp32 by at
+most 2.8 % (VGG19, the deepest), last losses and updates under ZeRO 3 from those of DDP by at most 1.7 % and 2.0 %."""
 Found = dict[int, dict[str, Any]]
 
 
@@ -46,6 +49,11 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     """Largest difference of two sets of weights."""
     assert one.keys() == other.keys()
     return max((one[name].float() - other[name].float()).abs().max().item() for name in one)
+
+
+def norm(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], names: Iterable[str]) -> float:
+    """Euclidean norm of the difference of the named weights."""
+    return float(torch.stack([(one[name] - other[name]).double().square().sum() for name in names]).sum().sqrt())
 
 
 methods = pytest.mark.parametrize(
@@ -107,5 +115,26 @@ def test_it_continues_at_the_other_world_size(found: Found, name: str, ranks: in
 @methods
 @both
 @every
-def test_bf16_trains(found: Found, name: str, ranks: int, engine: str) -> None:
-    assert math.isfinite(found[ranks][f"{name} {engine} bf16"]["loss"].item())
+def test_bf16_starts_near_fp32_and_is_used(found: Found, name: str, ranks: int, engine: str) -> None:
+    low, full = (found[ranks][f"{name} {engine} {case}"]["losses"] for case in ("bf16 losses", "losses"))
+    assert 0 < abs(low[0] / full[0] - 1) < LOW
+
+
+@methods
+@both
+@every
+def test_engines_agree_in_bf16(found: Found, name: str, ranks: int, engine: str) -> None:
+    """The first loss but for the order of a sum, the last one and all updates of the weights within bf16 rounding."""
+    ours, theirs = (found[ranks][f"{name} {each} bf16 losses"]["losses"] for each in (engine, "ddp"))
+    first, last = (ours / theirs - 1).abs()
+    assert first < EXACT and last < LOW
+    ours, theirs = (found[ranks][f"{name} {each} bf16"] for each in (engine, "ddp"))
+    start = {key: value.detach() for key, value in METHODS[name].build().named_parameters() if value.requires_grad}
+    assert norm(ours, theirs, start) < LOW * norm(start, theirs, start)
+
+
+@methods
+@both
+@every
+def test_a_resumed_bf16_run_ends_as_the_undisturbed_one(found: Found, name: str, ranks: int, engine: str) -> None:
+    assert distance(found[ranks][f"{name} {engine} bf16 resumed"], found[ranks][f"{name} {engine} bf16"]) == 0

@@ -347,6 +347,7 @@ def test_folds_of_a_coupled_method_on_other_layouts_are_named(run):
 
 THEIRS = {"uar": 59.61, "war": 71.25, "source": "a row", "dataset": "DFEW"}
 NOTHING_TRAINED = {**THEIRS, "selection": "none"}
+WHOLE_BATCH = "their row took the batch of 48 whole on 1 process, this run on "
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,10 @@ NOTHING_TRAINED = {**THEIRS, "selection": "none"}
         (NOTHING_TRAINED, None, {"epochs": 0}, ""),
         (NOTHING_TRAINED, "runs/x", {"epochs": 0}, "their row has no model.start, this run began from runs/x"),
         ({**THEIRS, "dataset": ""}, "runs/mafw/x", {"dataset": "ferv39k"}, ""),
+        (THEIRS, None, {"processes": 1, "micro_batch": 48}, ""),
+        (THEIRS, None, {"processes": 2, "micro_batch": 24}, WHOLE_BATCH + "2 processes with micro-batches of 24"),
+        (THEIRS, None, {"processes": 1, "micro_batch": 24}, WHOLE_BATCH + "1 process with micro-batches of 24"),
+        ({**THEIRS, "dataset": ""}, None, {"processes": 2, "micro_batch": 24}, ""),
     ],
 )
 def test_a_row_s_numbers_stand_beside_what_they_describe_alone(tmp_path, published, start, changes, why):
