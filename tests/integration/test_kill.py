@@ -19,7 +19,7 @@ __all__ = ["small_disk"]
 pytestmark = pytest.mark.integration
 
 EPOCHS, STEPS = 14, 42
-KILLS = {8: 110, 20: 3}
+KILLS = {8: 490, 20: 3}
 """By number of kills, the seed of their moments and targets; eight in `make test`: every kind of moment and target."""
 # DDP: the same arithmetic as ZeRO 0, and two seconds less at every start.
 CALM = (f"epochs={EPOCHS}", "eval_every=7", "engine.name=ddp", "checkpoint.keep_last=2", "record_clips=true")
