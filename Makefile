@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= demo
-# Test processes beside each other: about one a core, each of which starts up to three more.
-TESTS  ?= 2
+# Test processes beside each other, each of which starts up to three more: three for two cores, since they wait for
+# servers, disks and clocks a fifth of their time.
+TESTS  ?= 3
 # The tests start hundreds of programs: what Python compiles is kept, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n $(TESTS) --dist loadgroup

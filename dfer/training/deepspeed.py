@@ -7,6 +7,7 @@ the first group's rate (0.19.8).
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -256,8 +257,25 @@ def _import() -> Any:
         raise UsageError(message("engine.name=deepspeed", expected=expected, got=repr(error), do=do)) from error
     # The only operator that a CPU run would compile (25 s, with g++ and ninja) is for inference and never called here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    import_muon()
     _forget_old_groups(groups)
     return deepspeed
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's Muon without torch's compiler.
+
+    ZeRO 1 to 3 import this optimizer, which is not offered here, to ask whether it is in use. Its decorators would
+    import TorchInductor: 1.5 s of CPU time in every process.
+    """
+    from deepspeed.runtime import compiler
+
+    decorator = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = decorator
 
 
 def _keep_during_backward(task: Task) -> None:

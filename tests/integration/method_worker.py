@@ -1,7 +1,8 @@
 """One rank of tests/integration/test_methods.py: trains every method under every engine and writes its weights.
 
-Usage, in every rank: method_worker.py OWN_FOLDER OTHER_FOLDER METHODS ENGINES. Checkpoints go to OWN_FOLDER; of another
-world size are read from OTHER_FOLDER, if it has any. Results are the weights after the last step, by case.
+Usage, in every rank: method_worker.py OWN_FOLDER OTHER_FOLDER METHOD:ENGINE ...
+Checkpoints go to OWN_FOLDER; of another world size are read from OTHER_FOLDER, if it has any. Results are the
+weights after the last step, by case.
 """
 
 import json
@@ -27,7 +28,7 @@ from dfer.training.loop import check_layout
 from dfer.training.state import LAYOUT
 from tests.methods import BATCH, METHODS, Method, share
 
-STEPS, SAVED_AT, EPOCHS = 4, 2, 50
+STEPS, SAVED_AT, EPOCHS = 3, 2, 50
 LOW = (range(1), range(STEPS - 1, STEPS))
 """Steps in bf16, before and after a stop: the first and the last."""
 ENGINES = {"ddp": EngineConfig(name="ddp")} | {
@@ -104,35 +105,35 @@ def low_cases(method: Method, name: str, world: World, folder: Path) -> Iterator
     yield "bf16 resumed", resume(method, name, world, found, "bf16", LOW[1])
 
 
-def cases(method_name: str, engines: list[str], world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
+def cases(method_name: str, name: str, world: World, own: Path, other: Path) -> Iterator[tuple[str, Any]]:
     method = METHODS[method_name]
-    for name in engines:
-        moved = Checkpoints(Folder(other / f"{method_name}_{name}"), world=world).latest()
-        if moved is not None:
-            yield f"{method_name} {name} moved", resume(method, name, world, moved)
-        if (own / f"{method_name}_{name}").exists():
-            continue  # the other cases ran before, when the other world size had saved nothing yet
-        barrier()  # no rank may save before all have looked
-        engine = engine_for(method, name, world)
-        losses = train(engine, method, world, range(SAVED_AT))
-        yield f"{method_name} {name} losses", {"losses": torch.tensor(losses)}
-        save(engine, own / f"{method_name}_{name}", world)
-        train(engine, method, world, range(SAVED_AT, STEPS))
-        yield f"{method_name} {name}", engine.weights()
-        found = Checkpoints(Folder(own / f"{method_name}_{name}"), world=world).latest()
-        assert found is not None
-        yield f"{method_name} {name} resumed", resume(method, name, world, found)
-        for case, value in low_cases(method, name, world, own / f"{method_name}_{name}_bf16"):
-            yield f"{method_name} {name} {case}", value
+    moved = Checkpoints(Folder(other / f"{method_name}_{name}"), world=world).latest()
+    if moved is not None:
+        yield f"{method_name} {name} moved", resume(method, name, world, moved)
+    if (own / f"{method_name}_{name}").exists():
+        return  # the other cases ran before, when the other world size had saved nothing yet
+    barrier()  # no rank may save before all have looked
+    engine = engine_for(method, name, world)
+    losses = train(engine, method, world, range(SAVED_AT))
+    yield f"{method_name} {name} losses", {"losses": torch.tensor(losses)}
+    save(engine, own / f"{method_name}_{name}", world)
+    train(engine, method, world, range(SAVED_AT, STEPS))
+    yield f"{method_name} {name}", engine.weights()
+    found = Checkpoints(Folder(own / f"{method_name}_{name}"), world=world).latest()
+    assert found is not None
+    yield f"{method_name} {name} resumed", resume(method, name, world, found)
+    for case, value in low_cases(method, name, world, own / f"{method_name}_{name}_bf16"):
+        yield f"{method_name} {name} {case}", value
 
 
-def run(world: World, own: Path, other: Path, names: list[str], engines: list[str]) -> dict[str, Any]:
+def run(world: World, own: Path, other: Path, wanted: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in names:
+    for word in wanted:
+        name, _, engine = word.partition(":")
         try:
-            found |= dict(cases(name, engines, world, own, other))
+            found |= dict(cases(name, engine, world, own, other))
         except Exception:
-            print(name, traceback.format_exc(), flush=True)  # the other ranks would wait for this one
+            print(word, traceback.format_exc(), flush=True)  # the other ranks would wait for this one
             raise
     barrier()
     return found
@@ -142,7 +143,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     this = from_environment()
     with process_group(this, timeout_s=120):
-        results = run(this, Path(sys.argv[1]), Path(sys.argv[2]), *(words.split(",") for words in sys.argv[3:5]))
+        results = run(this, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     if this.is_first:
         words = {case: value for case, value in results.items() if isinstance(value, str)}
         tensors = {case: value for case, value in results.items() if not isinstance(value, str)}

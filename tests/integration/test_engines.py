@@ -23,6 +23,8 @@ ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 CASES = re.findall(r"^def case_(\w+)", WORKER.read_text(), re.MULTILINE)
 NO_COMPILER = str(Path(sys.executable).parent)
 """A PATH with Python alone."""
+SAVED = {"adamw": ENGINES, "sgd": ENGINES if os.environ.get("DFER_TEST_LONG") else ("ddp", "zero3")}
+"""By optimizer, the engines whose checkpoints all engines continue."""
 READ = ["load", "resumed"]
 """Cases that read what the other world size saved."""
 # Weights move by about 0.1 in the steps taken: this is rounding, not training.
@@ -105,7 +107,7 @@ def test_a_checkpoint_continues_under_any_engine_stage_and_world_size(
 ) -> None:
     loads = results[ranks][f"load/{name}"]
     assert set(loads) == {
-        f"{optim} {saved} {where}" for optim in TOLERANCE for saved in ENGINES for where in ("here", "elsewhere")
+        f"{optim} {saved} {where}" for optim in TOLERANCE for saved in SAVED[optim] for where in ("here", "elsewhere")
     }
     for case, got in loads.items():
         assert got["weights"] < TOLERANCE[case.partition(" ")[0]], case
@@ -229,4 +231,4 @@ def test_a_new_program_needs_no_compiler_and_causes_no_warning() -> None:
     words = [sys.executable, "-W", "error", WORKER, "broken"]
     done = warm.run(words, env=environment(PATH=NO_COMPILER), capture_output=True, text=True, timeout=200)
     assert done.returncode == 4 and done.stdout == "", done.stderr
-    assert "expected a finite loss, got spread=inf" in done.stderr
+    assert "expected a finite loss, got spread=inf" in done.stderr and "compiler imported: False" in done.stderr

@@ -17,7 +17,7 @@ import pytest
 
 from launch.status import status
 from tests import warm
-from tests.integration.commands import environment, finish, here, largest_difference, make_shards, records, start
+from tests.integration.commands import environment, finish, here, largest_difference, records, start
 from tests.integration.ranks import finish_ranks
 
 pytestmark = pytest.mark.integration
@@ -94,11 +94,10 @@ def test_parts_killed_at_random_make_the_bytes_of_an_undisturbed_run(home: Path,
     assert again.stdout.endswith(told.stdout.splitlines()[-1] + "\n")
 
 
-def test_shards_are_read_without_their_labels(tmp_path: Path) -> None:
+def test_shards_are_read_without_their_labels(tmp_path: Path, dfew: Path) -> None:
     """Clips of the generated faces have no descriptions, which a teacher of words needs; another reads none."""
-    shards = make_shards(tmp_path, "dfew", clips=35) / "shards"
     path = config(tmp_path / "extract.yaml", "extract", tmp_path)
-    words = ["pairs.pictures=null", f"pairs.shards={shards}", f"pairs.features={tmp_path}/features"]
+    words = ["pairs.pictures=null", f"pairs.shards={dfew / 'shards'}", f"pairs.features={tmp_path}/features"]
     done = start("extract", path, *words)
     assert done.returncode == 3 and "expected a description of each of 35 pictures, got 35 without" in done.stderr
 
