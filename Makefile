@@ -50,7 +50,7 @@ test-all: $(READY)
 	$(BIN)/python -m pytest --long -m cluster
 
 durations: $(READY)
-	$(PYTEST) --durations-json docs/benchmarks/test_durations.json
+	$(PYTEST) --durations-json=docs/benchmarks/test_durations.json
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest tests/unit

@@ -78,13 +78,13 @@ def go_on(workers: list[int]) -> None:
 
 
 def started(raw: Path, out: Path) -> "subprocess.Popen[str]":
-    """A build with two processes that has finished at least two shards."""
+    """A build with two processes that has finished at least two shards, perhaps all."""
     process = subprocess.Popen(
         arguments(raw, out, jobs=2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 120
     while len(list(out.glob("*/*.done.json"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() in (None, 0), process.communicate()[1]  # 0: on a busy machine it is done by now
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return process
