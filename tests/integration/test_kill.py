@@ -64,9 +64,8 @@ def moment(draw: random.Random, run: Path) -> Callable[[], bool]:
         return lambda: steps_done(run) >= until_step
     known = {path.name for path in run.glob("checkpoints/*")} | {""}
     names = draw.choice([".weights*.tmp", "weights.safetensors", ".optimizer*.tmp", ".state*.tmp", "manifest.json"])
-    at_the_latest = (
-        steps_done(run) + 4
-    )  # a test that gets little of the processor may miss files that live for milliseconds
+    # A test that gets little of the processor may miss files that are there for milliseconds.
+    at_the_latest = steps_done(run) + 4
 
     def saving() -> bool:
         if steps_done(run) >= at_the_latest:
