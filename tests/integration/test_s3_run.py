@@ -185,7 +185,7 @@ def test_folds_beside_each_other_fetch_every_shard_once(
     server, _ = store
     with fault_proxy(server.endpoint) as proxy:
         env = {**server.environment, "AWS_ENDPOINT_URL_S3": proxy.endpoint, "DFER_CACHE": str(tmp_path / "cache")}
-        words = ("--parallel", 2, "--only", "fold_1,fold_2", "epochs=2", f"run={tmp_path / 'run'}")
+        words = ("--parallel", 2, "--only", "fold_1,fold_2", "epochs=2", "engine.name=ddp", f"run={tmp_path / 'run'}")
         finish("local", remote, *words, module="launch", **env)
         fetched = sum(size for path, size in proxy.counts()["bytes_of"].items() if path.endswith(".tar"))
     whole = sum(path.stat().st_size for path in dfew.glob("shards/**/*.tar"))
