@@ -1,1 +1,1 @@
-"""Launchers: a resolved config becomes processes that end in `dfer.jobs.train`."""
+"""Launchers: start the parts of a job, given by its resolved configuration, on SLURM, Ray or this machine."""

@@ -26,7 +26,7 @@ def logs(run: str, part: str | None, *, lines: int) -> str:
     kept = [record for record in records(home) if part is None or part in record.tasks]
     if not kept:
         what = "the report" if part is None else part
-        do = "See what there is: dfer-launch status RUN."
+        do = "List the parts: dfer-launch status RUN."
         raise UsageError(message(home, expected=f"a submission of {what}", got="none", do=do))
     record = kept[-1]
     if record.launcher == "ray":
@@ -94,7 +94,7 @@ def cancel(run: str) -> list[str]:
     newest = next((record for record in reversed(kept) if record.launcher == "ray"), None)
     if newest is not None and not out and not ended(newest):
         out.append(_cancel_ray(newest))
-    return out or ["nothing of this run waits or runs"]
+    return out or ["no job of this run is waiting or running"]
 
 
 def ended(record: Record) -> bool:
@@ -122,7 +122,7 @@ def _cancel_ray(record: Record) -> str:
     if not _is_driver(record.pid):
         return f"the driver, process {record.pid}, has ended"
     os.kill(record.pid, signal.SIGTERM)
-    return f"told process {record.pid} to stop"
+    return f"sent a stop request to process {record.pid}"
 
 
 def _is_driver(pid: int) -> bool:

@@ -35,7 +35,7 @@ _RAY_PACKAGE = "_ray_pkg_"
 ANSWER_S = 25.0
 """Timeout for the answer of a store. It is short, because several stores are checked while the user waits."""
 IMPORT_S = 600.0
-"""Most time by which the import of torch may take longer in one process, for example if one host has a cold cache."""
+"""Largest difference between processes in the time to import torch, for example if one host has a cold cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ def _check_gpus(processes: int) -> None:
 
     there = torch.cuda.device_count()
     if there == 0 or 1 < there < processes:
-        do = "Look at nvidia-smi and the driver there, or set gpus_per_node: 0 (SLURM), gpu: false (Ray)."
+        do = "Check nvidia-smi and the driver there, or set gpus_per_node: 0 (SLURM), gpu: false (Ray)."
         expected = f"a GPU for each of {processes} processes"
         raise UsageError(message(socket.gethostname(), expected=expected, got=f"{there}", do=do))
 
@@ -232,7 +232,7 @@ def report(job: Job) -> None:
     missing = [part.name for part in job.parts if part not in done]
     if missing:
         got = f"none of {', '.join(missing)}"
-        do = f"`dfer-launch status {job.run}` tells why; the command that submitted them submits what is missing."
+        do = f"`dfer-launch status {job.run}` shows why; the same command submits the parts that are missing."
         raise CheckpointError(message(job.run, expected="a result of every part", got=got, do=do))
 
 

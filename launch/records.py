@@ -24,9 +24,9 @@ Launcher = Literal["slurm", "ray"]
 class Record:
     """One submission. job: SLURM's number of the parts' job, or Ray's submission; report: SLURM's number of the report.
 
-    version: 2; 1 counted folds by number. tasks: what the scheduler calls each part's job, by the part's name. folder:
-    of scripts and logs. states, beat: of the parts and when they were written, where the launcher is no scheduler that
-    could be asked (Ray). address: of Ray's job server. host, pid: of the process that looks after the parts (Ray).
+    version: 2; in version 1 tasks were keyed by fold number. tasks: the scheduler's id of each part's job, by the
+    part's name. folder: of scripts and logs. states, beat: states of the parts and the time when they were written, for
+    Ray, which has no queue to query. address: of Ray's job server. host, pid: of the driver process (Ray).
     """
 
     version: Literal[2] = 2

@@ -131,8 +131,8 @@ def _host(rendezvous: Rendezvous, me: Member, deadline: float, stack: ExitStack)
     try:
         listener = stack.enter_context(socket.create_server(("", rendezvous.port), backlog=1024))
     except OSError as error:
-        where, do = f"{me.host}, port {rendezvous.port}", "Another program holds it; submit again for another port."
-        raise ProcessError(message(where, expected="to wait there for the others", got=str(error), do=do)) from error
+        where, do = f"{me.host}, port {rendezvous.port}", "Another program holds it: submit again to get another port."
+        raise ProcessError(message(where, expected="to listen there for the others", got=str(error), do=do)) from error
     lines, members = _gather(rendezvous, me, listener, deadline, stack)
     problem = next((m.problem for m in members.values() if m.problem), "")
     members = _resolved(members, lines)
@@ -340,7 +340,7 @@ def free_port() -> int:
                 return port
         except OSError:
             continue
-    raise ProcessError(message("this host", expected="a free port", got="none of 100", do="End what takes them."))
+    raise ProcessError(message("this host", expected="a free port", got="none of 100", do="End their programs."))
 
 
 def port_of(number: int) -> int:

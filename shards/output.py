@@ -65,7 +65,7 @@ def _lock(handle: int, url: str, kind: int) -> None:
             message(
                 url,
                 expected="one builder at a time",
-                got="another dfer-shards build at work there",
+                got="another dfer-shards build running there",
                 do="Wait for it or stop it.",
             )
         ) from error

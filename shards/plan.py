@@ -60,7 +60,7 @@ def has_plan(out: Folder, wanted: Plan) -> bool:
             out.where(PLAN),
             expected=f"the plan of these split files, options and version of dfer ({wanted.digest[:12]})",
             got="another one, of a build in parts that is not finished",
-            do="Give all parts the same ones; or end that build with a build without --part, which does what is left.",
+            do="Give all parts the same files, options and version; or finish that build with a build without --part.",
         )
     )
 

@@ -55,8 +55,8 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
             raise StorageError(
                 message(
                     "worker process",
-                    expected="to end its work",
-                    got="killed, most likely for want of memory",
+                    expected="to finish its work",
+                    got="killed, most likely because memory ran out",
                     do="Run the same command again with fewer --jobs; finished shards are kept.",
                 )
             ) from error

@@ -146,9 +146,10 @@ class Group:
         error: ProcessError | StoppedError
         if number in self._forwarded:
             do = "Nothing was lost; the same command starts or continues the run."
-            error = StoppedError(message(where, expected="a stop while training", got=f"{name} before it", do=do))
+            expected, got = "a stop request after the start", f"{name} while it was starting"
+            error = StoppedError(message(where, expected=expected, got=got, do=do))
         else:
-            do = "The same command continues from the last checkpoint; SIGKILL is often the system short of memory."
+            do = "The same command continues from the last checkpoint; SIGKILL often means that memory ran out."
             error = ProcessError(message(where, expected="to run to its end", got=name, do=do))
         _say(f"error: {error}".encode(), self._label)
         return error.exit_code

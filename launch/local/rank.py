@@ -1,7 +1,7 @@
 """One rank of a local job, which ends with its launcher.
 
     python -m launch.local.rank VERB ...             is `dfer VERB ...`
-    python -m launch.local.rank part FILE NAME ...   is one part of the job in a file; the words of the launcher follow
+    python -m launch.local.rank part FILE NAME ...   is one part of the job in FILE; the rest is recorded as the command
 
 Otherwise the ranks of a killed launcher would continue training, or wait for each other forever.
 """

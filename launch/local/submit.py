@@ -27,10 +27,9 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, sign
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """One command in `processes` ranks; with `parallel`, so many parts at a time, each in as many ranks.
+    """One command in `processes` ranks; `parallel` parts run at a time, each in `processes` ranks.
 
-    configs: YAML files or names, or a run folder for `evaluate`. only: names of the wanted parts, all where none is
-    given.
+    configs: YAML files or names, or a run folder for `evaluate`. only: names of the selected parts, all if empty.
 
     Raises:
         UsageError: fewer than one process or part at a time, or `parallel` without cross-validation.
@@ -126,10 +125,9 @@ def run_parts(job: Job, *, processes: int = 1, parallel: int = 1) -> int:
 
 @dataclass
 class _Jobs:
-    """Arguments of `launch.local.rank`, for `parallel` groups of ranks at a time. The exit code is that of the first
-    group that failed.
+    """Groups of ranks, of which `parallel` run at a time. The exit code is that of the first group that failed.
 
-    labels: one for each group, the prefix of its lines.
+    waiting: for each group, the arguments of `launch.local.rank`. labels: for each group, the prefix of its lines.
     """
 
     waiting: Sequence[Sequence[str]]

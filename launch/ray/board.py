@@ -18,7 +18,7 @@ class Ending:
 def silent(part: str, reason: str) -> Ending:
     """Make the ending of a part that must stop while it has no process that could save."""
     do = "The same command continues from the last checkpoint, if there is one."
-    text = message(part, expected=f"a process at work that saves before the stop ({reason})", got="none", do=do)
+    text = message(part, expected=f"a running process that can save before the stop ({reason})", got="none", do=do)
     return Ending(code=StoppedError.exit_code, text=text)
 
 

@@ -102,7 +102,7 @@ def _test_connection(address: str) -> None:
 def _not_connected(address: str, error: Exception) -> UsageError:
     """Make the error for a cluster that does not answer, which Ray reports in two ways, or that refuses this driver
     (another version, too much to upload)."""
-    expected, do = "to join the cluster", "Correct the cluster file or the installation."
+    expected, do = "a connection to the cluster", "Correct the cluster file or the installation."
     if isinstance(error, ConnectionError) or "connect to GCS" in str(error):
         expected = "a cluster"
         do = "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."

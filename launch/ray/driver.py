@@ -194,7 +194,7 @@ class Driver:
             self._free = (now, room_needed(self._cluster))
         why = f"no process of it has started or answers; it takes {self._free[1]}"
         if part not in self._told:
-            do = "`ray status` shows what takes the room."
+            do = "`ray status` shows what uses the resources."
             print(f"note: {part}: {why}. {do}", file=sys.stderr, flush=True)
             self._told.add(part)
         return why

@@ -87,7 +87,7 @@ def explain(said: str, cluster: SlurmCluster, *, report: bool = False) -> UsageE
     if "account" in got.lower():
         return _unknown_account(cluster, got)
     if report:
-        do = "Correct `report:` in the cluster file and submit again: parts that went with it were taken back."
+        do = "Correct `report:` in the cluster file and submit again: the parts submitted with it were cancelled."
         return UsageError(message("sbatch", expected="SLURM to take the report's job", got=got, do=do))
     do = "Correct the cluster file: partition, nodes, processes, cpus_per_process, memory_gb, constraint, qos, options."
     return UsageError(message("sbatch", expected="SLURM to take the job", got=got, do=do))

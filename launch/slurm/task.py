@@ -161,9 +161,9 @@ def crashed(task: PartTask, error: Exception) -> None:
     """Record an unexpected error; it may not recur, so the job is retried."""
     lines = str(error).strip().splitlines()
     got = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    do = f"`dfer-launch logs {task.job.run} {task.part.name}` shows where; please report it."
+    do = f"`dfer-launch logs {task.job.run} {task.part.name}` shows where it occurred; please report it."
     if not is_overtaken():
-        _keep(DferError(message(task.part.name, expected="no error that dfer does not know", got=got, do=do)))
+        _keep(DferError(message(task.part.name, expected="no unexpected error", got=got, do=do)))
 
 
 def _keep(error: DferError) -> None:
@@ -175,7 +175,8 @@ def _keep(error: DferError) -> None:
 
 
 def _worth(code: object) -> int:
-    """Rank an error: 0 secondary (another process was lost), 1 unexpected (may be secondary too), 2 root cause."""
+    """Return the rank of an error: 0 secondary (another process was lost), 1 unexpected (may be secondary), 2 root
+    cause."""
     return {ProcessError.exit_code: 0, DferError.exit_code: 1}.get(code, 2) if isinstance(code, int) else 0
 
 

@@ -149,7 +149,7 @@ def _header(row: Row, path: Path) -> dict[str, int]:
     names = [cell.lower() for cell in row.cells]
     missing = [name for name in COLUMNS if name not in names]
     if missing:
-        do = "Use the lists of the release, with their header or without any."
+        do = "Use the lists of the release, with or without their header."
         raise DataError(message(path, expected=f"columns {', '.join(COLUMNS)}", got=f"no {missing[0]}", do=do))
     return {name: names.index(name) for name in COLUMNS}
 

@@ -47,6 +47,6 @@ def _key(picture: Path) -> str:
     name = PICTURE.fullmatch(picture.name)
     if name is None:
         expected = "a name such as S010_004_00000017.png: person, sequence, frame"
-        do = "Without it people and sequences are not known; use the pictures as they were packed."
+        do = "Person and sequence are read from the name; restore the names of the release."
         raise DataError(message(picture, expected=expected, got=repr(picture.name), do=do))
     return f"{name[1].upper()}_{name[2]}_{name[3]}"

@@ -108,7 +108,7 @@ def read_pixels(path: Path) -> Iterator[PixelRow]:
         number += 1
         yield _pixel_row(path, where, cells, columns, at=at, line=line, number=number)
     if number < 0:
-        do = "Unpack the csv again; a file of some bytes in its place is a placeholder."
+        do = "Unpack the csv again; a file of a few bytes is only a placeholder."
         raise DataError(message(path, expected="a header and at least one picture", got="none", do=do))
 
 

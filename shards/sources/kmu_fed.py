@@ -80,7 +80,7 @@ def _still(picture: Path, base: Path, emotions: Emotions) -> RawClip:
     word = CODES.get(name[2].upper()) if name else None
     if name is None or word is None:
         expected = f"a name such as 01_AN_mr_005.jpg, with a code out of {', '.join(CODES)}"
-        do = "The label is in the name: use the pictures as they were packed, and keep others elsewhere."
+        do = "The label is in the name: restore the names of the release, and move other pictures elsewhere."
         raise DataError(message(picture, expected=expected, got=repr(picture.name), do=do))
     folder = canonical_name(picture.parent.name)
     if picture.parent != base and folder in emotions.names and folder != word:

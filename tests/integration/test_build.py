@@ -176,7 +176,7 @@ def test_a_killed_worker_ends_the_build_with_a_message(raw: Path, tmp_path: Path
         error = process.communicate(timeout=60)[1]
     assert process.returncode == 6
     assert "Traceback" not in error
-    assert "worker process: expected to end its work, got killed" in error
+    assert "worker process: expected to finish its work, got killed" in error
     assert finish(raw, out, jobs=1).returncode == 0
     assert snapshot(out) == expected
 

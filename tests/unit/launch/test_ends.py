@@ -183,8 +183,8 @@ def test_what_nobody_has_foreseen_is_kept_and_raised(
         PartTask(job=job, part=job.parts[0], cpus=1, gpu=False, interface=None, meet_s=1.0)()
     said = json.loads(failure_file().read_text())
     assert (said["code"], said["start"]) == (1, 2)
-    assert said["text"].startswith("fold_1: expected no error that dfer does not know, got KeyError: 'nothing")
-    assert said["text"].endswith("`dfer-launch logs runs/x fold_1` shows where; please report it.")
+    assert said["text"].startswith("fold_1: expected no unexpected error, got KeyError: 'nothing")
+    assert said["text"].endswith("`dfer-launch logs runs/x fold_1` shows where it occurred; please report it.")
 
 
 def test_what_an_earlier_start_left_is_replaced(task: FakeSlurm, process_exit: ProcessExit) -> None:

@@ -157,7 +157,7 @@ def test_a_signal_before_the_ranks_can_save_is_a_stop(capfd: pytest.CaptureFixtu
     time.sleep(0.5)
     running.forward(signal.SIGTERM)
     assert ended(running) == 9
-    assert "got SIGTERM before it. Nothing was lost; the same command" in capfd.readouterr().err
+    assert "got SIGTERM while it was starting. Nothing was lost; the same command" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("fake")

@@ -39,7 +39,7 @@ NOBODY = (
     "Ray at auto: expected a cluster, got {}. "
     "Start one (`ray start --head`), set RAY_ADDRESS or cluster.address, or use `dfer-launch local`."
 )
-REFUSED = "Ray at auto: expected to join the cluster, got {}. Correct the cluster file or the installation."
+REFUSED = "Ray at auto: expected a connection to the cluster, got {}. Correct the cluster file or the installation."
 
 
 @pytest.fixture
@@ -500,7 +500,7 @@ def test_a_fold_without_room_waits_and_says_for_what(
     monkeypatch.setattr(Trainer, "does", do)
     assert driver.run() == 0
     assert seen == {"fold_1": [f"waiting: {why}", "running"], "fold_2": [f"waiting: {why}", "running"]}
-    told = [f"note: {part}: {why}. `ray status` shows what takes the room." for part in ("fold_1", "fold_2")]
+    told = [f"note: {part}: {why}. `ray status` shows what uses the resources." for part in ("fold_1", "fold_2")]
     assert sorted(capsys.readouterr().err.splitlines()) == told
 
 
@@ -515,7 +515,7 @@ def test_a_driver_that_is_stopped_does_not_wait_for_folds_without_a_process(
     driver._board.board._heartbeats["fold_1"] = time.monotonic() - ray_driver.HEARTBEAT_TIMEOUT_S
     assert driver.run() == StoppedError.exit_code and driver.abandoned == ["fold_1"]
     never.set()
-    said = "expected a process at work that saves before the stop (SIGTERM), got none. The same command continues"
+    said = "expected a running process that can save before the stop (SIGTERM), got none. The same command continues"
     assert [states(job)[part].startswith(f"stopped: {part}: {said}") for part in ("fold_1", "fold_2")] == [True, True]
     assert capsys.readouterr().err.count(said) == 2
 

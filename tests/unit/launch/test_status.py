@@ -195,7 +195,7 @@ def test_cancel_ends_folds_and_report(run: Path, fake_slurm: FakeSlurm, capsys: 
     assert ["scancel", "30"] in fake_slurm.calls and "cancelled job 30" in capsys.readouterr().out
     in_queue(fake_slurm, run)
     assert cli.main(["cancel", str(run)]) == 0
-    assert "nothing of this run waits or runs" in capsys.readouterr().out
+    assert "no job of this run is waiting or running" in capsys.readouterr().out
 
 
 def test_jobs_are_found_by_their_names_without_a_record(
@@ -215,7 +215,10 @@ def test_cancel_tells_a_driver_on_this_host_and_no_other_process(tmp_path: Path)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen([*sleep, "launch", "ray"]) as driver, subprocess.Popen(sleep) as other:
         facts = {"launcher": "ray", "tasks": {"fold_1": "driver"}, "states": {"fold_1": "running"}}
-        for pid, said in ((driver.pid, "told process {} to stop"), (other.pid, "the driver, process {}, has ended")):
+        for pid, said in (
+            (driver.pid, "sent a stop request to process {}"),
+            (other.pid, "the driver, process {}, has ended"),
+        ):
             submitted(tmp_path, **facts, pid=pid, host=socket.gethostname())
             assert control.cancel(str(tmp_path)) == [said.format(pid)]
             shutil.rmtree(tmp_path / "launch")

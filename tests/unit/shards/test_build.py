@@ -367,7 +367,7 @@ def test_no_permission(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_second_builder_is_kept_out(raw: Path, tmp_path: Path) -> None:
     with (
         only_writer(Folder(tmp_path / "out")),
-        pytest.raises(StorageError, match="another dfer-shards build at work there"),
+        pytest.raises(StorageError, match="another dfer-shards build running there"),
     ):
         build_small(raw, tmp_path / "out")
 

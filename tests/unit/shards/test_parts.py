@@ -392,9 +392,9 @@ def test_parts_work_beside_each_other_and_not_beside_another_build(raw: Path, tm
         part(raw, out, 1, 2)
         part(raw, out, 2, 2)
         for step in (lambda: finish(raw, out, 2), lambda: build(read(raw), str(out), SMALL, progress=False)):
-            with pytest.raises(StorageError, match="another dfer-shards build at work there"):
+            with pytest.raises(StorageError, match="another dfer-shards build running there"):
                 step()
-    with only_writer(Folder(out)), pytest.raises(StorageError, match="another dfer-shards build at work there"):
+    with only_writer(Folder(out)), pytest.raises(StorageError, match="another dfer-shards build running there"):
         part(raw, out, 1, 2)
     finish(raw, out, 2)
 
