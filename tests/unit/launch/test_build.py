@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from dfer.interruption import Stop
 from launch.__main__ import main
 from launch.build import conclude, done, load, parts, run
 from launch.job import make_job
+from launch.local import processes
+from launch.local.processes import Rank
 from launch.local.submit import run_parts
 from shards import parts as shard_parts
 from shards.build import build
@@ -121,6 +124,50 @@ def test_a_build_with_gaps_is_repaired_by_the_same_command(
         progress=False,
     )
     assert files(out) == files(tmp_path / "one")
+
+
+@pytest.mark.slow("starts the launcher's processes three times")
+def test_the_same_command_goes_on_after_a_killed_worker_and_after_a_gap(
+    raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(raw, tmp_path / "raw")
+    lost = sorted((home / "Clip/clip_224x224").iterdir())[5]
+    lost.rename(tmp_path / "lost")
+    config = written(tmp_path, home, "workers: 3\njobs: 1\nclips_per_shard: 4\n")
+    command = ["local", str(config), "--parallel", "3"]
+    start = processes._start
+
+    def start_and_kill(arguments: Sequence[str], environment: Mapping[str, str], number: int, label: str) -> Rank:
+        rank = start(arguments, environment, number, label)
+        if label == "worker_1":
+            rank.process.kill()
+        return rank
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_start", start_and_kill)
+        assert main(command) == 7
+    assert "missing or not finished: worker_1)" in capfd.readouterr().err
+    before = changed_at(tmp_path / "shards")
+    assert {"part_2_of_3.json", "part_3_of_3.json"} <= before.keys()
+    assert main(command) == 3
+    said = capfd.readouterr()
+    assert "worker_1: 4 shards made" in said.out and "worker_2: " not in said.out and "give the same" in said.err
+    after = changed_at(tmp_path / "shards")
+    assert {name: after[name] for name in before if "/" in name} == {n: at for n, at in before.items() if "/" in n}
+    (tmp_path / "lost").rename(lost)
+    assert main(command) == 0
+    assert len(re.findall(r"worker_\d: 1 shards made, \d up to date", capfd.readouterr().out)) == 1
+    build(
+        mark_generated(SOURCES["dfew"](raw), raw),
+        str(tmp_path / "one"),
+        BuildOptions(clips_per_shard=4),
+        progress=False,
+    )
+    assert files(tmp_path / "shards") == files(tmp_path / "one")
+
+
+def changed_at(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
 
 
 def test_the_dry_run_of_a_local_job_names_its_parts(
