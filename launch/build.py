@@ -4,11 +4,10 @@ combines the shards into a data set.
 Records and logs of the job go to the folder `run`, the shards to `out`. Imports no torch.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dfer import config_files
 from dfer.config import ConfigProblem, key
@@ -18,8 +17,9 @@ from dfer.storage import Folder
 from dfer.store.format import MANIFEST, Media
 from shards import parts as shard_parts
 from shards import pool
+from shards.build import SHOWN
 from shards.parts import MAX_PARTS, BuildPart
-from shards.plan import PLAN
+from shards.plan import PLAN, read_plan
 from shards.shard import BuildOptions
 from shards.sources import SOURCES
 from shards.sources.clips import RawSet
@@ -100,10 +100,12 @@ def check(config: BuildConfig, parts: Sequence[Part], worlds: Sequence[int]) -> 
 
 
 def done(config: BuildConfig, part: Part) -> bool:
-    """Whether the part has written its report, or the whole build is finished. Raises StorageError."""
+    """Whether the part has built its shards, or the whole build is finished. Raises StorageError."""
     out = Folder(config.out, what="out")
-    is_finished = out.size(MANIFEST) is not None and out.size(PLAN) is None
-    return is_finished or out.size(_of(config, part).report) is not None
+    if not out.exists(PLAN):
+        return out.exists(MANIFEST)
+    plan = read_plan(out)
+    return plan is not None and shard_parts.part_done(out, _of(config, part), plan)
 
 
 def run(config: BuildConfig, part: Part, world: "World | None", stop: "Stop") -> str:
@@ -129,7 +131,7 @@ def conclude(config: BuildConfig) -> str:
         config.out,
         _options(config, raw),
         of=config.workers,
-        command=_command(config),
+        advice=_Launched(),
         jobs=config.jobs or pool.default_jobs(),
         allow_missing=config.allow_missing,
         progress=False,
@@ -156,12 +158,17 @@ def _of(config: BuildConfig, part: Part) -> BuildPart:
     return BuildPart(number=int(part.name.removeprefix("worker_")), of=config.workers)
 
 
-def _command(config: BuildConfig) -> str:
-    """Return the command line that builds one part by hand, up to `--part`."""
-    words = ["dfer-shards", "build", config.dataset, config.raw, config.out]
-    usual = {"quality": DEFAULTS.quality, "clips_per_shard": DEFAULTS.clips_per_shard}
-    for name in ("media", "max_side", "quality", "clips_per_shard"):
-        value: Any = getattr(config, name)
-        if value not in (None, usual.get(name)):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+@dataclass(frozen=True)
+class _Launched:
+    """The words for messages: the user knows the parts as workers, and has the command of `dfer-launch`."""
+
+    allow = "allow_missing="
+    repeats = True
+
+    def name(self, part: BuildPart) -> str:
+        return f"worker_{part.number}"
+
+    def again(self, some: Sequence[BuildPart]) -> str:
+        names = [self.name(part) for part in some]
+        only = f", also with `--only {','.join(names)}`" if len(names) <= SHOWN else ""
+        return f"give the same dfer-launch command again{only}"

@@ -11,7 +11,8 @@ usage() {
     cat <<TEXT
 usage: launch/slurm_$set_name.sh [-m METHOD] [-c CLUSTER.yaml] [-o PARTS] [-n] [a.b=c ...]
 
-  -m METHOD   a file of configs/methods without .yaml     [\$METHOD, now ${METHOD:-dfer_clip}]
+  -m METHOD   a file of configs/methods without .yaml, or the path of a YAML of your own
+                                                          [\$METHOD, now ${METHOD:-dfer_clip}]
   -c FILE     resources, see configs/clusters/            [\$CLUSTER, now ${CLUSTER:-configs/clusters/slurm.yaml}]
   -o PARTS    only these, such as fold_1,fold_2           [\$ONLY, now ${ONLY:-all}]
   -n          show what would be submitted
@@ -36,9 +37,13 @@ while [ $# -gt 0 ]; do
     shift
 done
 config=$root/configs/methods/$method.yaml
+case $method in *.yaml | *.yml) config=$method ;; esac
 if [ ! -f "$config" ]; then
     known=$(cd "$root/configs/methods" && printf '%s ' *.yaml)
-    echo "error: $method: expected one of ${known//.yaml/}- see configs/methods" >&2
+    echo "error: $method: expected one of ${known//.yaml/}- see configs/methods - or the path of a YAML" >&2
+    if [ -f "$root/configs/$method.yaml" ]; then
+        echo "This name stands for a method and a set: dfer-launch slurm $method" >&2
+    fi
     exit 2
 fi
 [ -z "$only" ] || words+=(--only "$only")

@@ -205,7 +205,7 @@ def _finish(raw: RawSet, options: BuildOptions, args: argparse.Namespace) -> Non
         args.out,
         options,
         of=args.finish,
-        command=_command(args, options, raw),
+        advice=parts.ByHand(_command(args, options, raw)),
         jobs=args.jobs,
         allow_missing=args.allow_missing,
         progress=args.progress,

@@ -143,10 +143,17 @@ class Build:
         if len(excluded) > self.allow_missing and self.out.size(MANIFEST) is not None:
             raise DataError(f"{_excluded_text(self.out.url, excluded)}The finished build there is left as it is.")
 
-    def finish(self, done: Sequence[ShardState], *, again: str = "run the same command again") -> Manifest:
+    def finish(
+        self,
+        done: Sequence[ShardState],
+        *,
+        again: str = "run the same command again",
+        allow: str = "--allow-missing ",
+    ) -> Manifest:
         """Check the number of clips that could not be packed, and write the manifest. done: states of all shards.
 
-        again: for the message, what to do after the raw data are repaired. Raises DataError if too many are missing.
+        again, allow: for the message, what to do after the raw data are repaired, and the option that accepts missing
+        clips, up to its number. Raises DataError if too many are missing.
         """
         excluded = sorted((item for state in done for item in state.excluded), key=lambda item: item.key)
         self._protect_finished(excluded)
@@ -155,7 +162,7 @@ class Build:
             raise DataError(
                 f"{_excluded_text(self.out.url, excluded)}No manifest was written; all are listed in {EXCLUDED} there."
                 f" Mend the raw data and {again} (finished shards are kept), or accept the gaps"
-                f" with --allow-missing {len(excluded)}."
+                f" with {allow}{len(excluded)}."
             )
         manifest = self._manifest(done, tuple(excluded))
         self._remove_stale(manifest)

@@ -9,9 +9,11 @@ bytes. The result does not depend on n.
 """
 
 import json
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import DataError, UsageError, message
@@ -26,6 +28,8 @@ from shards.sources.clips import RawSet
 
 T = TypeVar("T")
 MAX_PARTS = 10_000
+THREADS = 16
+_SHARD = re.compile(r"[a-z0-9_]+/[0-9]{5}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,41 @@ class Finished:
     notes: tuple[str, ...] = ()
 
 
+class Advice(Protocol):
+    """The words for messages: parts have other names and commands in a launched build (`launch.build`)."""
+
+    @property
+    def allow(self) -> str:
+        """The option that accepts missing clips, up to its number."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same command starts the parts again that have no report."""
+
+    def name(self, part: BuildPart) -> str:
+        """Return the user's name of a part."""
+
+    def again(self, some: Sequence[BuildPart]) -> str:
+        """Return what to do to build these parts and to finish."""
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """The words for a build by `dfer-shards`. command: the command line of a part, up to `--part`."""
+
+    command: str
+    allow = "--allow-missing "
+    repeats = False
+
+    def name(self, part: BuildPart) -> str:
+        return str(part)
+
+    def again(self, some: Sequence[BuildPart]) -> str:
+        lines = [f"  {self.command} --part {part}" for part in some[:SHOWN]]
+        more = [f"  and so on for {len(some) - SHOWN} more"] if len(some) > SHOWN else []
+        return "\n".join(["run", *lines, *more, "and then this command again"])
+
+
 def make(
     raw: RawSet,
     url: str,
@@ -133,7 +172,7 @@ def finish(
     options: BuildOptions,
     *,
     of: int,
-    command: str,
+    advice: Advice,
     jobs: int = 1,
     allow_missing: int = 0,
     progress: bool = True,
@@ -142,7 +181,8 @@ def finish(
     write the manifest.
 
     Args:
-        command: the command line that builds a part, up to `--part`; for messages.
+        advice: the words for messages. If its command repeats parts, a refusal because of missing clips removes the
+            reports of the parts that left them out.
         allow_missing: most clips that may be left out, over all parts.
     Raises:
         DataError: parts are missing or incomplete; more clips cannot be packed.
@@ -157,28 +197,48 @@ def finish(
         if not has_plan(work.out, ours):
             if (data := work.out.read(MANIFEST)) is not None:
                 return Finished(manifest=read_manifest(data, where=work.out.where(MANIFEST)), already=True)
-            raise _missing(url, all_parts, all_parts, command)
+            raise _missing(url, all_parts, all_parts, advice)
         with only_writer(work.out):
-            states = _states(work, ours, all_parts, command)
-            manifest = work.finish(states, again=_again(states, all_parts))
+            states = _states(work, ours, all_parts, advice)
+            manifest = _finish(work, states, all_parts, advice)
             remove_plan(work.out, work.out.names())
     return Finished(manifest=manifest, notes=notes(states))
+
+
+def _finish(work: Build, states: Sequence[ShardState], all_parts: Sequence[BuildPart], advice: Advice) -> Manifest:
+    gaps = [part for part in all_parts if any(state.excluded for state in part.share(states))]
+    try:
+        return work.finish(states, again=advice.again(gaps), allow=advice.allow)
+    except DataError:
+        for part in gaps if advice.repeats else ():
+            work.out.remove(part.report)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
     """A shard of a part, and its fingerprint in the part's report; None if there is no report."""
 
-    plan: ShardPlan
+    name: str
     out: str
     fingerprint: str | None
 
 
-def _states(work: Build, ours: Plan, all_parts: Sequence[BuildPart], command: str) -> list[ShardState]:
-    """Read the states of all shards, in order. Raises DataError that names the missing or incomplete parts."""
+def part_done(out: Folder, part: BuildPart, ours: Plan) -> bool:
+    """Whether the part has reported shards of this plan, and all of them exist as in the report."""
+    shards = _reported(out, part, ours)
+    if shards is None:
+        return False
+    with ThreadPoolExecutor(THREADS) as threads:
+        return all(threads.map(lambda item: finished(out, *item) is not None, shards.items()))
+
+
+def _states(work: Build, ours: Plan, all_parts: Sequence[BuildPart], advice: Advice) -> list[ShardState]:
+    """Read the states of all shards, in order; `part_done` in the build's processes. Raises DataError that names the
+    missing or incomplete parts."""
     reported = [_reported(work.out, part, ours) for part in all_parts]
     claims = [
-        _Claim(plan=shard, out=work.out.url, fingerprint=(reported[number % len(all_parts)] or {}).get(shard.name))
+        _Claim(name=shard.name, out=work.out.url, fingerprint=(reported[number % len(all_parts)] or {}).get(shard.name))
         for number, shard in enumerate(work.plans)
     ]
     states = work.over(_made, claims, total=len(claims), label="checking", unit="shards")
@@ -186,7 +246,7 @@ def _states(work: Build, ours: Plan, all_parts: Sequence[BuildPart], command: st
         part for part, shards in zip(all_parts, reported, strict=True) if shards is None or None in part.share(states)
     ]
     if missing:
-        raise _missing(work.out.url, all_parts, missing, command)
+        raise _missing(work.out.url, all_parts, missing, advice)
     return [state for state in states if state is not None]
 
 
@@ -195,7 +255,7 @@ def _made(claim: _Claim) -> ShardState | None:
     tick(1)
     if claim.fingerprint is None:
         return None
-    return finished(Folder(claim.out), claim.plan, claim.fingerprint)
+    return finished(Folder(claim.out), claim.name, claim.fingerprint)
 
 
 def _reported(out: Folder, part: BuildPart, ours: Plan) -> dict[str, str] | None:
@@ -205,23 +265,19 @@ def _reported(out: Folder, part: BuildPart, ours: Plan) -> dict[str, str] | None
         report = None if data is None else from_plain(PartReport, json.loads(data))
     except (ValueError, RecursionError, ConfigProblem):
         return None
-    return report.shards if report and report.plan == ours.digest else None
+    if report is None or report.plan != ours.digest or len(report.shards) != len(part.share(range(ours.shards))):
+        return None
+    return report.shards if all(map(_SHARD.fullmatch, report.shards)) else None
 
 
-def _missing(url: str, all_parts: Sequence[BuildPart], missing: Sequence[BuildPart], command: str) -> DataError:
+def _missing(url: str, all_parts: Sequence[BuildPart], missing: Sequence[BuildPart], advice: Advice) -> DataError:
     of = len(all_parts)
-    got = f"{of - len(missing)} (missing or not finished: {_listed(missing)})"
-    lines = [f"  {command} --part {part}" for part in missing[:SHOWN]]
-    do = "\n".join(["Run", *lines, "and then this command again; finished shards are kept."])
+    got = f"{of - len(missing)} (missing or not finished: {_listed([advice.name(part) for part in missing])})"
+    again = advice.again(missing)
+    do = f"{again[0].upper()}{again[1:]}; finished shards are kept."
     return DataError(message(url, expected=f"{of} finished part{'s' if of > 1 else ''}", got=got, do=do))
 
 
-def _again(states: Sequence[ShardState], all_parts: Sequence[BuildPart]) -> str:
-    """Describe which parts to run again after the raw data are repaired."""
-    gaps = [part for part in all_parts if any(state.excluded for state in part.share(states))]
-    return f"run part{'s' if len(gaps) > 1 else ''} {_listed(gaps)} again, then this command"
-
-
-def _listed(some: Sequence[BuildPart]) -> str:
-    more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
-    return ", ".join(map(str, some[:SHOWN])) + more
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

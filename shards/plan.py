@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
+from dfer.config import ConfigProblem, from_plain
 from dfer.errors import UsageError, message
 from dfer.storage import TEMPORARY, Folder
 from dfer.store.format import FORMAT_VERSION
@@ -48,6 +49,15 @@ def plan(raw: RawSet, options: BuildOptions, shards: Sequence[ShardPlan]) -> Pla
         clips = [{n: value for n, value in vars(clip).items() if n not in PLACES} for clip in shard.clips]
         digest.update(json.dumps([shard.name, clips], sort_keys=True, default=asdict).encode())
     return Plan(digest=digest.hexdigest(), dataset=raw.dataset, clips=len(raw.clips), shards=len(shards))
+
+
+def read_plan(out: Folder) -> Plan | None:
+    """Read `plan.json`; None if there is none or it is damaged."""
+    data = out.read(PLAN)
+    try:
+        return None if data is None else from_plain(Plan, json.loads(data))
+    except (ValueError, RecursionError, ConfigProblem):
+        return None
 
 
 def has_plan(out: Folder, wanted: Plan) -> bool:

@@ -26,6 +26,11 @@ from shards.sources.clips import UNREADABLE, BadClip, FrameFile, RawClip, frames
 CONTENT_VERSION = 3
 
 
+def state_name(shard: str) -> str:
+    """Return the name of the file with the state of a shard."""
+    return f"{shard}.done.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """Options of a build. media: format of all stored frames. max_side: longest side of a frame in pixels; quality:
@@ -55,7 +60,7 @@ class ShardPlan:
 
     @property
     def state_name(self) -> str:
-        return f"{self.name}.done.json"
+        return state_name(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,15 +316,15 @@ def _times(frames: Sequence[FrameFile]) -> Iterator[tuple[object, ...]]:
 
 def _current(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
     """Read the finished shard's state; None if the shard must be rebuilt."""
-    state = finished(out, plan, fingerprint)
+    state = finished(out, plan.name, fingerprint)
     if state is not None and any(UNREADABLE in excluded.reason for excluded in state.excluded):
         return None  # the cause may have been a disk or network error: try again
     return state
 
 
-def finished(out: Folder, plan: ShardPlan, fingerprint: str) -> ShardState | None:
+def finished(out: Folder, name: str, fingerprint: str) -> ShardState | None:
     """Read the finished shard's state; None unless it was built from that input and its files exist."""
-    state = _read_state(out.read(plan.state_name))
+    state = _read_state(out.read(state_name(name)))
     if state is None or state.fingerprint != fingerprint:
         return None
     if state.shard is None:

@@ -55,7 +55,7 @@ class ClipSet:
             DataError: a partition or an index is missing or damaged.
             UsageError: the shards lack a class of `emotions`; all of them, if `partial`.
         """
-        numbers = _class_numbers(store, emotions, partial=partial)
+        numbers = class_numbers(store, emotions, partial=partial)
         to_class = np.append(numbers, NO_LABEL)  # NO_LABEL (-1) indexes the last entry
         shards = tuple(store.manifest.shards_of(partitions))
         table = _table(shards, store.indexes(shards), to_class)
@@ -203,8 +203,11 @@ def _where(store: Shards, subset: Subset) -> str:
     return f"{store.url}/{subset.keys}"
 
 
-def _class_numbers(store: Shards, emotions: Emotions, *, partial: bool) -> Ids:
-    """Map every class of the manifest, by name, to its number in `emotions`; NO_LABEL if it is not selected."""
+def class_numbers(store: Shards, emotions: Emotions, *, partial: bool) -> Ids:
+    """Map every class of the manifest, by name, to its number in `emotions`; NO_LABEL if it is not selected.
+
+    partial: some of the classes may be missing in the manifest. Raises UsageError.
+    """
     names = [canonical_name(name) for name in store.manifest.classes]
     missing = [name for name in emotions.names if name not in names]
     if missing and (not partial or len(missing) == len(emotions)):

@@ -61,6 +61,10 @@ class DataConfig:
         for name, low in {"frames": 1, "size": 1, "workers": 0, "canonical_partitions": 1}.items():
             if getattr(self, name) < low:
                 raise ConfigProblem(f"{name}: expected at least {low}, got {getattr(self, name)}. Correct it in data")
+        if self.shards.startswith("[") and self.shards.endswith("]"):
+            first, *more = (word.strip(" '\"") for word in self.shards[1:-1].split(","))
+            do = f"Set data.shards={first or 'FOLDER'} and name further sets in data.join=[{','.join(more)}]"
+            raise ConfigProblem(f"shards: expected one folder or URL, got the list {self.shards}. {do}")
         if self.cache_gib <= 0:
             raise ConfigProblem(f"cache_gib: expected more than 0, got {self.cache_gib}. Correct it in data")
         if not 0 <= self.max_bad_share < 1:

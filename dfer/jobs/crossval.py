@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfer.data.clips import class_numbers, emotions_for
 from dfer.data.splits import folds
 from dfer.errors import UsageError, message
 from dfer.jobs.config import RunConfig, load_run
@@ -46,7 +47,8 @@ def shared(config: RunConfig) -> dict[str, str]:
 
 
 def parts(config: RunConfig) -> list[Part]:
-    """List all folds of the shards, for every seed. Raises DataError, StorageError if the shards cannot be read."""
+    """List all folds of the shards, for every seed. Raises DataError, StorageError if the shards cannot be read, and
+    UsageError if they do not have the classes."""
     home, names = config.run.rstrip("/"), [f"fold_{number}" for number in known_folds(config)]
     if len(config.seeds) > 1:
         names = [f"seed_{seed}/{name}" for seed in config.seeds for name in names]
@@ -54,8 +56,11 @@ def parts(config: RunConfig) -> list[Part]:
 
 
 def known_folds(config: RunConfig) -> list[int]:
-    """List the numbers of the shards' folds."""
-    return list(folds(Store(config.data.shards).manifest, config.data.protocol))
+    """List the numbers of the shards' folds. Raises UsageError if the shards do not have the classes."""
+    store = Store(config.data.shards)
+    if not config.data.join:  # else the classes are those of all sets together, which the run opens
+        class_numbers(store, emotions_for(config.data.classes, store.manifest), partial=trains_nothing(config.model))
+    return list(folds(store.manifest, config.data.protocol))
 
 
 def config_of_part(config: RunConfig, part: Part) -> RunConfig:

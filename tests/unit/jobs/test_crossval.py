@@ -1,5 +1,6 @@
 """The parts of a cross-validation: folds, with one seed or several; which configuration each has; what is refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from dfer.jobs import crossval as job
 from dfer.jobs.config import RunConfig
 from dfer.jobs.parts import JobModule, Part, chosen, in_order, load_job, name_of, parts_in
 from dfer.storage import Folder
+from tests.unit.data.shardkit import Clip, write_shards
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+KNOWN_FOLDS = job.known_folds
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +99,30 @@ def test_one_seed_and_several_do_not_share_a_folder(
         f"{tmp_path}: expected folders like {expected}, got {got}. "
         "Choose another one with run=FOLDER, or move the folds of one seed into a folder seed_NUMBER."
     )
+
+
+def test_classes_that_the_shards_lack_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "known_folds", KNOWN_FOLDS)
+    write_shards(tmp_path, {"fold_1": [[Clip(key="a")]], "fold_2": [[Clip(key="b")]]})
+    shards = f"data.shards={tmp_path}"
+    for classes in ("anger,sadness", "happiness,anger,fear"):
+        assert names(shards, f"data.classes=[{classes}]") == ["fold_1", "fold_2"]
+    with pytest.raises(UsageError, match="anger"):
+        names(shards, "data.classes=[anger,anger]")
+    with pytest.raises(UsageError, match="expected the 2 classes anger, contempt, got 7 without contempt"):
+        names(shards, "data.classes=[anger,contempt]")
+
+
+@pytest.mark.parametrize(
+    ("got", "do"), [("[a,b]", "=a and name further sets in data.join=[b]"), ("['s3://x']", "=s3://x")]
+)
+def test_a_list_of_shards_is_told_about_join(got: str, do: str) -> None:
+    with pytest.raises(
+        ConfigProblem, match=re.escape("shards: expected one folder or URL, got ") + ".*" + re.escape(do)
+    ):
+        demo(f"data.shards={got}")
 
 
 def test_a_seed_may_be_added_later(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """Building shards as a job of independent parts."""
 
 import re
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from dfer.config import ConfigProblem
 from dfer.errors import DataError, UsageError
+from dfer.interruption import Stop
 from launch.__main__ import main
-from launch.build import DEFAULTS, BuildConfig, _command, done, load, parts
+from launch.build import conclude, done, load, parts, run
 from launch.job import make_job
+from launch.local import processes
+from launch.local.processes import Rank
 from launch.local.submit import run_parts
+from shards import parts as shard_parts
 from shards.build import build
 from shards.shard import BuildOptions
 from shards.sources import SOURCES
@@ -59,13 +65,109 @@ def test_any_number_of_parts_gives_the_bytes_of_one_build(
 def test_one_part_alone_leaves_the_others_to_do(raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = written(tmp_path, raw, "workers: 3\njobs: 1\nclips_per_shard: 4\n")
     job = make_job([config], [], ["worker_2"], worlds=[1])
-    with pytest.raises(DataError, match=r"(?s)got 1 \(missing.*: 1/3, 3/3\).*--clips-per-shard 4 --part 1/3"):
+    with pytest.raises(
+        DataError, match=r"got 1 \(missing.*: worker_1, worker_3\)\. Give the same .*`--only worker_1,worker_3`;"
+    ):
         run_parts(job)
     built = load([config], [])
     assert [done(built, part) for part in parts(built)] == [False, True, False]
     assert not (tmp_path / "shards" / "manifest.json").exists()
     assert run_parts(make_job([config], [], [], worlds=[1])) == 0
     assert (tmp_path / "shards" / "manifest.json").exists()
+
+
+def test_a_build_with_gaps_is_repaired_by_the_same_command(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is damaged: a part is done only if its report and its shards are those of the plan."""
+    home = shutil.copytree(raw, tmp_path / "raw")
+    job = make_job([written(tmp_path, home, "jobs: 1\nclips_per_shard: 4\n")], [], [], worlds=[1])
+    built, out = job.configuration(), tmp_path / "shards"
+    started: list[str] = []
+
+    def run_all() -> str:
+        started[:] = [part.name for part in job.parts if part not in job.done()]
+        for part in job.parts:
+            if part.name in started:
+                run(built, part, None, Stop())
+        return conclude(built)
+
+    lost = sorted((home / "Clip/clip_224x224").iterdir())[5]
+    lost.rename(tmp_path / "lost")
+    with pytest.raises(DataError, match="got 1 clip that cannot be packed") as caught:
+        run_all()
+    found = re.search(
+        r"Mend the raw data and give the same dfer-launch command again, also with `--only (worker_\d)` "
+        r"\(finished shards are kept\), or accept the gaps with allow_missing=1\.",
+        str(caught.value),
+    )
+    assert found and started == ["worker_1", "worker_2"]
+    (tmp_path / "lost").rename(lost)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_parts, "remove_plan", lambda *_: None)  # as if killed before its end
+        run_all()
+    assert started == [found[1]] and len(job.done()) == 2
+    report, shard = out / "part_1_of_2.json", sorted(out.glob("*/00000.tar"))[0]
+    whole = report.read_text()
+    for text in ("{", whole.replace('"plan": "', '"plan": "0'), whole.replace("/0000", "/../0000")):
+        report.write_text(text)
+        assert [part.name for part in job.done()] == ["worker_2"]
+    shard.unlink()
+    report.write_text(whole)
+    assert len(job.done()) == 1
+    run_all()
+    assert len(started) == 1
+    build(
+        mark_generated(SOURCES["dfew"](raw), raw),
+        str(tmp_path / "one"),
+        BuildOptions(clips_per_shard=4),
+        progress=False,
+    )
+    assert files(out) == files(tmp_path / "one")
+
+
+@pytest.mark.slow("starts the launcher's processes three times")
+def test_the_same_command_goes_on_after_a_killed_worker_and_after_a_gap(
+    raw: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(raw, tmp_path / "raw")
+    lost = sorted((home / "Clip/clip_224x224").iterdir())[5]
+    lost.rename(tmp_path / "lost")
+    config = written(tmp_path, home, "workers: 3\njobs: 1\nclips_per_shard: 4\n")
+    command = ["local", str(config), "--parallel", "3"]
+    start = processes._start
+
+    def start_and_kill(arguments: Sequence[str], environment: Mapping[str, str], number: int, label: str) -> Rank:
+        rank = start(arguments, environment, number, label)
+        if label == "worker_1":
+            rank.process.kill()
+        return rank
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_start", start_and_kill)
+        assert main(command) == 7
+    assert "missing or not finished: worker_1)" in capfd.readouterr().err
+    before = changed_at(tmp_path / "shards")
+    assert {"part_2_of_3.json", "part_3_of_3.json"} <= before.keys()
+    assert main(command) == 3
+    said = capfd.readouterr()
+    assert "worker_1: 4 shards made" in said.out and "worker_2: " not in said.out and "give the same" in said.err
+    after = changed_at(tmp_path / "shards")
+    assert {name: after[name] for name in before if "/" in name} == {n: at for n, at in before.items() if "/" in n}
+    (tmp_path / "lost").rename(lost)
+    assert main(command) == 0
+    assert len(re.findall(r"worker_\d: 1 shards made, \d up to date", capfd.readouterr().out)) == 1
+    build(
+        mark_generated(SOURCES["dfew"](raw), raw),
+        str(tmp_path / "one"),
+        BuildOptions(clips_per_shard=4),
+        progress=False,
+    )
+    assert files(tmp_path / "shards") == files(tmp_path / "one")
+
+
+def changed_at(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
 
 
 def test_the_dry_run_of_a_local_job_names_its_parts(
@@ -124,10 +226,3 @@ def test_a_command_for_training_refuses_the_configuration_of_a_build(
 
     assert dfer(["crossval", str(written(tmp_path, raw))]) == 2
     assert "job: expected 'crossval' or 'features', got 'build'" in capsys.readouterr().err
-
-
-def test_the_command_of_a_part_says_what_differs_from_the_defaults() -> None:
-    config = BuildConfig(run="r", dataset="dfew", raw="a b", out="o", quality=80, max_side=DEFAULTS.max_side)
-    assert _command(config) == "dfer-shards build dfew 'a b' o --max-side 256 --quality 80"
-    config = BuildConfig(run="r", dataset="dfew", raw="a b", out="o", clips_per_shard=DEFAULTS.clips_per_shard)
-    assert _command(config) == "dfer-shards build dfew 'a b' o"

@@ -65,10 +65,20 @@ def test_flags_go_before_the_environment(told: dict[str, str]) -> None:
     assert run(told, "mafw", METHOD="class_name_temporal", ONLY="fold_5").stdout.split()[-2:] == ["--only", "fold_5"]
 
 
+def test_a_method_may_be_a_file_of_ones_own(told: dict[str, str], tmp_path: Path) -> None:
+    own = tmp_path / "my method.yaml"
+    own.write_text("base: methods/dfer_clip\n")
+    got = run(told, "dfew", "-m", str(own)).stdout.splitlines()
+    assert got[1] == str(own) and got[2].endswith("configs/sets/dfew.yaml")
+    assert run(told, "dfew", METHOD=str(own)).stdout.splitlines() == got
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["-m", "dferclip"], "error: dferclip: expected one of class_name_no_temporal "),
+        (["-m", "none/mine.yaml"], "error: none/mine.yaml: expected one of class_name_no_temporal "),
+        (["-m", "dfew/linear_probe"], "This name stands for a method and a set: dfer-launch slurm dfew/linear_probe"),
         (["folds"], "error: folds: expected -m, -c, -o, -n or a.b=c."),
     ],
 )

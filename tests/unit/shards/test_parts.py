@@ -74,7 +74,7 @@ def part(root: Path, out: object, number: int, of: int, **more: Any) -> Made:
 
 
 def finish(root: Path, out: object, of: int, **more: Any) -> Finished:
-    return parts.finish(read(root), str(out), SMALL, of=of, command="COMMAND", progress=False, **more)
+    return parts.finish(read(root), str(out), SMALL, of=of, advice=parts.ByHand("COMMAND"), progress=False, **more)
 
 
 def run(step: str, value: object, raw: Path, out: Path, *more: object) -> int:
@@ -261,11 +261,11 @@ def test_missing_clips_are_counted_over_all_parts(raw: Path, tmp_path: Path) -> 
     made = [part(raw, out, number, 3) for number in (1, 2, 3)]
     counts = [sum(len(state.excluded) for state in done.states) for done in made]
     assert sum(counts) == 3
-    gaps = ", ".join(f"{number}/3" for number, count in enumerate(counts, start=1) if count)
+    gaps = "".join(f"\n  COMMAND --part {number}/3" for number, count in enumerate(counts, start=1) if count)
     with pytest.raises(DataError, match="got 3 clips that cannot be packed") as caught:
         finish(raw, out, 3, allow_missing=2)
     text = str(caught.value)
-    assert f"Mend the raw data and run parts {gaps} again, then this command (finished" in text
+    assert f"Mend the raw data and run{gaps}\nand then this command again (finished" in text
     assert "or accept the gaps with --allow-missing 3." in text
     assert (out / "excluded.txt").exists() and not (out / "manifest.json").exists()
     assert len(finish(raw, out, 3, allow_missing=3).manifest.excluded) == 3
@@ -288,9 +288,9 @@ def test_mended_clips_need_their_part_alone(raw: Path, tmp_path: Path, whole: di
     out = tmp_path / "out"
     for number in (1, 2):
         part(raw, out, number, 2)
-    with pytest.raises(DataError, match=r"run part (\d)/2 again") as caught:
+    with pytest.raises(DataError, match=r"COMMAND --part (\d)/2") as caught:
         finish(raw, out, 2)
-    found = re.search(r"run part (\d)/2 again", str(caught.value))
+    found = re.search(r"COMMAND --part (\d)/2", str(caught.value))
     assert found
     (tmp_path / "kept").rename(lost)
     assert part(raw, out, int(found[1]), 2).new == 1
