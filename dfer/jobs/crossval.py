@@ -134,7 +134,7 @@ def conclude(config: RunConfig) -> str:
     from dfer.report.write import write_report
 
     home = Folder(config.run, what="run")
-    return write_report(home, RunConfig).text
+    return write_report(home, RunConfig, planned=config.seeds if len(config.seeds) > 1 else ()).text
 
 
 def crossval(config: RunConfig, world: "World", *, only: Sequence[str] = (), stop: "Stop | None" = None) -> str:

@@ -138,10 +138,11 @@ def label(part: str) -> str:
     return part.replace("_", " ").replace("/", ", ")
 
 
-def summarise(run_folder: Folder, kind: type) -> Report:
+def summarise(run_folder: Folder, kind: type, *, planned: Sequence[int] = ()) -> Report:
     """Read a run folder, or the fold_* folders of a cross-validation, into a Report.
 
-    kind: dataclass of their configurations, whose fields declare which keys may differ between folds.
+    kind: dataclass of their configurations, whose fields declare which keys may differ between folds. planned: seeds of
+    the cross-validation, so that those without any folder yet are named as missing.
 
     Raises:
         CheckpointError: there are no results yet, a file is damaged, or the folds are not comparable.
@@ -166,7 +167,9 @@ def summarise(run_folder: Folder, kind: type) -> Report:
     ]
     means = means_of(folds, seeds)
     homes = {part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done}
-    missing = _missing(folds, seeds)
+    begun = _missing(folds, seeds)
+    later = [seed for seed in planned if seeds and seed not in seeds]
+    missing = (*begun, *(f"seed_{seed}/fold_{k}" for seed in later for k in range(1, folds[0].num_folds + 1)))
     published, left_out = _agreed_published(done)
     evaluated = {part_name(result, repeated=bool(seeds)) for _, result in between}
     return Report(
@@ -179,7 +182,13 @@ def summarise(run_folder: Folder, kind: type) -> Report:
         pooled=total([fold.scores for fold in folds]),
         variants={name: _variant(name, folds, seeds) for name in folds[0].variants},
         published=None if folds[0].generated else published,
-        notes=(*_incomplete_notes(between), *left_out, *_notes(done, missing, means, published), *_change_notes(done)),
+        notes=(
+            *_incomplete_notes(between),
+            *[f"Nothing yet of seed {seed}: means leave it out." for seed in later],
+            *left_out,
+            *_notes(done, begun, means, published),
+            *_change_notes(done),
+        ),
         config=done[0].config_text,
         environments=_environments(done),
         curves=_curves(done, repeated=bool(seeds)),

@@ -1,7 +1,7 @@
 """Write the report of a run folder as Markdown, JSON and one self-contained HTML page, and a table for the terminal."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,10 +25,12 @@ class WrittenReport:
     text: str
 
 
-def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -> WrittenReport:
+def write_report(
+    run_folder: Folder, kind: type, *, out: Folder | None = None, planned: Sequence[int] = ()
+) -> WrittenReport:
     """Write report.md, report.json and index.html for a run or cross-validation folder, by default into its report/.
 
-    kind: dataclass of its configurations.
+    kind: dataclass of its configurations. planned: seeds of the cross-validation, as in `summarise`.
 
     Raises:
         CheckpointError: there is no result yet, a file is damaged, or the folds are not comparable.
@@ -39,7 +41,7 @@ def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -
     folder = out or run_folder / "report"
     with _telling_where_else(run_folder):
         folder.check_writable()
-    report = summarise(run_folder, kind)
+    report = summarise(run_folder, kind, planned=planned)
     written = texts(report) | {"index.html": page(report)}
     with _telling_where_else(run_folder):
         for name, text in written.items():

@@ -405,7 +405,7 @@ def test_the_tutorials_job_runs_in_any_number_of_parts(
     module, line = fenced(page, "python")
     build(tutorial_source().read(movies), str(tmp_path / "shards"), BuildOptions(clips_per_shard=2), progress=False)
     (tmp_path / "lengths.py").write_text(module)
-    assert '"lengths": "dfer.jobs.lengths"' in line
+    assert ast.literal_eval(f"{{{line.strip()}}}") == {"lengths": "dfer.jobs.lengths"}  # the line, and no other entry
     monkeypatch.setitem(launch_job.JOBS, "lengths", "lengths")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

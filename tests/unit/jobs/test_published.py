@@ -1,12 +1,16 @@
 """A paper's numbers stay beside a run only while the run is what they describe."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dfer.jobs.config import load_run
-from dfer.jobs.published import departures
+from dfer.jobs.config import RunConfig, load_run
+from dfer.jobs.other import TESTED
+from dfer.jobs.published import DECIDING, PLACES, departures
+from dfer.overrides import hints, options
 
 DFER_CLIP = ("methods/dfer_clip", "sets/dfew")
 ZERO_SHOT = ("methods/zero_shot_face", "sets/dfew")
@@ -106,3 +110,61 @@ def test_departures_name_the_keys() -> None:
     own = {"epochs": 50, "seed": 1, "data": {"views": None, "shards": "a"}, "model": {"start": None}}
     now = {"epochs": 5, "seed": 2, "data": {"views": {"crops": 3}, "shards": "b"}, "model": {"start": "r", "depth": 2}}
     assert departures(own, now) == ["epochs", "data.views.crops", "model.depth"]
+
+
+NEITHER = {
+    "job",
+    "workers",
+    "run",
+    "seed",
+    "seeds",
+    "fold",
+    "micro_batch",
+    "eval_batch",
+    "eval_every",
+    "log_every",
+    "record_clips",
+    "select",
+    "val_share",
+    "rank_mean",
+    "data.shards",
+    "data.workers",
+    "data.canonical_partitions",
+    "data.cache",
+    "data.cache_gib",
+    "data.read_ahead",
+    "data.max_bad_share",
+    "data.features",
+    "engine.name",
+    "engine.zero",
+    "engine.precision",
+    "engine.tf32",
+    "checkpoint",
+    "published",
+}
+"""Keys that do not decide whether a paper's number stands. A new key stands here, or in DECIDING."""
+
+
+def keys(kind: Any, above: str = "") -> Iterator[str]:
+    """Dotted keys of a configuration, also those above others and those of every dataclass of a union."""
+    for name, hint in hints(kind).items():
+        yield f"{above}{name}"
+        for option in filter(is_dataclass, options(hint)):
+            yield from keys(option, f"{above}{name}.")
+
+
+def stands_in(name: str, listed: Iterable[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in listed)
+
+
+def test_every_key_decides_or_does_not() -> None:
+    every = [*dict.fromkeys(keys(RunConfig))]
+    lowest = [name for name in every if not any(other.startswith(f"{name}.") for other in every)]
+    assert {"data.frames", "optim.groups", "model.towers.arch", "published.uar"} <= {*lowest}
+    assert [name for name in lowest if stands_in(name, DECIDING) == stands_in(name, NEITHER)] == []
+
+
+def test_no_listed_key_is_gone() -> None:
+    listed = {*DECIDING, *PLACES, *NEITHER, *TESTED}
+    assert listed - {*keys(RunConfig)} == set()
+    assert all(stands_in(place, DECIDING) for place in PLACES)
