@@ -34,17 +34,17 @@ class RunConfig:
     """The whole configuration of one run; it is written, resolved, into the run folder.
 
     job: the kind of job that launchers run: `features` computes `data.features` alone, in `workers` independent parts.
-    run: run folder. seed: of the order of clips, the random draws and the
-    initial weights. seeds: a cross-validation is repeated with each of them, none = only with `seed`. fold: number of
-    the fold (1 for FERV39k). epochs: passes over the training clips, may grow under constant and step schedules. batch:
-    clips of an optimizer step over all ranks; micro_batch: most clips of one forward pass of a rank, none = its whole
-    share; eval_batch: the same in evaluation. eval_every: epochs between evaluations during training, none = as often
-    as the selection needs. select: which checkpoint is reported; val_share: fraction of the training clips held out for
-    `best_on_val`. ema: decay of an exponential moving average of the weights, which is then evaluated in place of the
-    weights, none = no average. early_stop: end training when the score of `select` rises no more. published: a paper's
-    numbers, to show beside ours. rank_mean: number of ranks; also give UAR and recalls as the means of what these would
-    have computed, each over its share of the test clips, which some papers print. record_clips: write the clips of each
-    step into metrics.jsonl.
+    run: run folder. seed: of the order of clips, the random draws and the initial weights. seeds: a cross-validation is
+    repeated with each of them, none = only with `seed`. fold: number of the fold (1 for FERV39k). epochs: passes over
+    the training clips; may be raised on resume under the constant, step and exponential schedules, whose rates at a
+    step do not depend on it. batch: clips of an optimizer step over all ranks; micro_batch: most clips of one forward
+    pass of a rank, none = its whole share; eval_batch: the same in evaluation. eval_every: epochs between evaluations
+    during training, none = as often as the selection needs. select: which checkpoint is reported; val_share: fraction
+    of the training clips held out for `best_on_val`. ema: decay of an exponential moving average of the weights, which
+    is then evaluated in place of the weights, none = no average. early_stop: end training when the score of `select`
+    stops improving. published: a paper's numbers, to show beside ours. rank_mean: number of ranks, for papers that
+    print means over ranks; the result then also has UAR and recalls averaged over that many shares of the test clips.
+    record_clips: write the clips of each step into metrics.jsonl.
     """
 
     job: Literal["crossval", "features"] = key("crossval", resume="free")

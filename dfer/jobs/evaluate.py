@@ -216,7 +216,7 @@ def _check_target(home: Folder, out: Folder | None) -> None:
     written."""
     if out and out.exists(CONFIG):
         do = "Choose another one with --out FOLDER."
-        raise UsageError(message(out, expected="a folder that is no run's", got="a run folder", do=do))
+        raise UsageError(message(out, expected="a folder other than a run folder", got="a run folder", do=do))
     if out and any(name.endswith(".json") for name in (out / RESULTS).names()):
         owner, do = out.text(OWNER) or "a run that is not recorded", "Choose another one with --out FOLDER."
         if owner != _address(home):

@@ -41,7 +41,7 @@ def refuse_result_alone(home: Folder) -> None:
     if home.size(RESULT) is not None:
         do = "Put its checkpoints back, or start a new run with run=FOLDER."
         raise CheckpointError(
-            message(home, expected="a checkpoint to go on from", got=f"{RESULT} of an earlier training alone", do=do)
+            message(home, expected="a checkpoint to resume from", got=f"only {RESULT} of an earlier training", do=do)
         )
 
 
@@ -154,7 +154,7 @@ def refuse_other_texts(config: RunConfig, emotions: Emotions, state: Mapping[str
     if now is None or not isinstance(trained, list) or trained == now:
         return
     old, new = next(pair for pair in itertools.zip_longest(trained, now) if pair[0] != pair[1])
-    do = "Put the texts back that it was trained with, or start a new run with run=FOLDER."
+    do = "Restore the texts that it was trained with, or start a new run with run=FOLDER."
     raise CheckpointError(message("model.text", expected=repr(old)[:200], got=repr(new)[:200], do=do))
 
 

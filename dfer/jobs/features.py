@@ -70,7 +70,7 @@ def with_features(
         home = _compute(config, clips, key, world, stop or Stop())
     found = FeatureSet.open(home)
     if found is None:
-        raise DataError(message(home, expected="features", got="none any more", do="Start again."))
+        raise DataError(message(home, expected="features", got="none, as they were removed", do="Start again."))
     return replace(clips, features=found)
 
 
@@ -160,7 +160,7 @@ def _refuse_other_features(config: RunConfig, begun: Checkpoint | None, *, now: 
     then = str(begun.state.get(FEATURES, "")) if begun is not None else now
     if then != now:
         was, got = (f"features {name}" if name else "frames" for name in (then, now))
-        do = "Set data.features, and all that the features depend on, as it was, or start a new run with run=FOLDER."
+        do = "Restore data.features and the settings that decide the features, or start a new run with run=FOLDER."
         raise CheckpointError(message(config.run, expected=f"{was}, as it was started with", got=got, do=do))
 
 

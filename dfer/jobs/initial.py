@@ -198,7 +198,7 @@ def refuse_drawn(config: RunConfig, initial: Initial) -> None:
         raise CheckpointError(message(where, expected=expected, got=got, do=do))
     if initial.fresh_classes and not trains_nothing(config.model):
         expected, got = "a model that was trained on all classes", f"none for {', '.join(initial.fresh_classes[:4])}"
-        do = "Leave data.classes to the saved model, list those of the training there, or train."
+        do = "Leave data.classes out, set it to the classes of that model's training, or train."
         raise CheckpointError(message(where, expected=expected, got=got, do=do))
 
 
@@ -208,7 +208,7 @@ def _run_of(config: RunConfig) -> tuple[str, dict[str, Any]]:
     where = f"model.start={named}"
     home = Folder(named, what="model.start")
     if home.local is not None and home.local.is_file():
-        do = "Give a folder; files of a CLIP go to model.towers.pretrained; of others, `dfer import` makes one."
+        do = "Give a folder; a CLIP's file goes to model.towers.pretrained, other files to `dfer import`."
         raise CheckpointError(
             message(where, expected="the run folder of a fold, or a saved model", got="a file", do=do)
         )

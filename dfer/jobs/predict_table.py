@@ -68,7 +68,7 @@ def join(home: Folder, parts: Sequence[Part], *, form: Form) -> str:
     """
     plan = read_plan(home)
     if plan is None:
-        do = "The same command begins it."
+        do = "Repeat the command, which starts it."
         raise CheckpointError(message(home, expected="a prediction that was begun", got="none", do=do))
     names = [str(name) for mark in marks(home, parts, plan) for name in mark["pieces"]]
     table = f"predictions.{form}"
@@ -170,5 +170,5 @@ def _give_up(home: Folder, parts: Sequence[Part], table: str, totals: _Totals) -
     forget(home, parts)
     some = ", ".join(totals.failed[:SHOWN]) + (" and more" if len(totals.failed) > SHOWN else "")
     expected, got = f"to read all {totals.clips:,} clips", f"{len(totals.failed):,} that cannot be read: {some}"
-    do = f"{table} has the others, and why; mend or leave out those. The same command tries them again."
+    do = f"{table} has the others, and the error of each of these; repair or remove these, then repeat the command."
     raise DataError(message(home, expected=expected, got=got, do=do))

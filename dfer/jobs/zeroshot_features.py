@@ -201,5 +201,5 @@ def sha256_of_texts(prompts: list[list[str]]) -> str:
 def _opened(home: Folder) -> FeatureSet:
     found = FeatureSet.open(home)
     if found is None:
-        raise DataError(message(home, expected="features", got="none any more", do="Start again."))
+        raise DataError(message(home, expected="features", got="none, as they were removed", do="Start again."))
     return found

@@ -39,7 +39,7 @@ from dfer.recognition import Recognizer
 
 
 def _of_one_rank(rows: Tensor) -> Tensor:
-    """Return the rows of a single rank, which are all there are."""
+    """Return the rows unchanged: the gather of a single rank."""
     return rows
 
 
@@ -53,15 +53,15 @@ def build(
     dims: Mapping[str, int] | None = None,
     gather: Gather = _of_one_rank,
 ) -> Recognizer:
-    """The recognizer with its initial weights, on the CPU in fp32.
+    """Build the recognizer with its initial weights, on the CPU in fp32.
 
     The weights depend on config, emotions, num_frames and seed alone: the caller's random state is neither read nor
-    moved, and whether a checkpoint fills the towers does not change what the new parts are drawn as.
+    changed, and the random weights of the other parts are the same whether or not a checkpoint fills the towers.
 
-    weights: False for a caller who loads a checkpoint of this project next, which holds all weights; no other file of
-    weights is read then, and a trained run does not need them any more.
-    dims: width of each feature by name, for a method that is fed with features: its frozen image tower is neither
-    built nor read, its other weights are the same.
+    weights: False if a checkpoint of this project is loaded next, which holds all weights; no file of weights is read
+    then, so a trained run no longer needs those files.
+    dims: width of each feature by name, for a method whose input is stored features: its frozen image tower is neither
+    built nor read, and its other weights are the same.
     gather: collective call from a rank's rows to those of all ranks, for methods that compare clips across ranks.
 
     Raises:
@@ -127,7 +127,7 @@ def _frozen(
 
 
 def frozen_towers(config: TowersConfig, *, seed: int, weights: bool = True, image: bool = True) -> FrozenTowers:
-    """A CLIP's two towers, frozen, as methods have them that train neither. image: whether there are frames to encode.
+    """Build a CLIP's two towers, frozen, for methods that train neither. image: whether there are frames to encode.
     Raises as `build`."""
     with _stream(seed, "towers"):
         return FrozenTowers(_read(config, weights=weights), image=image)
@@ -139,18 +139,18 @@ def _read(config: TowersConfig, *, weights: bool) -> TowersConfig:
 
 
 def _dim(tower: ImageTower | None, dims: Mapping[str, int] | None) -> int:
-    """Width of a frame's feature: the tower's, or that of the features in its place."""
+    """Return the width of a frame's feature: that of the tower, or of the stored features."""
     return (dims or {})[FEATURE] if tower is None else tower.embed_dim
 
 
 def image_tower(config: TowersConfig, *, seed: int, weights: bool = True) -> ImageTower:
-    """A CLIP's image tower with its initial weights, the same for every method. Raises as `build`."""
+    """Build a CLIP's image tower with its initial weights, the same for every method. Raises as `build`."""
     with _stream(seed, "towers"):
         return ImageTower(_read(config, weights=weights))
 
 
 def both_towers(config: TowersConfig, *, seed: int, weights: bool = True) -> Towers:
-    """A CLIP's two towers with their initial weights, the same for every method. Raises as `build`."""
+    """Build a CLIP's two towers with their initial weights, the same for every method. Raises as `build`."""
     with _stream(seed, "towers"):
         return Towers(_read(config, weights=weights))
 
@@ -163,8 +163,8 @@ def _dfer_clip(config: DferClipConfig, emotions: Emotions, *, num_frames: int, s
 
 @contextmanager
 def _stream(seed: int, part: str) -> Iterator[None]:
-    """A random stream of its own for each part; the caller's is put back. Only the CPU's generator:
-    `torch.manual_seed` would move the GPUs' too."""
+    """Use a separate random stream for one part, and restore the caller's afterwards. Sets only the CPU's generator:
+    `torch.manual_seed` would also set those of the GPUs."""
     digest = hashlib.sha256(f"{seed}/{part}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))

@@ -34,7 +34,7 @@ class ClivpFer(Recognizer):
     """Class logits of a two-layer head; both towers are frozen, so features may come from feature shards."""
 
     def __init__(self, config: ClivpFerConfig, *, towers: Towers, emotions: Emotions, frames: bool = True) -> None:
-        """frames: False where only features are fed; the image tower's weights are then released."""
+        """frames: False if the input is stored features; the image tower's weights are then freed."""
         super().__init__()
         self.config = config
         self.towers = towers.requires_grad_(False)
@@ -70,12 +70,12 @@ class ClivpFer(Recognizer):
 
     @property
     def normalisation(self) -> str:
-        """ImageNet's."""
+        """ImageNet's mean and deviation."""
         return "ImageNet's mean and deviation"
 
     @property
     def origin(self) -> str | None:
-        """That of the towers."""
+        """Origin of the towers' weights."""
         return self.towers.origin
 
     @property
@@ -131,11 +131,11 @@ class ClivpFer(Recognizer):
         return {FEATURE: rearrange(found, "(b t) d -> b t d", b=len(batch.frames))}
 
     def tower_weights(self) -> frozenset[str]:
-        """Those of the image tower; the text tower is held by runs on features too."""
+        """Names of the image tower's weights; runs on stored features hold the text tower too."""
         return frozenset(name for name in self.state_dict() if name.startswith(VISUAL))
 
     def class_parameters(self) -> frozenset[str]:
-        """Those of the head's last layer."""
+        """Names of the weights of the head's last layer, which have one row per class."""
         return frozenset({"head.out.weight", "head.out.bias"})
 
     def loss(self, out: Recognition, batch: ClipBatch | FeatureBatch, progress: Progress) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ class Cnn(Recognizer):
         return {"network": Group(params=list(self.parameters()))}
 
     def class_parameters(self) -> frozenset[str]:
-        """Those of the last layer."""
+        """Names of the weights of the last layer, which have one row per class."""
         return frozenset({"head.weight", "head.bias"})
 
 

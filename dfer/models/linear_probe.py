@@ -16,7 +16,7 @@ class LinearProbe(Recognizer):
     """Class logits W x mean over frames + b. The tower is frozen, so its features may come from feature shards."""
 
     def __init__(self, config: LinearProbeConfig, *, tower: ImageTower | None, dim: int, emotions: Emotions) -> None:
-        """tower: None where only features are fed. dim: D, the width of a frame's feature."""
+        """tower: None if the input is stored features. dim: D, the width of a frame's feature."""
         super().__init__()
         self.config = config
         self.tower = tower
@@ -24,36 +24,36 @@ class LinearProbe(Recognizer):
 
     @property
     def normalisation(self) -> str:
-        """CLIP's own, or none."""
+        """CLIP's own normalisation, or none."""
         return "CLIP's mean and deviation" if self.config.clip_normalisation else "none (frames scaled to 0..1)"
 
     @property
     def origin(self) -> str | None:
-        """That of the tower."""
+        """Origin of the tower's weights."""
         return self.tower.origin if self.tower is not None else None
 
     def forward(self, batch: ClipBatch | FeatureBatch) -> Recognition:
-        """Logits [B K] of frames uint8 [B T C H W], or of features `frames` float [B T D]."""
+        """Compute logits [B K] of frames uint8 [B T C H W], or of features `frames` float [B T D]."""
         frames = batch.features[FEATURE] if isinstance(batch, FeatureBatch) else self.encode(batch)[FEATURE]
         return Recognition(logits=self.head(frames.mean(dim=1)))
 
     def encode(self, batch: ClipBatch) -> dict[str, Tensor]:
-        """What the frozen tower makes of a batch: `frames`, float [B T D], not normalised."""
+        """Compute the frozen tower's features of a batch: `frames`, float [B T D], not normalised."""
         assert self.tower is not None, "a probe without a tower takes features"
         return self.tower.features(batch, normalise=self.config.clip_normalisation)
 
     def tower_weights(self) -> frozenset[str]:
-        """All of the tower's."""
+        """Names of the tower's weights."""
         return frozenset(name for name in self.state_dict() if name.startswith("tower."))
 
     def class_parameters(self) -> frozenset[str]:
-        """Those of the head."""
+        """Names of the head's weights, which have one row per class."""
         return frozenset({"head.weight", "head.bias"})
 
     def loss(self, out: Recognition, batch: ClipBatch | FeatureBatch, progress: Progress) -> dict[str, Tensor]:
-        """Cross entropy, averaged over the rows that are no padding."""
+        """Compute the cross entropy, averaged over the rows that are not padding."""
         return {"cross_entropy": cross_entropy(out.logits, batch)}
 
     def param_groups(self) -> dict[str, Group]:
-        """`head`."""
+        """Return one group, `head`."""
         return {"head": Group(params=list(self.head.parameters()))}

@@ -13,7 +13,7 @@ IGNORED = -100
 
 
 def cross_entropy(logits: Tensor, batch: ClipBatch | FeatureBatch) -> Tensor:
-    """Mean cross entropy of logits [B K] over the rows that are no padding; 0 without any.
+    """Compute the mean cross entropy of logits [B K] over the rows that are not padding; 0 if all are padding.
 
     If the batch has targets, class probabilities float [B K], they replace the labels.
     """
@@ -25,6 +25,6 @@ def cross_entropy(logits: Tensor, batch: ClipBatch | FeatureBatch) -> Tensor:
 
 
 def _soft_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the rows that count, bool [B], of minus the sum of targets x log-probabilities, in fp32."""
+    """Compute the mean of minus the sum of targets x log-probabilities, in fp32. counts: bool [B], rows to average."""
     rows = -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
     return torch.where(counts, rows, 0).sum() / counts.sum().clamp(min=1)

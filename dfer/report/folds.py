@@ -76,7 +76,7 @@ def read_fold(name: str, folder: Folder, kind: type) -> Fold:
         (SEED_FOLDER.fullmatch(repeat), "seed", result.seed),
     ):
         if match and int(match[1]) != number:
-            do = "Put the folder back under its own name."
+            do = "Rename the folder back to its original name."
             expected = f"the result of {what} {int(match[1])}"
             raise CheckpointError(message(folder.where(RESULT), expected=expected, got=f"{what} {number}", do=do))
     config, text = _read_config(folder, "config.yaml")

@@ -46,7 +46,7 @@ def _refuse_unlike(run_folder: Folder, what: str, values: Mapping[str, str]) -> 
         groups.setdefault(value, []).append(name)
     if len(groups) > 1:
         got = "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
-        do = "Unlike results never share a table: run the odd folds again, or report each folder by itself."
+        do = "One table holds only comparable results: run the folds that differ again, or report each folder alone."
         raise CheckpointError(message(run_folder, expected=f"one {what} for all folds", got=got, do=do))
 
 

@@ -1,4 +1,4 @@
-"""Whether a teacher can be loaded, as far as is known before: packages, files, picture size. Imports no torch."""
+"""Check before loading a teacher whether it can be loaded: packages, files, picture size. Imports no torch."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ from dfer.errors import CheckpointError, UsageError, message
 from dfer.teacher.config import READS_TEXT, TeacherConfig, WordsTeacherConfig
 from dfer.teacher.files import check, check_files, folder_of, is_offline, settings_in, snapshot_of
 
-INSTALL = "Install it: pip install 'dfer[teacher]'"
+INSTALL = "Install it in dfer's environment: pip install 'dfer[teacher]'"
 SIDE = 224
 """Pixels of BLIP-2's and InstructBLIP's pictures where their configuration says nothing."""
 

@@ -266,10 +266,10 @@ class EpochCosineScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopConfig:
-    """End training once `patience` evaluations in a row bring nothing new.
+    """End training after `patience` evaluations in a row without improvement.
 
-    An evaluation counts if its score in percent is below the record + `min_delta`; any other sets the record.
-    CLIVP-FER: patience 10, min_delta 0.001, so that an equal score counts.
+    An evaluation improves if its score in percent is at least the best so far + `min_delta`; the first one always does.
+    With `min_delta` above 0 an equal score is no improvement (CLIVP-FER: patience 10, min_delta 0.001).
     """
 
     patience: int

@@ -57,7 +57,7 @@ def test_a_run_of_somebody_else_is_used_without_writing_to_it(dfew: Path, crossv
             DFER_CACHE=str(mine / "cache"),
         )
         assert [code for code, _, _ in told] == [0, 6, 0, 6, 0, 2], told
-        assert f"{run}: expected a folder that is no run's, got a run folder. Choose" in told[5][2]
+        assert f"{run}: expected a folder other than a run folder, got a run folder. Choose" in told[5][2]
         assert not any("Traceback" in err for _, _, err in told)
         for number, word in ((1, "evaluate"), (3, "report")):
             assert f"; this user is uid {NOBODY})" in told[number][2] and "belongs to " in told[number][2]

@@ -101,7 +101,7 @@ def test_five_classes_of_ones_own_train_evaluate_and_predict(
     try:
         texts.write_text(before.replace("a face at rest.", "a smooth face."))
         line = refused(here(capsys, "evaluate", run), 5, "model.text: expected 'a face at rest.', got 'a smooth face.'")
-        assert "Put the texts back that it was trained with" in line
+        assert "Restore the texts that it was trained with" in line
     finally:
         texts.write_text(before)
 

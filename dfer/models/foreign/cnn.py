@@ -87,7 +87,7 @@ def ours(weights: Mapping[str, Tensor], *, where: object = "the file") -> dict[s
     net = net_of(weights)
     if net is None:
         got = f"names such as {', '.join(list(weights)[:3]) or 'none'}"
-        do = "Give a .t7 file of that code; torchvision's networks are others."
+        do = "Give a .t7 file of that code; torchvision's networks have other layers."
         raise CheckpointError(message(where, expected="a released VGG19 or ResNet18", got=got, do=do))
     renamed = {name: _vgg19(name) if net == "vgg19" else _resnet18(name) for name in weights}
     unknown = [name for name, own in renamed.items() if own is None]

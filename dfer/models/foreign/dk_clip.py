@@ -111,7 +111,7 @@ def _own_name(name: str, where: object) -> str:
     for pattern, own in NAMES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, own, name)
-    expected, do = "the names of DK-CLIP's or X-CLIP's released code", "Give the method that wrote this file."
+    expected, do = "the names of DK-CLIP's or X-CLIP's released code", "Give the --method that wrote this file."
     raise CheckpointError(message(where, expected=expected, got=name[:80], do=do))
 
 
@@ -119,5 +119,5 @@ def _check_scale(scale: Tensor | None, where: object) -> None:
     if scale is None or torch.allclose(scale.float(), torch.tensor(LOG_SCALE), atol=1e-2, rtol=0):
         return
     expected, got = f"{SCALE} of {LOG_SCALE:.3f}, as CLIP has it", f"{float(scale.float().flatten()[0]):.3f}"
-    do = "Give a file of the released code, which does not train it."
+    do = "Give a file of the released code, which does not train this scale."
     raise CheckpointError(message(where, expected=expected, got=got, do=do))

@@ -66,7 +66,7 @@ def refuse_not_finite(weights: Mapping[str, Tensor], where: object) -> None:
 def check_file(path: Path, where: object) -> None:
     """Raise CheckpointError unless the path is a file that may hold weights; for a folder the message says what it
     contains."""
-    got, do = "no such file", "Check the path; null stands for none."
+    got, do = "no such file", "Check the path; null means no file."
     if path.is_file():
         found = layouts.foreign_file(_head(path, where))
         if found is None:
@@ -81,7 +81,7 @@ def _head(path: Path, where: object) -> bytes:
     try:
         return layouts.head_of(path)
     except OSError as error:
-        got, do = f"one that cannot be read ({error.strerror})", "Correct its rights."
+        got, do = f"one that cannot be read ({error.strerror})", "Correct its permissions."
         raise CheckpointError(message(where, expected="a file of weights", got=got, do=do)) from error
 
 
@@ -113,7 +113,7 @@ def _read_archive(path: Path) -> Weights:
             read = {name: archive.tensor(value) for name, value in _state(archive.content).items()}
     except Exception as error:  # a damaged or hostile zip can make its reader fail in any way
         got = f"one that the safe reader refuses ({_reason(error)})"
-        do = "Nothing of it was run. Copy it again from its author."
+        do = "No code of it was run. Copy it again from its author."
         do += f" {layouts.CONVERT}.".replace("FILE", shlex.quote(str(path))) if legacy else ""
         raise CheckpointError(
             message(path, expected="a torch archive of tensors and plain containers", got=got, do=do)

@@ -305,8 +305,8 @@ def test_a_run_does_not_go_over_from_frames_to_features(tmp_path: Path, faces: P
     assert not (tmp_path / "f").exists(), "refused before anything is computed"
     name = str(caught.value).partition("got features ")[2][:16]
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: expected frames, as it was started with, got features {name}. Set data.features, and "
-        "all that the features depend on, as it was, or start a new run with run=FOLDER."
+        f"{tmp_path / 'run'}: expected frames, as it was started with, got features {name}. Restore data.features and "
+        "the settings that decide the features, or start a new run with run=FOLDER."
     )
     train(config(tmp_path / "other", faces, features=tmp_path / "moved", epochs=1), alone)
     assert [path.name for path in (tmp_path / "moved").iterdir()] == [name]

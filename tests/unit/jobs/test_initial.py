@@ -258,7 +258,7 @@ def test_what_is_no_run_to_begin_from(tmp_path: Path, alone: World) -> None:
     (tmp_path / "w.pt").touch()
     said = refusal(frozen(tmp_path / "run", data, str(tmp_path / "w.pt")), alone)
     assert (
-        "expected the run folder of a fold, or a saved model, got a file. Give a folder; files of a CLIP go to" in said
+        "expected the run folder of a fold, or a saved model, got a file. Give a folder; a CLIP's file goes to" in said
     )
     other = tmp_path / "other"
     other.mkdir()

@@ -229,7 +229,8 @@ def test_a_clip_that_cannot_be_read_costs_no_other_and_is_tried_again(tmp_path: 
             make(job)
         assert str(caught.value) == (
             f"{tmp_path / 'a'}: expected to read all 9 clips, got 2 that cannot be read: s1/c04, s2/c05. "
-            "predictions.csv has the others, and why; mend or leave out those. The same command tries them again."
+            "predictions.csv has the others, and the error of each of these; repair or remove these, then repeat the "
+            "command."
         )
     rows, expected = {row["key"]: row for row in table(tmp_path / "a")}, table(tmp_path / "expected")
     assert rows["s2/c05"]["error"].startswith(f"{picture}: expected a whole JPEG") and not rows["s2/c05"]["anger"]
@@ -357,7 +358,7 @@ def test_what_is_no_model_no_clip_or_no_place(tmp_path: Path, model: Path, faces
     with pytest.raises(CheckpointError) as early:
         predict_job.conclude(config(tmp_path / "a", model, shards=shards))
     assert str(early.value) == (
-        f"{tmp_path / 'a'}: expected a prediction that was begun, got none. The same command begins it."
+        f"{tmp_path / 'a'}: expected a prediction that was begun, got none. Repeat the command, which starts it."
     )
     assert not (tmp_path / "a").exists()
 

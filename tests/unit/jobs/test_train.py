@@ -48,6 +48,7 @@ from dfer.training.config import (
     ConstantScheduleConfig,
     CosineScheduleConfig,
     EngineConfig,
+    ExponentialScheduleConfig,
     GroupConfig,
     ScheduleConfig,
     SgdConfig,
@@ -575,6 +576,7 @@ def test_validation_clips_are_named_as_such(tmp_path: Path, alone: World) -> Non
         (StepScheduleConfig(milestones=(1, 2)), 3),
         pytest.param(ConstantScheduleConfig(), 3, marks=pytest.mark.long),
         pytest.param(StepScheduleConfig(milestones=(1, 2)), None, marks=pytest.mark.long),
+        pytest.param(ExponentialScheduleConfig(rate=0.5), 3, marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -624,7 +626,7 @@ def test_a_finished_run_without_checkpoints_does_not_begin_anew(tmp_path: Path, 
     with pytest.raises(CheckpointError) as caught:
         train(replace(config, epochs=2), alone)
     assert str(caught.value) == (
-        f"{config.run}: expected a checkpoint to go on from, got results/test.json of an earlier training alone. "
+        f"{config.run}: expected a checkpoint to resume from, got only results/test.json of an earlier training. "
         "Put its checkpoints back, or start a new run with run=FOLDER."
     )
     assert contents(tmp_path / "run") == before

@@ -69,12 +69,12 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (Blip2TeacherConfig, InstructBlipTeacherConfig):
         check_packages(kind())
         with pytest.raises(
-            UsageError, match=r"devices=all: expected accelerate, got none. Install it: .*teacher.*; or set"
+            UsageError, match=r"devices=all: expected accelerate, got none. Install it in .*teacher.*; or set"
         ):
             check_packages(kind(devices="all"))
     lacks(monkeypatch, "transformers", "accelerate")
     with pytest.raises(
-        UsageError, match=r"name=text: expected transformers, got none. Install it: pip install 'dfer\[te"
+        UsageError, match=r"name=text: expected transformers, got none. Install it in dfer's environment: pip"
     ):
         check_ready(TextTeacherConfig(), size=224)
     with pytest.raises(UsageError, match=r"name=blip2: expected transformers"):
