@@ -49,3 +49,15 @@ def test_the_wheel_holds_the_configurations(installed: Path, tmp_path: Path) -> 
     first, _, text = done.stdout.partition("\n")
     assert first.split() == names()
     assert text.startswith("job: crossval\nworkers: 1\nrun: runs/dfew/dfer_clip\nseed: 3\n") and "uar: 59.61" in text
+
+
+def test_the_wheel_holds_every_data_file(installed: Path) -> None:
+    """Class texts, model configurations, pages: every file of `dfer/` that is no module; the test above has `configs/`."""
+
+    def held(root: Path) -> set[Path]:
+        found = (path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+        return {path.relative_to(root) for path in found if path.relative_to(root).parts[0] != "configs"}
+
+    ours = held(ROOT / "dfer")
+    assert {Path("report/report.html"), Path("py.typed")} <= ours
+    assert ours - held(installed / "dfer") == set()

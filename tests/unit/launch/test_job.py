@@ -287,7 +287,7 @@ def test_missing_gpus_are_told_before_training(
     if enough:
         run_job(job, job.parts[0], place, Stop())
     else:
-        with pytest.raises(UsageError, match=rf"expected a GPU for each of 4 processes, got {there}. Look at nvidia"):
+        with pytest.raises(UsageError, match=rf"expected a GPU for each of 4 processes, got {there}. Check nvidia"):
             run_job(job, job.parts[0], place, Stop())
 
 

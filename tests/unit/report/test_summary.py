@@ -277,7 +277,7 @@ def test_seeds_may_differ_and_are_named(run):
 
 def test_a_fold_in_the_wrong_folder_is_refused(run):
     save_result(fake_runs.result(fold=2), Folder(run / "fold_1"))
-    with pytest.raises(CheckpointError, match=r"expected the result of fold 1, got fold 2. Put the folder back"):
+    with pytest.raises(CheckpointError, match=r"expected the result of fold 1, got fold 2. Rename the folder back"):
         summarise(Folder(run), RunConfig)
 
 
