@@ -52,7 +52,7 @@ def test_the_wheel_holds_the_configurations(installed: Path, tmp_path: Path) -> 
 
 
 def test_the_wheel_holds_every_data_file(installed: Path) -> None:
-    """Class texts, model configurations, pages: every file of `dfer/` that is no module; the test above has `configs/`."""
+    """Class texts, model configurations, pages: all of `dfer/` but modules and `configs/`."""
 
     def held(root: Path) -> set[Path]:
         found = (path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))

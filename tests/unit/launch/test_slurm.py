@@ -263,7 +263,7 @@ def test_a_report_that_is_refused_takes_the_folds_back(fake_slurm: FakeSlurm, jo
     fake_slurm.change(refuses=submission(job).name("report"))
     with pytest.raises(
         UsageError,
-        match=r"expected SLURM to take the report's job, got .*time limit.*: the parts submitted with it were cancelled",
+        match=r"expected SLURM to take the report's job, got .*time limit.*: the parts submitted with it",
     ):
         submission(job).submit()
     assert len(fake_slurm.jobs) == 1 and fake_slurm.gone == ["1"]

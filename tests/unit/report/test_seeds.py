@@ -95,7 +95,7 @@ def test_one_seed_alone_has_no_deviation(tmp_path: Path) -> None:
 
 def test_a_result_of_another_seed_is_refused(run: Path) -> None:
     (run / "seed_2").rename(run / "seed_3")
-    with pytest.raises(CheckpointError, match=r"test.json: expected the result of seed 3, got seed 2\. Rename the folder"):
+    with pytest.raises(CheckpointError, match=r"test.json: expected the result of seed 3, got seed 2\. Rename the"):
         summarise(Folder(run), RunConfig)
 
 
