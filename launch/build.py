@@ -171,4 +171,4 @@ class _Launched:
     def again(self, some: Sequence[BuildPart]) -> str:
         names = [self.name(part) for part in some]
         only = f", also with `--only {','.join(names)}`" if len(names) <= SHOWN else ""
-        return f"give the same dfer-launch command again{only}"
+        return f"run the same dfer-launch command again{only}"

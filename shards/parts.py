@@ -9,7 +9,6 @@ bytes. The result does not depend on n.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Protocol, TypeVar
 from dfer.config import ConfigProblem, from_plain
 from dfer.errors import DataError, UsageError, message
 from dfer.storage import Folder
-from dfer.store.format import MANIFEST, Manifest, read_manifest
+from dfer.store.format import MANIFEST, Manifest, read_manifest, safe_path
 from shards.build import SHOWN, Build, Made, notes
 from shards.output import only_writer, storage_errors
 from shards.plan import PLAN, Plan, has_plan, plan, remove_plan
@@ -29,7 +28,6 @@ from shards.sources.clips import RawSet
 T = TypeVar("T")
 MAX_PARTS = 10_000
 THREADS = 16
-_SHARD = re.compile(r"[a-z0-9_]+/[0-9]{5}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +265,7 @@ def _reported(out: Folder, part: BuildPart, ours: Plan) -> dict[str, str] | None
         return None
     if report is None or report.plan != ours.digest or len(report.shards) != len(part.share(range(ours.shards))):
         return None
-    return report.shards if all(map(_SHARD.fullmatch, report.shards)) else None
+    return report.shards if all(map(safe_path, report.shards)) else None
 
 
 def _missing(url: str, all_parts: Sequence[BuildPart], missing: Sequence[BuildPart], advice: Advice) -> DataError:

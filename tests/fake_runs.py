@@ -188,11 +188,14 @@ def write_crossval(
     return run
 
 
-def write_seeds(run: Path, parts: Sequence[tuple[int, int]], *, curves: bool = False, **changes: Any) -> Path:
-    """A cross-validation that is repeated: a result for each of these seeds and folds."""
+def write_seeds(
+    run: Path, parts: Sequence[tuple[int, int]], *, planned: Sequence[int] = (), curves: bool = False, **changes: Any
+) -> Path:
+    """A cross-validation that is repeated: a result for each of these seeds and folds. planned: all its seeds."""
     for seed, fold in parts:
         found = result(fold=fold, seed=seed, confusion=confusion(BASIC7, clips=2341, seed=100 * seed + fold), **changes)
-        write_fold(run / f"seed_{seed}" / f"fold_{fold}", found, plain=config(fold=fold, seed=seed), curves=curves)
+        plain = config(fold=fold, seed=seed, seeds=[*planned])
+        write_fold(run / f"seed_{seed}" / f"fold_{fold}", found, plain=plain, curves=curves)
     return run
 
 

@@ -64,11 +64,11 @@ def known_folds(config: RunConfig) -> list[int]:
 
 
 def config_of_part(config: RunConfig, part: Part) -> RunConfig:
-    """Return the configuration of one fold, with its own folder, fold and seed."""
+    """Return the configuration of one fold, with its own folder, fold and seed; it records all seeds, for reports."""
     pieces = [piece.partition("_") for piece in part.name.split("/")]
     own = {key: int(number) for key, _, number in pieces}
     seed = own.get("seed", config.seeds[0] if config.seeds else config.seed)
-    return replace(config, run=part.run, fold=own["fold"], seed=seed, seeds=())
+    return replace(config, run=part.run, fold=own["fold"], seed=seed)
 
 
 def check(config: RunConfig, parts: Sequence[Part], worlds: Sequence[int]) -> None:
@@ -134,7 +134,7 @@ def conclude(config: RunConfig) -> str:
     from dfer.report.write import write_report
 
     home = Folder(config.run, what="run")
-    return write_report(home, RunConfig, planned=config.seeds if len(config.seeds) > 1 else ()).text
+    return write_report(home, RunConfig).text
 
 
 def crossval(config: RunConfig, world: "World", *, only: Sequence[str] = (), stop: "Stop | None" = None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dfer.errors import CheckpointError, message
 from dfer.models.card import LICENCE
 from dfer.models.config_towers import TowersConfig
-from dfer.models.files import file_id, is_tag
+from dfer.models.files import SHA256, file_id, is_tag
 from dfer.models.foreign.weights import MAX_HEADER_BYTES
 from dfer.models.towers import clip_settings
 from dfer.storage import Folder
@@ -147,7 +147,7 @@ def weights_of(towers: TowersConfig) -> Any:
     if towers.pretrained is None or is_tag(towers.arch, towers.pretrained):
         return towers.pretrained and f"tag {towers.pretrained}"
     found = file_id(towers.pretrained)
-    return found if "sha256" in found else None
+    return found if SHA256 in found else None
 
 
 def _alike(theirs: Any, ours: Any) -> bool:

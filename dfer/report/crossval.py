@@ -138,11 +138,10 @@ def label(part: str) -> str:
     return part.replace("_", " ").replace("/", ", ")
 
 
-def summarise(run_folder: Folder, kind: type, *, planned: Sequence[int] = ()) -> Report:
+def summarise(run_folder: Folder, kind: type) -> Report:
     """Read a run folder, or the fold_* folders of a cross-validation, into a Report.
 
-    kind: dataclass of their configurations, whose fields declare which keys may differ between folds. planned: seeds of
-    the cross-validation, so that those without any folder yet are named as missing.
+    kind: dataclass of their configurations, whose fields declare which keys may differ between folds.
 
     Raises:
         CheckpointError: there are no results yet, a file is damaged, or the folds are not comparable.
@@ -168,7 +167,7 @@ def summarise(run_folder: Folder, kind: type, *, planned: Sequence[int] = ()) ->
     means = means_of(folds, seeds)
     homes = {part_name(fold.result, repeated=bool(seeds)): fold.home for fold in done}
     begun = _missing(folds, seeds)
-    later = [seed for seed in planned if seeds and seed not in seeds]
+    later = sorted({seed for fold in done for seed in _planned_seeds(fold)} - {*seeds}) if seeds else []
     missing = (*begun, *(f"seed_{seed}/fold_{k}" for seed in later for k in range(1, folds[0].num_folds + 1)))
     published, left_out = _agreed_published(done)
     evaluated = {part_name(result, repeated=bool(seeds)) for _, result in between}
@@ -184,7 +183,7 @@ def summarise(run_folder: Folder, kind: type, *, planned: Sequence[int] = ()) ->
         published=None if folds[0].generated else published,
         notes=(
             *_incomplete_notes(between),
-            *[f"Nothing yet of seed {seed}: means leave it out." for seed in later],
+            *[f"No result yet for seed {seed}: the means leave it out." for seed in later],
             *left_out,
             *_notes(done, begun, means, published),
             *_change_notes(done),
@@ -196,6 +195,12 @@ def summarise(run_folder: Folder, kind: type, *, planned: Sequence[int] = ()) ->
         homes=homes,
         others={part_name(fold.result, repeated=bool(seeds)): fold.others for fold in done},
     )
+
+
+def _planned_seeds(fold: Fold) -> list[int]:
+    """Return the seeds of the cross-validation that trained a fold, as its configuration records them."""
+    listed = fold.config.get("seeds")
+    return [seed for seed in listed if isinstance(seed, int)] if isinstance(listed, list) else []
 
 
 def _missing(folds: Sequence[FoldResult], seeds: Sequence[int]) -> tuple[str, ...]:

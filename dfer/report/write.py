@@ -1,7 +1,7 @@
 """Write the report of a run folder as Markdown, JSON and one self-contained HTML page, and a table for the terminal."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,12 +25,10 @@ class WrittenReport:
     text: str
 
 
-def write_report(
-    run_folder: Folder, kind: type, *, out: Folder | None = None, planned: Sequence[int] = ()
-) -> WrittenReport:
+def write_report(run_folder: Folder, kind: type, *, out: Folder | None = None) -> WrittenReport:
     """Write report.md, report.json and index.html for a run or cross-validation folder, by default into its report/.
 
-    kind: dataclass of its configurations. planned: seeds of the cross-validation, as in `summarise`.
+    kind: dataclass of its configurations.
 
     Raises:
         CheckpointError: there is no result yet, a file is damaged, or the folds are not comparable.
@@ -41,7 +39,7 @@ def write_report(
     folder = out or run_folder / "report"
     with _telling_where_else(run_folder):
         folder.check_writable()
-    report = summarise(run_folder, kind, planned=planned)
+    report = summarise(run_folder, kind)
     written = texts(report) | {"index.html": page(report)}
     with _telling_where_else(run_folder):
         for name, text in written.items():

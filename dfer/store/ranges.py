@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.exceptions import FSTimeoutError
-from fsspec.implementations.local import LocalFileSystem
 
 from dfer.errors import DataError, DferError, message
 from dfer.storage import Folder, Retry
@@ -35,11 +34,6 @@ class Source:
     def local(self) -> Path | None:
         """The folder as a path if it is on a local file system, else None."""
         return self._folder.local
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the folder is on a local file system."""
-        return isinstance(self._folder.client, LocalFileSystem)
 
     def where(self, name: str) -> str:
         """URL of a file, for messages."""
@@ -71,12 +65,12 @@ class Source:
                 return b""
 
     def _in_one_attempt(self, name: str, start: int, end: int) -> bytes:
-        if self.is_local:  # without fsspec's files and pathlib's paths, which cost more than reading a small one
-            with open(self._folder.path(name), "rb") as file:  # noqa: PTH123
-                file.seek(start)
-                return file.read(min(end - start, os.fstat(file.fileno()).st_size))  # which sizes the buffer
         timeout = {"timeout": self.retry.timeout_s} if self._folder.client.async_impl else {}
         with self._translate_errors(name):
+            if self.local is not None:  # without fsspec's files and pathlib's paths: they cost more than a small file
+                with open(self._folder.path(name), "rb") as file:  # noqa: PTH123
+                    file.seek(start)
+                    return file.read(min(end - start, os.fstat(file.fileno()).st_size))  # which sizes the buffer
             return bytes(self._folder.client.cat_file(self._folder.path(name), start=start, end=end, **timeout))
 
     @contextmanager

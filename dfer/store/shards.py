@@ -111,7 +111,7 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether the shards are on a local file system."""
-        return self._source.is_local
+        return self._source.local is not None
 
     @property
     def fetched(self) -> int:

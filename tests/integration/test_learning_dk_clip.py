@@ -6,16 +6,16 @@ cores, CPU time: 24 s for the tree, 47 s for the CLIP (zero-shot WAR 44.4), 61 s
 45.4, local 42.3, fused 43.9; chance 14.3).
 """
 
-import math
 from pathlib import Path
 
 import pytest
 
 from tests.integration.commands import Capture, here, make_shards, records, result
+from tests.integration.learning import errors_above_chance
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
-CLIPS, CLASSES = 980, 7
+CLIPS = 980
 BASE = """
 epochs: 1
 batch: 32
@@ -52,12 +52,6 @@ optim:
     integration: {lr: 1.0e-3}
     prompts: {lr: 1.0e-3}
 """
-
-
-def errors_above_chance(war: float, clips: int) -> float:
-    """By how many standard errors of chance a WAR exceeds chance."""
-    chance = 1 / CLASSES
-    return (war - chance) / math.sqrt(chance * (1 - chance) / clips)
 
 
 @pytest.mark.slow("980 clips are drawn, a CLIP and then DK-CLIP are trained: 2 to 4 minutes")

@@ -3,18 +3,17 @@
 Chance is one in seven. Each method must beat it on the test clips of its fold by three standard errors of chance.
 """
 
-import math
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import Capture, here, make_shards, result
+from tests.integration.commands import Capture, make_shards
+from tests.integration.learning import learned
 from tests.suite import once
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
-CLIPS, CLASSES = 700, 7
+CLIPS = 700
 TINY = """
 run: run
 epochs: 1
@@ -79,33 +78,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return (folder if made else make_shards(folder, "dfew", clips=CLIPS)) / "shards"
 
 
-def learned(capsys: Capture, method: str, shards: Path, folder: Path, *words: str) -> float:
-    """Train a method on one fold; returns by how many standard errors of chance its WAR exceeds chance, and
-    prints it (`pytest -rP` shows it)."""
+def trained(capsys: Capture, method: str, shards: Path, folder: Path, *words: str) -> float:
+    """Train a method on one fold; returns by how many standard errors of chance its WAR exceeds chance."""
     model, optim = EXTRA[method]
-    path, run = folder / f"{method}.yaml", folder / method
+    path = folder / f"{method}.yaml"
     path.write_text(TINY.format(shards=shards, model=model, optim=optim, more=COSINE if EPOCHS[method] > 5 else ""))
     verb = "evaluate" if method == "zero_shot" else "train"
-    before = time.process_time()
-    done = here(capsys, verb, path, f"run={run}", f"epochs={EPOCHS[method]}", *words)
-    seconds = time.process_time() - before
-    assert done.returncode == 0, done.stderr[-3000:]
-    found, chance = result(run), 1 / CLASSES
-    clips = found["clips"]
-    assert clips == CLIPS // 5
-    errors = float((found["war"] - chance) / math.sqrt(chance * (1 - chance) / clips))
-    print(f"{method}: WAR {100 * found['war']:.1f}, {errors:.1f} standard errors, {seconds:.0f} s of CPU time")
-    return errors
+    return learned(capsys, verb, path, folder / method, f"epochs={EPOCHS[method]}", *words, clips=CLIPS // 5)
 
 
 @pytest.mark.slow("700 clips are drawn, a CLIP and four methods are trained: 70 s of CPU time")
 def test_frozen_towers_learn_from_a_small_clip_that_was_trained_here(
     capsys: Capture, shards: Path, tmp_path: Path
 ) -> None:
-    found = {"contrastive": learned(capsys, "contrastive", shards, tmp_path)}
+    found = {"contrastive": trained(capsys, "contrastive", shards, tmp_path)}
     start = f"model.start={tmp_path / 'contrastive'}"
     for method in ("zero_shot", "coop", "cocoop", "linear_probe"):
-        found[method] = learned(capsys, method, shards, tmp_path, start)
+        found[method] = trained(capsys, method, shards, tmp_path, start)
     assert min(found.values()) > 3, found
 
 
@@ -113,4 +102,4 @@ def test_frozen_towers_learn_from_a_small_clip_that_was_trained_here(
 @pytest.mark.parametrize(("method", "words"), [("fine_tune", ()), ("fine_tune_temporal", ("data.frames=4",))])
 def test_fine_tuning_learns(capsys: Capture, shards: Path, tmp_path: Path, method: str, words: tuple[str, ...]) -> None:
     """Without and with a temporal model."""
-    assert learned(capsys, method, shards, tmp_path, *words) > 3
+    assert trained(capsys, method, shards, tmp_path, *words) > 3

@@ -5,18 +5,17 @@ begin from random weights, CLIVP-FER from a small CLIP that is trained here on t
 and CPU times: docs/benchmarks/2026-11-28_learning.md.
 """
 
-import math
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import Capture, here, make_shards, result
+from tests.integration.commands import Capture, make_shards
+from tests.integration.learning import learned
 from tests.suite import once
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
-STILLS, CLASSES = 1400, 7
+STILLS, TESTED = 1400, 280
 BASE = """
 run: run
 log_every: 100
@@ -89,32 +88,19 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return folder
 
 
-def errors_above_chance(capsys: Capture, config: Path, run: Path, *words: str) -> float:
-    """Train a method; returns by how many standard errors of chance its WAR on the test pictures exceeds chance, and
-    prints it (`pytest -rP` shows it)."""
-    before = time.process_time()
-    done = here(capsys, "train", config, f"run={run}", *words)
-    seconds = time.process_time() - before
-    assert done.returncode == 0, done.stderr[-3000:]
-    found, chance = result(run), 1 / CLASSES
-    assert found["clips"] == STILLS // 5
-    errors = float((found["war"] - chance) / math.sqrt(chance * (1 - chance) / found["clips"]))
-    print(f"{run.name}: WAR {100 * found['war']:.1f}, {errors:.1f} standard errors, {seconds:.0f} s of CPU time")
-    return errors
-
-
 @pytest.mark.slow("1,400 stills are drawn, a CNN is trained: half a minute of CPU time each")
 @pytest.mark.parametrize("net", ["resnet18", "vgg19"])
 def test_a_cnn_learns_from_random_weights(capsys: Capture, configs: Path, tmp_path: Path, net: str) -> None:
-    assert errors_above_chance(capsys, configs / f"{net}.yaml", tmp_path / net) > 3
+    assert learned(capsys, "train", configs / f"{net}.yaml", tmp_path / net, clips=TESTED) > 3
 
 
 @pytest.mark.slow("a CLIP and four classifiers are trained: a minute of CPU time")
 def test_clivp_fer_learns_from_a_small_clip(capsys: Capture, configs: Path, tmp_path: Path) -> None:
     """In both modes, with the honest captions and with that of the true label, which leaks."""
     clip = tmp_path / "clip"
-    found = {"contrastive": errors_above_chance(capsys, configs / "contrastive.yaml", clip)}
+    found = {"contrastive": learned(capsys, "train", configs / "contrastive.yaml", clip, clips=TESTED)}
     for name, words in CLIVP_FER.items():
         run = tmp_path / name.replace(" ", "")
-        found[name] = errors_above_chance(capsys, configs / "clivp_fer.yaml", run, f"model.start={clip}", *words)
+        start = f"model.start={clip}"
+        found[name] = learned(capsys, "train", configs / "clivp_fer.yaml", run, start, *words, clips=TESTED)
     assert min(found.values()) > 3, found

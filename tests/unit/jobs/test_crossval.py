@@ -54,8 +54,8 @@ def test_folds_lie_in_the_run_folder_and_with_several_seeds_in_one_for_each() ->
 def test_each_part_has_its_own_seed_fold_and_folder(overrides: list[str], seed: int, below: str) -> None:
     config = demo(*overrides)
     own = job.config_of_part(config, job.parts(config)[1])
-    assert (own.seed, own.fold, own.run, own.seeds) == (seed, 2, f"runs/x/{below}", ())
-    assert replace(own, run=config.run, seed=config.seed, fold=config.fold, seeds=config.seeds) == config
+    assert (own.seed, own.fold, own.run) == (seed, 2, f"runs/x/{below}")
+    assert replace(own, run=config.run, seed=config.seed, fold=config.fold) == config
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_one_part_alone_leaves_the_others_to_do(raw: Path, tmp_path: Path, capfd
     config = written(tmp_path, raw, "workers: 3\njobs: 1\nclips_per_shard: 4\n")
     job = make_job([config], [], ["worker_2"], worlds=[1])
     with pytest.raises(
-        DataError, match=r"got 1 \(missing.*: worker_1, worker_3\)\. Give the same .*`--only worker_1,worker_3`;"
+        DataError, match=r"got 1 \(missing.*: worker_1, worker_3\)\. Run the same .*`--only worker_1,worker_3`;"
     ):
         run_parts(job)
     built = load([config], [])
@@ -97,7 +97,7 @@ def test_a_build_with_gaps_is_repaired_by_the_same_command(
     with pytest.raises(DataError, match="got 1 clip that cannot be packed") as caught:
         run_all()
     found = re.search(
-        r"Mend the raw data and give the same dfer-launch command again, also with `--only (worker_\d)` "
+        r"Mend the raw data and run the same dfer-launch command again, also with `--only (worker_\d)` "
         r"\(finished shards are kept\), or accept the gaps with allow_missing=1\.",
         str(caught.value),
     )
@@ -151,7 +151,7 @@ def test_the_same_command_goes_on_after_a_killed_worker_and_after_a_gap(
     assert {"part_2_of_3.json", "part_3_of_3.json"} <= before.keys()
     assert main(command) == 3
     said = capfd.readouterr()
-    assert "worker_1: 4 shards made" in said.out and "worker_2: " not in said.out and "give the same" in said.err
+    assert "worker_1: 4 shards made" in said.out and "worker_2: " not in said.out and "run the same" in said.err
     after = changed_at(tmp_path / "shards")
     assert {name: after[name] for name in before if "/" in name} == {n: at for n, at in before.items() if "/" in n}
     (tmp_path / "lost").rename(lost)
