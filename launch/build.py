@@ -160,7 +160,7 @@ def _of(config: BuildConfig, part: Part) -> BuildPart:
 
 @dataclass(frozen=True)
 class _Launched:
-    """The words for messages: the user knows the parts as workers, and has the command of `dfer-launch`."""
+    """Advice for a launched build, whose user knows the parts as workers and runs `dfer-launch`."""
 
     allow = "allow_missing="
     repeats = True

@@ -9,19 +9,19 @@ from dfer.errors import StorageError, message
 
 T = TypeVar("T")
 BUSY = 0.01
-"""Share of a core from which on a process computes: one that waits for a store takes far less."""
+"""A process that uses at least this share of a core is computing; one that waits for a store uses far less."""
 LEAST_S = 0.005
-"""Least CPU time that counts as computing: waking up takes some, too."""
+"""CPU time in seconds below which a process is not computing: waking up takes some, too."""
 MORE_S = 300.0
-"""Most time beyond the timeout for a process that computes, for example imports a client while the machine is busy."""
+"""How much longer a computing process may take, for example to import a client on a busy machine."""
 
 
 def with_timeout(seconds: float, work: Callable[[], T], *, what: str) -> T:
     """Return the result of `work`, or raise its error. what: the address that it needs, for the message.
 
     Raises:
-        StorageError: for `seconds` nothing was computed, or it takes MORE_S longer than that. The daemon thread in
-            which it hangs ends with the process.
+        StorageError: there is no result and the process has not computed for `seconds`, or `seconds` + MORE_S are over.
+            The daemon thread in which the call hangs ends with the process.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -44,7 +44,7 @@ def with_timeout(seconds: float, work: Callable[[], T], *, what: str) -> T:
 
 
 def _wait(thread: threading.Thread, seconds: float) -> None:
-    """Wait for the end of a thread until this process has not computed for `seconds`."""
+    """Wait until the thread ends, this process has not computed for `seconds`, or `seconds` + MORE_S are over."""
     waited, last = 0.0, time.monotonic() + seconds + MORE_S
     while thread.is_alive() and waited < seconds and time.monotonic() < last:
         began, computed = time.monotonic(), time.process_time()

@@ -87,7 +87,7 @@ class Finished:
 
 
 class Advice(Protocol):
-    """The words for messages: parts have other names and commands in a launched build (`launch.build`)."""
+    """What messages tell the user to do. A launched build (`launch.build`) has other names and commands for parts."""
 
     @property
     def allow(self) -> str:
@@ -106,7 +106,7 @@ class Advice(Protocol):
 
 @dataclass(frozen=True)
 class ByHand:
-    """The words for a build by `dfer-shards`. command: the command line of a part, up to `--part`."""
+    """Advice for a build with `dfer-shards`. command: the command line of a part, up to `--part`."""
 
     command: str
     allow = "--allow-missing "

@@ -372,8 +372,8 @@ _LOADED: dict[PairsConfig, Pairs] = {}
 
 
 def loaded(config: PairsConfig, device: torch.device) -> Pairs:
-    """Return both models, those of the last call if it named the same, whatever the instruction; others are let go
-    first, since a device may not have room for two. Raises CheckpointError, UsageError."""
+    """Return both models for a configuration. Models of the last call are used again if only the instruction differs;
+    else they are freed first, since a device may not have room for two. Raises CheckpointError, UsageError."""
     teacher = config.teacher
     asked = isinstance(teacher, Blip2TeacherConfig | InstructBlipTeacherConfig)
     same = changed(config, {"teacher.instruction": DESCRIBE}) if asked else config

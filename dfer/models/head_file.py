@@ -107,7 +107,7 @@ def released_head(path: Path) -> str:
 
 
 def _said(data: bytes) -> tuple[MadeFor | None, bytes]:
-    """What the metadata of a head say, None if nothing, and the bytes of its numbers."""
+    """Return what a head's metadata say about its CLIP, None if nothing, and the bytes of its numbers."""
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length] if length <= MAX_HEADER_BYTES else b""
     try:

@@ -248,7 +248,7 @@ def _table(plain: dict[str, Any], name: str, rows: int, width: int) -> Numbers:
         raise ValueError(f"a column {name} of something else than {rows} x {width} numbers or null")
     table = np.array(column, np.float64).reshape(rows, width)  # null becomes NaN
     low = 0 if name == "votes" else -MAX_NUMBER
-    if not column or (low <= table.min() and table.max() <= MAX_NUMBER):  # never so with NaN
+    if not column or (low <= table.min() and table.max() <= MAX_NUMBER):  # false if there is a NaN
         return table
     missing = np.isnan(table)
     if (missing.any(axis=1) != missing.all(axis=1)).any() or not (
