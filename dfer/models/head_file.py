@@ -97,7 +97,7 @@ def made_for(path: Path) -> MadeFor | None:
 
 def released_head(path: Path) -> str:
     """Return `B32`, `B16` or `L14` for a file of the release, by git's hash of its bytes, and for what `dfer import`
-    made of one, by the hash of its numbers; empty for any other."""
+    made of one, if its numbers still have the hash that the import recorded; empty for any other."""
     data = path.read_bytes()
     if found := HEADS.get(hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()):
         return found

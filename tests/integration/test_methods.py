@@ -72,15 +72,15 @@ methods = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.long]) for name in METHODS]
 )
 both = pytest.mark.parametrize("ranks", (1, 2))
-every = pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=[] if name in SHORT_ENGINES else [pytest.mark.long]) for name in ENGINES]
-)
+CASES = [pytest.param(name, marks=[] if name in SHORT_ENGINES else [pytest.mark.long]) for name in ENGINES]
+every = pytest.mark.parametrize("engine", CASES)
+beside_ddp = pytest.mark.parametrize("engine", CASES[1:])
 
 
 @pytest.mark.slow("the first to ask for three workers, which train every method under every engine")
 @methods
 @both
-@every
+@beside_ddp
 def test_engines_agree(found: Found, name: str, ranks: int, engine: str) -> None:
     assert distance(found[ranks][f"{name} {engine}"], found[ranks][f"{name} ddp"]) < EXACT
 
@@ -134,7 +134,7 @@ def test_bf16_starts_near_fp32_and_is_used(found: Found, name: str, ranks: int, 
 
 @methods
 @both
-@every
+@beside_ddp
 def test_engines_agree_in_bf16(found: Found, name: str, ranks: int, engine: str) -> None:
     """The first loss but for the order of a sum, the last one and all updates of the weights within bf16 rounding."""
     ours, theirs = (found[ranks][f"{name} {each} bf16 losses"]["losses"] for each in (engine, "ddp"))
