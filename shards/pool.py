@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Any, TypeVar
 
 import cv2
@@ -18,6 +20,9 @@ from dfer.errors import StorageError, message
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+TURN_S = 0.2
+"""Seconds between two looks at the workers' progress and at Ctrl-C."""
 
 _on_tick: Callable[[int], None] | None = None
 
@@ -43,13 +48,15 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
         return _run_here(function, items, bar)
     context = multiprocessing.get_context("spawn")
     ticks, stop = context.Value("Q", 0), context.Event()
-    with ProcessPoolExecutor(
-        min(jobs, len(items)), mp_context=context, initializer=_start_worker, initargs=(ticks, stop)
-    ) as pool:
+    workers = min(jobs, len(items))
+    with (
+        _ctrl_c_as_flag() as raise_if_interrupted,
+        ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(ticks, stop)) as pool,
+    ):
         with _interrupts_held():
             futures = [pool.submit(function, item) for item in items]
         try:
-            _follow(futures, ticks, bar)
+            _follow(futures, ticks, bar, raise_if_interrupted)
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise StorageError(
@@ -57,7 +64,7 @@ def run(function: Callable[[A], B], items: Sequence[A], *, jobs: int, bar: "tqdm
                     "worker process",
                     expected="to finish its work",
                     got="killed, most likely because memory ran out",
-                    do="Run the same command again with fewer --jobs; finished shards are kept.",
+                    do="Run the same command again with fewer --jobs; what is finished is kept.",
                 )
             ) from error
         finally:
@@ -98,13 +105,51 @@ def _run_here(function: Callable[[A], B], items: Sequence[A], bar: "tqdm[Any]") 
         _on_tick = None
 
 
-def _follow(futures: "Sequence[Future[Any]]", ticks: Any, bar: "tqdm[Any]") -> None:
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+def _follow(
+    futures: "Sequence[Future[Any]]", ticks: Any, bar: "tqdm[Any]", raise_if_interrupted: Callable[[], None]
+) -> None:
+    """Show progress until every future is done. Raises the first error of a future, and KeyboardInterrupt."""
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(done.put)
+    left = len(futures)
+    while left:
+        raise_if_interrupted()
+        with suppress(Empty):
+            done.get(timeout=TURN_S).result()
+            left -= 1
         bar.update(ticks.value - bar.n)
-        for future in done:
-            future.result()
+
+
+@contextmanager
+def _ctrl_c_as_flag() -> Iterator[Callable[[], None]]:
+    """Have Ctrl-C (SIGINT) raise KeyboardInterrupt only where the function that is yielded is called, and after the
+    block; a second one raises at once.
+
+    Raised anywhere, it could leave a lock of the pool or of `ticks` taken, and the pool's shutdown would wait for it
+    for ever. Does nothing outside the main thread, and where SIGINT is ignored or has a handler of its own.
+    """
+    came = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def raise_if_came() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not raises or threading.current_thread() is not threading.main_thread():
+        yield raise_if_came
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield raise_if_came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise_if_came()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from shards.pool import tick
 from shards.sources.described import CAPTIONED, DESCRIPTIONS
 from shards.synthetic.action_units import ACTION_UNITS, CANONICAL, Array, mirror, vector
 from shards.synthetic.describe import caption, description
@@ -44,8 +45,8 @@ def _rise(frames: int, start: float) -> Array:
     return out
 
 
-def draw_still(clip: Clip, form: Form, *, out: Path, seed: int, size: int) -> int:
-    """Draw a clip's pictures and write each atomically; returns their number. Raises OSError."""
+def draw_still(clip: Clip, form: Form, *, out: Path, seed: int, size: int) -> None:
+    """Draw a clip's pictures and write each atomically. Raises OSError."""
     rng = np.random.default_rng([seed, 2, clip.index])
     who, motion, scene = _drawn(clip, form, seed=seed, size=size, rng=rng)
     folder = out / clip.folder
@@ -56,7 +57,7 @@ def draw_still(clip: Clip, form: Form, *, out: Path, seed: int, size: int) -> in
         part = path.with_name(f"{path.name}.part")
         part.write_bytes(_encoded(_on_canvas(image, clip, form), form, path.suffix.lower()))
         part.replace(path)
-    return clip.frames
+    tick(clip.frames)
 
 
 def _drawn(clip: Clip, form: Form, *, seed: int, size: int, rng: np.random.Generator) -> tuple[Identity, Motion, Scene]:

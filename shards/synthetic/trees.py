@@ -12,22 +12,19 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
-from tqdm import tqdm
 
 from dfer.errors import StorageError, UsageError, message
+from shards import pool
 from shards.sources.generated import BEGUN, RECORD, read_record
 from shards.synthetic.face import ClipPainter
 from shards.synthetic.identity import draw_identity, draw_scene
@@ -130,7 +127,7 @@ def check_target(out: Path, *, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def explained(out: Path) -> Iterator[None]:
-    """Turn failures of the disk and of child processes into StorageError."""
+    """Turn failures of the disk into StorageError."""
     try:
         yield
     except OSError as error:
@@ -138,11 +135,6 @@ def explained(out: Path) -> Iterator[None]:
         do = "Free some space" if full else "Check the folder"
         do += " or choose another folder; the same command goes on with the clips that are missing."
         raise StorageError(message(out, expected="a folder that takes the frames", got=str(error), do=do)) from error
-    except BrokenProcessPool as error:
-        do = "It may have run out of memory: lower --jobs; the same command goes on with the clips that are missing."
-        raise StorageError(
-            message(out, expected="all processes to finish", got="one that was killed", do=do)
-        ) from error
 
 
 def missing_clips(out: Path, *, layout: Layout, plan: list[Clip]) -> list[Clip]:
@@ -175,9 +167,9 @@ def write_tree(
     (out / RECORD).unlink(missing_ok=True)
     drawing = partial(draw_still, form=layout.form) if layout.form else draw_clip
     draw = partial(drawing, out=out, seed=arguments["seed"], size=arguments["size"])
-    with tqdm(total=sum(c.frames for c in missing), unit="frame", desc=layout.name, disable=not progress) as bar:
-        for frames in in_processes(draw, missing, jobs=jobs):
-            bar.update(frames)
+    frames = sum(clip.frames for clip in missing)
+    with one_thread(), pool.progress_bar(frames, label=layout.name, unit="frames", show=progress) as bar:
+        pool.run(draw, missing, jobs=jobs, bar=bar)
     files = layout.splits(plan, arguments["size"])
     if layout.form and layout.form.described:
         files |= descriptions(plan, layout.form, seed=arguments["seed"], size=arguments["size"])
@@ -192,20 +184,6 @@ def write_tree(
     (out / BEGUN).unlink()
 
 
-def in_processes(draw: partial[int], clips: list[Clip], *, jobs: int) -> Iterable[int]:
-    """Draw clips in this process, or in `jobs` child processes; yields the number of frames of each clip."""
-    if jobs == 1 or len(clips) < 2:
-        with one_thread():
-            yield from map(draw, clips)
-        return
-    # Spawn, not fork: the threads of OpenCV and of the caller do not survive a fork.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        try:
-            yield from pool.map(draw, clips, chunksize=max(1, min(8, len(clips) // (4 * jobs))))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Limit OpenCV to one thread within the block: for pictures this small its pool costs more than it saves."""
@@ -217,8 +195,8 @@ def one_thread() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> int:
-    """Draw and write one clip; returns its number of frames. Raises OSError when it cannot be written."""
+def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> None:
+    """Draw and write one clip. Raises OSError when it cannot be written."""
     who = draw_identity(np.random.default_rng([seed, 1, clip.identity]))
     rng = np.random.default_rng([seed, 2, clip.index])
     motion = clip_motion(clip.emotion, frames=clip.frames, rng=rng)
@@ -232,7 +210,7 @@ def draw_clip(clip: Clip, *, out: Path, seed: int, size: int) -> int:
         data = simplejpeg.encode_jpeg(image, quality=scene.quality, colorspace="RGB", colorsubsampling="420")
         (part / clip.name.format(number)).write_bytes(data)
     part.rename(folder)
-    return clip.frames
+    pool.tick(clip.frames)
 
 
 def write_text(path: Path, *, text: str | bytes) -> None:

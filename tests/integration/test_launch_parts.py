@@ -46,7 +46,7 @@ def test_every_seed_trains_as_a_cross_validation_with_it_does(
     finish("local", tiny, "--parallel", 2, "--only", only, "seeds=[1,2]", f"run={run}", module="launch")
     assert result(run / "seed_1" / "fold_1") == result(crossval[0] / "fold_1")
     own = yaml.safe_load((run / "seed_2" / "fold_1" / "config.yaml").read_text())
-    assert (own["seed"], own["seeds"], own["fold"], result(run / "seed_2" / "fold_1")["seed"]) == (2, [], 1, 2)
+    assert (own["seed"], own["seeds"], own["fold"], result(run / "seed_2" / "fold_1")["seed"]) == (2, [1, 2], 1, 2)
     again = finish("crossval", tiny, "--only", only, "seeds=[1,2]", f"run={run}").stdout
     assert "== seed_2/fold_1 (2 of 2)" in again and "std of seeds" in again
     report = json.loads((run / "report" / "report.json").read_text())

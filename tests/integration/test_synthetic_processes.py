@@ -1,14 +1,11 @@
 """Generated faces drawn by several processes."""
 
-import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dfer.errors import StorageError
 from shards.synthetic import synth
-from shards.synthetic.trees import explained, in_processes
 
 pytestmark = pytest.mark.integration
 
@@ -22,14 +19,6 @@ def test_the_number_of_processes_does_not_change_a_byte(tmp_path: Path) -> None:
     )
     assert one == two
     assert len(one) > 20 * 8
-
-
-def test_a_process_that_dies_is_explained(tmp_path: Path) -> None:
-    """Each worker leaves without a word, as one that the kernel kills for its memory does."""
-    with pytest.raises(StorageError) as caught, explained(tmp_path):
-        list(in_processes(partial(os._exit), [1, 2, 3], jobs=2))
-    assert "expected all processes to finish, got one that was killed" in str(caught.value)
-    assert "lower --jobs" in str(caught.value)
 
 
 def test_a_failing_disk_is_explained_from_a_process(tmp_path: Path) -> None:
