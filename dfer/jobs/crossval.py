@@ -21,7 +21,6 @@ from dfer.models.files import check_files, files, trains_nothing
 from dfer.run import folder
 from dfer.run.layout import CONFIG, committed, finished
 from dfer.storage import Folder
-from dfer.store.shards import Store
 
 if TYPE_CHECKING:
     from dfer.distributed import World
@@ -56,10 +55,10 @@ def parts(config: RunConfig) -> list[Part]:
 
 
 def known_folds(config: RunConfig) -> list[int]:
-    """List the numbers of the shards' folds. Raises UsageError if the shards do not have the classes."""
-    store = Store(config.data.shards)
-    if not config.data.join:  # else the classes are those of all sets together, which the run opens
-        class_numbers(store, emotions_for(config.data.classes, store.manifest), partial=trains_nothing(config.model))
+    """List the numbers of the shards' folds. Raises DataError, StorageError if the shards cannot be read, ConfigProblem
+    and UsageError if they do not have the protocol or the classes, or sets of `data.join` do not go together."""
+    store = config.data.store()
+    class_numbers(store, emotions_for(config.data.classes, store.manifest), partial=trains_nothing(config.model))
     return list(folds(store.manifest, config.data.protocol))
 
 

@@ -1,5 +1,6 @@
 """The parts of a cross-validation: folds, with one seed or several; which configuration each has; what is refused."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from dfer.config import ConfigProblem, to_yaml
 from dfer.config_files import load
-from dfer.errors import CheckpointError, UsageError
+from dfer.errors import CheckpointError, DataError, UsageError
 from dfer.jobs import crossval as job
 from dfer.jobs.config import RunConfig
 from dfer.jobs.parts import JobModule, Part, chosen, in_order, load_job, name_of, parts_in
@@ -113,6 +114,22 @@ def test_classes_that_the_shards_lack_are_refused_before_anything_starts(
         names(shards, "data.classes=[anger,anger]")
     with pytest.raises(UsageError, match="expected the 2 classes anger, contempt, got 7 without contempt"):
         names(shards, "data.classes=[anger,contempt]")
+
+
+def test_joined_sets_are_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "known_folds", KNOWN_FOLDS)
+    for name in ("one", "two"):
+        path = write_shards(tmp_path / name, {"fold_1": [[Clip(key=f"{name}a")]], "fold_2": [[Clip(key=name)]]})
+        manifest = path / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "dataset": name}))
+    both = (f"data.shards={tmp_path}/one", f"data.join=[{tmp_path}/two]")
+    assert names(*both, "data.classes=[happiness,anger,fear]") == ["fold_1", "fold_2"]
+    with pytest.raises(UsageError, match="expected the 2 classes anger, contempt, got 7 without contempt"):
+        names(*both, "data.classes=[anger,contempt]")
+    with pytest.raises(UsageError, match=r"data\.join: expected every data set once, got one twice"):
+        names(both[0], f"data.join=[{tmp_path}/one]")
+    with pytest.raises(DataError, match="three"):
+        names(both[0], f"data.join=[{tmp_path}/three]")
 
 
 @pytest.mark.parametrize(
