@@ -23,8 +23,9 @@ class SlurmCluster:
 
     partition, account, qos, constraint, exclude: as in sbatch, none = the cluster's default. nodes: hosts of a part;
     min_nodes: fewest hosts it may start on, none = exactly `nodes`. gpus_per_node: GPUs, with one process each; if 0,
-    processes_per_node CPU processes run instead. cpus_per_process: for the process and its data workers. memory_gb: of
-    a node, none = the partition's default. hours: time limit between two requeues; a longer run is requeued and
+    processes_per_node CPU processes run instead. gpus_per_process: GPUs of a part that is one independent process; a
+    process of a group always has one. cpus_per_process: for the process and its data workers. memory_gb: of a node,
+    none = the partition's default. hours: time limit between two requeues; a longer run is requeued and
     resumes. signal_s: seconds before the limit at which the run gets a stop request. max_timeouts: times that a run may
     reach the limit before it is given up. max_failures: restarts after the loss of a process, not counting failures of
     a host that SLURM itself detects first. parallel_parts: most parts at a time. interface: network interface between
@@ -44,6 +45,7 @@ class SlurmCluster:
     min_nodes: int | None = None
     gpus_per_node: int = 0
     processes_per_node: int = 1
+    gpus_per_process: int = 1
     cpus_per_process: int = 1
     memory_gb: float | None = None
     hours: float = 24.0
@@ -60,7 +62,8 @@ class SlurmCluster:
     report: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "nodes", "min_nodes", "processes_per_node", "cpus_per_process", "signal_s", "parallel_parts")
+        _at_least(self, 1, "nodes", "min_nodes", "processes_per_node", "gpus_per_process", "cpus_per_process")
+        _at_least(self, 1, "signal_s", "parallel_parts")
         _at_least(self, 0, "gpus_per_node", "max_timeouts", "max_failures")
         _above_zero(self, "hours", "memory_gb", "meet_s")
         for where, options in (("options", self.options), ("report", self.report)):
@@ -74,17 +77,26 @@ class SlurmCluster:
             )
         if self.min_nodes is not None and self.min_nodes > self.nodes:
             raise ConfigProblem(f"min_nodes: expected at most nodes={self.nodes}, got {self.min_nodes}. Correct it")
+        if self.gpus_per_process > max(1, self.gpus_per_node):
+            most, got = f"gpus_per_node={self.gpus_per_node}", self.gpus_per_process
+            raise ConfigProblem(f"gpus_per_process: expected at most {most}, got {got}. Correct one of them")
 
     def of(self, *, grouped: bool) -> "SlurmCluster":
         """Return the resources of a part that is a process group or (grouped=False) one independent process."""
         if grouped:
-            return self
-        return replace(self, nodes=1, min_nodes=None, processes_per_node=1, gpus_per_node=min(1, self.gpus_per_node))
+            return replace(self, gpus_per_process=1)
+        gpus = min(self.gpus_per_process, self.gpus_per_node)
+        return replace(self, nodes=1, min_nodes=None, processes_per_node=1, gpus_per_node=gpus)
 
     @property
     def processes(self) -> int:
-        """Number of processes on a host: one per GPU, or the CPU processes."""
-        return self.gpus_per_node or self.processes_per_node
+        """Number of processes on a host: one per GPU, or per `gpus_per_process` of them; or the CPU processes."""
+        return self.gpus_per_node // self.gpus_per_process or self.processes_per_node
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of an independent part."""
+        return min(self.gpus_per_process, self.gpus_per_node)
 
     @property
     def elastic(self) -> bool:
@@ -109,10 +121,10 @@ class RayCluster:
     address: of `ray.init`, none = RAY_ADDRESS or the cluster of this job. workers: processes of a part; min_workers:
     fewest it may run with, none = exactly `workers` (otherwise it shrinks if hosts are lost, and grows again). grow_s:
     seconds between two checks whether a shrunken part can grow; it grows by a restart from its last checkpoint. gpu:
-    one GPU per process. cpus_per_worker: for the process and its data workers. resources: further resources of a
-    process by name. max_failures: restarts of a part after the loss of a process. parallel_parts: most parts at a time,
-    none = as many as fit into the cluster. interface, meet_s: as for SLURM. wait_s: timeout for enough resources to
-    start any part. env_vars: environment variables of every process; they are stored as plain text, so keep credentials
+    one GPU per process; gpus_per_process: more, for a part that is one independent process. cpus_per_worker: for the
+    process and its data workers. resources: further resources of a process by name. max_failures: restarts of a part
+    after the loss of a process. parallel_parts: most parts at a time, none = as many as fit into the cluster. interface,
+    meet_s: as for SLURM. wait_s: timeout for enough resources to start any part. env_vars: environment variables of every process; they are stored as plain text, so keep credentials
     out.
     """
 
@@ -121,6 +133,7 @@ class RayCluster:
     min_workers: int | None = None
     grow_s: float = 60.0
     gpu: bool = False
+    gpus_per_process: int = 1
     cpus_per_worker: int = 1
     resources: dict[str, float] = field(default_factory=dict)
     max_failures: int = 3
@@ -131,16 +144,20 @@ class RayCluster:
     env_vars: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "workers", "min_workers", "cpus_per_worker", "parallel_parts")
+        _at_least(self, 1, "workers", "min_workers", "gpus_per_process", "cpus_per_worker", "parallel_parts")
         _at_least(self, 0, "max_failures")
         _above_zero(self, "grow_s", "meet_s", "wait_s")
         if self.min_workers is not None and self.min_workers > self.workers:
             most = self.workers
             raise ConfigProblem(f"min_workers: expected at most workers={most}, got {self.min_workers}. Correct it")
+        if self.gpus_per_process > 1 and not self.gpu:
+            raise ConfigProblem(f"gpus_per_process: expected 1 without gpu, got {self.gpus_per_process}. Set gpu: true")
 
     def of(self, *, grouped: bool) -> "RayCluster":
         """Return the resources of a part that is a process group or (grouped=False) one independent process."""
-        return self if grouped else replace(self, workers=1, min_workers=None)
+        if grouped:
+            return replace(self, gpus_per_process=1)
+        return replace(self, workers=1, min_workers=None)
 
     @property
     def elastic(self) -> bool:
@@ -153,9 +170,14 @@ class RayCluster:
         return list(range(self.min_workers or self.workers, self.workers + 1))
 
     @property
+    def gpus(self) -> int:
+        """GPUs of a process."""
+        return self.gpus_per_process if self.gpu else 0
+
+    @property
     def per_worker(self) -> dict[str, float]:
         """Resources of one process, as Ray names them."""
-        return {"CPU": float(self.cpus_per_worker), **({"GPU": 1.0} if self.gpu else {}), **self.resources}
+        return {"CPU": float(self.cpus_per_worker), **({"GPU": float(self.gpus)} if self.gpu else {}), **self.resources}
 
 
 def _at_least(cluster: object, least: int, *names: str) -> None:

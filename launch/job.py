@@ -137,6 +137,18 @@ def make_job(
     )
 
 
+def check_gpus(job: Job, gpus: int) -> None:
+    """Detect that parts divide a model over several GPUs and would get one. gpus: of an independent part.
+
+    Raises:
+        UsageError: `gpus` is 1 and the job asks for all GPUs.
+    """
+    asked = getattr(job.module, "all_gpus", lambda _: "")(job.configuration())
+    if asked and gpus == 1:
+        do = f"Set cluster.gpus_per_process to the GPUs that a part needs, or leave {asked} out."
+        raise UsageError(message("cluster.gpus_per_process", expected=f"2 or more, for {asked}", got="1", do=do))
+
+
 def revision() -> str:
     """Return the git revision of the running code."""
     from dfer.run.folder import revision as of_code

@@ -116,6 +116,11 @@ def shared(config: ExtractConfig) -> dict[str, str]:
     return {kind: config.pairs.source, "pairs.features": config.pairs.features}
 
 
+def all_gpus(config: ExtractConfig) -> str:
+    """Return the key by which the teacher is divided over several GPUs; empty if it is not."""
+    return "pairs.teacher.devices=all" if getattr(config.pairs.teacher, "devices", "one") == "all" else ""
+
+
 def by_instruction(config: ExtractConfig) -> dict[str, ExtractConfig]:
     """Return the job of each instruction by its name, `instruction_1`; without a sweep, the job itself by no name."""
     if not config.sweep.instruction:

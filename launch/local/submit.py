@@ -184,13 +184,14 @@ class _Jobs:
 
 
 def slot_environment(slot: int, *, slots: int, processes: int) -> dict[str, str]:
-    """Return the environment of one of several concurrent jobs: its part of the cores, and of the GPUs if they
+    """Return the environment of one of several concurrent jobs: its share of the cores, and of the GPUs if they
     suffice."""
     cores = len(os.sched_getaffinity(0))
     own = {"OMP_NUM_THREADS": str(max(1, cores // (processes * slots))), **os.environ}
     cards = visible_gpus(os.environ)
-    if slots > 1 and len(cards) >= processes * slots:
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(cards[slot * processes : (slot + 1) * processes])
+    share = len(cards) // slots
+    if slots > 1 and share >= processes:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(cards[slot * share : (slot + 1) * share])
     return own
 
 

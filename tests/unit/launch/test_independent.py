@@ -1,17 +1,20 @@
 """Parts that are independent processes: a plan, k of n made side by side, an end; on every launcher."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dfer.config import to_yaml
+from dfer.config import ConfigProblem, to_yaml
+from dfer.config_files import find
+from dfer.errors import UsageError
 from dfer.interruption import Stop
-from dfer.jobs.parts import JobModule, module_named
+from dfer.jobs.parts import JobModule, load_job, module_named, name_of
 from launch.cluster import RayCluster, SlurmCluster
-from launch.job import Job, Place, run_job
+from launch.job import JOBS, Job, Place, check_gpus, run_job
 from launch.local.submit import run_parts
 from launch.ray import submit as ray_submit
 from launch.ray import worker as ray_worker
@@ -72,6 +75,54 @@ def test_slurm_starts_one_task_a_part_which_meets_nobody(
     nobody = Place(rendezvous=Rendezvous(rank=0, size=1, host="nobody.invalid", port=1, within_s=0.1))
     monkeypatch.setattr(Rendezvous, "meet", lambda _: pytest.fail("it looked for others"))
     assert run_job(job, job.part("worker_2"), nobody, Stop()).startswith("worker_2: 3 numbers")
+
+
+def test_a_part_alone_may_have_several_gpus(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    given = SlurmCluster(nodes=3, gpus_per_node=8, gpus_per_process=4)
+    assert given.of(grouped=True) == SlurmCluster(nodes=3, gpus_per_node=8) and given.of(grouped=True).processes == 8
+    alone = given.of(grouped=False)
+    assert (alone.gpus_per_node, alone.processes, alone.worlds) == (4, 1, [1])
+    assert Submission(job=counted(tmp_path), cluster=alone).submit() == 0
+    flags = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", fake_slurm.jobs[0]["script"], re.MULTILINE))
+    assert (flags["gpus-per-node"], flags["ntasks-per-node"], flags["nodes"]) == ("4", "1", "1")
+    workers = RayCluster(workers=2, gpu=True, gpus_per_process=4)
+    assert workers.of(grouped=False).per_worker == {"CPU": 1.0, "GPU": 4.0}
+    assert workers.of(grouped=True).per_worker == {"CPU": 1.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "says"),
+    [
+        (lambda: SlurmCluster(gpus_per_process=0), "gpus_per_process: expected at least 1, got 0. Correct it"),
+        (
+            lambda: SlurmCluster(gpus_per_node=2, gpus_per_process=4),
+            "gpus_per_process: expected at most gpus_per_node=2, got 4. Correct one of them",
+        ),
+        (lambda: RayCluster(gpus_per_process=2), "gpus_per_process: expected 1 without gpu, got 2. Set gpu: true"),
+    ],
+)
+def test_numbers_of_gpus_that_do_not_go_together(cluster: Callable[[], object], says: str) -> None:
+    with pytest.raises(ConfigProblem, match=re.escape(says)):
+        cluster()
+
+
+def test_a_model_over_all_gpus_is_not_given_one(tmp_path: Path) -> None:
+    """Extract's teacher is divided over the GPUs of its part, of which a launcher gives one unless told otherwise."""
+    (tmp_path / "faces").mkdir()
+    words = ["exp_clip/extract", f"run={tmp_path / 'run'}", f"pairs.pictures={tmp_path / 'faces'}"]
+    for devices in ("one", "all"):
+        module, config = load_job([find(words[0])], [*words[1:], f"pairs.teacher.devices={devices}"], JOBS)
+        job = Job(kind=name_of(module), config=to_yaml(config), run=config.run, parts=(), revision="")
+        for gpus in (0, 1, 4):
+            if (devices, gpus) != ("all", 1):
+                check_gpus(job, gpus)
+                continue
+            with pytest.raises(UsageError) as caught:
+                check_gpus(job, gpus)
+    assert str(caught.value) == (
+        "cluster.gpus_per_process: expected 2 or more, for pairs.teacher.devices=all, got 1. "
+        "Set cluster.gpus_per_process to the GPUs that a part needs, or leave pairs.teacher.devices=all out."
+    )
 
 
 def test_ray_starts_a_plain_task_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

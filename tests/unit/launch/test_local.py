@@ -208,6 +208,10 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     second = local.slot_environment(1, slots=2, processes=2)
     assert (second["OMP_NUM_THREADS"], second["CUDA_VISIBLE_DEVICES"]) == ("4", "6,7")
+    assert (
+        local.slot_environment(1, slots=2, processes=1)["CUDA_VISIBLE_DEVICES"] == "6,7"
+    )  # all that it may divide over
+    assert local.slot_environment(2, slots=3, processes=1)["CUDA_VISIBLE_DEVICES"] == "6"
     assert local.slot_environment(1, slots=3, processes=2)["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
     for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
