@@ -123,9 +123,9 @@ class RayCluster:
     seconds between two checks whether a shrunken part can grow; it grows by a restart from its last checkpoint. gpu:
     one GPU per process; gpus_per_process: more, for a part that is one independent process. cpus_per_worker: for the
     process and its data workers. resources: further resources of a process by name. max_failures: restarts of a part
-    after the loss of a process. parallel_parts: most parts at a time, none = as many as fit into the cluster. interface,
-    meet_s: as for SLURM. wait_s: timeout for enough resources to start any part. env_vars: environment variables of every process; they are stored as plain text, so keep credentials
-    out.
+    after the loss of a process. parallel_parts: most parts at a time, none = as many as fit into the cluster.
+    interface, meet_s: as for SLURM. wait_s: timeout for enough resources to start any part. env_vars: environment
+    variables of every process; they are stored as plain text, so keep credentials out.
     """
 
     address: str | None = None
