@@ -53,7 +53,7 @@ def test_other_classes_change_no_feature(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(2460)
-@pytest.mark.slow("the whole demonstration: 5,600 faces, 20 epochs of a small CLIP, a head, two evaluations")
+@pytest.mark.slow("the whole demonstration: 5,600 faces, 40 epochs of a small CLIP, a head, two evaluations")
 def test_the_head_raises_zero_shot_uar(tmp_path: Path) -> None:
     env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = ["bash", str(ROOT / "launch" / "demo_zeroshot.sh"), str(tmp_path / "demo"), "2"]
