@@ -55,7 +55,7 @@ def test_loss_gradient_and_five_steps_equal_the_release() -> None:
     head.mlp.weight.data.copy_(torch.from_numpy(recipe.head()))
     groups = {"head": GroupConfig(lr=recipe.LR)}
     optimizer = build_optimizer(SgdConfig(momentum=recipe.MOMENTUM, weight_decay=recipe.DECAY, groups=groups), head)
-    losses = []
+    losses, accuracies = [], []
     for number, batch in enumerate(batches()):
         optimizer.zero_grad()
         out = head(batch)
@@ -65,7 +65,11 @@ def test_loss_gradient_and_five_steps_equal_the_release() -> None:
             close(head.mlp.weight.grad, recorded["gradient"])
         optimizer.step()
         losses.append(loss.item())
+        right, pairs = head.take_right().tolist()
+        accuracies.append(100 * right / pairs)
     assert losses == pytest.approx(recorded["losses"].tolist(), rel=1e-5)
+    assert accuracies == pytest.approx(recorded["accuracies"].tolist(), rel=1e-6)
+    assert len({*recorded["accuracies"].tolist()}) == 2
     assert not np.allclose(recorded["head"], recipe.head(), atol=1e-4)
     close(head.mlp.weight, recorded["head"])
 
