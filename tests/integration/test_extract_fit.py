@@ -222,6 +222,8 @@ def test_a_set_of_pairs_is_fitted_without_what_it_was_made_of(
     key = json.loads((stored / "manifest.json").read_text())["key"]
     card = (heads[1] / "README.md").read_text()
     assert f"{tmp_path}/copied, sha256 {key['source_sha256']}" in card and "kind words" in card
+    towers = "model.towers.arch=tiny-vit-64 model.towers.pretrained=null model.clip_normalisation="
+    assert f"dfer crossval methods/zero_shot sets/SET {towers}" in card and f" data.size={SIDE}\n" in card
     refusals = {
         ("fit", "pairs.teacher.seed=2", "pairs.size=32"): "pairs with size: 32; teacher.seed: 2, got size: 64; teacher",
         ("fit", "pairs.towers.arch=tiny-conv-64"): "pairs with clip.arch: tiny-conv-64, got clip.arch: tiny-vit-64. ",
