@@ -183,7 +183,8 @@ DEMO = (
         configs=("demo",),
         protocol="generated faces, five folds",
         ours=Ours(
-            scores="96.26 / 95.82 on AMD EPYC, 92.47 / 91.63 on Intel Xeon (1 seed; std over folds 1.53 / 1.67, 5.22 / 5.48)",
+            scores="96.26 / 95.82 on AMD EPYC, 92.47 / 91.63 on Intel Xeon "
+            "(1 seed; std over folds 1.53 / 1.67, 5.22 / 5.48)",
             hardware="2 CPU cores",
             hours="0.1",
             commit="c5944fd",
@@ -193,7 +194,8 @@ DEMO = (
         configs=("demo_no_temporal",),
         protocol="the same without the temporal model",
         ours=Ours(
-            scores="66.82 / 71.43 on AMD EPYC, 64.70 / 69.08 on Intel Xeon (1 seed; std over folds 3.61 / 3.21, 3.25 / 3.01)",
+            scores="66.82 / 71.43 on AMD EPYC, 64.70 / 69.08 on Intel Xeon "
+            "(1 seed; std over folds 3.61 / 3.21, 3.25 / 3.01)",
             hardware="2 CPU cores",
             hours="0.1",
             commit="c5944fd",
