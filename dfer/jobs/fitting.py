@@ -366,7 +366,8 @@ def _evaluation(config: FitConfig, found: _Fit, engine: Engine, world: World) ->
 def _write(home: Folder, config: FitConfig, found: _Fit, weight: Tensor | None, result: dict[str, Any]) -> None:
     """Write the head, then the result, which marks the part as done."""
     assert weight is not None, "the first rank has the weights"
-    write_head(home / HEAD, weight.float().cpu(), facts=_facts(config, found, result), clip=_made_for(config, found))
+    facts, clip = _facts(config, found, result), _made_for(config, found)
+    write_head(home / HEAD, weight.float().cpu(), facts=facts, pairs=found.key, clip=clip)
     home.write(RESULT, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
     note_progress(home, step=result["steps"], complete=True)
 

@@ -284,7 +284,7 @@ def check_tower(config: PairsConfig) -> None:
             raise CheckpointError(message(path, expected="a file of CLIP", got="no file", do=do))
     if config.clip_normalisation:
         refuse_other_normalisation(towers, model="pairs")
-    size = clip_settings(towers)["vision_cfg"]["image_size"]
+    size = clip_settings(towers, model="pairs")["vision_cfg"]["image_size"]
     if config.size != size:
         expected, do = f"{size} pixels, as {towers.arch} takes", f"Set pairs.size={size}, or choose another CLIP."
         raise UsageError(message("pairs.size", expected=expected, got=str(config.size), do=do))

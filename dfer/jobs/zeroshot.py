@@ -101,7 +101,8 @@ def _check_texts(config: ZeroshotConfig) -> None:
 
 
 def _check_heads(config: ZeroshotConfig) -> None:
-    """Raise CheckpointError unless every head is there, as wide as its tower's features, and not of another CLIP."""
+    """Raise CheckpointError unless every head is there, as wide as its tower's features, and not of another CLIP;
+    ConfigProblem for an architecture that cannot be used."""
     with_heads = {name: model for name, model in config.models.items() if model.head is not None}
     for name, model in with_heads.items():
         path = Path(str(model.head))
@@ -114,8 +115,9 @@ def _check_heads(config: ZeroshotConfig) -> None:
     from dfer.models.zero_shot import read_head
 
     for name, model in with_heads.items():
-        dim = clip_settings(model.towers)["embed_dim"]
-        read_head(Path(str(model.head)), dim=dim, model=f"models.{name}", towers=model.towers)
+        where = f"models.{name}"
+        dim = clip_settings(model.towers, model=where)["embed_dim"]
+        read_head(Path(str(model.head)), dim=dim, model=where, towers=model.towers)
 
 
 def done(config: ZeroshotConfig, part: Part) -> bool:

@@ -46,7 +46,7 @@ class Towers:
         """name: of the model in the configuration."""
         self.config, self.name, self.world = config, name, world
         self.model: ZeroshotModel = config.models[name]
-        settings = clip_settings(self.model.towers)
+        settings = clip_settings(self.model.towers, model=self.where)
         self.embed_dim: int = settings["embed_dim"]
         self.size: int = settings["vision_cfg"]["image_size"]
 

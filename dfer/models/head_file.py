@@ -3,6 +3,7 @@ CLIP a head is, by the metadata of a fitted one and by the bytes of a released o
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,16 @@ OPENAI_FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "ViT-L-14.pt")
 OPENAI = "tag openai"
 
 
-def write_head(home: Folder, weight: Tensor, *, facts: Mapping[str, str], clip: "MadeFor | None" = None) -> None:
-    """Write a head, fp32 [D S], in all its forms. facts: what the card says, by heading. clip: of which CLIP it is.
-    Raises StorageError."""
+def write_head(
+    home: Folder,
+    weight: Tensor,
+    *,
+    facts: Mapping[str, str],
+    pairs: Mapping[str, Any],
+    clip: "MadeFor | None" = None,
+) -> None:
+    """Write a head, fp32 [D S], in all its forms. facts: what the card says, by heading. pairs: the key of the pairs it
+    was fitted on, whose CLIP the card's commands give. clip: of which CLIP it is. Raises StorageError."""
     import tempfile
 
     tensors = {WEIGHT: weight.contiguous()}
@@ -48,7 +56,7 @@ def write_head(home: Folder, weight: Tensor, *, facts: Mapping[str, str], clip: 
     with tempfile.TemporaryDirectory(prefix="dfer-") as staged:
         torch.save(tensors, Path(staged) / RELEASED)
         home.write(RELEASED, (Path(staged) / RELEASED).read_bytes())
-    write_text(home, CARD, _card(weight, facts))
+    write_text(home, CARD, _card(weight, facts, pairs))
 
 
 # --- of which CLIP a head is
@@ -168,7 +176,10 @@ def _words(weights: Any) -> str:
     return f"the weights: {weights!s:.80}"
 
 
-def _card(weight: Tensor, facts: Mapping[str, str]) -> str:
+# --- the card
+
+
+def _card(weight: Tensor, facts: Mapping[str, str], pairs: Mapping[str, Any]) -> str:
     front = "---\nlicense: other\nlicense_name: see-card\ntags: [clip, projection-head]\n---\n\n"
     title = f"# Projection head, {weight.shape[1]} to {weight.shape[0]}\n\n"
     body = (
@@ -176,8 +187,38 @@ def _card(weight: Tensor, facts: Mapping[str, str]) -> str:
         f"Zhao et al., WACV 2025). `{FILE}` and `{RELEASED}` hold the same tensor, `{WEIGHT}`.\n\n"
     )
     lines = "".join(f"- {name}: {_plain(text)}\n" for name, text in facts.items())
-    use = f"Use: `dfer crossval methods/zero_shot sets/SET model.head=HEAD/{FILE}`"
-    return f"{front}{title}{body}{lines}\n{use}\n\n{LICENCE}\n"
+    commands = "".join(f"{command}\n" for command in _commands(pairs))
+    where = "HEAD is the folder of this file" + (", FOLDER that of CLIP's file" if "=FOLDER/" in commands else "")
+    use = f"Use on a data set SET, or on those of the suite; {where}:\n\n```sh\n{commands}```\n"
+    return f"{front}{title}{body}{lines}\n{use}\n{LICENCE}\n"
+
+
+def _commands(pairs: Mapping[str, Any]) -> tuple[str, str]:
+    """Make the commands that evaluate the head with its own CLIP; the reader fills in SET, HEAD and FOLDER."""
+    keys = {**_clip_keys(pairs["clip"]), "head": f"HEAD/{FILE}"}
+    size = [f"data.size={pairs['size']}"] if "size" in pairs else []
+    one = [*(f"model.{name}={value}" for name, value in keys.items()), *size]
+    suite = ["models.exp_clip_b32=null", *(f"models.mine.{name}={value}" for name, value in keys.items())]
+    # Names in stored pairs may be a stranger's: no markup first, then one word of the shell each.
+    one, suite = ([shlex.quote(_plain(word)) for word in words] for words in (one, suite))
+    return (
+        f"dfer crossval methods/zero_shot sets/SET {' '.join(one)}",
+        f"dfer zeroshot exp_clip/zeroshot {' '.join(suite)}",
+    )
+
+
+def _clip_keys(clip: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of a model with the CLIP that the key of stored pairs has, below `model` or `models.NAME`."""
+    arch, weights = _file_or_name(clip.get("arch", "ARCH")), _file_or_name(clip["weights"])
+    pretrained = "null" if weights.startswith("random, ") else weights.removeprefix("tag ")
+    found = {"towers.arch": arch, "towers.pretrained": pretrained}
+    if "image_size" in clip:
+        found["towers.image_size"] = str(clip["image_size"])
+    return {**found, "clip_normalisation": "true" if clip.get("normalisation") == "clip" else "false"}
+
+
+def _file_or_name(value: Any) -> str:
+    return f"FOLDER/{value.get('name')}" if isinstance(value, Mapping) else str(value)
 
 
 def _plain(text: str) -> str:

@@ -251,9 +251,12 @@ def context_length(config: TowersConfig) -> int:
     return int(clip_settings(config)["text_cfg"].get("context_length", CLIPTextCfg.context_length))
 
 
-def clip_settings(config: TowersConfig) -> dict[str, Any]:
-    """Return the arguments of open_clip's CLIP, with the configured image size and activation."""
-    settings = _architecture(config.arch)
+def clip_settings(config: TowersConfig, *, model: str = "model") -> dict[str, Any]:
+    """Return the arguments of open_clip's CLIP, with the configured image size and activation.
+
+    model: key above `towers`, for the message. Raises ConfigProblem for an architecture that cannot be used.
+    """
+    settings = _architecture(config.arch, where=f"{model}.towers.arch")
     vision, text = dict(settings["vision_cfg"]), dict(settings["text_cfg"])
     if config.image_size is not None:
         vision["image_size"] = config.image_size
@@ -265,24 +268,14 @@ def clip_settings(config: TowersConfig) -> dict[str, Any]:
             message(config.arch, expected=f"no timm_model_name but {conv.NAME}", got=repr(timm), do="Leave it out.")
         )
     if timm == conv.NAME and vision["image_size"] != conv.IMAGE_SIZE:
-        raise ConfigProblem(
-            message(
-                "towers.image_size",
-                expected=f"{conv.IMAGE_SIZE} for {config.arch}",
-                got=str(vision["image_size"]),
-                do="Leave it out, or use another architecture.",
-            )
-        )
+        where, do = f"{model}.towers.image_size", "Leave it out, or use another architecture."
+        expected, got = f"{conv.IMAGE_SIZE} for {config.arch}", str(vision["image_size"])
+        raise ConfigProblem(message(where, expected=expected, got=got, do=do))
     other = [key for key in ("no_causal_mask", "hf_model_name", "embed_cls", "proj_bias") if text.get(key)]
     if other or text.get("pool_type", "argmax") != "argmax" or text.get("vocab_size", VOCABULARY) != VOCABULARY:
-        raise ConfigProblem(
-            message(
-                "towers.arch",
-                expected="a causal text tower with CLIP's vocabulary that pools at the end token",
-                got=repr(config.arch),
-                do="Take one of the ViT-B, ViT-L or RN architectures.",
-            )
-        )
+        where, do = f"{model}.towers.arch", "Take another architecture, such as ViT-B-32-quickgelu."
+        expected = "a causal text tower with CLIP's vocabulary that pools at the end token"
+        raise ConfigProblem(message(where, expected=expected, got=repr(config.arch), do=do))
     quick = bool(settings.get("quick_gelu", False))
     return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
 
@@ -364,8 +357,8 @@ def _download(arch: str, pretrained: str) -> Path:
         raise CheckpointError(message(where, expected="to download the weights once", got=got, do=do)) from error
 
 
-def _architecture(arch: str) -> dict[str, Any]:
-    """Return open_clip's settings of an architecture, by name or from a JSON file."""
+def _architecture(arch: str, *, where: str) -> dict[str, Any]:
+    """Return open_clip's settings of an architecture, by name or from a JSON file. where: its key, for the message."""
     if arch.endswith(".json"):
         keys = ({field.name for field in fields(kind)} for kind in (CLIPVisionCfg, CLIPTextCfg))
         return read_architecture(Path(arch), vision=next(keys), text=next(keys))
@@ -375,7 +368,7 @@ def _architecture(arch: str) -> dict[str, Any]:
     known = [*shipped(), *open_clip.list_models()]
     if arch not in known:
         expected, do = "a known architecture or the path of a .json file", did_you_mean(arch, known)
-        raise ConfigProblem(message("towers.arch", expected=expected, got=repr(arch), do=do))
+        raise ConfigProblem(message(where, expected=expected, got=repr(arch), do=do))
     return typing.cast(dict[str, Any], open_clip.get_model_config(arch))
 
 

@@ -7,14 +7,15 @@ prompt kind nor the mean of the five, and no prompt kind is given with it.
 
 from collections.abc import Sequence
 
+from dfer.emotions import BASIC7, BASIC8, MAFW11
 from dfer.evaluation.results import Published
 
 SETS = ("raf_db", "affectnet7", "affectnet8", "ferplus", "dfew", "ferv39k", "mafw", "afew")
 """Data sets, in the order of the numbers."""
 DATASETS = {"affectnet7": "affectnet", "affectnet8": "affectnet"}
 """The name in the shards' manifest, where it is another."""
-CLASSES = dict(zip(SETS, (7, 7, 8, 8, 7, 7, 11, 7), strict=True))
-"""Number of classes of each set."""
+CLASSES = dict(zip(SETS, (BASIC7, BASIC7, BASIC8, BASIC8, BASIC7, BASIC7, MAFW11, BASIC7), strict=True))
+"""The classes of each set, by canonical name."""
 FOLDS = {"dfew": 5, "mafw": 5}
 """Number of folds, where it is not one."""
 FRAMES = 16
@@ -24,7 +25,8 @@ KINDS = ("class_names", "class_names_with_context", "face_with_expression", "ens
 LOG_SOURCE = "log of the release, github zengqunzhao/Exp-CLIP @23ace53, ExpCLIP_{head}.txt"
 README_SOURCE = "README table of the release, github zengqunzhao/Exp-CLIP @23ace53"
 NO_KIND = "of no single prompt kind"
-CAVEATS = {"ferplus": "its rule from votes to labels is not known"}
+NO_LIST = "its list of test pictures is not released"
+CAVEATS = {"affectnet7": NO_LIST, "affectnet8": NO_LIST, "ferplus": "its rule from votes to labels is not known"}
 """What a reader must know beside the numbers on a set, in short words."""
 Scores = tuple[float, float]
 """UAR and WAR in percent."""

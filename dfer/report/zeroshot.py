@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfer.config import ConfigProblem, from_plain, to_plain
+from dfer.emotions import canonical_name
 from dfer.errors import CheckpointError, message
 from dfer.evaluation.results import Published
 from dfer.evaluation.scores import Scores, scores, total
@@ -255,8 +256,8 @@ def _departure(result: SetResult) -> str:
         return "the faces are generated"
     if result.source == "shards" and result.dataset != exp_clip.DATASETS.get(name, name):
         return f"the shards are of {result.dataset}"
-    if len(result.classes) != exp_clip.CLASSES[name]:
-        return f"{len(result.classes)} classes, not {exp_clip.CLASSES[name]}"
+    if others := _other_classes(result.classes, exp_clip.CLASSES[name]):
+        return others
     if result.protocol not in ("published", "pictures") or len(result.folds) != exp_clip.FOLDS.get(name, 1):
         return f"folds {', '.join(result.folds)} of the protocol `{result.protocol}`"
     if result.frames not in (1, exp_clip.FRAMES):
@@ -264,6 +265,17 @@ def _departure(result: SetResult) -> str:
     if result.short and result.short_clips != "repeat_first":
         return f"short_clips={result.short_clips}, the release repeats the first frame"
     return ""
+
+
+def _other_classes(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Say which classes are not those of the release; empty if all are, in any order. theirs: canonical names."""
+    named = [*map(canonical_name, ours)]
+    if {*named} == {*theirs}:
+        return ""
+    more, fewer = ([name for name in a if name not in b] for a, b in ((named, theirs), (theirs, named)))
+    odd = [f"with {', '.join(more)}"] if more else []
+    odd += [f"without {', '.join(fewer)}"] if fewer else []
+    return f"{len(named)} classes {' and '.join(odd)}, which are not the {len(theirs)} of the release"
 
 
 def _line(result: SetResult, model: ModelFacts, answer: Answer, why: str) -> Line:

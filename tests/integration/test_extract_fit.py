@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from launch.status import status
-from tests import warm
+from tests import servers, warm
 from tests.integration.commands import environment, finish, here, largest_difference, records, start
 from tests.integration.ranks import finish_ranks
 
@@ -94,12 +94,43 @@ def test_parts_killed_at_random_make_the_bytes_of_an_undisturbed_run(home: Path,
     assert again.stdout.endswith(told.stdout.splitlines()[-1] + "\n")
 
 
-def test_shards_are_read_without_their_labels(tmp_path: Path, dfew: Path) -> None:
-    """Clips of the generated faces have no descriptions, which a teacher of words needs; another reads none."""
+def test_a_teacher_of_words_refuses_shards_without_descriptions(tmp_path: Path, dfew: Path) -> None:
+    """Clips of the generated faces have none."""
     path = config(tmp_path / "extract.yaml", "extract", tmp_path)
     words = ["pairs.pictures=null", f"pairs.shards={dfew / 'shards'}", f"pairs.features={tmp_path}/features"]
     done = start("extract", path, *words)
     assert done.returncode == 3 and "expected a description of each of 35 pictures, got 35 without" in done.stderr
+
+
+def test_pairs_of_shards_in_a_bucket_are_those_of_the_same_shards_on_disk(
+    home: Path, tmp_path: Path, dfew: Path
+) -> None:
+    """Read from S3 and written into it, by two parts; a small random BLIP-2 needs no descriptions."""
+    pytest.importorskip("transformers")
+    from tests.unit.teacher import models
+
+    teacher = f"pairs.teacher={{name: blip2, model: {models.blip('blip2', tmp_path / 'blip')}, precision: fp32}}"
+    sizes = (f"pairs.size={models.SIDE}", f"pairs.towers.image_size={models.SIDE}", "workers=2", teacher)
+
+    def extracted(name: str, shards: object, features: object, **environment: str) -> str:
+        places = (
+            f"run={tmp_path}/{name}",
+            "pairs.pictures=null",
+            f"pairs.shards={shards}",
+            f"pairs.features={features}",
+        )
+        return finish("extract", home / "extract.yaml", *places, *sizes, **environment).stdout
+
+    told = extracted("disk", dfew / "shards", tmp_path / "features")
+    assert f"35 pairs (student 96, teacher {models.WIDTH})" in told
+    with servers.rclone(tmp_path / "served") as server:
+        shutil.copytree(dfew / "shards", server.files / "shards")
+        own = {**server.environment, "DFER_CACHE": str(tmp_path / "cache")}
+        told = extracted("bucket", f"{server.url}/shards", f"{server.url}/features", **own)
+        assert f"{server.url}/features" in told
+        found = snapshot(server.files / "features")
+    assert sum(name.endswith(".safetensors") for name in found) > 1
+    assert found == snapshot(tmp_path / "features")
 
 
 def test_one_two_and_three_ranks_and_pictures_have_one_curve(home: Path, tmp_path: Path) -> None:
@@ -222,6 +253,8 @@ def test_a_set_of_pairs_is_fitted_without_what_it_was_made_of(
     key = json.loads((stored / "manifest.json").read_text())["key"]
     card = (heads[1] / "README.md").read_text()
     assert f"{tmp_path}/copied, sha256 {key['source_sha256']}" in card and "kind words" in card
+    towers = "model.towers.arch=tiny-vit-64 model.towers.pretrained=null model.clip_normalisation="
+    assert f"dfer crossval methods/zero_shot sets/SET {towers}" in card and f" data.size={SIDE}\n" in card
     refusals = {
         ("fit", "pairs.teacher.seed=2", "pairs.size=32"): "pairs with size: 32; teacher.seed: 2, got size: 64; teacher",
         ("fit", "pairs.towers.arch=tiny-conv-64"): "pairs with clip.arch: tiny-conv-64, got clip.arch: tiny-vit-64. ",

@@ -261,3 +261,16 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
     config = job(tmp_path)
     assert "2 pairs (student 96, teacher 8)" in extracted(config)
     assert find_pairs(config.pairs).keys == ["00.png", name]
+
+
+@pytest.mark.parametrize("on", ["extract", "fit"])
+def test_an_architecture_that_is_refused_is_named_before_anything_is_built(on: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures", *(f"{name},smiles" for name in NAMES))
+    asked = job(tmp_path, towers=TowersConfig(arch="coca_ViT-B-32"))
+    with pytest.raises(
+        ConfigProblem, match=r"^pairs\.towers\.arch: expected a causal text tower .* got 'coca_ViT-B-32'"
+    ):
+        if on == "extract":
+            extracted(asked)
+        else:
+            check_parts([FitConfig(run=str(tmp_path / "fit"), pairs=asked.pairs, on="pictures", batch=2)])

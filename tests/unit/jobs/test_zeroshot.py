@@ -313,6 +313,16 @@ def test_a_configuration_that_cannot_be_meant(changes: Any, says: str, home: Pat
         config(home, tmp_path, **changes)
 
 
+@pytest.mark.parametrize("head", ["head.pth", None])
+def test_the_entry_of_an_architecture_that_is_refused_is_named(head: str | None, home: Path, tmp_path: Path) -> None:
+    model = {"towers": {"arch": "ViT-B-16-SigLIP"}, "head": head and f"{home}/{head}"}
+    asked = config(home, tmp_path, models={"b16": model})
+    with pytest.raises(
+        ConfigProblem, match=r"^models\.b16\.towers\.arch: expected a causal text tower .*SigLIP'\. Take"
+    ):
+        job.check(asked, job.parts(asked), [1])
+
+
 def test_a_head_of_another_width_is_told_before_anything_is_computed(home: Path, tmp_path: Path) -> None:
     torch.save({"mlp.weight": torch.ones(4, 512)}, tmp_path / "wide.pth")
     model = {"towers": {"arch": ARCH}, "head": f"{tmp_path}/wide.pth"}

