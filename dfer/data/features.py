@@ -32,7 +32,7 @@ from dfer.storage import Folder
 
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 64 * 2**20
-REMAKE = "Remove the folder; the next run computes the features again."
+REMAKE = f"Remove {MANIFEST} there and repeat the command that made the features: it keeps whole shards."
 SHARD = re.compile(r"([0-9]{5,7})-([0-9a-f]{16})\.safetensors")
 _KEYS = "keys"
 

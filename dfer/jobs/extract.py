@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dfer import config_files
 from dfer.config import ConfigProblem, changed, key
-from dfer.errors import CheckpointError, message
+from dfer.errors import CheckpointError, DataError, message
 from dfer.jobs.pairs import PairsConfig
 from dfer.jobs.parts import Part, absolute_places
 from dfer.jobs.pieces import (
@@ -41,7 +41,7 @@ from dfer.teacher.config import is_noisy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dfer.data.features import FeatureShard
+    from dfer.data.features import FeatureSet, FeatureShard
     from dfer.distributed import World
     from dfer.interruption import Stop
     from dfer.jobs.pair_data import Pairs, Source
@@ -242,6 +242,7 @@ def run(config: ExtractConfig, part: Part, world: "World | None", stop: "Stop") 
 
 def run_with(config: ExtractConfig, part: Part, stop: "Stop", models: Callable[[], "Pairs"]) -> str:
     """Do what `run` does. models: loads CLIP and the teacher, if there is work for them."""
+    from dfer.data.features import MANIFEST
     from dfer.teacher.build import agree_commit
 
     works = {work.config.run: work for work in _works(config, parts(config))}
@@ -249,14 +250,17 @@ def run_with(config: ExtractConfig, part: Part, stop: "Stop", models: Callable[[
     agree(Folder(work.config.run, what="run"), work.plan)
     mine = share(len(work.grid), part, of=config.workers)
     pictures = sum(len(work.grid[number]) for number in mine)
-    standing = [*mine] if work.stands else [*work.standing(mine)]
+    standing = [*work.standing(mine)]
     todo = [number for number in mine if number not in standing]
+    if todo:
+        work.home.remove(MANIFEST)  # of shards of which some were lost or damaged since
     facts: dict[str, str] = {}
     if todo:
         before = sum(len(work.grid[number]) for number in standing)
-        progress = Progress(part, what="extract", total=pictures, standing=before)
+        progress = Progress(part, what="extract", total=pictures, standing=before, unit="pictures")
         loaded = models()
         agree_commit(work.home, loaded.teacher)
+        progress.start()
         facts["origin"] = _compute(loaded, work, todo, stop, progress, [other.home for other in works.values()])
         progress.end()
     mark_done(part, work.plan, of=config.workers, **facts)
@@ -321,13 +325,25 @@ def conclude(config: ExtractConfig) -> str:
     return "\n".join(map(_concluded, _works(config, parts(config))))
 
 
+def _whole(work: _Work) -> "FeatureSet | None":
+    """Read the stored pairs; None without a manifest, which is removed if its shards are lost or damaged."""
+    from dfer.data.features import MANIFEST, FeatureSet
+
+    try:
+        return FeatureSet.open(work.home)
+    except DataError:
+        work.home.remove(MANIFEST)
+        return None
+
+
 def _concluded(work: _Work) -> str:
     """Write the manifest of one instruction. Raises as `conclude`."""
     from dfer.data.features import FeatureSet, write_manifest
 
     home, config = Folder(work.config.run, what="run"), work.config
     found = marks(home, parts(config), work.plan)
-    if not work.stands:
+    pairs = _whole(work)
+    if pairs is None:
         shards = work.standing()
         missing = len(work.grid) - len(shards)
         if missing:
@@ -337,7 +353,7 @@ def _concluded(work: _Work) -> str:
         origins = [str(mark["origin"]) for mark in found if "origin" in mark]
         origin = origins[0] if origins else ""
         write_manifest(work.home, work.plan.depends, [shard for _, shard in sorted(shards.items())], origin=origin)
-    pairs = FeatureSet.open(work.home)
+        pairs = FeatureSet.open(work.home)
     assert pairs is not None, "the manifest was written"
     dims = ", ".join(f"{name} {width}" for name, width in sorted(pairs.dims.items()))
     size = sum(value.nbytes for value in pairs.features.values()) / 2**30

@@ -106,7 +106,7 @@ def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> s
         CheckpointError: the job was begun with other features. DataError: a clip cannot be read. StorageError.
         StoppedError: a stop was requested; complete shards are kept.
     """
-    from dfer.data.features import standing_shards
+    from dfer.data.features import MANIFEST, standing_shards
     from dfer.distributed import World
     from dfer.jobs.features import encode_shards
 
@@ -115,8 +115,10 @@ def run(config: RunConfig, part: Part, world: "World | None", stop: "Stop") -> s
     agree(Folder(config.run, what="run"), plan)
     mine = share(len(work.grid), part, of=config.workers)
     clips, facts = sum(len(work.grid[number]) for number in mine), {}
-    standing = [*mine] if work.stands else [*standing_shards(work.home, work.keys, only=mine)]
+    standing = [*standing_shards(work.home, work.keys, only=mine)]
     todo = [number for number in mine if number not in standing]
+    if todo:
+        work.home.remove(MANIFEST)  # of shards of which some were lost or damaged since
     left = sum(len(work.grid[number]) for number in todo)
     progress = Progress(part, what="features", total=clips, standing=clips - left)
     if todo:

@@ -6,7 +6,7 @@ Letters: B pairs of this rank, N pairs, C colours, H height, W width, S student 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -212,7 +212,8 @@ def _from_pictures(config: FitConfig, world: World) -> _Fit:
     pairs = Pairs(config.pairs, world.device)
     size = config.pairs.batch
     cut = [held[at : at + size] for at in range(0, len(held), size)]
-    measured = pairs.joined(list(pairs.encoded(source, cut)))
+    with _seeded(config.seed, world.device):  # a teacher with dropout draws
+        measured = pairs.joined(list(pairs.encoded(source, cut)))
     learner = _head(_PictureHead, config, {name: value.shape[1] for name, value in measured.items()})
     learner.models = pairs, [source.texts[at] or "" for at in kept]
     return _Fit(
@@ -256,10 +257,17 @@ def _plan(config: FitConfig, pairs: int, world: World) -> Plan:
     )
 
 
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from the seed within the block; the caller's random state is put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def _head(kind: type[H], config: FitConfig, dims: dict[str, int]) -> H:
-    """Draw the head from the seed, as PyTorch's Linear does; the caller's random state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    """Draw the head from the seed, as PyTorch's Linear does."""
+    with _seeded(config.seed, torch.device("cpu")):
         return kind(config.head, student=dims[STUDENT], teacher=dims[TEACHER], gather=gather_rows)
 
 

@@ -22,11 +22,11 @@ class PairsConfig:
     neither for a fit to the stored pairs that `features` names. Of a clip, the middle frame is taken. Labels are not
     read. partitions: of the shards, none = all. size: pixels to which pictures are resized without keeping their
     proportions (224: Exp-CLIP). towers: the CLIP whose image tower is the student; clip_normalisation: whether its
-    frames are normalised (Exp-CLIP: no). teacher: the teacher. batch: pictures of one forward pass; a part of what the
-    features depend on, to the last bit. precision: of the student's forward pass. stored: number format of stored
-    features. features: folder or URL below which features are stored; for a fit also that of one set of pairs,
-    FOLDER/KEY, which needs neither its pictures nor its models. workers: decoding processes. cache, cache_gib: as in
-    DataConfig.
+    frames are normalised (Exp-CLIP: no). teacher: the teacher. batch: most pictures of one forward pass, at most 256
+    and a sixteenth of all; a part of what the features depend on, to the last bit. precision: of the student's forward
+    pass. stored: number format of stored features. features: folder or URL below which features are stored; for a fit
+    also that of one set of pairs, FOLDER/KEY, which needs neither its pictures nor its models. workers: decoding
+    processes. cache, cache_gib: as in DataConfig.
     """
 
     shards: str | None = key(None, path=True, resume="free")

@@ -224,12 +224,18 @@ def _damaged(folder: Folder, name: str, got: str) -> CheckpointError:
 class Progress:
     """Prints a part's progress to the error stream, and records it for `dfer-launch status`."""
 
-    def __init__(self, part: Part, *, what: str, total: int, standing: int) -> None:
-        """what: names the job. total: clips of the part; standing: clips of it that are finished already."""
+    def __init__(self, part: Part, *, what: str, total: int, standing: int, unit: str = "clips") -> None:
+        """what: names the job. total: clips of the part; standing: clips of it that are finished already. unit: what
+        they are called. The clock starts here, or again at `start`."""
         self._part, self._what, self._total, self._done, self._first = part, what, total, standing, standing
-        self._began = self._told = time.monotonic()
-        self._say(f"{total:,} clips" + (f", of which {standing:,} stand" if standing else ""))
+        self._unit = unit
+        self.start()
+        self._say(f"{total:,} {unit}" + (f", of which {standing:,} stand" if standing else ""))
         self._record({})
+
+    def start(self) -> None:
+        """Start the clock, once models are loaded: rate and time left then do not count their loading."""
+        self._began = self._told = time.monotonic()
 
     def add(self, clips: int) -> None:
         """Add a number of clips; tells the sum every TELL_S seconds."""
@@ -239,14 +245,14 @@ class Progress:
             self._told = now
             rate = (self._done - self._first) / (now - self._began)
             left = (self._total - self._done) / rate
-            self._say(f"{self._done:,} of {self._total:,} clips, {rate:.1f} clips/s, {left:.0f} s left")
+            self._say(f"{self._done:,} of {self._total:,} {self._unit}, {rate:.1f} {self._unit}/s, {left:.0f} s left")
             self._record({"clips_per_s": round(rate, 2), "eta_s": round(left, 1)})
 
     def end(self) -> None:
         """Tell the duration and the rate."""
         took = time.monotonic() - self._began
         rate = (self._done - self._first) / took if took else 0.0
-        self._say(f"{self._done:,} clips, {took:.1f} s, {rate:.1f} clips/s")
+        self._say(f"{self._done:,} {self._unit}, {took:.1f} s, {rate:.1f} {self._unit}/s")
         self._record({"clips_per_s": round(rate, 2), "eta_s": 0.0, "complete": self._done == self._total})
 
     def _record(self, facts: Mapping[str, Any]) -> None:

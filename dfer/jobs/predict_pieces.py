@@ -58,6 +58,7 @@ def _make(work: Work, todo: Sequence[int], folder: Folder, progress: Progress, s
         model, classes = answering_model(config, world, saved=work.answering.saved)
         set_tf32(config.engine.tf32)
         forward = inference(model, precision=work.precision, device=world.device)
+    progress.start()
     wanted = [at for number in todo for at in work.grid[number]]
     keys = [work.source.keys[at] for at in wanted]
     pieces = deque((work.names[number], len(work.grid[number])) for number in todo)

@@ -325,8 +325,13 @@ def test_damaged_features_are_told(tmp_path: Path, faces: Path, alone: World) ->
         path.unlink() if data is None else path.write_bytes(data)
         with pytest.raises(DataError, match=said) as caught:
             train(replace(run, run=str(tmp_path / "next")), alone)
-        assert str(path) in str(caught.value) and "Remove the folder; the next run computes" in str(caught.value)
+        assert str(path) in str(caught.value) and "Remove manifest.json there and repeat" in str(caught.value)
     manifest = path.with_name("manifest.json")
+    text, others = manifest.read_text(), [other.stat().st_mtime_ns for other in stored(tmp_path / "f")]
+    manifest.unlink()
+    train(replace(run, run=str(tmp_path / "mended")), alone)
+    assert manifest.read_text() == text and path.read_bytes() == whole
+    assert others and others == [other.stat().st_mtime_ns for other in stored(tmp_path / "f") if other != path]
     outside = manifest.read_text().replace(path.name, "../../secret.safetensors")
     for text, said in ((outside, "path: expected a name as 00000-"), ("{", "got something else")):
         manifest.write_text(text)

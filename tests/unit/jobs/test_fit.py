@@ -18,6 +18,7 @@ from dfer.distributed import World, process_group
 from dfer.errors import CheckpointError, NonFiniteLossError, UsageError
 from dfer.interruption import Stop
 from dfer.jobs import fit as job
+from dfer.jobs.extract import ExtractConfig
 from dfer.jobs.fit import FitConfig
 from dfer.jobs.fit_measures import measured, measured_on, split
 from dfer.jobs.fitting import fit
@@ -28,7 +29,7 @@ from dfer.models.head_file import made_for
 from dfer.models.projection import STUDENT, TEACHER
 from dfer.report.fits import write_fits
 from dfer.storage import Folder
-from dfer.teacher.config import WordsTeacherConfig
+from dfer.teacher.config import Blip2TeacherConfig, WordsTeacherConfig
 from dfer.training.config import GroupConfig, SgdConfig
 
 PAIRS, SIDE = 40, 64
@@ -100,6 +101,50 @@ def test_every_stored_number_format_is_fitted(stored: str, on: Any, tmp_path: Pa
         store(full.pairs)
         fit(full, alone, Stop())
         assert torch.allclose(head_of(full), head, atol=1e-3) and not torch.equal(head_of(full), head)
+
+
+# --- what draws at random
+
+
+def recorded(asked: FitConfig) -> tuple[str, list[dict[str, Any]]]:
+    """The head's bytes, and all losses and accuracies that a fit told."""
+    lines = [json.loads(line) for line in Path(asked.run, "metrics.jsonl").read_text().splitlines()]
+    numbers = [{k: v for k, v in line.items() if k in ("kind", "loss", "accuracy", "top1")} for line in lines]
+    return Path(asked.run, "head/head.safetensors").read_bytes().hex(), numbers
+
+
+@pytest.mark.slow("transformers is imported; fits on pictures")
+@pytest.mark.parametrize("kind", ["flip", "dropout"])
+def test_mirrored_pictures_and_a_noisy_teacher_repeat(kind: str, tmp_path: Path, alone: World) -> None:
+    """What is told of a fit, too: a teacher with dropout draws from the seed."""
+    from tests.unit.teacher import models
+
+    pictures(tmp_path / "pictures")
+    teacher = Blip2TeacherConfig(model=str(models.blip("blip2", tmp_path / "blip")), precision="fp32")
+    size = {
+        "size": models.SIDE,
+        "towers": TowersConfig(arch="tiny-vit-64", image_size=models.SIDE),
+        "teacher": teacher,
+    }
+    plain = config(tmp_path, on="pictures", pairs=size)
+    other = replace(plain, run=f"{tmp_path}/once", flip=0.5)
+    if kind == "dropout":
+        noisy = replace(plain.pairs, teacher=replace(teacher, dropout=True))
+        other = replace(plain, run=f"{tmp_path}/once", pairs=noisy)
+    found = []
+    for number, asked in enumerate((plain, other, replace(other, run=f"{tmp_path}/again"))):
+        torch.manual_seed(number)  # a process begins with a state of its own
+        told = fit(asked, alone, Stop())
+        found.append((*recorded(asked), told["loss"], told["accuracy"]))
+    assert found[1] == found[2] and found[0][0] != found[1][0] and found[0][1] != found[1][1]
+
+
+def test_what_changes_is_not_stored(tmp_path: Path) -> None:
+    noisy = Blip2TeacherConfig(dropout=True)
+    with pytest.raises(ConfigProblem, match=r"got pairs\.teacher\.dropout\. Set on=pictures, or leave it out"):
+        config(tmp_path, on="features", pairs={"teacher": noisy})
+    with pytest.raises(ConfigProblem, match=r"features do not change, got dropout=true\. Set"):
+        ExtractConfig(run=str(tmp_path), pairs=config(tmp_path, on="pictures", pairs={"teacher": noisy}).pairs)
 
 
 # --- other pairs

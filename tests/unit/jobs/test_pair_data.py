@@ -14,7 +14,7 @@ from dfer.config import ConfigProblem
 from dfer.data.descriptions import described_in
 from dfer.data.features import write_manifest
 from dfer.data.pictures import PictureFolder
-from dfer.errors import DataError, UsageError
+from dfer.errors import CheckpointError, DataError, UsageError
 from dfer.inference import set_tf32
 from dfer.interruption import Stop
 from dfer.jobs import extract, pair_data
@@ -76,6 +76,30 @@ def extracted(config: ExtractConfig) -> str:
     for part in parts:
         extract.run(config, part, None, Stop())
     return extract.conclude(config)
+
+
+def test_lost_and_damaged_shards_are_made_again(tmp_path: Path) -> None:
+    """By the same command and by another run, to the same bytes; whole shards are not touched."""
+    names = tuple(f"{number:02d}.png" for number in range(6))
+    pictures(tmp_path / "pictures", *(f"{name},smiles" for name in names), names=names)
+    config = job(tmp_path)
+    extracted(config)
+    (home,) = (tmp_path / "features").iterdir()
+    whole = {path.name: path.read_bytes() for path in home.iterdir()}
+    shards = sorted(home.glob("*.safetensors"))
+    assert len(shards) > 3
+    for again in (config, replace(config, run=str(tmp_path / "again"), workers=2)):
+        kept = shards[3].stat().st_mtime_ns
+        shards[0].unlink()
+        shards[1].write_bytes(whole[shards[1].name][:-1] + b"x")
+        if again is config:  # a launcher starts no part that is done; its conclusion lets it start the next time
+            with pytest.raises(
+                CheckpointError, match=f"{len(shards)} whole shards, got 2 missing or damaged. The same"
+            ):
+                extract.conclude(config)
+        assert f"{len(names)} pairs" in extracted(again)
+        assert {path.name: path.read_bytes() for path in home.iterdir()} == whole
+        assert shards[3].stat().st_mtime_ns == kept
 
 
 # --- descriptions
