@@ -254,7 +254,8 @@ def run_with(config: ExtractConfig, part: Part, stop: "Stop", models: Callable[[
     todo = [number for number in mine if number not in standing]
     if todo:
         work.home.remove(MANIFEST)  # of shards of which some were lost or damaged since
-    facts: dict[str, str] = {}
+    earlier = mark_of(part, work.plan, of=config.workers) or {}
+    facts = {name: str(value) for name, value in earlier.items() if name == "origin"}
     if todo:
         before = sum(len(work.grid[number]) for number in standing)
         progress = Progress(part, what="extract", total=pictures, standing=before, unit="pictures")

@@ -102,6 +102,19 @@ def test_lost_and_damaged_shards_are_made_again(tmp_path: Path) -> None:
         assert shards[3].stat().st_mtime_ns == kept
 
 
+def test_a_removed_manifest_is_written_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the source of the weights, and no model is loaded."""
+    pictures(tmp_path / "pictures", *(f"{name},smiles" for name in NAMES))
+    config = job(tmp_path)
+    extracted(config)
+    (manifest,) = (tmp_path / "features").rglob("manifest.json")
+    before = manifest.read_text()
+    manifest.unlink()
+    monkeypatch.delattr(pair_data, "build_teacher")
+    extracted(config)
+    assert manifest.read_text() == before and '"origin": ""' not in before
+
+
 # --- descriptions
 
 
