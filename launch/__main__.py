@@ -109,13 +109,13 @@ def _local(args: argparse.Namespace) -> int:
 
 def _slurm(args: argparse.Namespace) -> int:
     from launch.cluster import SlurmCluster, load_cluster, split
-    from launch.job import check_gpus, make_job
+    from launch.job import make_job, refuse_one_gpu
     from launch.slurm.submit import Submission
 
     mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, SlurmCluster, theirs)
-    job = make_job(args.configs, mine, args.only, worlds=cluster.worlds)
-    check_gpus(job, cluster.gpus)
+    job = make_job(args.configs, mine, args.only, worlds=cluster.of(grouped=True).worlds)
+    refuse_one_gpu(job, cluster.gpus)
     submission = Submission(job=job, cluster=cluster.of(grouped=job.module.grouped))
     if args.dry_run:
         print(submission.dry_run())
@@ -125,14 +125,15 @@ def _slurm(args: argparse.Namespace) -> int:
 
 def _ray(args: argparse.Namespace) -> int:
     from launch.cluster import RayCluster, load_cluster, split
-    from launch.job import check_gpus, make_job
+    from launch.job import make_job, refuse_one_gpu
     from launch.ray.cluster import refuse_working_folder
     from launch.ray.submit import Submission
 
     mine, theirs = split(args.overrides)
     cluster = load_cluster(args.cluster, RayCluster, theirs)
-    job = make_job(args.configs, mine, args.only, worlds=cluster.worlds, check=refuse_working_folder)
-    check_gpus(job, cluster.gpus)
+    worlds = cluster.of(grouped=True).worlds
+    job = make_job(args.configs, mine, args.only, worlds=worlds, check=refuse_working_folder)
+    refuse_one_gpu(job, cluster.gpus)
     submission = Submission(job=job, cluster=cluster.of(grouped=job.module.grouped))
     if args.dry_run:
         print(submission.dry_run())

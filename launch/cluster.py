@@ -25,11 +25,11 @@ class SlurmCluster:
     min_nodes: fewest hosts it may start on, none = exactly `nodes`. gpus_per_node: GPUs, with one process each; if 0,
     processes_per_node CPU processes run instead. gpus_per_process: GPUs of a part that is one independent process; a
     process of a group always has one. cpus_per_process: for the process and its data workers. memory_gb: of a node,
-    none = the partition's default. hours: time limit between two requeues; a longer run is requeued and
-    resumes. signal_s: seconds before the limit at which the run gets a stop request. max_timeouts: times that a run may
-    reach the limit before it is given up. max_failures: restarts after the loss of a process, not counting failures of
-    a host that SLURM itself detects first. parallel_parts: most parts at a time. interface: network interface between
-    the hosts, none = the one with the route to the first host. meet_s: timeout of the rendezvous. setup: shell commands
+    none = the partition's default. hours: time limit between two requeues; a longer run is requeued and resumes.
+    signal_s: seconds before the limit at which the run gets a stop request. max_timeouts: times that a run may reach
+    the limit before it is given up. max_failures: restarts after the loss of a process, not counting failures of a host
+    that SLURM itself detects first. parallel_parts: most parts at a time. interface: network interface between the
+    hosts, none = the one with the route to the first host. meet_s: timeout of the rendezvous. setup: shell commands
     before the processes start, such as `module load`; they are stored as plain text, so keep credentials out. python:
     interpreter on the hosts, none = the one that submits. folder: shared folder for scripts and logs, none =
     RUN/launch. options: further options of sbatch by name. report: options of sbatch for the job that writes the table,
@@ -85,8 +85,7 @@ class SlurmCluster:
         """Return the resources of a part that is a process group or (grouped=False) one independent process."""
         if grouped:
             return replace(self, gpus_per_process=1)
-        gpus = min(self.gpus_per_process, self.gpus_per_node)
-        return replace(self, nodes=1, min_nodes=None, processes_per_node=1, gpus_per_node=gpus)
+        return replace(self, nodes=1, min_nodes=None, processes_per_node=1, gpus_per_node=self.gpus)
 
     @property
     def processes(self) -> int:

@@ -137,8 +137,10 @@ def make_job(
     )
 
 
-def check_gpus(job: Job, gpus: int) -> None:
-    """Detect that parts divide a model over several GPUs and would get one. gpus: of an independent part.
+def refuse_one_gpu(job: Job, gpus: int) -> None:
+    """Refuse to start a job whose parts spread a model over several GPUs with one GPU for a part.
+
+    gpus: number of GPUs of an independent part.
 
     Raises:
         UsageError: `gpus` is 1 and the job asks for all GPUs.

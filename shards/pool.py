@@ -123,11 +123,11 @@ def _follow(
 
 @contextmanager
 def _ctrl_c_as_flag() -> Iterator[Callable[[], None]]:
-    """Have Ctrl-C (SIGINT) raise KeyboardInterrupt only where the function that is yielded is called, and after the
-    block; a second one raises at once.
+    """Make Ctrl-C (SIGINT) set a flag within the block. The yielded function raises KeyboardInterrupt if the flag is
+    set, and so does the end of the block; a second Ctrl-C raises at once.
 
-    Raised anywhere, it could leave a lock of the pool or of `ticks` taken, and the pool's shutdown would wait for it
-    for ever. Does nothing outside the main thread, and where SIGINT is ignored or has a handler of its own.
+    A KeyboardInterrupt at any other point could leave a lock of the pool or of `ticks` taken, and the shutdown of the
+    pool would wait for it for ever. Does nothing outside the main thread, and if SIGINT is ignored or has a handler.
     """
     came = False
 

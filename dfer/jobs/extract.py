@@ -117,7 +117,7 @@ def shared(config: ExtractConfig) -> dict[str, str]:
 
 
 def all_gpus(config: ExtractConfig) -> str:
-    """Return the key by which the teacher is divided over several GPUs; empty if it is not."""
+    """Return the setting that spreads the teacher over several GPUs; empty if it uses one."""
     return "pairs.teacher.devices=all" if getattr(config.pairs.teacher, "devices", "one") == "all" else ""
 
 

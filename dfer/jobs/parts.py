@@ -46,8 +46,8 @@ class JobModule(Protocol):
     grouped: whether the processes of a part form one process group and share its work; if False, a part is one
     independent process. Config: the dataclass of the job's configuration; its key `run` is the folder over all parts.
     check_s: optional; seconds that a launcher gives to `check` instead of the 25 in which a store must answer, for a
-    job that imports torch or opens its data there. all_gpus: optional; a function that tells the key by which a part
-    with some configuration divides a model over all GPUs that it has, or "".
+    job that imports torch or opens its data there. all_gpus: optional; a function of the configuration that
+    returns the setting by which a part spreads a model over all its GPUs, such as `pairs.teacher.devices=all`, or "".
     """
 
     @property

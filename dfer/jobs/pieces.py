@@ -234,7 +234,7 @@ class Progress:
         self._record({})
 
     def start(self) -> None:
-        """Start the clock, once models are loaded: rate and time left then do not count their loading."""
+        """Start the clock again, after models are loaded, so that the rate leaves out their loading."""
         self._began = self._told = time.monotonic()
 
     def add(self, clips: int) -> None:

@@ -12,9 +12,11 @@ from dfer.config import ConfigProblem, to_yaml
 from dfer.config_files import find
 from dfer.errors import UsageError
 from dfer.interruption import Stop
+from dfer.jobs import crossval
 from dfer.jobs.parts import JobModule, load_job, module_named, name_of
+from launch.__main__ import main
 from launch.cluster import RayCluster, SlurmCluster
-from launch.job import JOBS, Job, Place, check_gpus, run_job
+from launch.job import JOBS, Job, Place, refuse_one_gpu, run_job
 from launch.local.submit import run_parts
 from launch.ray import submit as ray_submit
 from launch.ray import worker as ray_worker
@@ -91,6 +93,20 @@ def test_a_part_alone_may_have_several_gpus(fake_slurm: FakeSlurm, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("verb", "words"),
+    [("slurm", ["cluster.gpus_per_node=4"]), ("ray", ["cluster.gpu=true", "cluster.workers=4"])],
+)
+def test_a_group_has_a_process_for_each_gpu_whatever_a_part_alone_has(
+    verb: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Outputs
+) -> None:
+    """Also where the batch is checked, before anything is submitted."""
+    monkeypatch.setattr(crossval, "known_folds", lambda _: [1])
+    given = [f"run={tmp_path}/run", f"data.shards={tmp_path}", "batch=6", "cluster.gpus_per_process=2", *words]
+    assert main([verb, "demo", *given, "--dry-run"]) == 2
+    assert "batch: expected a multiple of 4 processes, got 6. Set batch=4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("cluster", "says"),
     [
         (lambda: SlurmCluster(gpus_per_process=0), "gpus_per_process: expected at least 1, got 0. Correct it"),
@@ -115,10 +131,10 @@ def test_a_model_over_all_gpus_is_not_given_one(tmp_path: Path) -> None:
         job = Job(kind=name_of(module), config=to_yaml(config), run=config.run, parts=(), revision="")
         for gpus in (0, 1, 4):
             if (devices, gpus) != ("all", 1):
-                check_gpus(job, gpus)
+                refuse_one_gpu(job, gpus)
                 continue
             with pytest.raises(UsageError) as caught:
-                check_gpus(job, gpus)
+                refuse_one_gpu(job, gpus)
     assert str(caught.value) == (
         "cluster.gpus_per_process: expected 2 or more, for pairs.teacher.devices=all, got 1. "
         "Set cluster.gpus_per_process to the GPUs that a part needs, or leave pairs.teacher.devices=all out."
