@@ -199,10 +199,11 @@ class _Work:
 
     @property
     def stands(self) -> bool:
-        """Whether all features are stored."""
+        """Whether all features are stored, by the manifest and the names of the shards."""
         from dfer.data.features import read_manifest
 
-        return read_manifest(self.home) is not None
+        manifest = read_manifest(self.home)
+        return manifest is not None and {shard.path for shard in manifest.shards} <= {*self.home.children()}
 
     @property
     def keys(self) -> list[list[str]]:

@@ -102,6 +102,18 @@ def test_lost_and_damaged_shards_are_made_again(tmp_path: Path) -> None:
         assert shards[3].stat().st_mtime_ns == kept
 
 
+def test_models_are_checked_before_a_lost_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "pictures", *(f"{name},smiles" for name in NAMES))
+    config, checked = job(tmp_path), list[PairsConfig]()
+    extracted(config)
+    monkeypatch.setattr(pair_data, "check_tower", checked.append)
+    extract.check(config, extract.parts(config), [1])
+    assert not checked
+    next((tmp_path / "features").rglob("*.safetensors")).unlink()
+    extract.check(config, extract.parts(config), [1])
+    assert checked == [config.pairs]
+
+
 def test_a_removed_manifest_is_written_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the source of the weights, and no model is loaded."""
     pictures(tmp_path / "pictures", *(f"{name},smiles" for name in NAMES))
